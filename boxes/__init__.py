@@ -1,0 +1,1 @@
+"""Box algebra, coders, anchors and assigners in numpy; nothing here imports mxnet."""

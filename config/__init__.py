@@ -1,0 +1,1 @@
+"""What a run is: options, presets, errors, process set-up."""

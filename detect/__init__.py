@@ -1,0 +1,1 @@
+"""Images in, boxes out, pictures of both."""

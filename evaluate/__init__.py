@@ -1,0 +1,1 @@
+"""Accuracy of detectors: VOC metrics, evaluate_net, reports."""

@@ -1,0 +1,1 @@
+"""Networks as functions from Symbol to Symbol; symbol_factory is the door."""

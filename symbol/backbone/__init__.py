@@ -1,0 +1,1 @@
+"""Backbones: one file each, listed in symbol/registry.py."""

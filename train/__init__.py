@@ -1,0 +1,1 @@
+"""Training: the driver, the Module, schedules, metrics, checkpoints, callbacks."""
