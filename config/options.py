@@ -1,7 +1,7 @@
 """Options declared once, as dataclass fields: the command line, the YAML preset and the manifest are derived from them.
 
 A field is declared with option(); its annotation is one of bool, int, float, str, tuple[int, ...], tuple[float, ...],
-tuple[str, ...], or one of these with `| None`. Field batch_size is the flag --batch-size; --batch_size is understood too.
+tuple[str, ...], or one of these with `| None`. Field batch_size is the flag --batch-size (--batch_size works too).
 """
 
 import argparse
