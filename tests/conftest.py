@@ -1,0 +1,31 @@
+"""Fixtures of all tests: the folder of real images and the golden data."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.golden.loader import GOLDEN_DIR
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of real data sets (bccd/ and others) named by DATA_DIR; tests that need it are skipped without it."""
+    folder = os.environ.get("DATA_DIR")
+    if not folder:
+        pytest.skip("set DATA_DIR to a folder that holds real data sets, for instance bccd/")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def bccd_dir(data_dir: Path) -> Path:
+    """The BCCD data set: Annotations/, ImageSets/Main/, JPEGImages/."""
+    if not (data_dir / "bccd").is_dir():
+        pytest.skip(f"{data_dir} holds no bccd/")
+    return data_dir / "bccd"
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Folder of the golden data."""
+    return GOLDEN_DIR
