@@ -21,6 +21,10 @@ class CheckpointError(UserError):
     """A missing, damaged or unsuitable checkpoint or model folder."""
 
 
+class InstallError(UserError):
+    """A library that is not installed, or that cannot run on this machine."""
+
+
 class TrainingError(UserError):
     """Training cannot go on, for instance because the loss is no longer finite."""
 
