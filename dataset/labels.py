@@ -1,0 +1,82 @@
+"""The label of a detection record: [A, B, extras..., objects...] as im2rec --pack-label and ImageDetRecordIter have it.
+
+A is the width of the header (itself included), B the width of an object: id, xmin, ymin, xmax, ymax, and from 6 on
+difficult. We write A = 2, B = 6.
+"""
+
+import numpy as np
+
+from config.errors import DataError
+
+OBJECT_WIDTH = 6
+HEADER_WIDTH = 2
+MIN_OBJECT_WIDTH = 5
+TOLERANCE = 1e-3  # rounding of annotation tools, relative to the image
+PIXELS_ABOVE = 2.0  # no normalised coordinate is that large by rounding
+
+
+def pack_label(objects: np.ndarray) -> np.ndarray:
+    """Objects (n, 6) -> flat label (2 + 6 n,) float32; n = 0 gives the header alone."""
+    objects = np.asarray(objects, np.float32).reshape(-1, OBJECT_WIDTH)
+    return np.concatenate([np.array([HEADER_WIDTH, OBJECT_WIDTH], np.float32), objects.ravel()])
+
+
+def parse_label(flat: np.ndarray, where: str) -> np.ndarray:
+    """A flat label of any classic header -> objects (n, 6) float32, unchecked beyond the layout.
+
+    difficult is 0 for objects of width 5, columns from the seventh on are dropped, and so are rows that are all -1 (the
+    usual dummy of images without objects). `where` names the record in the DataError of a wrong layout.
+    """
+    flat = np.asarray(flat, np.float32).ravel()
+    header, width = _header(flat, where)
+    rows = flat[header:].reshape(-1, width)
+    rows = rows[~(rows == -1).all(axis=1)]
+    objects = np.zeros((len(rows), OBJECT_WIDTH), np.float32)
+    columns = min(width, OBJECT_WIDTH)
+    objects[:, :columns] = rows[:, :columns]
+    return objects
+
+
+def _header(flat: np.ndarray, where: str) -> tuple[int, int]:
+    """(A, B) of a flat label, checked."""
+    if flat.size < HEADER_WIDTH:
+        raise DataError(
+            f"{where}: the label has {flat.size} values, not a detection label; pack with objects (im2rec --pack-label)"
+        )
+    with np.errstate(invalid="ignore"):
+        header, width = (int(v) if np.isfinite(v) and v == np.floor(v) else -1 for v in flat[:2])
+    if not HEADER_WIDTH <= header <= flat.size:
+        raise DataError(f"{where}: the label's header width is {flat[0]:g}, not between 2 and its {flat.size} values")
+    if width < MIN_OBJECT_WIDTH:
+        raise DataError(f"{where}: the label's object width is {flat[1]:g}; it must be a whole number of at least 5")
+    if (flat.size - header) % width:
+        raise DataError(f"{where}: {flat.size - header} label values are not a multiple of the object width {width}")
+    return header, width
+
+
+def validate(objects: np.ndarray, num_classes: int | None, where: str) -> None:
+    """Raises DataError for the first object of (n, 6) that cannot be trained on; n = 0 is fine.
+
+    Refused: NaN and infinity, a class id that is no whole number in 0..num_classes-1 (for None any id >= 0),
+    coordinates outside [0, 1] by more than 0.001, xmax <= xmin, ymax <= ymin.
+    """
+    objects = np.asarray(objects)
+    ids, boxes = objects[:, 0], objects[:, 1:5]
+    _refuse(~np.isfinite(objects).all(axis=1), objects, where, "a value is not finite")
+    limit = np.inf if num_classes is None else num_classes
+    known = "from 0 on" if num_classes is None else f"0 to {num_classes - 1}"
+    _refuse((ids < 0) | (ids >= limit) | (ids != np.floor(ids)), objects, where, f"class ids are whole numbers {known}")
+    _refuse(
+        (np.abs(boxes) > PIXELS_ABOVE).any(axis=1), objects, where, "coordinates must lie in [0, 1]: pixel coordinates?"
+    )
+    outside = ((boxes < -TOLERANCE) | (boxes > 1 + TOLERANCE)).any(axis=1)
+    _refuse(outside, objects, where, "coordinates must lie in [0, 1]")
+    empty = (boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1])
+    _refuse(empty, objects, where, "the box is inverted or has no area")
+
+
+def _refuse(wrong: np.ndarray, objects: np.ndarray, where: str, rule: str) -> None:
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        values = " ".join(f"{value:g}" for value in objects[row])
+        raise DataError(f"{where}, object {row} [{values}]: {rule}; correct the annotation and pack again")

@@ -1,0 +1,237 @@
+"""RecordIO as dmlc-core and mx.recordio write it, read and written without mxnet.
+
+A record is one or more parts: magic, a length word (3 bits cflag, 29 bits bytes), the bytes, zeros up to a multiple of
+4. cflag 0 is a whole record; 1, 2, 3 are the first, middle and last part of a payload that holds the magic at an
+aligned position: it is split there and the magic itself left out (dmlc-core src/recordio.cc). `NAME.idx` beside
+`NAME.rec` has a line `id TAB offset` for each record. An image record is IRHeader (flag, label, id, id2), flag floats
+of label, the image.
+"""
+
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from config.errors import DataError
+from dataset.files import AtomicFile, publish_all
+
+MAGIC = 0xCED7230A
+MAGIC_BYTES = struct.pack("<I", MAGIC)
+MAX_PART_BYTES = (1 << 29) - 1
+WHOLE, FIRST, MIDDLE, LAST = range(4)
+_PART = struct.Struct("<II")  # magic, length word
+_HEADER = struct.Struct("<IfQQ")  # flag, label, id, id2
+_MAX_INDEX_LINE = 64
+
+
+@dataclass(frozen=True)
+class Record:
+    """An unpacked image record: its id, label (k,) float32 and the encoded image."""
+
+    index: int
+    label: np.ndarray
+    image: bytes
+
+
+def pack(label: np.ndarray, image: bytes, index: int) -> bytes:
+    """The payload of an image record, byte for byte as mx.recordio.pack: label (k,) float32, k >= 1, id index >= 0."""
+    label = np.ascontiguousarray(label, dtype="<f4")
+    return _HEADER.pack(label.size, 0.0, index, 0) + label.tobytes() + image
+
+
+def unpack(payload: bytes, where: str) -> Record:
+    """Inverse of pack; flag 0 (a single label) gives label (1,). `where` names the record in the DataError."""
+    if len(payload) < _HEADER.size:
+        raise DataError(f"{where}: {len(payload)} bytes are too few for an image record; pack the data set again")
+    flag, single, index, _ = _HEADER.unpack_from(payload)
+    begin = _HEADER.size + 4 * flag
+    if begin > len(payload):
+        raise DataError(
+            f"{where}: announces {flag} label values, more than its {len(payload)} bytes hold; pack the data set again"
+        )
+    if flag == 0:
+        return Record(index, np.array([single], np.float32), payload[begin:])
+    label = np.frombuffer(payload, "<f4", flag, _HEADER.size).astype(np.float32)
+    return Record(index, label, payload[begin:])
+
+
+class RecordWriter:
+    """Context manager that writes PATH and its .idx; both appear on a clean exit (.rec first) or not at all."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Opens temporary files in the folder of `path`, which must exist."""
+        self._rec = AtomicFile(Path(path))
+        try:
+            self._idx = AtomicFile(Path(path).with_suffix(".idx"))
+        except OSError:
+            self._rec.discard()
+            raise
+
+    def write(self, index: int, payload: bytes) -> None:
+        """Appends one record of id `index`; the payload is shorter than 2^29 bytes (ValueError otherwise)."""
+        if len(payload) > MAX_PART_BYTES:
+            raise ValueError(f"a record of {len(payload)} bytes: RecordIO holds at most {MAX_PART_BYTES}")
+        self._idx.file.write(f"{index}\t{self._rec.file.tell()}\n".encode())
+        cuts = _aligned_magics(payload)
+        begins, ends = [0] + [cut + 4 for cut in cuts], [*cuts, len(payload)]
+        for k, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+            self._rec.file.write(_PART.pack(MAGIC, _part_flag(k, len(cuts)) << 29 | (end - begin)))
+            self._rec.file.write(payload[begin:end])
+        self._rec.file.write(bytes(-len(payload) % 4))
+
+    def __enter__(self) -> "RecordWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            publish_all([self._rec, self._idx])
+        else:
+            self._rec.discard()
+            self._idx.discard()
+
+
+class RecordReader:
+    """Random access to the records of a .rec file; picklable, safe to share between threads and forked processes.
+
+    The whole chain of record headers is checked on construction, and the .idx against it: a file that is cut off,
+    damaged or does not belong to its .idx raises DataError with the number of the record (counted from 0). Payloads
+    are not read then.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Without an .idx the ids are 0, 1, 2... in file order."""
+        self.path = Path(path)
+        self._file: BinaryIO | None = None
+        self._size = self._open().seek(0, os.SEEK_END)
+        self._bounds = self._walk()
+        index_path = self.path.with_suffix(".idx")
+        self.keys = (
+            _read_index(index_path, self.path, self._bounds)
+            if index_path.exists()
+            else np.arange(len(self._bounds) - 1)
+        )
+
+    def __len__(self) -> int:
+        """The number of records, at least 1."""
+        return len(self._bounds) - 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the open file, which the copy opens again when it reads."""
+        return self.__dict__ | {"_file": None}
+
+    def read(self, position: int) -> bytes:
+        """The payload of the position-th record in the file (0 <= position < len; IndexError otherwise)."""
+        if not 0 <= position < len(self):
+            raise IndexError(f"{self.path}: record {position} of {len(self)}")
+        begin, end = int(self._bounds[position]), int(self._bounds[position + 1])
+        raw = self._pread(end - begin, begin, position)
+        parts, offset = [], 0
+        while offset < len(raw):
+            flag, length = self._part(raw[offset : offset + 8], begin + offset, position)
+            if offset + 8 + length > len(raw):
+                raise self._damaged(position, "its length has changed")
+            parts.append(raw[offset + 8 : offset + 8 + length])
+            offset += 8 + _aligned(length)
+        return MAGIC_BYTES.join(parts)
+
+    def _open(self) -> BinaryIO:
+        if self._file is None:
+            try:
+                self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - kept open for the reader's life
+            except OSError as error:
+                raise DataError(f"{self.path}: cannot be read ({error.strerror})") from error
+        return self._file
+
+    def _pread(self, count: int, offset: int, position: int) -> bytes:
+        try:
+            raw = os.pread(self._open().fileno(), count, offset)
+        except OSError as error:
+            raise self._damaged(position, f"reading failed: {error.strerror}") from error
+        if len(raw) < count:
+            raise self._damaged(position, "the file ends inside it")
+        return raw
+
+    def _part(self, head: bytes, offset: int, position: int) -> tuple[int, int]:
+        """(cflag, length) of the part with these 8 bytes; refuses a wrong magic and a length past the file's end."""
+        magic, word = _PART.unpack(head.ljust(_PART.size, b"\0"))
+        flag, length = word >> 29, word & MAX_PART_BYTES
+        if magic != MAGIC:
+            raise self._damaged(position, f"no record begins at byte {offset}")
+        if flag > LAST or offset + 8 + _aligned(length) > self._size:
+            raise self._damaged(position, f"its length word at byte {offset + 4} is wrong or the file is cut off")
+        return flag, length
+
+    def _walk(self) -> np.ndarray:
+        """The offsets of all records and the size of the file, int64 (n + 1,)."""
+        bounds, offset, inside = [0], 0, False
+        while offset < self._size:
+            position = len(bounds) - 1
+            flag, length = self._part(self._pread(8, offset, position), offset, position)
+            if inside != (flag in (MIDDLE, LAST)):
+                raise self._damaged(position, f"its parts are out of order at byte {offset}")
+            inside = flag in (FIRST, MIDDLE)
+            offset += 8 + _aligned(length)
+            if not inside:
+                bounds.append(offset)
+        if inside or len(bounds) == 1:
+            raise self._damaged(len(bounds) - 1, "the file ends before it is complete")
+        return np.array(bounds, np.int64)
+
+    def _damaged(self, position: int, what: str) -> DataError:
+        return DataError(f"{self.path}, record {position}: {what}; pack the data set again")
+
+
+def _aligned(length: int) -> int:
+    return (length + 3) & ~3
+
+
+def _part_flag(part: int, cuts: int) -> int:
+    if cuts == 0:
+        return WHOLE
+    return FIRST if part == 0 else LAST if part == cuts else MIDDLE
+
+
+def _aligned_magics(payload: bytes) -> list[int]:
+    """The multiples of 4 at which the payload holds the magic."""
+    found, at = [], payload.find(MAGIC_BYTES)
+    while at >= 0:
+        if at % 4 == 0:
+            found.append(at)
+        at = payload.find(MAGIC_BYTES, at + 1)
+    return found
+
+
+def _read_index(path: Path, rec_path: Path, bounds: np.ndarray) -> np.ndarray:
+    """The ids of an .idx, int64 (n,), in file order; DataError unless it describes exactly the records at `bounds`."""
+    remedy = f"delete it (ids then count from 0) or pack {rec_path.name} again"
+    try:
+        if path.stat().st_size > _MAX_INDEX_LINE * len(bounds):
+            raise DataError(
+                f"{path}: larger than an index of the {len(bounds) - 1} records of {rec_path.name}; {remedy}"
+            )
+        lines = path.read_text("ascii").splitlines()
+        rows = np.array([line.split("\t") for line in lines], np.int64).reshape(len(lines), 2)
+    except (OSError, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: not lines of `id TAB offset` ({error}); {remedy}") from error
+    rows = rows[np.argsort(rows[:, 1], kind="stable")]
+    _check_index(path, rec_path, rows, bounds, remedy)
+    return rows[:, 0].copy()
+
+
+def _check_index(path: Path, rec_path: Path, rows: np.ndarray, bounds: np.ndarray, remedy: str) -> None:
+    ids, counts = np.unique(rows[:, 0], return_counts=True)
+    if (counts > 1).any():
+        raise DataError(f"{path}: id {ids[counts > 1][0]} stands there more than once; {remedy}")
+    wrong = ~np.isin(rows[:, 1], bounds[:-1])
+    if wrong.any():
+        index, offset = rows[wrong][0]
+        what = "past the end" if offset >= bounds[-1] else "not the begin of a record"
+        raise DataError(f"{path}: record id {index} at offset {offset} of {rec_path.name} is {what}; {remedy}")
+    if len(rows) != len(bounds) - 1:
+        raise DataError(f"{path}: lists {len(rows)} records, {rec_path.name} holds {len(bounds) - 1}; {remedy}")

@@ -1,0 +1,119 @@
+"""The sidecar NAME.json beside NAME.rec: class names, counts, checksum; no later step asks the user for them."""
+
+import hashlib
+import json
+import tomllib
+import typing
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from config.errors import DataError
+from dataset.files import write_atomically
+from dataset.recordio import RecordReader
+
+MAX_SIDECAR_BYTES = 4 << 20
+_HASH_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What is known of a .rec file; label_width is the number of floats of its widest label, size its bytes."""
+
+    class_names: tuple[str, ...]
+    num_images: int
+    num_objects: int
+    max_objects: int
+    objects_per_class: tuple[int, ...]
+    label_width: int
+    source: str
+    sha256: str
+    size: int
+    tool_version: str
+
+
+def sidecar_path(rec_path: str | Path) -> Path:
+    """NAME.rec -> NAME.json."""
+    return Path(rec_path).with_suffix(".json")
+
+
+def read_sidecar(rec_path: str | Path) -> Sidecar | None:
+    """The sidecar of a record, None if there is none; DataError if it is damaged."""
+    path = sidecar_path(rec_path)
+    if not path.exists():
+        return None
+    try:
+        if path.stat().st_size > MAX_SIDECAR_BYTES:
+            raise ValueError(f"larger than {MAX_SIDECAR_BYTES} bytes")
+        values = json.loads(path.read_text("utf-8"), parse_constant=_no_constant)
+        return _from_json(values)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not a sidecar of a record ({error}); pack the data set again") from error
+
+
+def write_sidecar(rec_path: str | Path, sidecar: Sidecar) -> None:
+    """Writes the sidecar of a record atomically."""
+    text = json.dumps(asdict(sidecar), indent=1, ensure_ascii=False) + "\n"
+    write_atomically(sidecar_path(rec_path), text.encode("utf-8"))
+
+
+def verify_sidecar(rec_path: str | Path, sidecar: Sidecar, hash: bool) -> None:
+    """Raises DataError unless the record has the sidecar's size and number of images and, if hash, its sha256."""
+    path = Path(rec_path)
+    remedy = f"it does not belong to {sidecar_path(path).name}; pack the data set again"
+    count = len(RecordReader(path))
+    if count != sidecar.num_images:
+        raise DataError(f"{path}: {count} records instead of {sidecar.num_images}: {remedy}")
+    if path.stat().st_size != sidecar.size:
+        raise DataError(f"{path}: {path.stat().st_size} bytes instead of {sidecar.size}: {remedy}")
+    if hash and file_sha256(path) != sidecar.sha256:
+        raise DataError(f"{path}: its sha256 has changed: {remedy}")
+
+
+def file_sha256(path: str | Path) -> str:
+    """The sha256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def tool_version() -> str:
+    """The version of this project, from pyproject.toml."""
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8")
+    return tomllib.loads(text)["project"]["version"]
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not allowed")
+
+
+def _from_json(values: Any) -> Sidecar:
+    """Checks types and agreement of the fields; fields of later versions are ignored. ValueError says what is wrong."""
+    if not isinstance(values, dict):
+        raise ValueError("not an object")
+    kinds = typing.get_type_hints(Sidecar)
+    sidecar = Sidecar(**{f.name: _field(values, f.name, kinds[f.name]) for f in fields(Sidecar)})
+    if len(sidecar.objects_per_class) != len(sidecar.class_names):
+        raise ValueError("class_names and objects_per_class differ in length")
+    if len(set(sidecar.class_names)) != len(sidecar.class_names):
+        raise ValueError("a class name stands there twice")
+    return sidecar
+
+
+def _field(values: dict[str, Any], name: str, kind: Any) -> Any:
+    if name not in values:
+        raise ValueError(f"{name} is missing")
+    value = values[name]
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{name} is not a list")
+        return tuple(_scalar(item, name, typing.get_args(kind)[0]) for item in value)
+    return _scalar(value, name, kind)
+
+
+def _scalar(value: Any, name: str, kind: Any) -> Any:
+    if type(value) is not kind or (kind is int and value < 0):
+        raise ValueError(f"{name} has the wrong type or sign: {value!r:.50}")
+    return value

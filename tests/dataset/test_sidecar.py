@@ -1,0 +1,77 @@
+"""Sidecar: written, read back, and never trusted when it is damaged or belongs to another record."""
+
+import dataclasses
+import json
+
+import pytest
+
+from config.errors import DataError
+from dataset.recordio import RecordWriter
+from dataset.sidecar import (
+    Sidecar,
+    file_sha256,
+    read_sidecar,
+    sidecar_path,
+    tool_version,
+    verify_sidecar,
+    write_sidecar,
+)
+
+
+@pytest.fixture
+def rec(tmp_path):
+    path = tmp_path / "a.rec"
+    with RecordWriter(path) as writer:
+        writer.write(0, b"12345678")
+        writer.write(1, b"12345678")
+    names, counts = ("cat", "chât"), (3, 4)
+    size = path.stat().st_size
+    write_sidecar(path, Sidecar(names, 2, 7, 5, counts, 32, "VOC", file_sha256(path), size, tool_version()))
+    return path
+
+
+def test_round_trip(rec):
+    sidecar = read_sidecar(rec)
+    assert sidecar.class_names == ("cat", "chât")
+    assert sidecar.objects_per_class == (3, 4)
+    verify_sidecar(rec, sidecar, hash=True)
+    assert read_sidecar(rec.with_name("other.rec")) is None
+
+
+def test_record_that_changed_is_refused(rec):
+    sidecar = read_sidecar(rec)
+    for change in ({"num_images": 3}, {"size": 5}):
+        with pytest.raises(DataError, match="does not belong to a.json"):
+            verify_sidecar(rec, dataclasses.replace(sidecar, **change), hash=False)
+    rec.write_bytes(rec.read_bytes().replace(b"5678", b"5679"))
+    verify_sidecar(rec, sidecar, hash=False)
+    with pytest.raises(DataError, match="sha256"):
+        verify_sidecar(rec, sidecar, hash=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_images": "2"},
+        {"num_images": True},
+        {"num_objects": -1},
+        {"max_objects": 1.0},
+        {"class_names": "cat"},
+        {"class_names": ["a", "a"]},
+        {"class_names": ["a"]},
+        {"objects_per_class": [1, None]},
+        {"sha256": None},
+    ],
+)
+def test_wrong_field_is_refused(rec, change):
+    path = sidecar_path(rec)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataError, match="a.json"):
+        read_sidecar(rec)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 100_000, '{"num_images": NaN}', "\xff"])
+def test_damaged_file_is_refused(rec, text):
+    sidecar_path(rec).write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match="a.json: not a sidecar"):
+        read_sidecar(rec)
