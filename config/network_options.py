@@ -1,0 +1,37 @@
+"""Options of the networks (symbol/): what get_symbol and get_symbol_train take beside name, shape and classes."""
+
+from dataclasses import dataclass
+
+from config.options import option
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Options of the network, its losses and its post-processing; the command line offers them all."""
+
+    targets: str = option(
+        "paper",
+        "matching rule: paper = SSD's own, in the iterator's workers; mxnet = MultiBoxTarget in the graph",
+        "network",
+        choices=("paper", "mxnet"),
+    )
+    width: float = option(1.0, "width multiplier of mobilenet", "network", minimum=0.125, maximum=2.0)
+    taps: tuple[str, ...] = option((), "backbone layers to read instead of the network's own", "network")
+    extra_filters: tuple[int, ...] | None = option(
+        None, "channels of the stride-2 layers after the backbone instead of the network's own", "network", minimum=8
+    )
+    anchor_sizes: str = option(
+        "", "anchor sizes, fractions of the image, maps apart by ';': '0.1,0.14;0.2,0.27;...'", "network"
+    )
+    anchor_ratios: str = option("", "aspect ratios, maps apart by ';' (one list serves all maps): '1,2,0.5'", "network")
+    freeze: str = option("", "regular expression of parameters that stay as they are", "network")
+    overlap_threshold: float = option(0.5, "IoU from which an anchor is positive", "losses", minimum=0.0, maximum=1.0)
+    negative_mining_ratio: float = option(3.0, "mined negatives per positive", "losses", minimum=0.0)
+    min_neg_samples: int = option(0, "mined negatives of an image at least", "losses", minimum=0)
+    loc_weight: float = option(1.0, "weight of the localisation loss (alpha)", "losses", minimum=0.0)
+    nms: float = option(
+        0.45, "IoU from which non-maximum suppression removes a box", "detection", minimum=0.0, maximum=1.0
+    )
+    nms_topk: int = option(400, "boxes kept before suppression", "detection", minimum=1)
+    score_threshold: float = option(0.01, "lowest score of a detection", "detection", minimum=0.0, maximum=1.0)
+    force: bool = option(False, "suppress across classes", "detection")

@@ -1,0 +1,117 @@
+"""What the commands take: one option class each."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from config.network_options import NetworkOptions
+from config.options import option
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """Input of the network, common to all commands that run one."""
+
+    network: str = option("vgg16_reduced", "network (see docs/networks.md)", "network")
+    data_shape: tuple[int, ...] = option((300,), "input side, or height,width", "network", minimum=32)
+    mean_r: float = option(123.0, "mean of red", "network")
+    mean_g: float = option(117.0, "mean of green", "network")
+    mean_b: float = option(104.0, "mean of blue", "network")
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where to run."""
+
+    gpus: str | None = option(None, "GPUs, e.g. 0,1 (default: all usable ones, else the CPU)", "devices")
+    cpus: int = option(1, "CPU contexts, when no GPU is used", "devices", minimum=1, maximum=64)
+
+
+@dataclass(frozen=True)
+class TrainOptions(InputOptions, NetworkOptions, DeviceOptions):
+    """Options of train.py."""
+
+    train_path: str = option("data/train.rec", "record to train on", "data")
+    val_path: str = option("data/val.rec", "record to validate on; '' = no validation", "data")
+    batch_size: int = option(32, "images per step, over all devices", "data", minimum=1)
+    label_width: int = option(
+        0, "objects per image that labels have room for; 0 = as many as the records need", "data", minimum=0
+    )
+    num_class: int | None = option(None, "number of classes (default: the record's)", "data", minimum=1)
+    class_names: tuple[str, ...] = option((), "names of the classes (default: the record's)", "data")
+    workers: int | None = option(
+        None, "processes that prepare batches (default: one per usable core)", "data", minimum=0
+    )
+    augment: str = option(
+        "ssd", "training augmentation: ssd = the classic one, none = resize only", "data", choices=("ssd", "none")
+    )
+    seed: int = option(233, "of everything random: weights, order, augmentation", "data", minimum=0)
+
+    prefix: str = option("output/ssd", "path and first part of the name of everything the run writes", "output")
+    overwrite: bool = option(False, "start anew although the prefix has checkpoints", "output")
+    save_every: int = option(
+        1, "epochs between checkpoints; the last and the best are always kept", "output", minimum=1
+    )
+    keep: int = option(0, "checkpoints to keep beside the best one; 0 = all", "output", minimum=0)
+    frequent: int = option(20, "batches between log lines", "output", minimum=1)
+    tensorboard: bool = option(False, "write TensorBoard scalars to PREFIX-tensorboard", "output")
+    log: str = option("", "log file (default: PREFIX-train.log)", "output")
+
+    pretrained: str = option("", "prefix of a checkpoint whose weights are the start; '' = from scratch", "start")
+    epoch: int = option(1, "epoch of --pretrained", "start", minimum=0)
+    resume: str = option(
+        "-1", "continue this prefix from the checkpoint of an epoch, or `auto` = the newest sound one", "start"
+    )
+    finetune: int = option(-1, "start anew from the weights of this prefix's epoch", "start")
+    begin_epoch: int = option(0, "first epoch", "schedule", minimum=0)
+    end_epoch: int = option(240, "epoch to stop before", "schedule", minimum=1)
+    optimizer: str = option("sgd", "optimizer", "schedule", choices=("sgd", "nag", "adam"))
+    lr: float = option(0.002, "learning rate", "schedule", minimum=0.0, maximum=100.0)
+    momentum: float = option(0.9, "momentum of sgd and nag", "schedule", minimum=0.0, maximum=1.0)
+    wd: float = option(0.0005, "weight decay", "schedule", minimum=0.0, maximum=1.0)
+    lr_schedule: str = option(
+        "steps",
+        "steps = multiply by --lr-factor at --lr-steps; cosine = down to --lr-final",
+        "schedule",
+        choices=("steps", "cosine"),
+    )
+    lr_steps: tuple[float, ...] = option(
+        (80.0, 160.0), "epochs at which the learning rate changes", "schedule", minimum=0
+    )
+    lr_factor: float = option(0.1, "factor at each of these epochs; >= 1 = constant rate", "schedule", minimum=0.0)
+    lr_final: float = option(0.0, "learning rate at the end of the cosine", "schedule", minimum=0.0)
+    warmup_epochs: float = option(
+        0.0, "epochs over which the learning rate rises linearly from 0", "schedule", minimum=0.0
+    )
+    clip_gradient: float = option(0.0, "limit of each gradient element; 0 = none", "schedule", minimum=0.0)
+
+    overlap: float = option(0.5, "IoU above which a detection counts as right", "validation", minimum=0.0, maximum=1.0)
+    use_difficult: bool = option(False, "count difficult objects", "validation")
+    voc07: bool = option(True, "11-point VOC07 average precision; otherwise the area under the curve", "validation")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(DeviceOptions):
+    """Options of evaluate.py; what is not given comes from the checkpoint."""
+
+    rec_path: str = option("data/val.rec", "record to evaluate on", "data")
+    prefix: str = option("output/ssd", "prefix of the checkpoint", "model")
+    epoch: str = option("auto", "epoch of the checkpoint; auto = the newest, best = the best one", "model")
+    batch_size: int | None = option(None, "images per batch (default: as in training)", "data", minimum=1)
+    workers: int | None = option(
+        None, "processes that prepare batches (default: one per usable core)", "data", minimum=0
+    )
+    nms: float | None = option(None, "IoU from which non-maximum suppression removes a box", "detection", minimum=0.0)
+    nms_topk: int | None = option(None, "boxes kept before suppression", "detection", minimum=1)
+    score_threshold: float | None = option(None, "lowest score of a detection", "detection", minimum=0.0, maximum=1.0)
+    force: bool | None = option(None, "suppress across classes", "detection")
+    overlap: float = option(0.5, "IoU above which a detection counts as right", "validation", minimum=0.0, maximum=1.0)
+    use_difficult: bool = option(False, "count difficult objects", "validation")
+    voc07: bool = option(True, "11-point VOC07 average precision; otherwise the area under the curve", "validation")
+    json: str = option("", "file for the result: AP per class, mAP, images, seconds", "output")
+    curves: str = option("", "picture (PNG) of the precision-recall curves", "output")
+
+
+def network_options(options: Any) -> dict[str, Any]:
+    """The network's own options out of a command's: what get_symbol and get_symbol_train take."""
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(NetworkOptions)}

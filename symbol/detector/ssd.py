@@ -1,0 +1,193 @@
+"""SSD: extra feature layers, multibox heads, training and detection symbols (Liu et al. 2016, https://arxiv.org/abs/1512.02325)."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from boxes.anchors import AnchorLayer
+from config.errors import OptionError
+from config.network_options import NetworkOptions
+from config.runtime import mx
+from symbol.layers import Layers, Symbol, Tap, l2_normalise
+from symbol.losses import multibox_loss
+from symbol.registry import Sizes, SSDRow
+
+# Labels that the training symbols read, by target rule.
+LABELS = {"paper": ("cls_target", "loc_target", "normaliser"), "mxnet": ("label",)}
+HEAD_LR_MULT = 2.0  # biases of the heads learn twice as fast (apache example/ssd)
+
+
+VARIANCES = (0.1, 0.1, 0.2, 0.2)
+
+
+def customise(row: SSDRow, options: NetworkOptions) -> SSDRow:
+    """The row with the options' taps, extras, sizes and ratios in place of its own; misfits raise OptionError."""
+    changes: dict = {}
+    if options.taps:
+        changes.update(taps=options.taps, l2_scales=(), steps=(), steps_for=0)
+    if options.extra_filters is not None:
+        changes["extras"] = tuple((filters, 2, 1) for filters in options.extra_filters)
+    maps = len(options.taps or row.taps) + len(changes.get("extras", row.extras))
+    if options.anchor_sizes:
+        changes["sizes"] = _parse_lists("anchor-sizes", options.anchor_sizes)
+    if options.anchor_ratios:
+        ratios = _parse_lists("anchor-ratios", options.anchor_ratios)
+        changes["ratios"] = ratios * maps if len(ratios) == 1 else ratios
+    row = dataclasses.replace(row, **changes)
+    for name, lists in (("anchor-sizes", row.sizes), ("anchor-ratios", row.ratios)):
+        if len(lists) != maps:
+            raise OptionError(f"--{name} has {len(lists)} lists, but taps and extra layers make {maps} feature maps")
+    return row
+
+
+def _parse_lists(name: str, text: str) -> Sizes:
+    try:
+        lists = tuple(tuple(float(x) for x in part.split(",") if x.strip()) for part in text.split(";") if part.strip())
+    except ValueError:
+        lists = ()
+    if not lists or not all(lists) or any(not 0 < x < 100 for part in lists for x in part):
+        raise OptionError(f"--{name} {text!r}: expected positive numbers like '0.1,0.14;0.2,0.27'")
+    return lists
+
+
+def feature_maps(row: SSDRow, taps: list[Tap], layers: Layers) -> list[Tap]:
+    """The maps that heads read: the row's taps of the backbone, then its extra layers (1x1, then 3x3 with stride)."""
+    by_name = {tap.name: tap for tap in taps}
+    unknown = [name for name in row.taps if name not in by_name]
+    if unknown:
+        raise OptionError(f"--taps {unknown[0]}: {row.backbone} has no such layer (it has {', '.join(by_name)})")
+    maps = [by_name[name] for name in row.taps]
+    for number, (filters, stride, pad) in enumerate(row.extras, start=len(maps)):
+        name = f"multi_feat_{number}_conv_3x3"
+        squeezed = layers.conv_relu(maps[-1].symbol, f"multi_feat_{number}_conv_1x1", max(128, filters // 2), 1)
+        net = layers.conv_relu(squeezed, name, filters, 3, stride=stride, pad=pad)
+        maps.append(Tap(net, f"{name}_relu", filters, maps[-1].stride * stride))
+    return maps
+
+
+def anchor_layers(row: SSDRow, size: tuple[int, int]) -> tuple[AnchorLayer, ...]:
+    """Anchor parameters of each map for an input of (height, width) pixels."""
+    with_steps = size == (row.steps_for, row.steps_for)
+    steps = (
+        [(s / row.steps_for, s / row.steps_for) for s in row.steps] if with_steps else [(-1.0, -1.0)] * len(row.sizes)
+    )
+    return tuple(
+        AnchorLayer(sizes=sizes, ratios=ratios, step=step)
+        for sizes, ratios, step in zip(row.sizes, row.ratios, steps, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Predictions over all maps, anchors in the order map, y, x, anchor: cls (B, A, C + 1) logits, loc (B, A, 4)."""
+
+    cls_pred: Symbol
+    loc_pred: Symbol
+    anchors: Symbol  # (1, A, 4) corners
+
+
+def multibox_layer(
+    maps: list[Tap], anchors: tuple[AnchorLayer, ...], num_classes: int, l2_scales: tuple[float, ...], layers: Layers
+) -> Heads:
+    """3x3 convolutions for classes and offsets on every map, and their anchors (SSD section 2.1)."""
+    cls, loc, boxes = [], [], []
+    for k, (tap, anchor) in enumerate(zip(maps, anchors, strict=True)):
+        net, name = tap.symbol, tap.name
+        if k < len(l2_scales) and l2_scales[k] > 0:
+            net = l2_normalise(net, name, tap.channels, l2_scales[k])
+        per_cell = len(anchor.sizes) + len(anchor.ratios) - 1
+        loc.append(_head(net, f"{name}_loc_pred_conv", per_cell, 4, layers))
+        cls.append(_head(net, f"{name}_cls_pred_conv", per_cell, num_classes + 1, layers))
+        boxes.append(_prior(net, f"{name}_anchors", anchor))
+    return Heads(
+        cls_pred=mx.sym.concat(*cls, dim=1, name="multibox_cls_pred"),
+        loc_pred=mx.sym.concat(*loc, dim=1, name="multibox_loc_pred"),
+        anchors=mx.sym.concat(*boxes, dim=1, name="multibox_anchors"),
+    )
+
+
+def _head(net: Symbol, name: str, per_cell: int, values: int, layers: Layers) -> Symbol:
+    net = layers.conv(net, name, per_cell * values, 3, bias_lr_mult=HEAD_LR_MULT)
+    net = mx.sym.transpose(net, axes=(0, 2, 3, 1))  # (B, h, w, per_cell * values)
+    return mx.sym.reshape(net, shape=(0, -1, values))  # (B, h * w * per_cell, values)
+
+
+def _prior(net: Symbol, name: str, anchor: AnchorLayer) -> Symbol:
+    return mx.sym.contrib.MultiBoxPrior(
+        net,
+        sizes=anchor.sizes,
+        ratios=anchor.ratios,
+        clip=anchor.clip,
+        steps=anchor.step,
+        offsets=anchor.offset,
+        name=name,
+    )  # (1, h * w * per_cell, 4)
+
+
+def training_symbol(heads: Heads, options: NetworkOptions) -> Symbol:
+    """The training outputs and, last, det.
+
+    targets=paper: [cls_loss (B,), loc_loss (B,), det]; reads cls_target (B, A), loc_target (B, A, 4), normaliser (B,
+    1). targets=mxnet: the classic [cls_prob (B, C + 1, A), loc_loss (B, 4 A), cls_label (B, A), det]; reads label
+    (B, M, 6).
+    """
+    outputs = _classic_outputs(heads, options) if options.targets == "mxnet" else _paper_outputs(heads, options)
+    det = mx.sym.BlockGrad(detection_symbol(heads, options), name="det_out")
+    return mx.sym.Group([*outputs, det])
+
+
+def _paper_outputs(heads: Heads, options: NetworkOptions) -> list[Symbol]:
+    cls_loss, loc_loss = multibox_loss(
+        heads.cls_pred,
+        heads.loc_pred,
+        *(mx.sym.var(name) for name in LABELS["paper"]),
+        negative_ratio=options.negative_mining_ratio,
+        minimum_negatives=options.min_neg_samples,
+        alpha=options.loc_weight,
+    )
+    return [mx.sym.make_loss(cls_loss, name="cls_loss"), mx.sym.make_loss(loc_loss, name="loc_loss")]
+
+
+def _classic_outputs(heads: Heads, options: NetworkOptions) -> list[Symbol]:
+    """MultiBoxTarget, SoftmaxOutput over valid anchors and smooth L1, as in apache's example/ssd."""
+    cls_pred = mx.sym.transpose(heads.cls_pred, axes=(0, 2, 1))  # (B, C + 1, A)
+    loc_pred = mx.sym.reshape(heads.loc_pred, shape=(0, -1))  # (B, 4 A)
+    loc_target, loc_mask, cls_target = mx.sym.contrib.MultiBoxTarget(
+        heads.anchors,
+        mx.sym.var("label"),
+        cls_pred,
+        overlap_threshold=options.overlap_threshold,
+        ignore_label=-1,
+        negative_mining_ratio=options.negative_mining_ratio,
+        minimum_negative_samples=options.min_neg_samples,
+        negative_mining_thresh=options.overlap_threshold,
+        variances=VARIANCES,
+        name="multibox_target",
+    )
+    cls_prob = mx.sym.SoftmaxOutput(
+        cls_pred,
+        cls_target,
+        ignore_label=-1,
+        use_ignore=True,
+        multi_output=True,
+        normalization="valid",
+        name="cls_prob",
+    )
+    error = mx.sym.smooth_l1(loc_mask * (loc_pred - loc_target), scalar=1.0, name="loc_loss_")
+    loc_loss = mx.sym.MakeLoss(error, grad_scale=options.loc_weight, normalization="valid", name="loc_loss")
+    return [cls_prob, loc_loss, mx.sym.MakeLoss(cls_target, grad_scale=0, name="cls_label")]
+
+
+def detection_symbol(heads: Heads, options: NetworkOptions) -> Symbol:
+    """det (B, A, 6) by MultiBoxDetection: softmax, decoding, non-maximum suppression."""
+    prob = mx.sym.softmax(heads.cls_pred, axis=-1)  # (B, A, C + 1)
+    return mx.sym.contrib.MultiBoxDetection(
+        mx.sym.transpose(prob, axes=(0, 2, 1)),  # (B, C + 1, A)
+        mx.sym.reshape(heads.loc_pred, shape=(0, -1)),  # (B, 4 A)
+        heads.anchors,
+        threshold=options.score_threshold,
+        nms_threshold=options.nms,
+        force_suppress=options.force,
+        variances=VARIANCES,
+        nms_topk=options.nms_topk,
+        name="detection",
+    )

@@ -1,0 +1,129 @@
+"""Layers as functions from Symbol to Symbol, with explicit parameter names.
+
+A Layers object carries what is common to all layers of a network: the freeze pattern.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from config.errors import OptionError
+from config.runtime import mx
+
+Symbol = mx.sym.Symbol
+
+
+class Tap(NamedTuple):
+    """A feature map that detector heads may read: its symbol (N, channels, H / stride, W / stride) and layer name."""
+
+    symbol: Symbol
+    name: str
+    channels: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Builds layers; a BatchNorm whose gamma matches the regular expression `freeze` uses its global statistics.
+
+    fixed_param_names alone would leave such a layer normalising with batch statistics and updating its moving averages.
+    """
+
+    freeze: str = ""
+    batch_norm_eps: float = 1e-5
+    batch_norm_momentum: float = 0.9
+
+    def conv(
+        self,
+        data: Symbol,
+        name: str,
+        filters: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        pad: int | None = None,
+        dilate: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        bias_lr_mult: float = 1.0,
+    ) -> Symbol:
+        """Convolution with parameters NAME_weight and NAME_bias; pad None keeps H and W at stride 1."""
+        pad = dilate * (kernel - 1) // 2 if pad is None else pad
+        return mx.sym.Convolution(
+            data,
+            name=name,
+            num_filter=filters,
+            kernel=(kernel, kernel),
+            stride=(stride, stride),
+            pad=(pad, pad),
+            dilate=(dilate, dilate),
+            num_group=groups,
+            no_bias=not bias,
+            **({"bias": mx.sym.var(f"{name}_bias", lr_mult=bias_lr_mult, init=mx.init.Zero())} if bias else {}),
+        )
+
+    def batch_norm(self, data: Symbol, name: str) -> Symbol:
+        """Batch normalisation with NAME_gamma, NAME_beta, NAME_moving_mean, NAME_moving_var."""
+        return mx.sym.BatchNorm(
+            data,
+            name=name,
+            fix_gamma=False,
+            eps=self.batch_norm_eps,
+            momentum=self.batch_norm_momentum,
+            use_global_stats=self.is_frozen(f"{name}_gamma"),
+        )
+
+    def is_frozen(self, parameter: str) -> bool:
+        """Whether the freeze pattern matches this parameter name (from its start, as in the classic trainers)."""
+        return matches(self.freeze, parameter)
+
+    def conv_relu(self, data: Symbol, name: str, filters: int, kernel: int, **options: int | float | bool) -> Symbol:
+        """conv NAME_conv, then ReLU NAME_relu."""
+        return relu(self.conv(data, f"{name}_conv", filters, kernel, **options), f"{name}_relu")  # type: ignore[arg-type]
+
+    def conv_bn_relu(
+        self, data: Symbol, name: str, filters: int, kernel: int, *, stride: int = 1, groups: int = 1
+    ) -> Symbol:
+        """conv NAME_conv2d without bias, NAME_batchnorm, ReLU NAME_relu (names of the classic MobileNet symbol)."""
+        conv = self.conv(data, f"{name}_conv2d", filters, kernel, stride=stride, groups=groups, bias=False)
+        return relu(self.batch_norm(conv, f"{name}_batchnorm"), f"{name}_relu")
+
+
+def matches(pattern: str, name: str) -> bool:
+    """re.match of an optional pattern; '' matches nothing. A malformed pattern raises OptionError."""
+    if not pattern:
+        return False
+    try:
+        return re.match(pattern, name) is not None
+    except re.error as error:
+        raise OptionError(f"--freeze {pattern!r} is not a regular expression: {error}") from error
+
+
+def relu(data: Symbol, name: str) -> Symbol:
+    """Rectifier."""
+    return mx.sym.Activation(data, act_type="relu", name=name)
+
+
+def max_pool(data: Symbol, name: str, kernel: int, stride: int, pad: int = 0, ceil_mode: bool = False) -> Symbol:
+    """Max pooling; ceil_mode keeps a last partial window, so that 75 becomes 38 at kernel 2, stride 2."""
+    return mx.sym.Pooling(
+        data,
+        name=name,
+        pool_type="max",
+        kernel=(kernel, kernel),
+        stride=(stride, stride),
+        pad=(pad, pad),
+        pooling_convention="full" if ceil_mode else "valid",
+    )
+
+
+def l2_normalise(data: Symbol, name: str, channels: int, scale: float) -> Symbol:
+    """Divides each pixel by its L2 norm over the channels and multiplies by a learnt scale per channel.
+
+    data (N, channels, H, W); parameter NAME_scale (1, channels, 1, 1) starts at `scale` and decays with a tenth of
+    the weight decay. An all-zero pixel stays zero with a finite gradient. Source: ParseNet section 3.3; SSD section
+    3.1 (scale 20).
+    """
+    weight = mx.sym.var(f"{name}_scale", shape=(1, channels, 1, 1), init=mx.init.Constant(scale), wd_mult=0.1)
+    normalised = mx.sym.L2Normalization(data, mode="channel", name=f"{name}_norm")
+    return mx.sym.broadcast_mul(weight, normalised)
