@@ -1,15 +1,101 @@
-"""Process set-up and the only import of mxnet: threads, numpy aliases, CUDA libraries, then `import mxnet`."""
+"""Process set-up and the only import of mxnet: threads, numpy aliases, CUDA libraries, then `import mxnet`.
 
+Everything else obtains it by `from config.runtime import mx`, after config.threads.configure() where a command knows
+how many CPU contexts it will use.
+"""
+
+import builtins
+import ctypes
+import importlib.util
+import logging
 import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
-os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
-os.environ.setdefault("MXNET_UPDATE_ON_KVSTORE", "0")
-for _alias in ("bool", "int", "float", "object"):
-    if _alias not in np.__dict__:
-        setattr(np, _alias, __builtins__[_alias] if isinstance(__builtins__, dict) else getattr(__builtins__, _alias))
-
-import mxnet as mx  # noqa: E402
+from config import threads
+from config.errors import InstallError
+from config.gpus import CUDA_WHEEL, INSTALL_CUDA
+from config.libraries import named_library, remedy
+from config.version import installed_version
 
 __all__ = ["mx"]
+
+# Names that numpy 1.24 removed and that mxnet 1.9.1 or gluoncv 0.10.5 still use.
+_NUMPY_ALIASES = ("bool", "int", "float", "complex", "object", "str")
+
+# Folder in the nvidia-*-cu11 wheels and library that libmxnet.so links, each after the ones that it needs itself.
+_CUDA_LIBRARIES = (
+    ("cuda_runtime", "libcudart.so.11.0"),
+    ("cuda_nvrtc", "libnvrtc.so.11.2"),
+    ("nvtx", "libnvToolsExt.so.1"),
+    ("cublas", "libcublasLt.so.11"),
+    ("cublas", "libcublas.so.11"),
+    ("cufft", "libcufft.so.10"),
+    ("curand", "libcurand.so.10"),
+    ("cusparse", "libcusparse.so.11"),
+    ("cusolver", "libcusolver.so.11"),
+    ("cudnn", "libcudnn.so.8"),
+    ("nccl", "libnccl.so.2"),
+)
+
+
+def _set_environment() -> None:
+    if "mxnet" in sys.modules:
+        logging.getLogger(__name__).warning("mxnet was imported before config.runtime: it may use too few threads")
+    elif "OMP_NUM_THREADS" not in os.environ:
+        threads.configure()
+    # Optimizer state stays in the Module's own updater, where checkpoints can name it and resuming restores it.
+    os.environ.setdefault("MXNET_UPDATE_ON_KVSTORE", "0")
+
+
+def _add_numpy_aliases() -> None:
+    for name in _NUMPY_ALIASES:
+        if name not in np.__dict__:
+            setattr(np, name, getattr(builtins, name))
+
+
+def _load_cuda_libraries() -> None:
+    """Loads the libraries of the nvidia-*-cu11 wheels: the loader then finds them by name when it loads libmxnet.so.
+
+    Libraries that are not in wheels are left to the loader (a CUDA toolkit of the system).
+    """
+    spec = importlib.util.find_spec("nvidia") if installed_version(CUDA_WHEEL) else None
+    for place in (spec and spec.submodule_search_locations) or ():
+        for folder, name in _CUDA_LIBRARIES:
+            path = Path(place, folder, "lib", name)
+            if path.is_file():
+                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+
+
+def _import_mxnet() -> ModuleType:
+    try:
+        import mxnet
+    except (ImportError, OSError, AttributeError, RuntimeError) as error:
+        raise InstallError(_reason(error)) from error
+    return mxnet
+
+
+def _reason(error: Exception) -> str:
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing == "mxnet":
+        return f"mxnet is not installed: `pip install -e '.[cpu]'`, or {INSTALL_CUDA} for an NVIDIA GPU"
+    if missing == "distutils":
+        return "mxnet needs distutils, which Python 3.12 no longer has: pip install 'setuptools>=68,<81'"
+    library = named_library(error)
+    if library is None:
+        return f"mxnet cannot be loaded ({type(error).__name__}: {error}): `python -m tools.doctor` lists the versions"
+    if library == "libcuda.so.1":
+        return "mxnet-cu112 needs the NVIDIA driver (libcuda.so.1): install it, or mxnet==1.9.1 in place of mxnet-cu112"
+    if library in {name for _, name in _CUDA_LIBRARIES}:
+        return f"mxnet-cu112 does not find {library}: {INSTALL_CUDA}"
+    return f"mxnet needs the system library {library}: {remedy(library)}"
+
+
+_set_environment()
+_add_numpy_aliases()
+_load_cuda_libraries()
+mx: Any = _import_mxnet()
