@@ -1,0 +1,207 @@
+"""Checkpoints: sets of files under one prefix that exist completely or not at all.
+
+    PREFIX-symbol.json        the training symbol
+    PREFIX-0012.params        weights, plain MXNet
+    PREFIX-0012.optim.params  optimizer state by parameter name, plain MXNet arrays, never pickle
+    PREFIX-0012.json          epoch, num_update, learning rate, scores, seed, classes, network, sha256 and size of
+    the files
+
+The .json is renamed last: a set without it does not exist.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from config.errors import CheckpointError
+from dataset.files import AtomicFile, publish_all, write_atomically
+from dataset.sidecar import file_sha256
+from train.params_file import Params, read_arrays, read_params, stage_arrays, with_kinds
+
+FORMAT = 1
+MAX_META_BYTES = 16 << 20
+# Fields of the .json and their types.
+META_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "format": int,
+    "epoch": int,
+    "num_update": int,
+    "learning_rate": (int, float),
+    "scores": dict,
+    "seed": int,
+    "class_names": list,
+    "mean_pixels": list,
+    "data_shape": list,
+    "network": str,
+    "options": dict,
+    "batch_size": int,
+    "symbol_sha256": str,
+    "files": dict,
+}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One verified set. optimizer_state is read on demand (`load_optimizer_state`)."""
+
+    prefix: str
+    epoch: int
+    arg_params: Params
+    aux_params: Params
+    meta: dict[str, Any] = field(repr=False)
+
+
+def params_path(prefix: str, epoch: int) -> Path:
+    """PREFIX-0012.params."""
+    return Path(f"{prefix}-{epoch:04d}.params")
+
+
+def optimizer_path(prefix: str, epoch: int) -> Path:
+    """PREFIX-0012.optim.params."""
+    return Path(f"{prefix}-{epoch:04d}.optim.params")
+
+
+def meta_path(prefix: str, epoch: int) -> Path:
+    """PREFIX-0012.json."""
+    return Path(f"{prefix}-{epoch:04d}.json")
+
+
+def save_checkpoint(
+    prefix: str,
+    epoch: int,
+    symbol_json: str,
+    arg_params: Params,
+    aux_params: Params,
+    optimizer_state: Mapping[str, np.ndarray],
+    meta: Mapping[str, Any],
+) -> None:
+    """Writes one set: temporary names, fsync, read back, rename; the .json last.
+
+    Refuses weights that are not finite. CheckpointError names the file that could not be written; older sets stay
+    whole.
+    """
+    arrays = with_kinds(arg_params, aux_params)
+    broken = next((name for name, array in arrays.items() if not np.isfinite(array).all()), None)
+    if broken:
+        raise CheckpointError(f"{params_path(prefix, epoch)}: not written, {broken} holds values that are not finite")
+    staged: list[AtomicFile] = []
+    try:
+        Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(f"{prefix}-symbol.json"), symbol_json.encode())
+        staged.append(stage_arrays(params_path(prefix, epoch), arrays))
+        staged.append(stage_arrays(optimizer_path(prefix, epoch), optimizer_state))
+        files = {f.path.name: {"size": f.temporary.stat().st_size, "sha256": file_sha256(f.temporary)} for f in staged}
+        meta_file = AtomicFile(meta_path(prefix, epoch))
+        staged.append(meta_file)
+        text = json.dumps({"format": FORMAT, "epoch": epoch, **meta, "files": files}, indent=1) + "\n"
+        meta_file.file.write(text.encode("utf-8"))
+        publish_all(staged)
+    except OSError as error:
+        raise CheckpointError(
+            f"{params_path(prefix, epoch)}: not written ({error.strerror}); free space or change --prefix"
+        ) from error
+    finally:
+        for file in staged:
+            file.discard()
+
+
+def list_epochs(prefix: str) -> list[int]:
+    """Epochs of the sets under a prefix, ascending (those with a .json)."""
+    folder, name = Path(prefix).parent, re.escape(Path(prefix).name)
+    pattern = re.compile(name + r"-(\d{4,})\.json")
+    found = (pattern.fullmatch(path.name) for path in folder.glob("*.json")) if folder.is_dir() else ()
+    return sorted(int(match[1]) for match in found if match)
+
+
+def load_checkpoint(prefix: str, epoch: int | str = "auto") -> Checkpoint:
+    """Loads and verifies a set: of an epoch, of `best`, or of `auto` (the newest sound one; damaged ones are logged).
+
+    CheckpointError says what is missing or damaged and which epochs there are.
+    """
+    epochs = list_epochs(prefix)
+    if not epochs:
+        raise CheckpointError(f"{prefix}: no checkpoint there (looked for {prefix}-NNNN.json); check the prefix")
+    if epoch == "auto":
+        return _newest_sound(prefix, epochs)
+    if epoch == "best":
+        return load_checkpoint(prefix, best_epoch(prefix))
+    if not str(epoch).isdigit():
+        raise CheckpointError(f"epoch {epoch!r}: expected a number, `auto` or `best`")
+    number = int(epoch)
+    if number not in epochs:
+        raise CheckpointError(f"{prefix}: no checkpoint of epoch {number} (there are {', '.join(map(str, epochs))})")
+    meta = read_meta(prefix, number)
+    _verify(prefix, number, meta)
+    arg_params, aux_params = read_params(params_path(prefix, number))
+    return Checkpoint(prefix, number, arg_params, aux_params, meta)
+
+
+def load_optimizer_state(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """{parameter:k} -> k-th state array of that parameter; empty for an optimizer without state."""
+    return read_arrays(optimizer_path(checkpoint.prefix, checkpoint.epoch))
+
+
+def read_meta(prefix: str, epoch: int) -> dict[str, Any]:
+    """The .json of a set, its fields' types checked."""
+    path = meta_path(prefix, epoch)
+    try:
+        if path.stat().st_size > MAX_META_BYTES:
+            raise ValueError(f"larger than {MAX_META_BYTES} bytes")
+        meta = json.loads(path.read_text("utf-8"))
+        wrong = [name for name, kind in META_FIELDS.items() if not isinstance(meta.get(name), kind)]
+        if wrong or meta["epoch"] != epoch:
+            raise ValueError(f"field {wrong[0] if wrong else 'epoch'} is missing or wrong")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged ({error})") from error
+    return meta
+
+
+def best_epoch(prefix: str) -> int:
+    """The epoch that PREFIX-best.json names; CheckpointError where no epoch was validated."""
+    path = Path(f"{prefix}-best.json")
+    try:
+        return int(json.loads(path.read_text("utf-8"))["epoch"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: no best epoch is recorded; name an epoch") from error
+
+
+def write_best(prefix: str, epoch: int, name: str, score: float) -> None:
+    """Records the best epoch and its score in PREFIX-best.json."""
+    text = json.dumps({"epoch": epoch, "metric": name, "score": score}) + "\n"
+    write_atomically(Path(f"{prefix}-best.json"), text.encode())
+
+
+def remove_checkpoint(prefix: str, epoch: int) -> None:
+    """Removes a set, its .json first, so that a half-removed set does not exist."""
+    for path in (meta_path(prefix, epoch), params_path(prefix, epoch), optimizer_path(prefix, epoch)):
+        path.unlink(missing_ok=True)
+
+
+def _newest_sound(prefix: str, epochs: list[int]) -> Checkpoint:
+    problems = []
+    for epoch in reversed(epochs):
+        try:
+            return load_checkpoint(prefix, epoch)
+        except CheckpointError as error:
+            logger.warning("%s; trying the one before", error)
+            problems.append(str(error))
+    raise CheckpointError(f"{prefix}: no sound checkpoint ({problems[0]})")
+
+
+def _verify(prefix: str, epoch: int, meta: Mapping[str, Any]) -> None:
+    """Compares names, sizes and sha256 of the set's files with the .json."""
+    for path in (params_path(prefix, epoch), optimizer_path(prefix, epoch)):
+        expected = meta["files"].get(path.name)
+        if not isinstance(expected, dict):
+            raise CheckpointError(f"{path}: not listed in {meta_path(prefix, epoch).name}; was the set renamed?")
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing, the checkpoint of epoch {epoch} is incomplete")
+        if path.stat().st_size != expected.get("size") or file_sha256(path) != expected.get("sha256"):
+            raise CheckpointError(f"{path}: damaged (size or sha256 differs from {meta_path(prefix, epoch).name})")
