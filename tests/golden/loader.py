@@ -56,7 +56,7 @@ class Case:
 
     def get(self, role: str) -> Any:
         """`case[role]`, or None where the case does not have it."""
-        return self[role] if role in self else None
+        return None if role not in self.keys else self[role]
 
     def formula_input(self, role: str) -> np.ndarray:
         """The input `role` of args["formula_inputs"], regenerated and compared with its check values."""

@@ -1,0 +1,101 @@
+"""Anchors (priors, default boxes): those of MultiBoxPrior and those of ssd.pytorch's PriorBox."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from boxes.geometry import clip_to_unit
+
+
+@dataclass(frozen=True)
+class AnchorLayer:
+    """Anchors of one feature map, with the parameters of MultiBoxPrior.
+
+    Attributes:
+        sizes: anchor sizes as fractions of the image side.
+        ratios: width / height; ratios[0] goes with every size, the others with sizes[0] alone.
+        step: (y, x) distance of the cells as fractions of the image; (-1, -1) = 1 / feature map size.
+        offset: (y, x) place of the centre in its cell, in [0, 1].
+        clip: limit the corners to the image.
+    """
+
+    sizes: tuple[float, ...]
+    ratios: tuple[float, ...]
+    step: tuple[float, float] = (-1.0, -1.0)
+    offset: tuple[float, float] = (0.5, 0.5)
+    clip: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.sizes or not self.ratios or min(*self.sizes, *self.ratios, 1.0) <= 0:
+            raise ValueError(f"anchors need positive sizes and ratios, not {self.sizes} and {self.ratios}")
+        if (self.step[0] > 0) != (self.step[1] > 0):
+            raise ValueError(f"both steps are given or both are -1, not {self.step}")
+
+    @property
+    def per_cell(self) -> int:
+        """Anchors in each cell of the feature map."""
+        return len(self.sizes) + len(self.ratios) - 1
+
+
+def multibox_prior(feature_shape: tuple[int, int], layer: AnchorLayer) -> np.ndarray:
+    """Corner anchors (h * w * per_cell, 4) float32, as mx.nd.contrib.MultiBoxPrior gives them.
+
+    Rows y, columns x, then in each cell all sizes with ratios[0] and sizes[0] with the other ratios. The widths are
+    multiplied by h / w of the feature map, so that ratio 1 is square in pixels. Arithmetic as in the operator (float32).
+    """
+    height, width = feature_shape
+    centre_y = _centres(height, layer.step[0], layer.offset[0])
+    centre_x = _centres(width, layer.step[1], layer.offset[1])
+    half_w, half_h = _half_sizes(feature_shape, layer)
+    anchors = np.empty((height, width, layer.per_cell, 4), np.float32)
+    anchors[..., 0] = centre_x[None, :, None] - half_w
+    anchors[..., 1] = centre_y[:, None, None] - half_h
+    anchors[..., 2] = centre_x[None, :, None] + half_w
+    anchors[..., 3] = centre_y[:, None, None] + half_h
+    anchors = anchors.reshape(-1, 4)  # (h * w * per_cell, 4)
+    return clip_to_unit(anchors) if layer.clip else anchors
+
+
+def ssd_priors(prior_config: Mapping[str, Any]) -> np.ndarray:
+    """Centre-form priors (A, 4) float32 of ssd.pytorch's PriorBox (SSD, section 2.2).
+
+    Args:
+        prior_config: min_dim (image side), feature_maps (sides), steps, min_sizes, max_sizes (all in pixels),
+            aspect_ratios (per map, without 1 and without inverses), clip (of the centre-form numbers).
+    In each cell: min_size square, sqrt(min * max) square, then (ratio, 1 / ratio) pairs; centres are (cell + .5) * step.
+    """
+    fields = ("feature_maps", "steps", "min_sizes", "max_sizes", "aspect_ratios")
+    rows = zip(*(prior_config[field] for field in fields), strict=True)
+    side = prior_config["min_dim"]
+    priors = np.concatenate([_prior_map(side, *row) for row in rows])
+    return (np.clip(priors, 0, 1) if prior_config["clip"] else priors).astype(np.float32)
+
+
+def _prior_map(side: int, cells: int, step: float, low: float, high: float, ratios: list[float]) -> np.ndarray:
+    """Priors (cells * cells * (2 + 2 * ratios), 4) of one map, float64."""
+    shapes = [(low, low), (np.sqrt(low * high),) * 2]
+    for root in np.sqrt(ratios):
+        shapes += [(low * root, low / root), (low / root, low * root)]
+    priors = np.empty((cells, cells, len(shapes), 4))
+    centres = (np.arange(cells) + 0.5) * step
+    priors[..., 0] = centres[None, :, None]
+    priors[..., 1] = centres[:, None, None]
+    priors[..., 2:] = shapes
+    return priors.reshape(-1, 4) / side
+
+
+def _centres(cells: int, step: float, offset: float) -> np.ndarray:
+    """float32 centres (cells,) of the cells along one axis."""
+    pitch = np.float32(step) if step > 0 else np.float32(1) / np.float32(cells)
+    return (np.arange(cells, dtype=np.float32) + np.float32(offset)) * pitch
+
+
+def _half_sizes(feature_shape: tuple[int, int], layer: AnchorLayer) -> tuple[np.ndarray, np.ndarray]:
+    """Half widths and half heights (per_cell,) float32 of the anchors of a cell."""
+    height, width = feature_shape
+    sizes = np.array(layer.sizes + layer.sizes[:1] * (len(layer.ratios) - 1), np.float32)
+    ratios = np.array(layer.ratios[:1] * len(layer.sizes) + layer.ratios[1:], np.float32)
+    roots = np.sqrt(ratios)
+    return sizes * np.float32(height) / np.float32(width) * roots / 2, sizes / roots / 2

@@ -1,0 +1,107 @@
+"""Assigners: which anchor learns which object. Numpy only, so that they run in the iterator's workers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from boxes.anchors import AnchorLayer, multibox_prior
+from boxes.coders import encode
+from boxes.geometry import area, corners_to_centres, iou
+
+Size = tuple[int, int]
+CACHED_GRIDS = 64  # input sizes whose anchors a process keeps
+
+
+def match(boxes: np.ndarray, anchors: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Matches anchors to objects by the rule of ssd.pytorch's match() (SSD, section 2.2).
+
+    Every object forces its best anchor to be positive for it; where objects share one, the last object has it. Any other
+    anchor belongs to its best object (the first of equals) and is positive if their IoU is at least the threshold.
+
+    Args:
+        boxes: (n, 4) corners of the objects, n > 0, finite, each with an area.
+        anchors: (A, 4) corners.
+
+    Returns:
+        (A,) int index of each anchor's object, background anchors included, and (A,) bool: is it positive.
+    """
+    overlap = iou(boxes, anchors)  # (n, A)
+    best = overlap.max(axis=0)
+    positive = best >= threshold
+    order = np.arange(len(boxes), 0, -1, dtype=np.int32)[:, None]
+    owner = len(boxes) - ((overlap == best) * order).max(
+        axis=0
+    )  # first row that has the maximum; argmax(axis=0) is slow
+    forced = overlap.argmax(axis=1)
+    owner[forced] = np.arange(len(boxes))  # the last of equal indices is kept
+    positive[forced] = True
+    return owner, positive
+
+
+@dataclass(frozen=True)
+class SSDAssigner:
+    """Targets of an SSD for one image; contract in docs/architecture.md.
+
+    Attributes:
+        layers: anchors of each feature map.
+        feature_shapes: (h, w) of each feature map by input size (H, W).
+        threshold: IoU from which an anchor is positive.
+        variances: 2 or 4 numbers of the offsets.
+    """
+
+    layers: tuple[AnchorLayer, ...]
+    feature_shapes: Mapping[Size, tuple[Size, ...]]
+    threshold: float = 0.5
+    variances: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2)
+
+    def __call__(self, objects: np.ndarray, size: Size) -> dict[str, np.ndarray]:
+        """Targets of an image of input size (H, W) with objects (n, 6); objects without area are left out.
+
+        Returns:
+            cls_target (A,): 0 background, id + 1 otherwise; loc_target (A, 4): offsets of the positives, 0 elsewhere;
+            normaliser (1,): number of positives. All float32.
+        """
+        corners, centres = self._anchors(size)
+        objects = objects[_has_area(objects[:, 1:5])]
+        targets = {name: np.zeros(shape, np.float32) for name, shape in self.shapes(size).items()}
+        if len(objects):
+            owner, positive = match(objects[:, 1:5], corners, self.threshold)
+            rows = np.flatnonzero(positive)
+            owned = objects[owner[rows]]
+            targets["cls_target"][rows] = owned[:, 0] + 1
+            targets["loc_target"][rows] = encode(owned[:, 1:5], centres[rows], self.variances)
+            targets["normaliser"][:] = len(rows)
+        return targets
+
+    def shapes(self, size: Size) -> dict[str, tuple[int, ...]]:
+        """Shapes of the arrays for one image of input size (H, W)."""
+        count = len(self._anchors(size)[0])
+        return {"cls_target": (count,), "loc_target": (count, 4), "normaliser": (1,)}
+
+    def ignored(self, size: Size) -> dict[str, np.ndarray]:
+        """Arrays of a padding row: every anchor ignored (cls_target -1), nothing to normalise by."""
+        targets = {name: np.zeros(shape, np.float32) for name, shape in self.shapes(size).items()}
+        targets["cls_target"][:] = -1
+        return targets
+
+    def _anchors(self, size: Size) -> tuple[np.ndarray, np.ndarray]:
+        if size not in self.feature_shapes:
+            raise ValueError(f"no anchors for input size {size}; known are {sorted(self.feature_shapes)}")
+        return _anchor_grid(self.layers, self.feature_shapes[size])
+
+
+def _has_area(boxes: np.ndarray) -> np.ndarray:
+    """(n,) bool: boxes (n, 4) that are finite and have an area."""
+    return np.isfinite(boxes).all(axis=1) & (area(boxes) > 0)
+
+
+@lru_cache(maxsize=CACHED_GRIDS)
+def _anchor_grid(layers: tuple[AnchorLayer, ...], shapes: tuple[Size, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Anchors (A, 4) of all feature maps as corners and as centres, read-only; cached in the process, never pickled."""
+    maps = [multibox_prior(shape, layer) for shape, layer in zip(shapes, layers, strict=True)]
+    corners = np.concatenate(maps)
+    centres = corners_to_centres(corners)
+    corners.flags.writeable = centres.flags.writeable = False
+    return corners, centres

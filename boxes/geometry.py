@@ -1,0 +1,71 @@
+"""Box algebra on numpy arrays: forms of boxes, areas, intersections, IoU.
+
+Corner form is [xmin, ymin, xmax, ymax], centre form [cx, cy, w, h]. No area has a +1 and no ratio an epsilon. Every function
+keeps float32 and float64 and takes any leading axes unless it says otherwise.
+"""
+
+import numpy as np
+
+
+def corners_to_centres(boxes: np.ndarray) -> np.ndarray:
+    """Corner form (..., 4) to centre form (..., 4)."""
+    low, high = boxes[..., :2], boxes[..., 2:4]
+    return np.concatenate([(low + high) / 2, high - low], axis=-1)
+
+
+def centres_to_corners(boxes: np.ndarray) -> np.ndarray:
+    """Centre form (..., 4) to corner form (..., 4); not clipped."""
+    centre, half = boxes[..., :2], boxes[..., 2:4] / 2
+    return np.concatenate([centre - half, centre + half], axis=-1)
+
+
+def clip_to_unit(boxes: np.ndarray) -> np.ndarray:
+    """Limits every coordinate of corner boxes (..., 4) to [0, 1]; NaN stays NaN."""
+    return np.clip(boxes, 0, 1)
+
+
+def area(boxes: np.ndarray) -> np.ndarray:
+    """Areas (...) of corner boxes (..., 4); 0 for empty and inverted boxes."""
+    width = np.maximum(boxes[..., 2] - boxes[..., 0], 0)
+    return width * np.maximum(boxes[..., 3] - boxes[..., 1], 0)
+
+
+def intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection areas (n, m) of corner boxes a (n, 4) and b (m, 4); 0 where they do not overlap."""
+    return _overlap(a, b, 0) * _overlap(a, b, 1)
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """IoU (n, m) of corner boxes a (n, 4) and b (m, 4); 0 where both areas are 0."""
+    common = intersection(a, b)
+    union = area(a)[:, None] + area(b)
+    union -= common
+    np.maximum(union, np.finfo(union.dtype).tiny, out=union)  # 0 / 0 becomes 0, every other quotient stays
+    return np.divide(common, union, out=common)
+
+
+def paired_iou(a: np.ndarray, b: np.ndarray, border: float = 0.0) -> np.ndarray:
+    """IoU (n,) of each corner box of a (n, 4) with its partner in b (n, 4); 0 where the union is 0.
+
+    Args:
+        border: added to every width and height; 1 for boxes that hold the indices of their last pixels (VOC devkit).
+    """
+    grow = np.array([0, 0, border, border], a.dtype)
+    a, b = a + grow, b + grow
+    common = area(np.concatenate([np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:], b[:, 2:])], axis=1))
+    union = area(a) + area(b) - common
+    return common / np.maximum(union, np.finfo(union.dtype).tiny)
+
+
+def log_sum_exp(x: np.ndarray, axis: int = -1) -> np.ndarray:
+    """log(sum(exp(x))) along an axis, which stays with length 1; stable by the maximum of each row, not of the array."""
+    peak = x.max(axis=axis, keepdims=True)
+    return peak + np.log(np.exp(x - peak).sum(axis=axis, keepdims=True))
+
+
+def _overlap(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+    """Common lengths (n, m) along axis 0 (x) or 1 (y). Contiguous columns keep the inner loop over m fast."""
+    low_b, high_b = np.ascontiguousarray(b[:, axis]), np.ascontiguousarray(b[:, axis + 2])
+    common = np.minimum(a[:, axis + 2, None], high_b)
+    common -= np.maximum(a[:, axis, None], low_b)
+    return np.maximum(common, 0, out=common)

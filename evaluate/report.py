@@ -1,0 +1,49 @@
+"""Reports of an evaluation: table of AP per class and picture of the precision-recall curves."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from evaluate.voc_eval import ClassResult, VOCResult
+
+LABELLED_CURVES = 20  # with more classes the legend would hide the curves
+PICTURE_INCHES = (7.0, 5.5)
+PICTURE_DPI = 120
+
+
+def format_table(result: VOCResult) -> str:
+    """Text table with a line per class and the mean; '-' where a class has no objects to find."""
+    width = max([len("class"), *(len(one.name) for one in result.classes)])
+    lines = [f"{'class':<{width}}  {'AP':>6}  {'objects':>8}  {'detections':>10}  {'recall':>6}"]
+    lines += [
+        f"{one.name:<{width}}  {_cell(one.ap)}  {one.npos:>8}  {one.num_detections:>10}  {_cell(_final_recall(one))}"
+        for one in result.classes
+    ]
+    return "\n".join([*lines, f"{'mAP':<{width}}  {_cell(result.mean_ap)}"])
+
+
+def save_pr_curves(result: VOCResult, path: str | Path) -> None:
+    """Draws the precision-recall curve of every class that has objects; the suffix of `path` tells the format."""
+    figure = Figure(figsize=PICTURE_INCHES, dpi=PICTURE_DPI)
+    FigureCanvasAgg(figure)  # needs no display
+    axes = figure.add_subplot(
+        xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title=f"mAP {_cell(result.mean_ap).strip()}"
+    )
+    shown = [one for one in result.classes if one.npos]
+    for one in shown:
+        axes.step(one.recall, one.precision, where="post", label=f"{one.name} {one.ap:.3f}")
+    axes.grid(alpha=0.3)
+    if 0 < len(shown) <= LABELLED_CURVES:
+        axes.legend(loc="lower left", fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def _final_recall(one: ClassResult) -> float:
+    return one.true_positives / one.npos if one.npos else float("nan")
+
+
+def _cell(value: float) -> str:
+    return f"{'-':>6}" if np.isnan(value) else f"{value:6.4f}"
