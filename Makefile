@@ -1,23 +1,37 @@
-# Two commands for a new clone: `make demo` and `make test`. Everything runs in .venv, installed from the lock file.
+# Two commands for a new clone: `make demo` and `make test`. Everything runs in .venv, installed from a lock file.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+# requirements.lock: CPU; requirements-cu112.lock: NVIDIA GPU. Without LOCK, what .venv was made from stays.
+LOCK ?= $(or $(patsubst .venv/%.ready,%,$(firstword $(wildcard .venv/*.ready))),requirements.lock)
+OTHER_WHEEL = $(if $(findstring cu112,$(LOCK)),mxnet,mxnet-cu112)
 BIN := .venv/bin
-PACKAGES := config boxes dataset symbol train evaluate detect deploy tools
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+COMPILE := uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header --no-annotate --quiet
 
-.PHONY: help venv demo test test-slow format lint types imports unit lock clean
+.PHONY: help python venv demo test test-slow format-check lint types imports unit format lock clean
 
 help:
 	@echo "make demo        install, draw shapes, train a small SSD on them, export it, detect (about 6 minutes)"
 	@echo "make test        format check, lint, types, import contracts, default tests"
 	@echo "make test-slow   the tests marked slow as well"
+	@echo "make venv        install only; with LOCK=requirements-cu112.lock for an NVIDIA GPU"
 	@echo "make format      reformat the code"
-	@echo "make lock        recompute requirements.lock from pyproject.toml (needs uv)"
+	@echo "make lock        recompute the lock files from pyproject.toml (needs uv)"
+	@echo "make clean       remove .venv and caches"
 
-venv: .venv/ready
+python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo $(PYTHON)
 
-.venv/ready: requirements.lock
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; set PYTHON=/path/to/python3.11"; exit 2; }
+venv: .venv/$(LOCK).ready
+
+.venv/$(LOCK).ready: $(LOCK) pyproject.toml
+	@$(MAKE) --silent python >/dev/null
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@rm -f .venv/*.ready
+	@$(PIP) --quiet uninstall --yes $(OTHER_WHEEL)
+	$(PIP) install --require-hashes -r $(LOCK)
+	$(PIP) install --no-index --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: venv
@@ -25,7 +39,6 @@ demo: venv
 
 test: venv format-check lint types imports unit
 
-.PHONY: format-check
 format-check: venv
 	$(BIN)/ruff format --check .
 
@@ -49,8 +62,8 @@ format: venv
 	$(BIN)/ruff check --fix .
 
 lock:
-	uv pip compile pyproject.toml --extra cpu --extra dev --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-header --no-annotate -o requirements.lock
+	$(COMPILE) --extra cpu -o requirements.lock
+	$(COMPILE) --extra cu112 -o requirements-cu112.lock
 
 clean:
-	rm -rf .venv build
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
