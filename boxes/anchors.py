@@ -43,7 +43,7 @@ def multibox_prior(feature_shape: tuple[int, int], layer: AnchorLayer) -> np.nda
     """Corner anchors (h * w * per_cell, 4) float32, as mx.nd.contrib.MultiBoxPrior gives them.
 
     Rows y, columns x, then in each cell all sizes with ratios[0] and sizes[0] with the other ratios. The widths are
-    multiplied by h / w of the feature map, so that ratio 1 is square in pixels. Arithmetic as in the operator (float32).
+    multiplied by h / w of the feature map, so that ratio 1 is square in pixels. float32 arithmetic as in the operator.
     """
     height, width = feature_shape
     centre_y = _centres(height, layer.step[0], layer.offset[0])
@@ -64,7 +64,7 @@ def ssd_priors(prior_config: Mapping[str, Any]) -> np.ndarray:
     Args:
         prior_config: min_dim (image side), feature_maps (sides), steps, min_sizes, max_sizes (all in pixels),
             aspect_ratios (per map, without 1 and without inverses), clip (of the centre-form numbers).
-    In each cell: min_size square, sqrt(min * max) square, then (ratio, 1 / ratio) pairs; centres are (cell + .5) * step.
+    In each cell: min_size square, sqrt(min * max) square, (ratio, 1 / ratio) pairs; centres are (cell + .5) * step.
     """
     fields = ("feature_maps", "steps", "min_sizes", "max_sizes", "aspect_ratios")
     rows = zip(*(prior_config[field] for field in fields), strict=True)

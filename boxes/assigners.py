@@ -17,23 +17,21 @@ CACHED_GRIDS = 64  # input sizes whose anchors a process keeps
 def match(boxes: np.ndarray, anchors: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """Matches anchors to objects by the rule of ssd.pytorch's match() (SSD, section 2.2).
 
-    Every object forces its best anchor to be positive for it; where objects share one, the last object has it. Any other
+    Every object forces its best anchor to be positive for it; where objects share one, the last has it. Any other
     anchor belongs to its best object (the first of equals) and is positive if their IoU is at least the threshold.
 
     Args:
-        boxes: (n, 4) corners of the objects, n > 0, finite, each with an area.
+        boxes: (n, 4) corners of the objects, finite, each with an area; without objects no anchor is positive.
         anchors: (A, 4) corners.
 
     Returns:
         (A,) int index of each anchor's object, background anchors included, and (A,) bool: is it positive.
     """
     overlap = iou(boxes, anchors)  # (n, A)
-    best = overlap.max(axis=0)
+    best = overlap.max(axis=0, initial=0)
     positive = best >= threshold
     order = np.arange(len(boxes), 0, -1, dtype=np.int32)[:, None]
-    owner = len(boxes) - ((overlap == best) * order).max(
-        axis=0
-    )  # first row that has the maximum; argmax(axis=0) is slow
+    owner = len(boxes) - ((overlap == best) * order).max(axis=0, initial=0)  # overlap.argmax(axis=0), but faster
     forced = overlap.argmax(axis=1)
     owner[forced] = np.arange(len(boxes))  # the last of equal indices is kept
     positive[forced] = True
@@ -66,13 +64,12 @@ class SSDAssigner:
         corners, centres = self._anchors(size)
         objects = objects[_has_area(objects[:, 1:5])]
         targets = {name: np.zeros(shape, np.float32) for name, shape in self.shapes(size).items()}
-        if len(objects):
-            owner, positive = match(objects[:, 1:5], corners, self.threshold)
-            rows = np.flatnonzero(positive)
-            owned = objects[owner[rows]]
-            targets["cls_target"][rows] = owned[:, 0] + 1
-            targets["loc_target"][rows] = encode(owned[:, 1:5], centres[rows], self.variances)
-            targets["normaliser"][:] = len(rows)
+        owner, positive = match(objects[:, 1:5], corners, self.threshold)
+        rows = np.flatnonzero(positive)
+        owned = objects[owner[rows]]
+        targets["cls_target"][rows] = owned[:, 0] + 1
+        targets["loc_target"][rows] = encode(owned[:, 1:5], centres[rows], self.variances)
+        targets["normaliser"][:] = len(rows)
         return targets
 
     def shapes(self, size: Size) -> dict[str, tuple[int, ...]]:

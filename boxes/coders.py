@@ -34,7 +34,7 @@ def encode(boxes: np.ndarray, anchors: np.ndarray, variances: Sequence[float]) -
 
 
 def decode(offsets: np.ndarray, anchors: np.ndarray, variances: Sequence[float]) -> np.ndarray:
-    """Corner boxes (..., 4) from offsets (..., 4) and anchors (..., 4) in centre form; not clipped. Inverse of encode."""
+    """Corner boxes (..., 4) from offsets (..., 4) and centre-form anchors (..., 4): inverse of encode; not clipped."""
     scaled = offsets * expand_variances(variances, offsets.dtype)
     half = anchors[..., 2:] * np.exp(scaled[..., 2:]) / 2
     centre = anchors[..., :2] + scaled[..., :2] * anchors[..., 2:]

@@ -1,7 +1,7 @@
 """Box algebra on numpy arrays: forms of boxes, areas, intersections, IoU.
 
-Corner form is [xmin, ymin, xmax, ymax], centre form [cx, cy, w, h]. No area has a +1 and no ratio an epsilon. Every function
-keeps float32 and float64 and takes any leading axes unless it says otherwise.
+Corner form is [xmin, ymin, xmax, ymax], centre form [cx, cy, w, h]. No area has a +1 and no ratio an epsilon. Every
+function keeps float32 and float64.
 """
 
 import numpy as np
@@ -58,7 +58,7 @@ def paired_iou(a: np.ndarray, b: np.ndarray, border: float = 0.0) -> np.ndarray:
 
 
 def log_sum_exp(x: np.ndarray, axis: int = -1) -> np.ndarray:
-    """log(sum(exp(x))) along an axis, which stays with length 1; stable by the maximum of each row, not of the array."""
+    """log(sum(exp(x))) along an axis, which stays with length 1; stable in each row by its own maximum."""
     peak = x.max(axis=axis, keepdims=True)
     return peak + np.log(np.exp(x - peak).sum(axis=axis, keepdims=True))
 

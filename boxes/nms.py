@@ -1,4 +1,4 @@
-"""Greedy non-maximum suppression and the detections of an SSD in numpy: the reference that graphs are tested against."""
+"""Greedy non-maximum suppression and the detections of an SSD in numpy: the reference for tests of graphs."""
 
 from collections.abc import Sequence
 

@@ -12,8 +12,8 @@ from evaluate.voc_eval import VOCResult, VOCRule, voc_eval
 class MApMetric(mx.metric.EvalMetric):
     """VOC mAP; AP is the area under the precision-recall curve.
 
-    `get` covers what came since the last `reset` or `reset_local`, `get_global` what came since the last `reset`; both may
-    be asked at any time and are computed once per state. Without objects to find the value is nan.
+    `get` covers what came since the last `reset` or `reset_local`, `get_global` what came since the last `reset`; both
+    may be asked at any time and are computed once per state. Without objects to find the value is nan.
     """
 
     use_07_metric = False
@@ -65,10 +65,10 @@ class MApMetric(mx.metric.EvalMetric):
         """Adds a batch.
 
         Args:
-            labels: list whose first array, or an array itself, is (B, M, W) with W >= 5: rows [id, xmin, ymin, xmax, ymax,
+            labels: array (B, M, W >= 5), or list that starts with it: rows [id, xmin, ymin, xmax, ymax,
                 difficult, ...], id < 0 = unused row. Without the sixth column no object is difficult.
-            preds: list whose array number pred_idx, or an array itself, is (B, N, 6): rows [id, score, xmin, ymin, xmax,
-                ymax] in any order, id < 0 = no detection.
+            preds: array (B, N, 6), or list with it at pred_idx: rows [id, score, xmin, ymin, xmax, ymax] in any order,
+                id < 0 = no detection.
             pad: number of images at the end of the batch that do not count.
 
         Raises:

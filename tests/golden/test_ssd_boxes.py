@@ -1,0 +1,103 @@
+"""Box operations, priors, matching, NMS and detection of ssd.pytorch."""
+
+import numpy as np
+import pytest
+
+from boxes.anchors import ssd_priors
+from boxes.assigners import match
+from boxes.coders import decode, encode
+from boxes.geometry import centres_to_corners, intersection, iou, log_sum_exp
+from boxes.nms import nms
+from tests.golden.loader import Case, assert_close, cases
+
+
+@pytest.mark.parametrize("case", cases("ssd_intersect"), ids=str)
+def test_intersect(case: Case) -> None:
+    assert_close(case, "out", intersection(case["box_a"], case["box_b"]))
+
+
+@pytest.mark.parametrize("case", cases("ssd_jaccard"), ids=str)
+def test_jaccard(case: Case) -> None:
+    assert_close(case, "out", iou(case["box_a"], case["box_b"]))
+
+
+@pytest.mark.parametrize("case", cases("ssd_point_form"), ids=str)
+def test_point_form(case: Case) -> None:
+    assert_close(case, "out", centres_to_corners(case["priors"]))
+
+
+@pytest.mark.parametrize("case", cases("ssd_encode"), ids=str)
+def test_encode(case: Case) -> None:
+    assert_close(case, "out", encode(case["matched"], case["priors"], case.args["variances"]))
+
+
+@pytest.mark.parametrize("case", cases("ssd_decode"), ids=str)
+def test_decode(case: Case) -> None:
+    assert_close(case, "out", decode(case["loc"], case["priors"], case.args["variances"]))
+
+
+@pytest.mark.parametrize("case", cases("ssd_encode_decode"), ids=str)
+def test_encode_decode(case: Case) -> None:
+    priors, variances = case["priors"], case.args["variances"]
+    assert_close(case, "out", decode(encode(case["matched"], priors, variances), priors, variances))
+
+
+@pytest.mark.parametrize("case", cases("log_sum_exp"), ids=str)
+def test_log_sum_exp(case: Case) -> None:
+    assert_close(case, "out", log_sum_exp(case["x"], case.args["axis"]))
+
+
+@pytest.mark.parametrize("case", cases("ssd_prior_box"), ids=str)
+def test_priors(case: Case) -> None:
+    assert_close(case, "priors", ssd_priors(case.args["prior_config"]))
+
+
+@pytest.mark.parametrize("case", cases("ssd_match"), ids=str)
+def test_match(case: Case) -> None:
+    truths, variances = case["truths"], case.args["variances"]
+    priors = case["priors"] if "priors" in case else ssd_priors(case.args["prior_config"])
+    owner, positive = match(truths, centres_to_corners(priors), case.args["threshold"])
+    loc = encode(truths[owner], priors, variances)
+    assert_close(case, "conf_t", np.where(positive, case["labels"][owner] + 1, 0))
+    assert_close(case, "pos_index", np.flatnonzero(positive))
+    assert_close(case, "loc_t_pos", loc[positive])
+    if "loc_t" in case:
+        assert_close(case, "loc_t", loc)
+
+
+@pytest.mark.parametrize("case", cases("ssd_nms"), ids=str)
+def test_nms(case: Case) -> None:
+    boxes = case["boxes"]
+    keep = nms(boxes, case["scores"], case.args["overlap"], case.args["top_k"], keep_equal=True)
+    if case.args.get("compare") == "boxes":
+        np.testing.assert_array_equal(boxes[keep], boxes[case["keep"]])
+    else:
+        assert_close(case, "keep", keep)
+
+
+@pytest.mark.parametrize("case", cases("ssd_detect"), ids=str)
+def test_detect(case: Case) -> None:
+    """Per class: score > conf_thresh, best top_k, NMS; the intended form keeps the top_k best of the image."""
+    output = np.zeros_like(case["output"])
+    for image in range(len(output)):
+        boxes = decode(case["loc"][image], case["priors"], case.args["variances"])
+        for label in range(1, case.args["num_classes"]):
+            scores = case["conf"][image, :, label]
+            rows = np.flatnonzero(scores > case.args["conf_thresh"])
+            kept = nms(boxes[rows], scores[rows], case.args["nms_thresh"], case.args["top_k"], keep_equal=True)
+            rows = rows[kept]
+            output[image, label, : len(rows)] = np.concatenate([scores[rows, None], boxes[rows]], axis=1)
+    best = _only_best(output, case.args["top_k"])
+    for role, rows in {"output": output, "output_intended": best}.items():
+        if role in case.tolerance:
+            assert_close(case, role, rows)
+    for role, rows in {"counts": output, "counts_intended": best}.items():
+        if role in case.tolerance:
+            assert_close(case, role, (rows[..., 0] > 0).sum(axis=2))
+
+
+def _only_best(output: np.ndarray, top_k: int) -> np.ndarray:
+    """Zeroes the rows of each image that are not among its top_k scores over all classes."""
+    scores = output[..., 0].reshape(len(output), -1)  # (N, classes * rows)
+    rank = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1)
+    return np.where((rank < top_k).reshape(output.shape[:3])[..., None], output, 0)
