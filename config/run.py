@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from config.augment_options import TrainAugment
 from config.network_options import NetworkOptions
 from config.options import option
 
@@ -28,7 +29,7 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True)
-class TrainOptions(InputOptions, NetworkOptions, DeviceOptions):
+class TrainOptions(InputOptions, NetworkOptions, DeviceOptions, TrainAugment):
     """Options of train.py."""
 
     train_path: str = option("data/train.rec", "record to train on", "data")
@@ -115,3 +116,10 @@ class EvaluateOptions(DeviceOptions):
 def network_options(options: Any) -> dict[str, Any]:
     """The network's own options out of a command's: what get_symbol and get_symbol_train take."""
     return {field.name: getattr(options, field.name) for field in dataclasses.fields(NetworkOptions)}
+
+
+def augment_options(options: TrainOptions) -> TrainAugment | None:
+    """The augmentation of a training run; None = resize only."""
+    if options.augment == "none":
+        return None
+    return TrainAugment(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainAugment)})

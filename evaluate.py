@@ -1,0 +1,8 @@
+"""Evaluates a checkpoint: python evaluate.py --help."""
+
+from config.errors import run_command
+
+if __name__ == "__main__":
+    from evaluate.main import main
+
+    run_command(main)

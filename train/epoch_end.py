@@ -1,0 +1,130 @@
+"""The end of an epoch: metrics line, checkpoint, best and old ones, curves, TensorBoard, the next epoch's seed."""
+
+import logging
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from config.run import TrainOptions, network_options
+from config.runtime import mx
+from symbol.symbol_factory import input_size
+from train.callbacks import Progress, finite_values
+from train.checkpoint import best_epoch, list_epochs, remove_checkpoint, save_checkpoint, write_best
+from train.curves import save_curves
+from train.metric import MultiBoxMetric
+from train.module import DetectionModule
+from train.run_files import MetricsFile, ScalarWriter
+
+logger = logging.getLogger(__name__)
+CURVES_EVERY_SECONDS = 30.0
+
+
+def seed_epoch(seed: int, epoch: int) -> None:
+    """Seeds MXNet and numpy for an epoch from (seed, epoch) alone, so that a resumed run draws the same numbers."""
+    mixed = zlib.crc32(f"{seed}/{epoch}".encode())
+    mx.random.seed(mixed)
+    np.random.seed(mixed)
+
+
+class EpochEnd:
+    """Callback for the end of an epoch, after validation where there is one."""
+
+    def __init__(
+        self,
+        options: TrainOptions,
+        module: DetectionModule,
+        symbol_json: str,
+        symbol_sha256: str,
+        classes: tuple[str, ...],
+        metric: MultiBoxMetric,
+        begin_epoch: int,
+        progress: Progress,
+    ) -> None:
+        """metric: the training metric; progress: where the speed is known."""
+        self.options, self.module, self.classes, self.metric = options, module, classes, metric
+        self.symbol_json, self.symbol_sha256 = symbol_json, symbol_sha256
+        self.progress = progress
+        self.metrics = MetricsFile(options.prefix, begin_epoch)
+        self.scalars = ScalarWriter(options.prefix) if options.tensorboard else None
+        self.best = _best_of(self.metrics.records)
+        self._epoch_started = time.monotonic()
+        self._curves_drawn = 0.0
+
+    def without_validation(self, epoch: int, *_: Any) -> None:
+        """epoch_end_callback of fit."""
+        self._end(epoch, {})
+
+    def with_validation(self, param: Any) -> None:
+        """eval_end_callback of fit."""
+        self._end(param.epoch, finite_values(param.eval_metric.get_global_name_value()))
+
+    def _end(self, epoch: int, validation: dict[str, float]) -> None:
+        number = epoch + 1  # checkpoints are named by the number of epochs done
+        record = self._record(number, validation)
+        last = number >= self.options.end_epoch
+        is_best = bool(validation) and (self.best is None or validation.get("mAP", -1.0) > self.best)
+        if last or is_best or number % self.options.save_every == 0:
+            self._save(record)
+        if is_best:
+            self.best = validation.get("mAP", -1.0)
+            write_best(self.options.prefix, number, "mAP", self.best)
+            logger.info("Epoch[%d] best so far: mAP=%.4f", epoch, self.best)
+        self.metrics.append(record)
+        self._prune()
+        if self.scalars:
+            self.scalars.write(record)
+        self._draw_curves(last)
+        seed_epoch(self.options.seed, number)
+        self._epoch_started = time.monotonic()
+
+    def _record(self, number: int, validation: dict[str, float]) -> dict[str, Any]:
+        return {
+            "epoch": number,
+            "train": finite_values(self.metric.get_global_name_value()),
+            "validation": validation,
+            "learning_rate": self.module.learning_rate,
+            "num_update": self.module.num_update,
+            "seconds": round(time.monotonic() - self._epoch_started, 3),
+            "images_per_second": round(self.progress.images_per_second, 2),
+        }
+
+    def _save(self, record: dict[str, Any]) -> None:
+        options = self.options
+        meta = {
+            "num_update": record["num_update"],
+            "learning_rate": record["learning_rate"],
+            "scores": {"train": record["train"], "validation": record["validation"]},
+            "seed": options.seed,
+            "class_names": list(self.classes),
+            "mean_pixels": [options.mean_r, options.mean_g, options.mean_b],
+            "data_shape": list(input_size(options.data_shape)),
+            "network": options.network,
+            "options": network_options(options),
+            "batch_size": options.batch_size,
+            "symbol_sha256": self.symbol_sha256,
+        }
+        arg_params, aux_params = self.module.get_params()
+        state = self.module.optimizer_state()
+        save_checkpoint(options.prefix, record["epoch"], self.symbol_json, arg_params, aux_params, state, meta)
+
+    def _prune(self) -> None:
+        """Keeps the newest `keep` sets and the best one."""
+        if not self.options.keep:
+            return
+        best = best_epoch(self.options.prefix) if self.best is not None else None
+        for epoch in list_epochs(self.options.prefix)[: -self.options.keep]:
+            if epoch != best:
+                remove_checkpoint(self.options.prefix, epoch)
+
+    def _draw_curves(self, last: bool) -> None:
+        """Redraws the picture, not more often than every half minute: it costs a fraction of a second."""
+        if last or time.monotonic() - self._curves_drawn > CURVES_EVERY_SECONDS:
+            save_curves(self.metrics.records, Path(f"{self.options.prefix}-curves.png"))
+            self._curves_drawn = time.monotonic()
+
+
+def _best_of(records: list[dict[str, Any]]) -> float | None:
+    return max((record["validation"].get("mAP", -1.0) for record in records if record["validation"]), default=None)

@@ -1,0 +1,150 @@
+"""The one subclass of mx.mod.Module: labels by name, exact optimizer state, validation by a shared inference Module."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from config.errors import CheckpointError
+from config.runtime import mx
+from evaluate.scoring import score_detections
+
+Symbol = mx.sym.Symbol
+LOGGER = logging.getLogger(__name__)
+
+
+class DetectionModule(mx.mod.Module):
+    """Trains a detector's losses and validates its `det`; `fit` is mx.mod.Module's own."""
+
+    def __init__(
+        self,
+        symbol: Symbol,
+        detection_symbol: Symbol,
+        label_names: Sequence[str],
+        context: Sequence[mx.Context],
+        fixed_param_names: Sequence[str] = (),
+        optimizer_state: Mapping[str, np.ndarray] | None = None,
+        logger: logging.Logger = LOGGER,
+    ) -> None:
+        """symbol: training outputs without det; detection_symbol: get_symbol's det.
+
+        optimizer_state: {parameter:k} -> k-th state array, restored when the optimizer has been created.
+        """
+        super().__init__(
+            symbol,
+            data_names=("data",),
+            label_names=tuple(label_names),
+            context=list(context),
+            fixed_param_names=list(fixed_param_names),
+            logger=logger,
+        )
+        self._detection_symbol = detection_symbol
+        self._restored_state = optimizer_state
+        self._inference: mx.mod.Module | None = None
+        self._used_labels: list[int] = []
+
+    def bind(self, data_shapes: Any, label_shapes: Any = None, **options: Any) -> None:
+        """Binds only the labels that the graph reads; an iterator may offer more."""
+        offered = [desc[0] for desc in label_shapes or ()]
+        self._used_labels = [k for k, name in enumerate(offered) if name in self._label_names]
+        super().bind(data_shapes, [label_shapes[k] for k in self._used_labels] or None, **options)
+
+    def forward(self, data_batch: mx.io.DataBatch, is_train: bool | None = None) -> None:
+        """As Module.forward, with the batch's labels reduced to those bound."""
+        labels = [data_batch.label[k] for k in self._used_labels]
+        super().forward(mx.io.DataBatch(data_batch.data, labels, pad=data_batch.pad), is_train)
+
+    def update_metric(self, eval_metric: mx.metric.EvalMetric, labels: Any, pre_sliced: bool = False) -> None:
+        """Hands the outputs of each context to the metric; labels are part of the outputs where a metric needs them."""
+        for executor in self._exec_group.execs:
+            eval_metric.update([], executor.outputs)
+
+    def init_optimizer(self, *args: Any, **options: Any) -> None:
+        """Creates the optimizer, then restores the state given to the constructor."""
+        super().init_optimizer(*args, **options)
+        if self._restored_state:
+            self._restore_optimizer(self._restored_state)
+            self._restored_state = None
+
+    def optimizer_state(self) -> dict[str, np.ndarray]:
+        """{parameter:k} -> k-th state array (momentum; adam: mean, variance) of the first context."""
+        states: dict[str, np.ndarray] = {}
+        for index, name in enumerate(self._exec_group.param_names):
+            state = self._updater.states.get(index * len(self._context))
+            for k, array in enumerate(_as_arrays(state)):
+                states[f"{name}:{k}"] = array.asnumpy()
+        return states
+
+    @property
+    def num_update(self) -> int:
+        """Updates made so far, in this run and those it continues."""
+        return self._optimizer.num_update
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the newest update."""
+        return float(self._optimizer.learning_rate)
+
+    def _restore_optimizer(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Creates the state of every trained parameter and fills it; CheckpointError where the shapes do not fit."""
+        used = set()
+        for index, (name, weights) in enumerate(
+            zip(self._exec_group.param_names, self._exec_group.param_arrays, strict=True)
+        ):
+            if name in self._fixed_param_names:
+                continue
+            for device, weight in enumerate(weights):
+                key = index * len(self._context) + device
+                state = self._optimizer.create_state_multi_precision(key, weight)
+                for k, array in enumerate(_as_arrays(state)):
+                    _fill(array, saved, f"{name}:{k}")
+                    used.add(f"{name}:{k}")
+                self._updater.states[key] = state
+                self._updater.states_synced[key] = True
+        unused = sorted(set(saved) - used)
+        if unused:
+            raise CheckpointError(f"optimizer state {unused[0]} has no place in this run; resume with the same options")
+
+    def score(
+        self,
+        eval_data: mx.io.DataIter,
+        eval_metric: mx.metric.EvalMetric,
+        num_batch: int | None = None,
+        batch_end_callback: Callable | None = None,
+        score_end_callback: Any = None,
+        reset: bool = True,
+        epoch: int = 0,
+        sparse_row_id_fn: Callable | None = None,
+    ) -> list[tuple[str, float]]:
+        """Validates `det` over one pass of eval_data; padding rows are not counted. Returns the metric's pairs."""
+        if self._inference is None:
+            self._inference = mx.mod.Module(
+                self._detection_symbol,
+                data_names=("data",),
+                label_names=None,
+                context=self._context,
+                logger=self.logger,
+            )
+            self._inference.bind(eval_data.provide_data, for_training=False, shared_module=self)
+        if reset:
+            eval_data.reset()
+        batches = score_detections(self._inference, eval_data, eval_metric, num_batch)
+        param = mx.model.BatchEndParam(epoch=epoch, nbatch=batches, eval_metric=eval_metric, locals=None)
+        callbacks = score_end_callback if isinstance(score_end_callback, (list, tuple)) else [score_end_callback]
+        for callback in filter(None, callbacks):
+            callback(param)
+        return eval_metric.get_global_name_value()
+
+
+def _as_arrays(state: Any) -> list[mx.nd.NDArray]:
+    """The arrays of an optimizer's state, which is None, one array or a tuple."""
+    if state is None:
+        return []
+    return [array for array in (state if isinstance(state, (list, tuple)) else [state]) if array is not None]
+
+
+def _fill(array: mx.nd.NDArray, saved: Mapping[str, np.ndarray], name: str) -> None:
+    if name not in saved or saved[name].shape != array.shape:
+        raise CheckpointError(f"optimizer state {name} is missing or has another shape; resume with the same options")
+    array[:] = saved[name]

@@ -1,0 +1,142 @@
+"""What a run leaves beside its checkpoints: log file, metrics.jsonl, run.json, a lock, TensorBoard scalars."""
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from config.errors import OptionError
+from config.options import to_mapping
+from config.run import TrainOptions
+from config.runtime import mx
+from dataset.files import write_atomically
+from dataset.sidecar import tool_version
+
+
+class _BarHandler(logging.Handler):
+    """Writes log lines to stderr above a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def log_to_terminal() -> None:
+    """Sends the log to stderr, above progress bars; called by the commands."""
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    handler = _BarHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    root.addHandler(handler)
+
+
+@contextmanager
+def log_to_file(path: Path) -> Iterator[None]:
+    """Appends the log to a file, too."""
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise OptionError(f"--log {path}: cannot be written ({error.strerror})") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def lock_prefix(prefix: str) -> TextIO:
+    """Holds PREFIX.lock until the file is closed; OptionError where another run holds it or it cannot be written."""
+    path = Path(f"{prefix}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - held for the run
+    except OSError as error:
+        raise OptionError(f"--prefix {prefix}: {path.parent} cannot be written ({error.strerror})") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise OptionError(f"--prefix {prefix}: another run is writing there; choose another --prefix") from error
+    return file
+
+
+def resume_command(argv: Sequence[str] | None = None) -> str:
+    """The command that continues this run: its own with `--resume auto`."""
+    words = list(sys.argv if argv is None else argv)
+    kept: list[str] = []
+    for k, word in enumerate(words):
+        follows = k > 0 and words[k - 1] in ("--resume", "--finetune")
+        if not follows and word.split("=")[0] not in ("--resume", "--finetune", "--overwrite"):
+            kept.append(word)
+    return " ".join(["python", *map(shlex.quote, kept), "--resume", "auto"])
+
+
+def write_run_file(prefix: str, options: TrainOptions) -> None:
+    """PREFIX-run.json: options, command and versions."""
+    content = {
+        "command": shlex.join(sys.argv),
+        "continue": resume_command(),
+        "options": to_mapping(options),
+        "versions": {"trainer": tool_version(), "mxnet": mx.__version__, "python": platform.python_version()},
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+    }
+    write_atomically(Path(f"{prefix}-run.json"), (json.dumps(content, indent=1) + "\n").encode())
+
+
+class MetricsFile:
+    """PREFIX-metrics.jsonl: one JSON object per epoch."""
+
+    def __init__(self, prefix: str, begin_epoch: int) -> None:
+        """Keeps the lines of epochs before begin_epoch and cuts the others."""
+        self.path = Path(f"{prefix}-metrics.jsonl")
+        self.records = [record for record in self._read() if record["epoch"] <= begin_epoch]
+        self._write()
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Adds the line of an epoch."""
+        self.records.append(record)
+        self._write()
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.is_file():
+            return []
+        try:
+            return [json.loads(line) for line in self.path.read_text("utf-8").splitlines()]
+        except (ValueError, KeyError) as error:
+            raise OptionError(f"{self.path}: damaged ({error}); move it away") from error
+
+    def _write(self) -> None:
+        lines = "".join(json.dumps(record) + "\n" for record in self.records)
+        write_atomically(self.path, lines.encode())
+
+
+class ScalarWriter:
+    """TensorBoard scalars in PREFIX-tensorboard."""
+
+    def __init__(self, prefix: str) -> None:
+        """OptionError where tensorboardX is not installed."""
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise OptionError("--tensorboard needs tensorboardX: pip install 'tensorboardX>=2.6.5'") from error
+        self._writer = SummaryWriter(f"{prefix}-tensorboard")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Writes the losses, scores and learning rate of an epoch."""
+        scalars = {f"{part}/{name}": value for part in ("train", "validation") for name, value in record[part].items()}
+        for name, value in {**scalars, "learning_rate": record["learning_rate"]}.items():
+            self._writer.add_scalar(name, value, record["epoch"])
+        self._writer.flush()

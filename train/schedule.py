@@ -1,0 +1,60 @@
+"""Learning-rate schedules: functions of the number of updates alone, so that a resumed run continues on the same
+curve."""
+
+import math
+from collections.abc import Sequence
+
+from config.run import TrainOptions
+from config.runtime import mx
+
+Scheduler = mx.lr_scheduler.LRScheduler
+NEVER = 2**31 - 1
+
+
+def get_lr_scheduler(
+    learning_rate: float,
+    lr_refactor_step: Sequence[float],
+    lr_refactor_ratio: float,
+    num_example: int,
+    batch_size: int,
+    begin_epoch: int = 0,
+    warmup_updates: int = 0,
+) -> tuple[float, Scheduler | None]:
+    """(start rate, scheduler): the rate is multiplied by the ratio at each of these epochs.
+
+    begin_epoch > 0 is for a run whose updates are counted from there (weights alone were loaded): steps that lie behind
+    lower the start rate, those ahead become relative. A run resumed with its number of updates passes 0. A ratio >=
+    1, or no step left, means a constant rate (scheduler None, unless there is a warm-up).
+    """
+    if lr_refactor_ratio >= 1:
+        return learning_rate, _constant(learning_rate, warmup_updates)
+    batches = max(1, math.ceil(num_example / batch_size))
+    past = sum(step <= begin_epoch for step in lr_refactor_step) if begin_epoch else 0
+    rate = learning_rate * lr_refactor_ratio**past
+    ahead = sorted(round(batches * (step - begin_epoch)) for step in lr_refactor_step if step > begin_epoch)
+    ahead = [step for k, step in enumerate(ahead) if step > 0 and step not in ahead[:k]]
+    if not ahead:
+        return rate, _constant(rate, warmup_updates)
+    return rate, mx.lr_scheduler.MultiFactorScheduler(
+        step=ahead, factor=lr_refactor_ratio, base_lr=rate, warmup_steps=warmup_updates
+    )
+
+
+def make_schedule(options: TrainOptions, num_example: int, relative_to: int = 0) -> tuple[float, Scheduler | None]:
+    """(start rate, scheduler) of a run's options; relative_to = begin_epoch where weights alone were loaded."""
+    batches = max(1, math.ceil(num_example / options.batch_size))
+    warmup = round(options.warmup_epochs * batches)
+    if options.lr_schedule == "steps":
+        return get_lr_scheduler(
+            options.lr, options.lr_steps, options.lr_factor, num_example, options.batch_size, relative_to, warmup
+        )
+    updates = max(warmup + 1, (options.end_epoch - relative_to) * batches)
+    return options.lr, mx.lr_scheduler.CosineScheduler(
+        max_update=updates, base_lr=options.lr, final_lr=options.lr_final, warmup_steps=warmup
+    )
+
+
+def _constant(rate: float, warmup_updates: int) -> Scheduler | None:
+    if not warmup_updates:
+        return None
+    return mx.lr_scheduler.MultiFactorScheduler(step=[NEVER], factor=0.1, base_lr=rate, warmup_steps=warmup_updates)

@@ -1,0 +1,132 @@
+"""Where a run starts: from scratch, from weights alone, or exactly where an earlier one stopped."""
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from config.errors import CheckpointError, OptionError
+from config.run import TrainOptions, network_options
+from symbol.layers import matches
+from symbol.symbol_factory import get_symbol_train, input_size
+from train.checkpoint import Checkpoint, list_epochs, load_checkpoint, load_optimizer_state, params_path
+from train.params_file import Params, read_params
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """First epoch, weights (None = initialise), and for an exact continuation the number of updates and optimizer state."""
+
+    epoch: int = 0
+    arg_params: Params | None = None
+    aux_params: Params | None = None
+    num_update: int = 0
+    optimizer_state: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def find_start(options: TrainOptions, classes: tuple[str, ...], symbol_sha256: str) -> Start:
+    """The start that --resume, --finetune or --pretrained asks for; what does not fit raises before anything is written."""
+    if options.resume not in ("-1", "") and options.finetune >= 0:
+        raise OptionError("--resume and --finetune exclude each other: continue a run, or start anew from its weights")
+    if options.resume not in ("-1", ""):
+        return _resume(options, classes, symbol_sha256)
+    _refuse_overwriting(options)
+    if options.finetune >= 0:
+        return _from_weights(options, len(classes), options.prefix, options.finetune)
+    if options.pretrained:
+        return _from_weights(options, len(classes), options.pretrained, options.epoch)
+    if options.begin_epoch >= options.end_epoch:
+        raise OptionError(f"--begin-epoch {options.begin_epoch} is not before --end-epoch {options.end_epoch}")
+    return Start(epoch=options.begin_epoch)
+
+
+def _resume(options: TrainOptions, classes: tuple[str, ...], symbol_sha256: str) -> Start:
+    if options.resume != "auto" and not options.resume.isdigit():
+        raise OptionError(f"--resume {options.resume!r}: expected an epoch or `auto`")
+    if options.resume == "auto" and not list_epochs(options.prefix):
+        logger.info("no checkpoint under %s yet: starting from the beginning", options.prefix)
+        return find_start(replace(options, resume="-1"), classes, symbol_sha256)
+    checkpoint = load_checkpoint(options.prefix, options.resume)
+    _refuse_other_run(options, checkpoint, classes, symbol_sha256)
+    if checkpoint.epoch >= options.end_epoch:
+        raise OptionError(
+            f"{options.prefix} is trained up to epoch {checkpoint.epoch}; raise --end-epoch above it to train further"
+        )
+    logger.info("continuing %s after epoch %d", options.prefix, checkpoint.epoch)
+    return Start(
+        epoch=checkpoint.epoch,
+        arg_params=checkpoint.arg_params,
+        aux_params=checkpoint.aux_params,
+        num_update=checkpoint.meta["num_update"],
+        optimizer_state=load_optimizer_state(checkpoint),
+    )
+
+
+def _refuse_other_run(
+    options: TrainOptions, checkpoint: Checkpoint, classes: tuple[str, ...], symbol_sha256: str
+) -> None:
+    """A resumed run has the network, classes, batch size and seed of its prefix."""
+    given: dict[str, Any] = {
+        "network": options.network,
+        "data_shape": list(input_size(options.data_shape)),
+        "class_names": list(classes),
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+        "symbol_sha256": symbol_sha256,
+    }
+    for name, value in given.items():
+        if checkpoint.meta[name] != value:
+            was = "other network options" if name == "symbol_sha256" else f"{name} {checkpoint.meta[name]}, not {value}"
+            raise OptionError(
+                f"{options.prefix} was trained with {was}; resume with the same options, or start anew with --finetune "
+                f"{checkpoint.epoch} and another --prefix"
+            )
+
+
+def _refuse_overwriting(options: TrainOptions) -> None:
+    epochs = list_epochs(options.prefix)
+    if epochs and not options.overwrite and options.finetune < 0:
+        raise OptionError(
+            f"{options.prefix} has checkpoints up to epoch {epochs[-1]}; add --resume auto to continue, --overwrite to "
+            "start anew, or choose another --prefix"
+        )
+
+
+def _from_weights(options: TrainOptions, num_classes: int, prefix: str, epoch: int) -> Start:
+    """Weights alone: those that fit by name and shape are used, the others are initialised; both are listed."""
+    if not params_path(prefix, epoch).is_file():
+        raise CheckpointError(f"{params_path(prefix, epoch)}: no such file; check the prefix and the epoch")
+    arg_params, aux_params = read_params(params_path(prefix, epoch))
+    symbol = get_symbol_train(options.network, options.data_shape, num_classes, **network_options(options))
+    arg_shapes, _, aux_shapes = symbol.infer_shape_partial(data=(1, 3, *input_size(options.data_shape)))
+    wanted = dict(zip(symbol.list_arguments(), arg_shapes, strict=True))
+    labels = {"data", "label", "cls_target", "loc_target", "normaliser"}
+    wanted = {name: shape for name, shape in wanted.items() if name not in labels}
+    wanted_aux = dict(zip(symbol.list_auxiliary_states(), aux_shapes, strict=True))
+    kept_arg, kept_aux = _fitting(arg_params, wanted), _fitting(aux_params, wanted_aux)
+    _report(prefix, epoch, {**wanted, **wanted_aux}, {**arg_params, **aux_params}, {**kept_arg, **kept_aux}, options)
+    return Start(epoch=options.begin_epoch, arg_params=kept_arg, aux_params=kept_aux)
+
+
+def _fitting(params: Params, wanted: dict[str, tuple[int, ...]]) -> Params:
+    return {name: array for name, array in params.items() if name in wanted and array.shape == wanted[name]}
+
+
+def _report(
+    prefix: str, epoch: int, wanted: dict[str, Any], found: Params, kept: Params, options: TrainOptions
+) -> None:
+    """Logs what was loaded, re-initialised, unused and frozen; nothing loaded at all is an error."""
+    if not kept:
+        raise CheckpointError(
+            f"{params_path(prefix, epoch)}: none of its {len(found)} parameters fits --network {options.network}"
+        )
+    fresh = [name for name in wanted if name not in kept]
+    unused = [name for name in found if name not in kept and name not in wanted]
+    frozen = [name for name in wanted if matches(options.freeze, name)]
+    logger.info("%s: %d of %d parameters loaded", params_path(prefix, epoch), len(kept), len(wanted))
+    for title, names in (("initialised anew", fresh), ("in the file but unused", unused), ("frozen", frozen)):
+        if names:
+            logger.info("%s (%d): %s", title, len(names), " ".join(names))

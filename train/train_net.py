@@ -1,0 +1,201 @@
+"""Trains a detector: checks everything first, then hands over to mx.mod.Module.fit."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from config.errors import DataError, OptionError
+from config.run import TrainOptions, augment_options, network_options
+from config.runtime import mx
+from dataset.iterator import DetRecordIter
+from dataset.sidecar import Sidecar, read_sidecar
+from evaluate.eval_metric import MApMetric, VOC07MApMetric
+from symbol.layers import matches
+from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, input_size, label_names
+from train.callbacks import FiniteGuard, Progress
+from train.devices import contexts
+from train.epoch_end import EpochEnd, seed_epoch
+from train.metric import MultiBoxMetric
+from train.module import DetectionModule
+from train.run_files import lock_prefix, log_to_file, resume_command, write_run_file
+from train.schedule import make_schedule
+from train.start import Start, find_start
+
+Symbol = mx.sym.Symbol
+logger = logging.getLogger(__name__)
+
+
+def train_net(options: TrainOptions) -> None:
+    """Trains, validates each epoch and leaves checkpoints, metrics and pictures under options.prefix.
+
+    Mistakes raise a UserError before the first batch. On one CPU context a resumed run ends with the same bits as an
+    uninterrupted one (same threads, batch size and CPU type).
+    """
+    devices = contexts(options)
+    sidecars = _read_sidecars(options)
+    classes = class_names(options, sidecars[0])
+    with ExitStack() as stack:
+        stack.enter_context(lock_prefix(options.prefix))
+        symbol = _training_symbol(options, len(classes))
+        start = find_start(options, classes, symbol_digest(symbol))
+        stack.enter_context(log_to_file(Path(options.log or f"{options.prefix}-train.log")))
+        write_run_file(options.prefix, options)
+        train_iter, val_iter = _iterators(options, len(classes), sidecars, start.epoch)
+        for iterator in filter(None, (train_iter, val_iter)):
+            stack.callback(iterator.close)
+        try:
+            _fit(options, devices, classes, symbol, start, train_iter, val_iter)
+        except KeyboardInterrupt:
+            logger.warning("interrupted; continue with: %s", resume_command())
+            raise
+
+
+def _fit(
+    options: TrainOptions,
+    devices: Sequence[mx.Context],
+    classes: tuple[str, ...],
+    symbol: Symbol,
+    start: Start,
+    train_iter: DetRecordIter,
+    val_iter: DetRecordIter | None,
+) -> None:
+    """Everything that mx.mod.Module.fit needs, then fit."""
+    settings = network_options(options)
+    module = DetectionModule(
+        without_det(symbol),
+        get_symbol(options.network, options.data_shape, len(classes), **settings),
+        label_names(**settings),
+        devices,
+        fixed_param_names=[name for name in symbol.list_arguments() if matches(options.freeze, name)],
+        optimizer_state=start.optimizer_state,
+        logger=logger,
+    )
+    metric = MultiBoxMetric(num_contexts=len(devices))
+    progress = Progress(options.batch_size, options.frequent, train_iter.num_batches, options.end_epoch)
+    epoch_end = EpochEnd(
+        options, module, symbol.tojson(), symbol_digest(symbol), classes, metric, start.epoch, progress
+    )
+    seed_epoch(options.seed, start.epoch)
+    module.fit(
+        train_iter,
+        eval_data=val_iter,
+        eval_metric=metric,
+        validation_metric=_validation_metric(options, classes),
+        batch_end_callback=[FiniteGuard(), progress],
+        epoch_end_callback=None if val_iter else epoch_end.without_validation,
+        eval_end_callback=epoch_end.with_validation,
+        kvstore="local",
+        optimizer=options.optimizer,
+        optimizer_params=_optimizer_params(options, start, train_iter.num_examples, len(devices)),
+        initializer=mx.init.Xavier(),
+        arg_params=start.arg_params,
+        aux_params=start.aux_params,
+        allow_missing=True,
+        begin_epoch=start.epoch,
+        num_epoch=options.end_epoch,
+    )
+
+
+def without_det(symbol: Symbol) -> Symbol:
+    """The training outputs of get_symbol_train without the last, det: training does not compute it."""
+    return mx.sym.Group([symbol[k] for k in range(len(symbol.list_outputs()) - 1)])
+
+
+def symbol_digest(symbol: Symbol) -> str:
+    """sha256 of the training part of a training symbol: equal for equal networks and losses."""
+    return hashlib.sha256(without_det(symbol).tojson().encode()).hexdigest()
+
+
+def class_names(options: TrainOptions, sidecar: Sidecar | None) -> tuple[str, ...]:
+    """Classes of the run: those given, else the record's; OptionError where the two disagree or neither is there."""
+    names = options.class_names or (sidecar.class_names if sidecar else ())
+    if not names:
+        names = tuple(f"class{k}" for k in range(options.num_class or 0))
+    if not names:
+        raise OptionError(
+            f"{options.train_path} has no sidecar that names its classes; give --class-names or --num-class"
+        )
+    if options.num_class not in (None, len(names)):
+        raise OptionError(
+            f"--num-class {options.num_class}, but there are {len(names)} class names ({', '.join(names)})"
+        )
+    if sidecar and len(names) != len(sidecar.class_names):
+        raise OptionError(
+            f"--class-names has {len(names)} names, but {options.train_path} holds {len(sidecar.class_names)} classes "
+            f"({', '.join(sidecar.class_names)})"
+        )
+    return names
+
+
+def _read_sidecars(options: TrainOptions) -> list[Sidecar | None]:
+    """Sidecars of the training and validation record; DataError where a record is missing or their classes differ."""
+    sidecars = []
+    for flag, path in (("--train-path", options.train_path), ("--val-path", options.val_path)):
+        if path and not Path(path).is_file():
+            raise DataError(f"{flag} {path}: no such file; make it with tools/prepare_dataset.py")
+        sidecars.append(read_sidecar(path) if path else None)
+    train, val = sidecars
+    if train and val and train.class_names != val.class_names:
+        raise DataError(
+            f"{options.train_path} and {options.val_path} hold different classes ({', '.join(train.class_names)}; "
+            f"{', '.join(val.class_names)}); pack both with the same --class-names"
+        )
+    return sidecars
+
+
+def _training_symbol(options: TrainOptions, num_classes: int) -> Symbol:
+    return get_symbol_train(options.network, options.data_shape, num_classes, **network_options(options))
+
+
+def _iterators(
+    options: TrainOptions, num_classes: int, sidecars: Sequence[Sidecar | None], epoch: int
+) -> tuple[DetRecordIter, DetRecordIter | None]:
+    """The training iterator at its epoch and the validation iterator, with labels of the same width."""
+    widest = max((s.max_objects for s in sidecars if s), default=0)
+    common: dict[str, Any] = {
+        "batch_size": options.batch_size,
+        "data_shape": (3, *input_size(options.data_shape)),
+        "mean_pixels": (options.mean_r, options.mean_g, options.mean_b),
+        "max_objects": options.label_width or widest or None,
+        "num_classes": num_classes,
+        "workers": options.workers,
+    }
+    assigner = get_assigner(options.network, options.data_shape, num_classes, **network_options(options))
+    train = DetRecordIter(
+        options.train_path,
+        augment=augment_options(options),
+        assigner=assigner,
+        shuffle=True,
+        seed=options.seed,
+        epoch=epoch,
+        **common,
+    )
+    return train, DetRecordIter(options.val_path, augment=None, **common) if options.val_path else None
+
+
+def _validation_metric(options: TrainOptions, classes: tuple[str, ...]) -> MApMetric:
+    kind = VOC07MApMetric if options.voc07 else MApMetric
+    return kind(ovp_thresh=options.overlap, use_difficult=options.use_difficult, class_names=list(classes))
+
+
+def _optimizer_params(options: TrainOptions, start: Start, num_example: int, num_contexts: int) -> dict[str, Any]:
+    """Arguments of the optimizer. Updates are counted from the start of training, so that schedules stay absolute."""
+    relative_to = start.epoch if start.num_update == 0 else 0
+    rate, scheduler = make_schedule(options, num_example, relative_to)
+    # The paper's losses are divided by the positives of the global batch: gradients of the contexts add up. The classic
+    # outputs are normalised in each context.
+    params: dict[str, Any] = {
+        "learning_rate": rate,
+        "wd": options.wd,
+        "lr_scheduler": scheduler,
+        "rescale_grad": 1.0 if options.targets == "paper" else 1.0 / num_contexts,
+        "begin_num_update": start.num_update,
+    }
+    if options.optimizer in ("sgd", "nag"):
+        params["momentum"] = options.momentum
+    if options.clip_gradient:
+        params["clip_gradient"] = options.clip_gradient
+    return params
