@@ -2,12 +2,16 @@
 
 A field is declared with option(); its annotation is one of bool, int, float, str, tuple[int, ...], tuple[float, ...],
 tuple[str, ...], or one of these with `| None`. Field batch_size is the flag --batch-size (--batch_size works too).
+A text means the same on the command line and in a preset: `80,160` is a tuple, `none` is None (or the empty tuple). A
+boolean is `--force`, `--no-force`, or `--force true|false`.
 """
 
 import argparse
 import dataclasses
 import difflib
 import math
+import os
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -21,6 +25,7 @@ from config.errors import OptionError
 T = TypeVar("T")
 PRESET_FOLDER = Path(__file__).parent / "presets"
 MAX_PRESET_BYTES = 1 << 20
+_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def option(
@@ -44,13 +49,13 @@ def parse_options(cls: type[T], argv: Sequence[str], description: str, *, preset
     OptionError (one sentence); --help prints the groups and ends the process with status 0.
     """
     parser = _build_parser(cls, description, presets)
-    given = vars(parser.parse_args([_dashes(word) for word in argv]))
-    values: dict[str, Any] = {}
-    preset = given.pop("config", None)
-    if preset:
-        values.update(read_preset(cls, preset))
-    for name, text in given.items():
-        values[name] = _from_text(_fields(cls)[name], text)
+    given, unknown = parser.parse_known_args(_joined_words(cls, argv))
+    if unknown:
+        parser.refuse(unknown[0])
+    values = vars(given)
+    preset = values.pop("config", None)
+    if preset is not None:
+        values = read_preset(cls, preset) | values
     return from_mapping(cls, values)
 
 
@@ -72,18 +77,21 @@ def to_mapping(options: Any) -> dict[str, Any]:
 
 def read_preset(cls: type, name: str) -> dict[str, Any]:
     """Reads {option: value} of a YAML preset: a file's path, or the name of a file in config/presets."""
-    path = Path(name)
-    if not path.is_file():
-        path = PRESET_FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PRESET_FOLDER.glob("*.yaml")))
-        raise OptionError(f"--config {name}: no such file, and no preset of that name (presets: {known})")
-    values = read_yaml(path)
-    if not isinstance(values, dict):
+    path = name if os.path.isfile(name) else os.path.join(PRESET_FOLDER, f"{name}.yaml")
+    if not os.path.isfile(path):
+        raise OptionError(f"--config {name}: no such file, and no preset of that name (presets: {_preset_names()})")
+    content = read_yaml(Path(path))
+    if not isinstance(content, dict):
         raise OptionError(f"{path}: a preset is a list of `option: value` lines")
-    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    values = {str(key).replace("-", "_"): value for key, value in content.items()}
+    if len(values) < len(content):
+        raise OptionError(f"{path}: an option is given twice, once with a dash and once with an underscore")
     from_mapping(cls, values, str(path))
     return values
+
+
+# What PyYAML lets through for values that do not fit their tag, such as 2020-99-99, `!!int ""` or `!!bool maybe`.
+_YAML_VALUE_ERRORS = (ValueError, LookupError, TypeError, AttributeError)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -95,10 +103,11 @@ class _StrictLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        keys = [self.construct_object(key) for key, _ in node.value]
-        repeated = [key for k, key in enumerate(keys) if key in keys[:k]]
-        if repeated:
-            raise yaml.YAMLError(f"key {repeated[0]!r} is given twice")
+        seen = set()
+        for key, _ in node.value:
+            if (key.tag, str(key.value)) in seen:
+                raise yaml.YAMLError(f"key {key.value!r} is given twice")
+            seen.add((key.tag, str(key.value)))
         return super().construct_mapping(node, deep)
 
 
@@ -108,7 +117,7 @@ def read_yaml(path: Path) -> Any:
         if path.stat().st_size > MAX_PRESET_BYTES:
             raise OptionError(f"{path}: larger than {MAX_PRESET_BYTES} bytes, this is not a preset")
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, yaml.YAMLError, RecursionError, *_YAML_VALUE_ERRORS) as error:
         raise OptionError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
 
 
@@ -116,35 +125,65 @@ class _Parser(argparse.ArgumentParser):
     """ArgumentParser whose mistakes are OptionErrors and whose unknown flags come with a suggestion."""
 
     def error(self, message: str) -> typing.NoReturn:
-        if message.startswith("unrecognized arguments: "):
-            word = message.split(": ", 1)[1].split()[0]
-            known = [flag for action in self._actions for flag in action.option_strings]
-            message = f"unknown option {word}{_suggestion(word.split('=')[0], known)}"
         raise OptionError(f"{message}; see {self.prog} --help")
+
+    def refuse(self, word: str) -> typing.NoReturn:
+        """Names a word that is neither a flag nor the value of one."""
+        if not word.startswith("-"):
+            self.error(f"unexpected argument {word!r}")
+        known = [flag for action in self._actions for flag in action.option_strings]
+        self.error(f"unknown option {word}{_suggestion(word.split('=')[0], known)}")
 
 
 def _build_parser(cls: type, description: str, presets: bool) -> _Parser:
-    parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = _Parser(
+        description=description,
+        usage="%(prog)s [--option value ...]",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
     if presets:
-        names = ", ".join(sorted(p.stem for p in PRESET_FOLDER.glob("*.yaml"))) or "none yet"
-        parser.add_argument("--config", metavar="NAME|FILE", help=f"YAML preset, read before the flags ({names})")
+        text = f"YAML preset, read before the flags ({_preset_names()})"
+        parser.add_argument("--config", metavar="NAME|FILE", help=text)
     groups: dict[str, Any] = {}
     for name, field in _fields(cls).items():
-        meta = field.metadata
-        if meta["group"] not in groups:
-            groups[meta["group"]] = parser.add_argument_group(meta["group"])
-        group = groups[meta["group"]]
-        flag = "--" + name.replace("_", "-")
-        text = f"{meta['help']} (default: {_shown(field.default)})".replace("%", "%%")
-        kind = _base_type(field)
-        if kind is bool:
-            group.add_argument(flag, nargs="?", const="true", metavar="true|false", help=text)
-            group.add_argument(
-                "--no-" + name.replace("_", "-"), dest=name, action="store_const", const="false", help=argparse.SUPPRESS
-            )
-        else:
-            group.add_argument(flag, metavar=_metavar(field), help=text)
+        title = field.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        _add_flag(groups[title], name, field)
     return parser
+
+
+def _add_flag(group: Any, name: str, field: dataclasses.Field) -> None:
+    text = f"{field.metadata['help']} (default: {_shown(field.default)})".replace("%", "%%")
+    if _base_type(field) is not bool:
+        group.add_argument(_flag(name), metavar=_metavar(field), help=text)
+        return
+    group.add_argument(_flag(name), nargs="?", const="true", metavar="true|false", help=text)
+    group.add_argument(_flag(f"no_{name}"), dest=name, action="store_const", const="false", help=argparse.SUPPRESS)
+
+
+def _joined_words(cls: type, argv: Sequence[str]) -> list[str]:
+    """--nms_topk -1 -> --nms-topk=-1, --force no -> --force=no, --force FILE -> --force=true FILE; others unchanged.
+
+    argparse would take -1e-3 or -1,2 for a flag, and any word for the value of a boolean.
+    """
+    booleans = {_flag(name) for name, field in _fields(cls).items() if _base_type(field) is bool}
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] in booleans:
+            words[-1] += f"={word}" if word.lower() in _TRUTH else "=true"
+            if word.lower() in _TRUTH:
+                continue
+        if words and re.match(r"--[a-z][^=]*$", words[-1]) and re.match(r"-[\d.]", word):
+            words[-1] += f"={word}"
+        else:
+            words.append(_dashes(word))
+    return words
+
+
+def _preset_names() -> str:
+    return ", ".join(sorted(path.stem for path in PRESET_FOLDER.glob("*.yaml"))) or "none yet"
 
 
 def _fields(cls: type) -> dict[str, dataclasses.Field]:
@@ -195,35 +234,21 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _from_text(field: dataclasses.Field, text: str) -> Any:
-    """A command-line word as a value of the field's type; `none` is None where that is allowed."""
-    kind = _base_type(field)
-    if _is_optional(field) and text.lower() == "none":
+def _parts(field: dataclasses.Field, text: str) -> Any:
+    """A text as None or a tuple of texts, where the field can be that; otherwise the text."""
+    nothing = text.strip().lower() == "none"
+    if nothing and _is_optional(field):
         return None
-    if typing.get_origin(kind) is tuple:
-        item = typing.get_args(kind)[0]
-        return tuple(_scalar(field, item, part.strip()) for part in text.split(",") if part.strip())
-    return _scalar(field, kind, text)
-
-
-def _scalar(field: dataclasses.Field, kind: Any, text: str) -> Any:
-    if kind is str:
+    if typing.get_origin(_base_type(field)) is not tuple:
         return text
-    if kind is bool:
-        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-        if text.lower() not in words:
-            raise OptionError(f"{_flag(field.name)} takes true or false, not {text!r}")
-        return words[text.lower()]
-    try:
-        return kind(text)
-    except ValueError:
-        name = "a whole number" if kind is int else "a number"
-        raise OptionError(f"{_flag(field.name)} takes {name}, not {text!r}") from None
+    return () if nothing else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _check(field: dataclasses.Field, value: Any, where: str) -> Any:
     """Type, finiteness, choices and bounds of one value, whatever it was read from."""
     kind, flag = _base_type(field), _flag(field.name) + where
+    if isinstance(value, str):
+        value = _parts(field, value)
     if value is None:
         if _is_optional(field):
             return None
@@ -235,12 +260,7 @@ def _check(field: dataclasses.Field, value: Any, where: str) -> Any:
 
 
 def _check_scalar(field: dataclasses.Field, kind: Any, value: Any, flag: str) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise OptionError(f"{flag} takes {kind.__name__}, not {value!r}")
+    value = _converted(kind, value, flag)
     meta = field.metadata
     if kind is float and not math.isfinite(value):
         raise OptionError(f"{flag} takes a finite number, not {value}")
@@ -251,3 +271,15 @@ def _check_scalar(field: dataclasses.Field, kind: Any, value: Any, flag: str) ->
     if meta["maximum"] is not None and value > meta["maximum"]:
         raise OptionError(f"{flag} is at most {meta['maximum']}, not {value}")
     return value
+
+
+def _converted(kind: Any, value: Any, flag: str) -> Any:
+    """The value as kind: a text may stand for a number or a truth value, a number for a text, nothing else."""
+    accepted = {bool: (bool, str), int: (int, str), float: (float, int, str), str: (str, int, float)}[kind]
+    try:
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            raise TypeError
+        return _TRUTH[value.lower()] if kind is bool and isinstance(value, str) else kind(value)
+    except (TypeError, KeyError, ValueError, OverflowError):
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+        raise OptionError(f"{flag} takes {names[kind]}, not {value!r}") from None
