@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import tomllib
 import typing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from config.errors import DataError
+from config.version import __version__
 from dataset.files import write_atomically
 from dataset.recordio import RecordReader
 
@@ -80,9 +80,8 @@ def file_sha256(path: str | Path) -> str:
 
 
 def tool_version() -> str:
-    """The version of this project, from pyproject.toml."""
-    text = (Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8")
-    return tomllib.loads(text)["project"]["version"]
+    """The version of this project."""
+    return __version__
 
 
 def _no_constant(name: str) -> None:

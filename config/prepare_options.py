@@ -1,0 +1,45 @@
+"""Options of tools/prepare_dataset.py."""
+
+from dataclasses import dataclass
+
+from config.options import option
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What to pack and where to; the flags of the classic command line and a few more."""
+
+    dataset: str = option("pascal", "kind of annotations: pascal", "annotations")
+    root: str = option(
+        "data/VOCdevkit",
+        "VOCdevkit with VOC2007/..., or a folder with Annotations/, JPEGImages/ and perhaps ImageSets/Main/",
+        "annotations",
+    )
+    year: tuple[str, ...] = option((), "years of a VOCdevkit; none means 2007,2012", "annotations")
+    set: tuple[str, ...] = option(
+        (),
+        "image sets: one for all years, or one for each; none means trainval, or every image of a bare folder "
+        "without ImageSets/",
+        "annotations",
+    )
+    class_names: tuple[str, ...] = option(
+        (),
+        "names in the order of the ids: a list, a file with one a line, or the .json of a record packed before; none "
+        "means the 20 of VOC if they cover the annotations, else the names found, sorted",
+        "annotations",
+    )
+    pixel_origin: int = option(
+        1,
+        "1: coordinates count pixels from 1 and include both ends (VOC); 0: they are edges measured from 0 (labelImg, "
+        "CVAT)",
+        "annotations",
+        choices=(0, 1),
+    )
+    true_negative: bool = option(True, "obsolete: images without objects are always kept", "annotations")
+    target: str = option("data/train.lst", "list to write; .rec, .idx and .json go beside it", "output")
+    shuffle: bool = option(True, "shuffle the images; --no-shuffle keeps the order of the sets", "output")
+    seed: int = option(233, "seed of the shuffle", "output", minimum=0)
+    skip_bad: bool = option(False, "leave damaged and missing images out, and list them, instead of refusing", "output")
+    num_thread: int | None = option(
+        None, "worker processes; none means all usable cores", "output", minimum=1, maximum=256
+    )

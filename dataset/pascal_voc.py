@@ -1,0 +1,272 @@
+"""PASCAL VOC annotations: a VOCdevkit (VOC2007, VOC2012...) or a bare folder with Annotations/ and JPEGImages/.
+
+Pixel convention. VOC counts pixels from 1 and its boxes include both ends (VOC2007 development kit): xmin = xmax = 1 is
+the first column of pixels. The edges of such a box are therefore xmin - 1, ymin - 1, xmax, ymax, and a box over a whole
+image of width w, (1, w), has edges 0 and w. That is pixel_origin=1. With pixel_origin=0 the coordinates are taken as
+edges measured from 0, as they stand, which is how labelImg, CVAT and most converters write them.
+"""
+
+import difflib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError  # noqa: S405 - types only, defusedxml parses
+
+import defusedxml.ElementTree
+import numpy as np
+
+from config.errors import DataError
+from dataset.imdb import AnnotatedImage
+
+VOC_CLASSES = tuple(
+    """
+    aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep
+    sofa train tvmonitor
+    """.split()  # noqa: SIM905 - a list of words
+)
+DEFAULT_YEARS = ("2007", "2012")
+DEFAULT_SET = "trainval"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+MAX_XML_BYTES = 8 << 20
+_BOX_TAGS = ("xmin", "ymin", "xmax", "ymax")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Annotation:
+    """One XML file: boxes (n, 4) float64 as written there, difficult (n,)."""
+
+    path: Path
+    image: Path
+    size: tuple[int, int] | None
+    names: tuple[str, ...]
+    boxes: np.ndarray
+    difficult: np.ndarray
+
+
+class PascalVoc:
+    """Reads all annotations of some image sets; images has them in the order of the set files.
+
+    dropped describes the boxes that have no extent (xmax <= xmin or ymax <= ymin as written) and were left out; their
+    number is logged. A name listed in several sets of one folder counts once.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        years: Sequence[str] = (),
+        image_sets: Sequence[str] = (),
+        class_names: Sequence[str] | None = None,
+        pixel_origin: int = 1,
+    ) -> None:
+        """Reads everything but the images.
+
+        years are for a VOCdevkit (2007 and 2012 unless given). image_sets are names of ImageSets/Main (trainval unless
+        given; without an ImageSets folder every annotation): one for all years, several for one year, or one for
+        each. class_names None takes VOC's twenty if they cover the annotations, else the names found, sorted.
+        Anything missing, malformed or of an unknown class raises DataError naming the file.
+        """
+        self.root = Path(root)
+        annotations = [_read(self.root, folder, name) for folder, name in _listed(self.root, years, image_sets)]
+        self.class_names = tuple(class_names) if class_names else _choose_classes(annotations)
+        self.dropped = tuple(line for annotation in annotations for line in _without_extent(annotation))
+        self.images = [self._image(annotation, pixel_origin) for annotation in annotations]
+        self._report(annotations, pixel_origin)
+
+    def _image(self, annotation: _Annotation, pixel_origin: int) -> AnnotatedImage:
+        kept = _has_extent(annotation.boxes)
+        ids = [self._class_id(name, annotation.path) for name in annotation.names]
+        edges = annotation.boxes - np.array([pixel_origin, pixel_origin, 0, 0])
+        objects = np.column_stack([np.array(ids, np.float64), edges, annotation.difficult])[kept]
+        name = annotation.image.relative_to(self.root).as_posix()
+        return AnnotatedImage(name, annotation.image, objects, annotation.size)
+
+    def _class_id(self, name: str, path: Path) -> int:
+        if name not in self.class_names:
+            close = difflib.get_close_matches(name, self.class_names, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise DataError(
+                f"{path}: class {name!r} is not among the {len(self.class_names)} class names{hint}; "
+                "add it to --class-names or correct the annotation"
+            )
+        return self.class_names.index(name)
+
+    def _report(self, annotations: Sequence[_Annotation], pixel_origin: int) -> None:
+        if self.dropped:
+            logger.warning("%d boxes without area were dropped, the first: %s", len(self.dropped), self.dropped[0])
+        early = sum(int((annotation.boxes[:, :2] < pixel_origin).any(axis=1).sum()) for annotation in annotations)
+        if early and pixel_origin == 1:
+            logger.warning("%d boxes begin at pixel 0: if the annotations count from 0, use --pixel-origin 0", early)
+
+
+def _listed(root: Path, years: Sequence[str], image_sets: Sequence[str]) -> list[tuple[Path, str]]:
+    """(folder, name) of every image asked for, each once."""
+    if not root.is_dir():
+        raise DataError(
+            f"{root}: no such folder; --root names a VOCdevkit or a folder with Annotations/ and JPEGImages/"
+        )
+    found: dict[tuple[Path, str], None] = {}
+    for folder, image_set in _folders(root, years, image_sets):
+        for name in _names(folder, image_set):
+            found[folder, name] = None
+    return list(found)
+
+
+def _folders(root: Path, years: Sequence[str], image_sets: Sequence[str]) -> list[tuple[Path, str | None]]:
+    """Pairs of a folder with Annotations/ and an image set; None for the default one."""
+    sets: list[str | None] = [*image_sets] or [None]
+    if (root / "Annotations").is_dir():
+        if years:
+            raise DataError(f"{root} has no years: Annotations/ lies directly in it; leave out --year")
+        return [(root, image_set) for image_set in sets]
+    present = sorted(path.name[3:] for path in root.glob("VOC*") if (path / "Annotations").is_dir())
+    if not present:
+        raise DataError(f"{root} holds no annotations: neither Annotations/ nor VOC2007/Annotations/ is there")
+    years = list(years or DEFAULT_YEARS)
+    for year in years:
+        if year not in present:
+            raise DataError(f"{root / f'VOC{year}'}/Annotations is missing; --year can be {','.join(present)}")
+    if len(years) == 1:
+        years = years * len(sets)
+    if len(sets) == 1:
+        sets = sets * len(years)
+    if len(sets) != len(years):
+        raise DataError(f"--set has {len(sets)} names for {len(years)} years; give one, or one for each year")
+    return [(root / f"VOC{year}", image_set) for year, image_set in zip(years, sets, strict=True)]
+
+
+def _names(folder: Path, image_set: str | None) -> list[str]:
+    """The image names (without suffix) of a set of one folder."""
+    sets = folder / "ImageSets" / "Main"
+    if image_set is None and not (folder / "ImageSets").is_dir():
+        names = sorted(path.stem for path in (folder / "Annotations").glob("*.xml"))
+        if not names:
+            raise DataError(f"{folder / 'Annotations'} holds no annotations (*.xml)")
+        return names
+    path = sets / f"{image_set or DEFAULT_SET}.txt"
+    _inside(path, sets, sets)
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in sets.glob("*.txt"))[:20]) or "none"
+        raise DataError(f"{path} is missing; sets that are there (--set): {known}")
+    try:
+        names = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file of image names in UTF-8") from error
+    if not names:
+        raise DataError(f"{path} lists no images")
+    return names
+
+
+def _inside(path: Path, folder: Path, root: Path) -> None:
+    """Refuses a path that leaves its folder by '..', as an absolute name or by a symbolic link out of the root."""
+    try:
+        real = path.resolve()
+    except (ValueError, RuntimeError, OSError) as error:  # a NUL byte, a loop of links
+        raise DataError(f"{str(path)!r}: not a usable file name ({error})") from error
+    if not (real.is_relative_to(folder.resolve()) or real.is_relative_to(root.resolve())) or ".." in path.parts:
+        raise DataError(f"{path} lies outside {root}; names must stay inside the data set")
+
+
+def _read(root: Path, folder: Path, name: str) -> _Annotation:
+    """Parses one annotation file."""
+    path = folder / "Annotations" / f"{name}.xml"
+    _inside(path, folder / "Annotations", root)
+    tree = _parse(path)
+    image = _image_path(folder / "JPEGImages", name)
+    _inside(image, folder / "JPEGImages", root)
+    objects = tree.findall("object")
+    boxes = [_box(element, path) for element in objects]
+    return _Annotation(
+        path,
+        image,
+        _size(tree, path),
+        tuple(_class_name(element, path) for element in objects),
+        np.array(boxes, np.float64).reshape(-1, 4),
+        np.array([_number(element, "difficult", path, default=0.0) != 0 for element in objects], np.float64),
+    )
+
+
+def _parse(path: Path) -> Element:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_XML_BYTES + 1)
+        if len(content) > MAX_XML_BYTES:
+            raise DataError(f"{path}: larger than {MAX_XML_BYTES} bytes, this is not a VOC annotation")
+        tree: Element = defusedxml.ElementTree.fromstring(content)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} is missing although its image is listed; remove the name from the image set"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ParseError, ValueError, LookupError) as error:
+        raise DataError(f"{path}: not well-formed XML ({error}); correct the annotation") from error
+    if tree.tag != "annotation":
+        raise DataError(f"{path}: begins with <{tree.tag}> instead of <annotation>, this is not a VOC annotation")
+    return tree
+
+
+def _image_path(folder: Path, name: str) -> Path:
+    """The image of that name; NAME.jpg if there is none (packing names it as missing)."""
+    candidates = [folder / f"{name}{suffix}" for suffix in IMAGE_SUFFIXES]
+    return next((path for path in candidates if path.is_file()), candidates[0])
+
+
+def _size(tree: Element, path: Path) -> tuple[int, int] | None:
+    """(height, width), None if it is not given or 0."""
+    element = tree.find("size")
+    if element is None:
+        return None
+    height, width = (int(_number(element, tag, path, default=0.0)) for tag in ("height", "width"))
+    return (height, width) if height > 0 and width > 0 else None
+
+
+def _class_name(element: Element, path: Path) -> str:
+    name = (element.findtext("name") or "").strip()
+    if not name:
+        raise DataError(f"{path}: an object has no <name>; correct the annotation")
+    return name
+
+
+def _box(element: Element, path: Path) -> list[float]:
+    box = element.find("bndbox")
+    if box is None:
+        raise DataError(f"{path}: an object has no <bndbox>; correct the annotation")
+    return [_number(box, tag, path) for tag in _BOX_TAGS]
+
+
+def _number(element: Element, tag: str, path: Path, default: float | None = None) -> float:
+    """The finite number in a child; the default if there is no such child."""
+    text = element.findtext(tag)
+    if text is None and default is not None:
+        return default
+    try:
+        value = float(text or "")
+        if np.isfinite(value):
+            return value
+    except ValueError:
+        pass
+    raise DataError(f"{path}: <{tag}> holds {text!r}, not a number; correct the annotation")
+
+
+def _has_extent(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+
+
+def _without_extent(annotation: _Annotation) -> list[str]:
+    return [
+        f"{annotation.path}: object {row} ({annotation.names[row]}) "
+        f"[{' '.join(f'{value:g}' for value in annotation.boxes[row])}] has no area or is inverted"
+        for row in np.flatnonzero(~_has_extent(annotation.boxes))
+    ]
+
+
+def _choose_classes(annotations: Sequence[_Annotation]) -> tuple[str, ...]:
+    found = {name for annotation in annotations for name in annotation.names}
+    if found <= set(VOC_CLASSES):
+        logger.info("class names: the 20 of PASCAL VOC")
+        return VOC_CLASSES
+    names = tuple(sorted(found))
+    logger.info("class names: the %d found in the annotations, sorted: %s", len(names), ",".join(names))
+    return names
