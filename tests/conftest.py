@@ -4,8 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.golden.loader import GOLDEN_DIR
+
+settings.register_profile("project", deadline=None, derandomize=True)  # a loaded machine must not fail a test
+settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")

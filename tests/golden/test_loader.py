@@ -32,6 +32,7 @@ def test_tolerances_are_those_of_the_rule() -> None:
     assert_within(want, want + [0.8, 1.8], {"abs": 0.9, "rel": 0.01})
     assert_within(want, want + [0.9, 0.9], {"of_max": 0.01})
     assert_within({"ap": None, "npos": 3}, {"npos": 3}, "exact")
+    assert_within([None, 3.0], [7.0, 3.0], "exact")
     with pytest.raises(AssertionError, match="1 of 2 differ"):
         assert_within(want, want + [1.1, 0.0], {"of_max": 0.01})
     with pytest.raises(AssertionError, match="shape"):

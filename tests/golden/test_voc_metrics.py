@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evaluate.voc_eval import ClassResult, VOCRule, voc_eval
-from tests.golden.loader import Case, assert_close, cases
+from tests.golden.loader import Case, assert_outputs, cases
 
 
 def table(rows: list[list[Any]], columns: str, wanted: str, numbers: dict[str, dict[str, int]]) -> np.ndarray:
@@ -35,9 +35,9 @@ def test_voc_eval(case: Case) -> None:
     )
     result = voc_eval(detections, truths, case["classes"], rule)
     fields = {one.name: {"ap": one.ap, "recall": one.recall, "precision": one.precision} for one in result.classes}
-    assert_close(case, "per_class", fields)
-    assert_close(case, "mean_intended", result.mean_ap)
-    assert {one.name: one.npos for one in result.classes} == case["npos"]
+    assert_outputs(case, {"per_class": fields, "mean_intended": result.mean_ap})
+    if "npos" in case:
+        assert {one.name: one.npos for one in result.classes} == case["npos"]
 
 
 @pytest.mark.parametrize("case", cases("padilla_pascal_voc"), ids=str)
@@ -57,7 +57,7 @@ def test_padilla(case: Case) -> None:
         border=float(case.args["plus_one"]),
     )
     result = voc_eval(detections, np.pad(truths, ((0, 0), (0, 1))), classes, rule)
-    assert_close(case, "expected", {one.name: padilla_fields(one) for one in result.classes})
+    assert_outputs(case, {"expected": {one.name: padilla_fields(one) for one in result.classes}})
 
 
 def padilla_fields(one: ClassResult) -> dict[str, Any]:
