@@ -32,7 +32,9 @@ def area(boxes: np.ndarray) -> np.ndarray:
 
 def intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Intersection areas (n, m) of corner boxes a (n, 4) and b (m, 4); 0 where they do not overlap."""
-    return _overlap(a, b, 0) * _overlap(a, b, 1)
+    common = _overlap(a, b, 0)
+    common *= _overlap(a, b, 1)
+    return common
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ def save_pr_curves(result: VOCResult, path: str | Path) -> None:
     )
     shown = [one for one in result.classes if one.npos]
     for one in shown:
-        axes.step(one.recall, one.precision, where="post", label=f"{one.name} {one.ap:.3f}")
+        axes.plot(one.recall, one.precision, label=f"{one.name} {one.ap:.3f}")
     axes.grid(alpha=0.3)
     if 0 < len(shown) <= LABELLED_CURVES:
         axes.legend(loc="lower left", fontsize="small")
