@@ -1,0 +1,114 @@
+"""The options of the training augmentation: field names and defaults of the classic cfg.train.
+
+The classic cfg.valid (nothing random, bilinear resize) is what an iterator does without these options.
+"""
+
+from dataclasses import dataclass, fields
+
+from config.errors import OptionError
+from config.options import option
+
+CENTER, OVERLAP = "center", "overlap"
+AUTO_INTERPOLATION, RANDOM_INTERPOLATION = 9, 10
+_PER_SAMPLER = (
+    "min_crop_scales",
+    "max_crop_scales",
+    "min_crop_aspect_ratios",
+    "max_crop_aspect_ratios",
+    "min_crop_overlaps",
+    "max_crop_overlaps",
+    "min_crop_sample_coverages",
+    "max_crop_sample_coverages",
+    "min_crop_object_coverages",
+    "max_crop_object_coverages",
+    "max_crop_trials",
+)
+_GROUP = "augmentation"
+
+
+def _probability(default: float, what: str) -> float:
+    return option(default, f"probability of {what}", _GROUP, minimum=0.0, maximum=1.0)
+
+
+def _ratio(default: float, what: str) -> tuple[float, ...]:
+    return option((default,) * 5, f"for each crop sampler: {what}", _GROUP, minimum=0.0, maximum=1.0)
+
+
+@dataclass(frozen=True)
+class TrainAugment:
+    """SSD augmentation (Liu et al. 2016, sections 2.2 and 3.6) with the values of the classic cfg.train.
+
+    A crop sampler proposes rectangles of a random scale (side relative to the image) and aspect ratio (width / height
+    in pixels) until one fits an object within its limits. The fields named ..._crop_... in the plural have one entry
+    for each sampler: their length is the classic num_crop_sampler, () everywhere = no sampler. OptionError if lengths
+    differ or a range is empty.
+    """
+
+    rand_crop_prob: float = _probability(5 / 6, "cropping")
+    min_crop_scales: tuple[float, ...] = _ratio(0.3, "smallest side")
+    max_crop_scales: tuple[float, ...] = _ratio(1.0, "largest side")
+    min_crop_aspect_ratios: tuple[float, ...] = option(
+        (0.5,) * 5, "for each crop sampler: smallest width / height", _GROUP, minimum=0.01, maximum=100.0
+    )
+    max_crop_aspect_ratios: tuple[float, ...] = option(
+        (2.0,) * 5, "for each crop sampler: largest width / height", _GROUP, minimum=0.01, maximum=100.0
+    )
+    min_crop_overlaps: tuple[float, ...] = option(
+        (0.1, 0.3, 0.5, 0.7, 0.9),
+        "for each crop sampler: smallest IoU with some object",
+        _GROUP,
+        minimum=0.0,
+        maximum=1.0,
+    )
+    max_crop_overlaps: tuple[float, ...] = _ratio(1.0, "largest IoU with this object")
+    min_crop_sample_coverages: tuple[float, ...] = _ratio(0.0, "smallest part of the crop that the object covers")
+    max_crop_sample_coverages: tuple[float, ...] = _ratio(1.0, "largest part of the crop that the object covers")
+    min_crop_object_coverages: tuple[float, ...] = _ratio(0.0, "smallest part of the object inside the crop")
+    max_crop_object_coverages: tuple[float, ...] = _ratio(1.0, "largest part of the object inside the crop")
+    max_crop_trials: tuple[int, ...] = option(
+        (25,) * 5, "for each crop sampler: proposals before the next one has its turn", _GROUP, minimum=0, maximum=1000
+    )
+    crop_emit_mode: str = option(
+        CENTER, "objects a crop keeps: by their centre, or by the part inside it", _GROUP, choices=(CENTER, OVERLAP)
+    )
+    emit_overlap_thresh: float = option(
+        0.3, "part of an object inside the crop above which `overlap` keeps it", _GROUP, minimum=0.0, maximum=1.0
+    )
+    rand_pad_prob: float = _probability(0.5, "placing the image on a larger canvas")
+    max_pad_scale: float = option(
+        4.0, "largest side of the canvas relative to the image", _GROUP, minimum=1.0, maximum=20.0
+    )
+    fill_value: int = option(127, "colour of the canvas", _GROUP, minimum=0, maximum=255)
+    random_hue_prob: float = _probability(0.5, "changing the hue")
+    max_random_hue: int = option(18, "largest change of hue, of 180", _GROUP, minimum=0, maximum=90)
+    random_saturation_prob: float = _probability(0.5, "changing the saturation")
+    max_random_saturation: int = option(32, "largest change of saturation, of 255", _GROUP, minimum=0, maximum=255)
+    random_illumination_prob: float = _probability(0.5, "changing the lightness")
+    max_random_illumination: int = option(32, "largest change of lightness, of 255", _GROUP, minimum=0, maximum=255)
+    random_contrast_prob: float = _probability(0.5, "changing the contrast")
+    max_random_contrast: float = option(0.5, "largest change of contrast", _GROUP, minimum=0.0, maximum=1.0)
+    rand_mirror_prob: float = _probability(0.5, "mirroring left and right")
+    inter_method: int = option(
+        RANDOM_INTERPOLATION,
+        "interpolation: 0 nearest, 1 linear, 2 cubic, 3 area, 4 Lanczos, 9 area or cubic by size, 10 random",
+        _GROUP,
+        choices=(0, 1, 2, 3, 4, AUTO_INTERPOLATION, RANDOM_INTERPOLATION),
+    )
+
+    def __post_init__(self) -> None:
+        """Checks that there is one entry per sampler and no empty range."""
+        for name in _PER_SAMPLER:
+            if len(getattr(self, name)) != self.num_crop_sampler:
+                raise OptionError(
+                    f"{name} has {len(getattr(self, name))} entries for {self.num_crop_sampler} crop samplers "
+                    "(as many as min_crop_overlaps has); give one entry for each"
+                )
+        for name in (field.name for field in fields(self) if field.name.startswith("min_crop")):
+            low, high = getattr(self, name), getattr(self, name.replace("min", "max", 1))
+            if any(a > b for a, b in zip(low, high, strict=True)):
+                raise OptionError(f"{name} exceeds {name.replace('min', 'max', 1)}: {low} and {high}")
+
+    @property
+    def num_crop_sampler(self) -> int:
+        """The number of crop samplers."""
+        return len(self.min_crop_overlaps)

@@ -1,0 +1,171 @@
+"""The random choices of SSD augmentation for one image: canvas, crop, mirror, colours, interpolation.
+
+The recipe is that of the classic ImageDetRecordIter (det_aug_default): colours, mirror, expand, crop, resize. Here
+everything that moves pixels is chosen first and drawn in one go (dataset/transforms.py), and the mirror comes last,
+which gives the same distribution since canvas and crop do not prefer a side. Two details differ on purpose: hue wraps
+around (the classic code clips it at red), and colours shift at the lower resolution of the resize.
+"""
+
+import numpy as np
+
+from boxes.geometry import area, intersection
+from config.augment_options import OVERLAP, RANDOM_INTERPOLATION, TrainAugment
+from dataset.transforms import WHOLE, ColourShift, Size, draw, geometry, map_boxes, place, shape_of
+
+MIN_PAD_SCALE = 1.05  # det_aug_default does not pad for less
+MIN_SIDE = 1e-3  # of the input; a third of a pixel at 300, nothing that could be learnt
+LINEAR = 1
+INTERPOLATIONS = 5
+
+Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def resize_only(image: np.ndarray, objects: np.ndarray, size: Size) -> Sample:
+    """As augment(), with nothing random: the whole image resized bilinearly, objects as they are."""
+    shape = shape_of(image)
+    placement = place(WHOLE, shape, size)
+    pixels = draw(image, placement, size, 0, LINEAR, ColourShift())
+    return pixels, objects, geometry(placement, shape, size)
+
+
+def augment(
+    image: np.ndarray, objects: np.ndarray, size: Size, options: TrainAugment, rng: np.random.Generator
+) -> Sample:
+    """A random view of an image for training.
+
+    Args:
+        image: (h, w, 3) uint8 BGR.
+        objects: (n, 6) float32 [id, corners normalised to the image, difficult]; n = 0 is fine.
+        size: (H, W) of the network input.
+        options: probabilities and ranges.
+        rng: source of all randomness.
+
+    Returns:
+        The pixels (H, W, 3) uint8 BGR; the objects (k, 6), k <= n, normalised to and clipped at the input: those that
+        the crop keeps and whose sides are at least MIN_SIDE; the geometry (6,) of dataset.transforms.geometry.
+    """
+    shape = shape_of(image)
+    rectangle, kept = choose_rectangle(objects[:, 1:5], shape[1] / shape[0], options, rng)
+    placement = place(rectangle, shape, size, mirror=bool(rng.random() < options.rand_mirror_prob))
+    interpolation = options.inter_method
+    if interpolation == RANDOM_INTERPOLATION:
+        interpolation = int(rng.integers(INTERPOLATIONS))
+    pixels = draw(image, placement, size, options.fill_value, interpolation, choose_colours(options, rng))
+    view = geometry(placement, shape, size)
+    return pixels, _map_objects(objects[kept], view, size), view
+
+
+def _map_objects(objects: np.ndarray, view: np.ndarray, size: Size) -> np.ndarray:
+    """Objects in the view, without those that have become too small to be seen."""
+    boxes = map_boxes(objects[:, 1:5], view, size)
+    large = (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(axis=1)
+    return np.concatenate([objects[:, :1], boxes, objects[:, 5:]], axis=1)[large]
+
+
+def choose_colours(options: TrainAugment, rng: np.random.Generator) -> ColourShift:
+    """Each change has its own probability and is uniform in +- its maximum; hue, lightness, saturation are whole."""
+    chance, value = rng.random((2, 4))
+    o = options
+    probabilities = (o.random_hue_prob, o.random_illumination_prob, o.random_saturation_prob, o.random_contrast_prob)
+    limits = (o.max_random_hue, o.max_random_illumination, o.max_random_saturation, o.max_random_contrast)
+    hue, lightness, saturation, contrast = np.where(chance < probabilities, (2 * value - 1) * limits, 0)
+    return ColourShift(round(hue), round(lightness), round(saturation), float(contrast))
+
+
+def choose_rectangle(
+    boxes: np.ndarray, aspect: float, options: TrainAugment, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The part of the expanded image to show, (4,) in units of the image, and which of the boxes (n, 4) it keeps, (n,).
+
+    aspect is width / height of the image. Without a canvas and a crop, or if no trial succeeds, all boxes are kept.
+    """
+    canvas = choose_canvas(options, rng)
+    if rng.random() >= options.rand_crop_prob or options.num_crop_sampler == 0:
+        return canvas, np.ones(len(boxes), bool)
+    origin, side = canvas[:2], canvas[2] - canvas[0]
+    on_canvas = (boxes.reshape(-1, 2, 2) - origin).reshape(-1, 4) / side
+    crop, kept = choose_crop(on_canvas, aspect, options, rng)
+    return (crop.reshape(2, 2) * side + origin).ravel(), kept
+
+
+def choose_canvas(options: TrainAugment, rng: np.random.Generator) -> np.ndarray:
+    """The canvas that the image lies on, (4,) in units of the image: WHOLE or larger, of the image's aspect ratio."""
+    chance, grown, x, y = rng.random(4)
+    scale = 1 + grown * (options.max_pad_scale - 1)
+    if chance >= options.rand_pad_prob or scale < MIN_PAD_SCALE:
+        return WHOLE
+    x0, y0 = -x * (scale - 1), -y * (scale - 1)
+    return np.array([x0, y0, x0 + scale, y0 + scale])
+
+
+def choose_crop(
+    boxes: np.ndarray, aspect: float, options: TrainAugment, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first crop (4,) that satisfies its sampler and keeps a box, with samplers in random order, and the kept (n,).
+
+    Boxes (n, 4) and crop are in units of the canvas, aspect is its width / height. Without boxes the first proposal
+    is taken; if none fits, WHOLE and all boxes.
+    """
+    sampler = _turns(options, rng)
+    crops = propose_crops(sampler, aspect, options, rng)
+    if len(crops) == 0 or len(boxes) == 0:
+        return (crops[0] if len(crops) else WHOLE), np.ones(len(boxes), bool)
+    boxes = boxes.astype(np.float64)
+    common = intersection(crops, boxes)  # (trials, n)
+    kept = _emitted(crops, boxes, common, options)
+    valid = _fits(sampler, crops, boxes, common, options).any(axis=1) & kept.any(axis=1)
+    first = int(valid.argmax())
+    return (crops[first], kept[first]) if valid[first] else (WHOLE, np.ones(len(boxes), bool))
+
+
+def _turns(options: TrainAugment, rng: np.random.Generator) -> np.ndarray:
+    """The sampler of each trial, (sum of max_crop_trials,): samplers in random order, each with all its trials."""
+    order = rng.permutation(options.num_crop_sampler)
+    return np.repeat(order, np.array(options.max_crop_trials)[order])
+
+
+def propose_crops(sampler: np.ndarray, aspect: float, options: TrainAugment, rng: np.random.Generator) -> np.ndarray:
+    """One random crop (t, 4) inside [0, 1] for each entry of sampler (t,), as det_aug_default's GenerateCropBox.
+
+    scale is uniform, and so is width / height within the sampler's limits and those of the canvas of that `aspect`.
+    """
+
+    def limit(values: tuple[float, ...]) -> np.ndarray:
+        return np.array(values)[sampler]
+
+    u = rng.random((4, len(sampler)))
+    low, high = limit(options.min_crop_scales), limit(options.max_crop_scales)
+    scale = low + u[0] * (high - low)
+    low = np.maximum(limit(options.min_crop_aspect_ratios) / aspect, scale**2)
+    high = np.minimum(limit(options.max_crop_aspect_ratios) / aspect, 1 / scale**2)
+    ratio = np.sqrt(low + u[1] * (high - low))
+    width, height = np.minimum(scale * ratio, 1), np.minimum(scale / ratio, 1)
+    x0, y0 = u[2] * (1 - width), u[3] * (1 - height)
+    return np.stack([x0, y0, x0 + width, y0 + height], axis=1)
+
+
+def _fits(
+    sampler: np.ndarray, crops: np.ndarray, boxes: np.ndarray, common: np.ndarray, options: TrainAugment
+) -> np.ndarray:
+    """(t, n): is box n within the limits of crop t's sampler? `common` (t, n) are the intersections."""
+    crop_area, box_area = area(crops)[:, None], area(boxes)
+    measures = {
+        "overlaps": common / (crop_area + box_area - common),
+        "sample_coverages": common / crop_area,
+        "object_coverages": common / np.maximum(box_area, np.finfo(float).tiny),
+    }
+    fits = np.ones(common.shape, bool)
+    for name, measure in measures.items():
+        low = np.array(getattr(options, f"min_crop_{name}"))[sampler, None]
+        high = np.array(getattr(options, f"max_crop_{name}"))[sampler, None]
+        if low.any() or (high < 1).any():
+            fits &= (measure >= low) & (measure <= high)
+    return fits
+
+
+def _emitted(crops: np.ndarray, boxes: np.ndarray, common: np.ndarray, options: TrainAugment) -> np.ndarray:
+    """(t, n): does crop t keep box n?"""
+    if options.crop_emit_mode == OVERLAP:
+        return common > options.emit_overlap_thresh * area(boxes)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return ((centres >= crops[:, None, :2]) & (centres < crops[:, None, 2:])).all(axis=2)

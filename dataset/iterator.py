@@ -1,0 +1,258 @@
+"""DetRecordIter: batches of a record file for mx.mod.Module, made by worker processes; docs/architecture.md, "Batch"."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from config.augment_options import TrainAugment
+from config.errors import OptionError, UserError
+from config.runtime import mx
+from config.threads import usable_threads
+from dataset.labels import parse_label
+from dataset.recordio import RecordReader, unpack
+from dataset.samples import DATA, GEOMETRY, LABEL, Assigner, BatchLayout, SampleMaker
+from dataset.sidecar import read_sidecar
+from dataset.workers import InProcess, WorkerPool
+
+SLOTS = 3  # batches made ahead
+NORMALISER = "normaliser"
+PAD_INDEX = -1
+
+
+class DetRecordIter(mx.io.DataIter):
+    """Serves a shard of a record file: every record once in an epoch, in an order that (seed, epoch) decides.
+
+    A batch is an mx.io.DataBatch whose arrays belong to the caller: data [(B, 3, H, W) RGB], label [(B, M, 6) rows
+    [id, corners normalised to the input, difficult], -1 beyond the objects, then the assigner's arrays]; pad, index
+    (B,) int64 ids of the records; and geometry (B, 6) float32: h, w of the image, scale y, x, offset y, x with input
+    pixel = image pixel * scale + offset (scale x < 0: mirrored). The last `pad` rows are no samples: data and geometry
+    0, label -1, index -1, ignored targets. The label `normaliser` (B, 1) holds in each row the number of positives of
+    the batch. A sample depends on (seed, epoch, its place in the file) alone, not on the number of workers.
+
+    A damaged record raises DataError with its id when its batch is due; next() then goes on with the following batch,
+    reset() with the next epoch. A worker that dies raises RuntimeError; both then start new workers.
+
+    Attributes:
+        class_names: from the sidecar, None without one.
+        num_classes: valid class ids are below it.
+        num_examples: records of this shard.
+        num_batches: batches of an epoch, the same for all shards.
+        epoch: the current epoch.
+    """
+
+    def __init__(
+        self,
+        path_imgrec: str | Path,
+        batch_size: int,
+        data_shape: int | Sequence[int],
+        *,
+        augment: TrainAugment | None,
+        mean_pixels: Sequence[float] = (123, 117, 104),
+        std: Sequence[float] = (1, 1, 1),
+        max_objects: int | None = None,
+        num_classes: int | None = None,
+        assigner: Assigner | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+        workers: int | None = None,
+        num_parts: int = 1,
+        part_index: int = 0,
+        label_name: str = LABEL,
+    ) -> None:
+        """Opens the record and starts the workers.
+
+        Args:
+            path_imgrec: the .rec file, with .idx and sidecar .json beside it if there are any.
+            batch_size: B.
+            data_shape: side, (H, W) or (3, H, W).
+            augment: random views for training; None = the whole image resized bilinearly (the classic cfg.valid).
+            mean_pixels, std: RGB; pixels become (value - mean) / std.
+            max_objects: M; None = as many as the record with most objects has, at least 1.
+            num_classes: a label with another class is an error; None = the sidecar's.
+            assigner: makes the targets of a network; None = label alone.
+            shuffle: another order in every epoch.
+            seed, epoch: decide order and augmentation.
+            workers: processes; None = usable cores, 0 = work in this process (to debug).
+            num_parts, part_index: serve every num_parts-th sample of the epoch's order.
+            label_name: name of the first label.
+
+        Raises:
+            OptionError: arguments that do not fit together.
+            DataError: a damaged record file or sidecar, or too little memory.
+        """
+        super().__init__(batch_size)
+        size = _size(data_shape)
+        if batch_size < 1 or num_parts < 1 or not 0 <= part_index < num_parts:
+            raise OptionError(f"batch_size {batch_size} and part {part_index} of {num_parts} do not make batches")
+        reader, sidecar = RecordReader(path_imgrec), read_sidecar(path_imgrec)
+        self.class_names = sidecar.class_names if sidecar else None
+        if num_classes is None and self.class_names is None:
+            raise OptionError(f"{path_imgrec} has no sidecar (.json) that names its classes; give num_classes")
+        self.num_classes = num_classes if num_classes is not None else len(self.class_names or ())
+        if max_objects is None:
+            max_objects = sidecar.max_objects if sidecar else widest_record(reader)
+        self._maker = SampleMaker(
+            reader=reader,
+            size=size,
+            augment=augment,
+            mean=_channels("mean_pixels", mean_pixels),
+            std=_channels("std", std),
+            max_objects=max(1, max_objects),
+            num_classes=self.num_classes,
+            assigner=_importable(assigner),
+            seed=seed,
+        )
+        self._layout = BatchLayout(batch_size, self._maker.shapes())
+        self._shuffle, self._part = shuffle, slice(part_index, None, num_parts)
+        self._label_name = label_name
+        longest = -(-len(reader) // num_parts)
+        self.num_batches = -(-longest // batch_size)
+        self.num_examples = len(range(len(reader))[self._part])
+        self._workers = min(usable_threads(), batch_size) if workers is None else workers
+        self._pool: WorkerPool | InProcess | None = None
+        self.set_epoch(epoch)
+        self._running_pool()
+
+    @property
+    def provide_data(self) -> list[mx.io.DataDesc]:
+        """Name and shape of the data."""
+        return [mx.io.DataDesc(DATA, (self.batch_size, *self._layout.shapes[DATA]), np.float32, "NCHW")]
+
+    @property
+    def provide_label(self) -> list[mx.io.DataDesc]:
+        """Names and shapes of the label and of the assigner's arrays."""
+        return [
+            mx.io.DataDesc(self._label_name if name == LABEL else name, (self.batch_size, *shape), np.float32)
+            for name, shape in self._layout.shapes.items()
+            if name not in (DATA, GEOMETRY)
+        ]
+
+    def reset(self) -> None:
+        """Begins the next epoch, in mid-epoch too."""
+        self.set_epoch(self.epoch + 1)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Goes to the begin of an epoch."""
+        if self._pool is not None:
+            self._drain(self._pool)
+        self.epoch = epoch
+        self._cursor = self._submitted = 0
+        self._order = self._epoch_order()
+
+    def next(self) -> mx.io.DataBatch:
+        """The next batch; StopIteration at the end of the epoch."""
+        if self._cursor >= self.num_batches:
+            raise StopIteration
+        pool = self._running_pool()
+        try:
+            self._submit(pool)
+            slot = self._cursor % SLOTS
+            pool.wait(slot)
+            batch = self._batch(pool.slots[slot])
+        except UserError:
+            self._cursor += 1
+            raise
+        except BaseException:  # Ctrl-C, a dead worker, a bug: nobody knows what the workers do now
+            self.close()
+            raise
+        self._cursor += 1
+        self._submit(pool)
+        return batch
+
+    def close(self) -> None:
+        """Ends the workers and frees their memory; next() would start new ones."""
+        if self._pool is not None:
+            self._pool.close()
+        self._pool, self._submitted = None, self._cursor
+
+    def _running_pool(self) -> WorkerPool | InProcess:
+        if self._pool is None:
+            if self._workers:
+                self._pool = WorkerPool(self._maker, self._layout, SLOTS, self._workers)
+            else:
+                self._pool = InProcess(self._maker, self._layout, SLOTS)
+        return self._pool
+
+    def _drain(self, pool: WorkerPool | InProcess) -> None:
+        try:
+            pool.drain()
+        except BaseException:
+            self.close()
+            raise
+
+    def _epoch_order(self) -> np.ndarray:
+        """Positions of this shard's samples in the order of the epoch."""
+        count = len(self._maker.reader)
+        if not self._shuffle:
+            return np.arange(count)[self._part]
+        return np.random.default_rng((self._maker.seed, self.epoch)).permutation(count)[self._part]
+
+    def _positions(self, batch: int) -> np.ndarray:
+        return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+    def _submit(self, pool: WorkerPool | InProcess) -> None:
+        """Has batches made ahead, as far as there are slots."""
+        while self._submitted < min(self._cursor + SLOTS, self.num_batches):
+            pool.submit(self._submitted % SLOTS, self.epoch, self._positions(self._submitted))
+            self._submitted += 1
+
+    def _batch(self, arrays: dict[str, np.ndarray]) -> mx.io.DataBatch:
+        """The finished batch in a slot, completed by padding and the normaliser, as arrays of its own."""
+        positions = self._positions(self._cursor)
+        pad = self.batch_size - len(positions)
+        if pad:
+            self._maker.write_padding(arrays, len(positions))
+        if NORMALISER in arrays:
+            arrays[NORMALISER][:] = arrays[NORMALISER].sum()
+        batch = mx.io.DataBatch(
+            data=[_to_mxnet(arrays[DATA])],
+            label=[_to_mxnet(array) for name, array in arrays.items() if name not in (DATA, GEOMETRY)],
+            pad=pad,
+            index=np.append(self._maker.reader.keys[positions], [PAD_INDEX] * pad).astype(np.int64),
+            provide_data=self.provide_data,
+            provide_label=self.provide_label,
+        )
+        batch.geometry = arrays[GEOMETRY].copy()
+        return batch
+
+
+def widest_record(reader: RecordReader) -> int:
+    """The largest number of objects of a record; reads the whole file. DataError naming a damaged record."""
+    return max(_count(reader.read(k), f"{reader.path}, record {key}") for k, key in enumerate(reader.keys))
+
+
+def _count(payload: bytes, where: str) -> int:
+    return len(parse_label(unpack(payload, where).label, where))
+
+
+def _to_mxnet(array: np.ndarray) -> mx.nd.NDArray:
+    """A copy on the CPU; mx.nd.array would copy twice."""
+    result = mx.nd.empty(array.shape, dtype=array.dtype)
+    result[:] = array
+    return result
+
+
+def _size(data_shape: int | Sequence[int]) -> tuple[int, int]:
+    """(H, W) of a side, (H, W) or (3, H, W)."""
+    shape = (data_shape, data_shape) if isinstance(data_shape, int) else tuple(data_shape)
+    if len(shape) == 3 and shape[0] == 3:
+        shape = shape[1:]
+    if len(shape) != 2 or min(shape) < 1:
+        raise OptionError(f"data_shape {data_shape} is not a side, (height, width) or (3, height, width)")
+    return int(shape[0]), int(shape[1])
+
+
+def _channels(name: str, values: Sequence[float]) -> np.ndarray:
+    array = np.array(values, np.float32)
+    if array.shape != (3,) or (name == "std" and not (array > 0).all()):
+        raise OptionError(f"{name} {tuple(values)} is not one number for each of red, green, blue")
+    return array
+
+
+def _importable(assigner: Assigner | None) -> Assigner | None:
+    """Refuses what the workers cannot import."""
+    if type(assigner).__module__ == "__main__":
+        raise OptionError(f"{type(assigner).__name__} is defined in the script itself; move it to a module of its own")
+    return assigner

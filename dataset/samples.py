@@ -1,0 +1,136 @@
+"""One sample of a batch: read a record, decode, augment, assign targets, write into the arrays of the batch.
+
+This is what the workers run; it knows nothing of processes and mxnet.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from config.augment_options import TrainAugment
+from config.errors import DataError
+from dataset.augment import augment, resize_only
+from dataset.labels import OBJECT_WIDTH, parse_label, validate
+from dataset.recordio import RecordReader, unpack
+from dataset.transforms import Size, decode, normalise
+
+Arrays = Mapping[str, np.ndarray]
+DATA, LABEL, GEOMETRY = "data", "label", "geometry"
+ALIGNMENT = 64  # bytes, a cache line
+
+
+class Assigner(Protocol):
+    """Gives each anchor of a network its target; see docs/architecture.md. It must be picklable."""
+
+    def __call__(self, objects: np.ndarray, size: Size) -> dict[str, np.ndarray]:
+        """Targets, one array a name, of an image with objects (n, 6) in an input (H, W)."""
+
+    def shapes(self, size: Size) -> dict[str, tuple[int, ...]]:
+        """The shape of each array for an input (H, W)."""
+
+    def ignored(self, size: Size) -> dict[str, np.ndarray]:
+        """The targets of a row that is no sample."""
+
+
+@dataclass(frozen=True)
+class SampleMaker:
+    """Makes samples of a record file; a sample depends on (seed, epoch, position) and on nothing else.
+
+    Attributes:
+        reader: the record file.
+        size: (H, W) of the network input.
+        augment: None = the whole image resized, otherwise random views.
+        mean, std: (3,) RGB, float32.
+        max_objects: rows of the label.
+        num_classes: valid class ids are below it.
+        assigner: None = no targets.
+        seed: of the augmentation.
+    """
+
+    reader: RecordReader
+    size: Size
+    augment: TrainAugment | None
+    mean: np.ndarray
+    std: np.ndarray
+    max_objects: int
+    num_classes: int
+    assigner: Assigner | None
+    seed: int
+
+    def where(self, position: int) -> str:
+        """How errors name a record."""
+        return f"{self.reader.path}, record {self.reader.keys[position]}"
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each float32 array of one sample."""
+        own = {DATA: (3, *self.size), LABEL: (self.max_objects, OBJECT_WIDTH), GEOMETRY: (6,)}
+        return own | (self.assigner.shapes(self.size) if self.assigner else {})
+
+    def write(self, arrays: Arrays, row: int, epoch: int, position: int) -> None:
+        """Fills row `row` of the batch arrays with the record at `position`; DataError naming a damaged record."""
+        where = self.where(position)
+        record = unpack(self.reader.read(position), where)
+        objects = parse_label(record.label, where)
+        validate(objects, self.num_classes, where)
+        if len(objects) > self.max_objects:
+            raise DataError(
+                f"{where}: {len(objects)} objects, but labels have {self.max_objects} rows; raise max_objects"
+            )
+        image = decode(record.image, where)
+        if self.augment is None:
+            pixels, objects, view = resize_only(image, objects, self.size)
+        else:
+            rng = np.random.default_rng((self.seed, epoch, position))
+            pixels, objects, view = augment(image, objects, self.size, self.augment, rng)
+        normalise(pixels, self.mean, self.std, arrays[DATA][row])
+        arrays[GEOMETRY][row] = view
+        label = arrays[LABEL][row]
+        label[: len(objects)] = objects
+        label[len(objects) :] = -1
+        if self.assigner:
+            _write_all(arrays, row, self.assigner(objects, self.size))
+
+    def write_padding(self, arrays: Arrays, begin: int) -> None:
+        """Makes the rows from `begin` on padding: data and geometry 0, label -1, ignored targets."""
+        arrays[DATA][begin:] = 0
+        arrays[GEOMETRY][begin:] = 0
+        arrays[LABEL][begin:] = -1
+        if self.assigner:
+            _write_all(arrays, slice(begin, None), self.assigner.ignored(self.size))
+
+
+def _write_all(arrays: Arrays, rows: int | slice, values: Mapping[str, np.ndarray]) -> None:
+    for name, value in values.items():
+        arrays[name][rows] = value
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """How float32 batch arrays lie in memory, several batches ("slots") one after the other.
+
+    Attributes:
+        batch_size: rows of each array.
+        shapes: shape of one row of each array.
+    """
+
+    batch_size: int
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def slot_bytes(self) -> int:
+        """Bytes of one slot."""
+        return sum(self._bytes(shape) for shape in self.shapes.values())
+
+    def arrays(self, memory: memoryview, slot: int) -> dict[str, np.ndarray]:
+        """The arrays (batch_size, *shape) of a slot, as views of the memory."""
+        arrays, offset = {}, slot * self.slot_bytes()
+        for name, shape in self.shapes.items():
+            count = self.batch_size * int(np.prod(shape))
+            arrays[name] = np.frombuffer(memory, np.float32, count, offset).reshape(self.batch_size, *shape)
+            offset += self._bytes(shape)
+        return arrays
+
+    def _bytes(self, shape: tuple[int, ...]) -> int:
+        size = self.batch_size * int(np.prod(shape)) * np.dtype(np.float32).itemsize
+        return -(-size // ALIGNMENT) * ALIGNMENT

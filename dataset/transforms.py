@@ -1,0 +1,170 @@
+"""What augmentation does to pixels and boxes, once it is decided: place, resize, shift colours, mirror, normalise.
+
+A random expand (Liu et al. 2016, section 3.6) followed by a crop is one rectangle of the source image, which may reach
+beyond it. It is drawn by one resize of the part that shows the image; the expanded canvas itself never exists.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from boxes.geometry import clip_to_unit
+from config.augment_options import AUTO_INTERPOLATION
+from config.errors import DataError
+from config.opencv import cv2
+
+Size = tuple[int, int]
+Span = tuple[int, int]
+DECODE_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+HUE_RANGE = 180  # of OpenCV's 8-bit HLS
+WHOLE = np.array([0.0, 0.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where pixels of the image appear in the network input: source -> target (columns, rows), then mirrored.
+
+    Spans are whole pixels [begin, end), so that boxes can follow the pixels exactly; the rest of the input is canvas.
+    """
+
+    source: tuple[Span, Span]
+    target: tuple[Span, Span]
+    mirror: bool = False
+
+
+@dataclass(frozen=True)
+class ColourShift:
+    """Change of hue (of 180, it wraps), lightness and saturation (of 255), then all values times 1 + contrast."""
+
+    hue: int = 0
+    lightness: int = 0
+    saturation: int = 0
+    contrast: float = 0.0
+
+
+def decode(image: bytes, where: str) -> np.ndarray:
+    """Encoded image -> (h, w, 3) uint8 BGR; the EXIF orientation is ignored, since boxes refer to the stored pixels.
+
+    DataError naming `where` if it is no image that OpenCV can decode.
+    """
+    try:
+        pixels = cv2.imdecode(np.frombuffer(image, np.uint8), DECODE_FLAGS)
+    except cv2.error as error:
+        raise DataError(f"{where}: the image cannot be decoded ({error.err}); replace it and pack again") from error
+    if pixels is None:
+        raise DataError(f"{where}: its {len(image)} bytes of image cannot be decoded; replace it and pack again")
+    return pixels
+
+
+def shape_of(image: np.ndarray) -> Size:
+    """(h, w) of an image (h, w, 3)."""
+    return image.shape[0], image.shape[1]
+
+
+def place(rectangle: np.ndarray, image: Size, size: Size, mirror: bool = False) -> Placement:
+    """Shows `rectangle` of an image (h, w) in an input (H, W).
+
+    The rectangle (4,) is in units of the image: WHOLE is the image. Its edges inside the image move to the next whole
+    pixel of the image, the image's own edges to a whole pixel of the input; at least one pixel of the image is shown.
+    """
+    columns = _place_axis(rectangle[0], rectangle[2], image[1], size[1])
+    rows = _place_axis(rectangle[1], rectangle[3], image[0], size[0])
+    return Placement((columns[0], rows[0]), (columns[1], rows[1]), mirror)
+
+
+def _place_axis(low: float, high: float, length: int, out: int) -> tuple[Span, Span]:
+    """Source and target span of the range [low, high) of an axis with `length` pixels in an input of `out` pixels."""
+    begin = min(max(round(low * length), 0), length - 1)
+    end = min(max(round(high * length), begin + 1), length)
+    scale = out / ((high - low) * length)
+    to = 0 if low >= 0 else min(max(round(-low * length * scale), 0), out - 1)
+    until = out if high <= 1 else min(max(round((1 - low) * length * scale), to + 1), out)
+    return (begin, end), (to, until)
+
+
+def geometry(placement: Placement, image: Size, size: Size) -> np.ndarray:
+    """(6,) float32: h, w of the image, scale y, x, offset y, x; input pixel = image pixel * scale + offset.
+
+    Scale x is negative if mirrored.
+    """
+    (scale_x, offset_x), (scale_y, offset_y) = map(_linear, placement.source, placement.target)
+    if placement.mirror:
+        scale_x, offset_x = -scale_x, size[1] - offset_x
+    return np.array([*image, scale_y, scale_x, offset_y, offset_x], np.float32)
+
+
+def _linear(source: Span, target: Span) -> tuple[float, float]:
+    scale = (target[1] - target[0]) / (source[1] - source[0])
+    return scale, target[0] - source[0] * scale
+
+
+def map_boxes(boxes: np.ndarray, geometry: np.ndarray, size: Size) -> np.ndarray:
+    """Boxes (n, 4) normalised to the image -> (n, 4) float32 normalised to the input (H, W), clipped to [0, 1]."""
+    h, w, scale_y, scale_x, offset_y, offset_x = geometry.astype(np.float64)
+    scale = np.array([w * scale_x, h * scale_y]) / size[::-1]
+    offset = np.array([offset_x, offset_y]) / size[::-1]
+    corners = boxes.astype(np.float64).reshape(-1, 2, 2) * scale + offset  # (n, 2 corners, xy)
+    ordered = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)  # (n, 4), also if mirrored
+    return clip_to_unit(ordered).astype(np.float32)
+
+
+def draw(
+    image: np.ndarray, placement: Placement, size: Size, fill: int, interpolation: int, shift: ColourShift
+) -> np.ndarray:
+    """The input (H, W, 3) uint8 that shows an image (h, w, 3) uint8; the canvas has the colour `fill` in all channels.
+
+    Colours are shifted where there are fewer pixels, before or after the resize: the shift works on single pixels, so
+    the order matters only where interpolation mixes values that the shift clips.
+    """
+    (x0, x1), (y0, y1) = placement.source
+    visible = image[y0:y1, x0:x1]
+    (x0, x1), (y0, y1) = placement.target
+    enlarged = visible.shape[0] * visible.shape[1] < (x1 - x0) * (y1 - y0)
+    if enlarged:
+        visible = shift_colours(visible, shift)
+    visible = resize(visible, (y1 - y0, x1 - x0), interpolation)
+    if not enlarged:
+        visible = shift_colours(visible, shift)
+    if visible.shape[:2] != size:
+        canvas = np.full((*size, 3), fill, np.uint8)
+        canvas[y0:y1, x0:x1] = visible
+        visible = canvas
+    return cv2.flip(visible, 1) if placement.mirror else visible
+
+
+def resize(image: np.ndarray, size: Size, interpolation: int) -> np.ndarray:
+    """An image (h, w, 3) resized to (H, W); interpolation 0 to 4 as in OpenCV, 9 = area if it shrinks, else cubic."""
+    if interpolation == AUTO_INTERPOLATION:
+        shrinks = image.shape[0] > size[0] or image.shape[1] > size[1]
+        interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return cv2.resize(image, size[::-1], interpolation=interpolation)
+
+
+def shift_colours(image: np.ndarray, shift: ColourShift) -> np.ndarray:
+    """An image (h, w, 3) uint8 BGR with shifted colours; the image itself is left alone (it may be returned).
+
+    Lightness, saturation and values are clipped to 0..255.
+    """
+    if shift.hue or shift.lightness or shift.saturation:
+        hls = cv2.cvtColor(image, cv2.COLOR_BGR2HLS)
+        image = cv2.cvtColor(cv2.LUT(hls, _hls_table(shift)), cv2.COLOR_HLS2BGR)
+    if shift.contrast:
+        image = cv2.convertScaleAbs(image, alpha=1 + shift.contrast)
+    return image
+
+
+def _hls_table(shift: ColourShift) -> np.ndarray:
+    """(256, 1, 3) uint8: the shifted value of each value of H, L and S."""
+    values = np.arange(256)
+    lightness, saturation = (np.clip(values + change, 0, 255) for change in (shift.lightness, shift.saturation))
+    return np.stack([(values + shift.hue) % HUE_RANGE, lightness, saturation], axis=1).astype(np.uint8)[:, None]
+
+
+def normalise(image: np.ndarray, mean: np.ndarray, std: np.ndarray, out: np.ndarray) -> None:
+    """Writes (image - mean) / std of an image (H, W, 3) uint8 BGR to out (3, H, W) float32 RGB; mean, std (3,) RGB."""
+    for channel, plane in zip((2, 1, 0), cv2.split(image), strict=True):
+        target = out[channel]
+        target[...] = plane
+        target -= mean[channel]
+        if std[channel] != 1:
+            target /= std[channel]

@@ -1,0 +1,218 @@
+"""Processes that fill batches in shared memory: started from scratch, never forked, so that mxnet is not in them.
+
+A worker is `python -m dataset.worker_main`; the user's script is not imported again. All workers share one socket
+(SOCK_SEQPACKET keeps messages whole): whoever is free takes the next task, a few rows of a batch. Arrays never go
+through it; they are written to anonymous memory (memfd) that has no name to leave behind and does not count against
+/dev/shm. When the parent closes the socket or dies, in whatever way, the workers see its end and leave.
+"""
+
+import json
+import mmap
+import os
+import pickle
+import select
+import socket
+import subprocess
+import sys
+import time
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from config.errors import DataError
+from dataset.samples import BatchLayout, SampleMaker
+
+ROOT = Path(__file__).parent.parent
+MAX_TASKS = 32  # for each batch, few enough for the socket's buffer to hold those of all slots
+MAX_MESSAGE = 1 << 16
+CHECK_MILLISECONDS = 500  # how often a waiting parent looks whether its workers live
+STOP_SECONDS = 5.0
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows of a batch to make: the records at `positions`, from row `row` of slot `slot` on."""
+
+    slot: int
+    row: int
+    epoch: int
+    positions: list[int]
+
+    def perform(self, maker: SampleMaker, arrays: dict[str, np.ndarray]) -> None:
+        """Writes the samples into the arrays of the slot."""
+        for k, position in enumerate(self.positions):
+            maker.write(arrays, self.row + k, self.epoch, position)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A task's end: `error` is "" or what went wrong from `row` on, a mistake of the user's if `data` is true."""
+
+    slot: int
+    row: int
+    error: str = ""
+    data: bool = False
+
+    def exception(self) -> Exception:
+        """The error to raise in the parent."""
+        return DataError(self.error) if self.data else RuntimeError(f"a data worker failed\n{self.error}")
+
+
+def encode(message: Task | Reply) -> bytes:
+    """A message as bytes for the socket."""
+    return json.dumps(vars(message)).encode()
+
+
+def split(slot: int, epoch: int, positions: np.ndarray) -> list[Task]:
+    """The tasks of a batch, at most MAX_TASKS."""
+    size = -(-len(positions) // MAX_TASKS)
+    return [Task(slot, k, epoch, positions[k : k + size].tolist()) for k in range(0, len(positions), size or 1)]
+
+
+class InProcess:
+    """The interface of WorkerPool without processes: submit() makes the batch at once."""
+
+    def __init__(self, maker: SampleMaker, layout: BatchLayout, slots: int) -> None:
+        memory = memoryview(bytearray(slots * layout.slot_bytes()))
+        self.slots = [layout.arrays(memory, slot) for slot in range(slots)]
+        self._maker = maker
+        self._errors: dict[int, Exception] = {}
+
+    def submit(self, slot: int, epoch: int, positions: np.ndarray) -> None:
+        """Makes a batch; an error waits for wait()."""
+        try:
+            Task(slot, 0, epoch, positions.tolist()).perform(self._maker, self.slots[slot])
+        except DataError as error:
+            self._errors[slot] = error
+
+    def wait(self, slot: int) -> None:
+        """Raises what went wrong in this slot's batch."""
+        if slot in self._errors:
+            raise self._errors.pop(slot)
+
+    def drain(self) -> None:
+        """Forgets all batches."""
+        self._errors.clear()
+
+    def close(self) -> None:
+        """Nothing to end."""
+        self.slots = []
+
+
+class WorkerPool:
+    """Fills slots of shared memory in worker processes.
+
+    Usage: submit(slot, epoch, positions), later wait(slot), then read slots[slot] until the next submit for that slot.
+    Batches are made in the order of submission. close() ends the processes; so do garbage collection and the end of
+    this process. After any exception but a DataError from wait() the pool is of no use and should be closed.
+    """
+
+    def __init__(self, maker: SampleMaker, layout: BatchLayout, slots: int, workers: int) -> None:
+        """Reserves the memory (DataError if there is too little) and starts the workers; does not wait for them."""
+        specification = pickle.dumps((maker, layout, slots))
+        begin = slots * layout.slot_bytes()
+        descriptor = _reserve(begin + len(specification))
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            memory = mmap.mmap(descriptor, begin + len(specification))
+            memory[begin:] = specification
+            self._processes = [_start(theirs.fileno(), descriptor, begin) for _ in range(workers)]
+        finally:
+            os.close(descriptor)
+            theirs.close()
+        self.slots = [layout.arrays(memoryview(memory), slot) for slot in range(slots)]
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+        self._open = [0] * slots
+        self._failures: dict[int, list[Reply]] = {}
+        self.close = weakref.finalize(self, _stop, self._socket, self._processes)
+
+    @property
+    def pids(self) -> list[int]:
+        """The workers' process ids."""
+        return [process.pid for process in self._processes]
+
+    def submit(self, slot: int, epoch: int, positions: np.ndarray) -> None:
+        """Queues a batch: records at `positions` in the first rows of the slot, none of whose tasks may be open."""
+        tasks = split(slot, epoch, positions)
+        self._open[slot], self._failures[slot] = len(tasks), []
+        for task in tasks:
+            self._socket.sendall(encode(task))
+
+    def wait(self, slot: int) -> None:
+        """Waits for the slot's batch. Raises its first DataError, or RuntimeError if a worker failed or died."""
+        while self._open[slot]:
+            self._receive()
+        if self._failures[slot]:
+            raise min(self._failures[slot], key=lambda reply: reply.row).exception()
+
+    def drain(self) -> None:
+        """Waits for all batches that have been submitted, and forgets them."""
+        while any(self._open):
+            self._receive()
+
+    def _receive(self) -> None:
+        """Takes one reply; RuntimeError if a worker is dead."""
+        while not self._poll.poll(CHECK_MILLISECONDS):
+            self._check_alive()
+        message = self._socket.recv(MAX_MESSAGE)
+        if not message:  # all workers have gone
+            time.sleep(CHECK_MILLISECONDS / 1000)
+            self._check_alive()
+            raise RuntimeError("the data workers have closed their connection")
+        reply = Reply(**json.loads(message))
+        self._open[reply.slot] -= 1
+        if reply.error:
+            self._failures[reply.slot].append(reply)
+
+    def _check_alive(self) -> None:
+        for process in self._processes:
+            status = process.poll()
+            if status is not None:
+                raise RuntimeError(f"data worker {process.pid} {_death(status)}")
+
+
+def _death(status: int) -> str:
+    if status == -9:
+        return "was killed (signal 9), perhaps because memory ran out: use fewer workers or a smaller batch"
+    return f"died of signal {-status}" if status < 0 else f"ended with status {status}, see its message above"
+
+
+def _reserve(size: int) -> int:
+    """File descriptor of `size` bytes of memory that is really there: a later write cannot end in SIGBUS."""
+    descriptor = os.memfd_create("batches")
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        os.close(descriptor)
+        raise DataError(
+            f"{size / 2**20:.0f} MB of shared memory for batches cannot be had ({error.strerror}): use a smaller "
+            "batch_size or data_shape, or give this machine or container more memory"
+        ) from error
+    return descriptor
+
+
+def _start(connection: int, memory: int, specification: int) -> subprocess.Popen[Any]:
+    """Starts a worker in a process group of its own: Ctrl-C in the terminal is the parent's business."""
+    paths = [str(ROOT), *(path for path in sys.path if path)]
+    return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        [sys.executable, "-P", "-m", "dataset.worker_main", str(connection), str(memory), str(specification)],
+        stdin=subprocess.DEVNULL,
+        pass_fds=(connection, memory),
+        process_group=0,
+        env=os.environ | ONE_THREAD | {"PYTHONPATH": os.pathsep.join(paths)},
+    )
+
+
+def _stop(connection: socket.socket, processes: list[subprocess.Popen[Any]]) -> None:
+    connection.close()
+    for process in processes:
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
