@@ -145,7 +145,7 @@ def _build_parser(cls: type, description: str, presets: bool) -> _Parser:
     if presets:
         text = f"YAML preset, read before the flags ({_preset_names()})"
         parser.add_argument("--config", metavar="NAME|FILE", help=text)
-    groups: dict[str, Any] = {}
+    groups: dict[str, Any] = {"options": parser}
     for name, field in _fields(cls).items():
         title = field.metadata["group"]
         if title not in groups:
@@ -282,4 +282,4 @@ def _converted(kind: Any, value: Any, flag: str) -> Any:
         return _TRUTH[value.lower()] if kind is bool and isinstance(value, str) else kind(value)
     except (TypeError, KeyError, ValueError, OverflowError):
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-        raise OptionError(f"{flag} takes {names[kind]}, not {value!r}") from None
+        raise OptionError(f"{flag} takes {names[kind]}, not {value!r:.80}") from None
