@@ -5,6 +5,7 @@ pixels as stored (cv2.IMREAD_IGNORE_ORIENTATION).
 """
 
 import io
+import struct
 import warnings
 from dataclasses import dataclass
 
@@ -44,9 +45,9 @@ def check_image(content: bytes) -> ImageInfo:
                 raise DataError(f"{width} x {height} pixels, more than {MAX_PIXELS // 10**6} million")
             orientation = int(image.getexif().get(_ORIENTATION, 1))
             image.load()
-    except DataError:
-        raise
-    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError, UnidentifiedImageError) as error:
+    except UnidentifiedImageError as error:
+        raise DataError(f"damaged {kind}: its header cannot be read") from error
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(f"damaged {kind}: {error}") from error
     _decode(content, (height, width), kind)
     return ImageInfo((height, width), orientation)

@@ -122,7 +122,7 @@ def draw_image(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[Dr
         cover = _place(rng, shape, size, objects)
         if cover is None:  # the image is full
             continue
-        image = _paint(rng, image, cover, shape.hue)
+        _paint(rng, image, cover, shape.hue)
         mask = cover > 0.5
         for earlier in objects:
             earlier.visible &= ~mask
@@ -173,8 +173,8 @@ def _fits(mask: np.ndarray, objects: list[Drawn], size: int) -> bool:
     return bool(np.min(sides) >= MIN_VISIBLE_SIDE * size)
 
 
-def _paint(rng: np.random.Generator, image: np.ndarray, cover: np.ndarray, hue: int) -> np.ndarray:
-    """Lays a shape with a gradient of brightness and a colour of its family over the image."""
+def _paint(rng: np.random.Generator, image: np.ndarray, cover: np.ndarray, hue: int) -> None:
+    """Lays a shape with a gradient of brightness and a colour of its family over the image, in place."""
     size = len(image)
     colour = np.array(
         [[[(hue + rng.integers(-HUE_SPREAD, HUE_SPREAD + 1)) % 180, rng.integers(150, 256), 255]]], np.uint8
@@ -183,8 +183,9 @@ def _paint(rng: np.random.Generator, image: np.ndarray, cover: np.ndarray, hue: 
     x, y = _grid(size)
     angle = rng.uniform(0, 2 * np.pi)
     light = rng.uniform(0.6, 0.95) + rng.uniform(0, 0.25) * (np.cos(angle) * x + np.sin(angle) * y)
-    texture = light[..., None] * bgr  # (size, size, 3)
-    return image + cover[..., None] * (texture - image)
+    rows, columns = np.flatnonzero(cover.any(axis=1)), np.flatnonzero(cover.any(axis=0))
+    window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    image[window] += cover[window][..., None] * (light[window][..., None] * bgr - image[window])
 
 
 def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,98 @@
+"""Damaged images are found before training, by the reason that the user needs."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from config.errors import DataError
+from dataset.image_check import check_image
+from tests.dataset.voc import jpeg
+
+
+def encode(kind, mode="RGB", **options):
+    stream = io.BytesIO()
+    Image.effect_noise((40, 30), 50).convert(mode).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def png_of(width, height):
+    """A PNG that announces a size and holds no pixels."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    ]
+    packed = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encode("JPEG"),
+        encode("JPEG", "L"),
+        encode("JPEG", "CMYK"),
+        encode("JPEG", progressive=True),
+        encode("PNG"),
+        encode("PNG", "RGBA"),
+        encode("PNG", "P"),
+        encode("PNG", "1"),
+    ],
+    ids=["jpeg", "grey", "cmyk", "progressive", "png", "rgba", "palette", "bits"],
+)
+def test_whole_images_pass(content):
+    info = check_image(content)
+    assert info.size == (30, 40)
+    assert info.orientation == 1
+
+
+def test_16_bit_png_passes():
+    stream = io.BytesIO()
+    Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40)).save(stream, "PNG")
+    assert check_image(stream.getvalue()).size == (30, 40)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty file"),
+        (b"not an image at all", "neither JPEG nor PNG"),
+        (encode("GIF", "L"), "neither JPEG nor PNG"),
+        (encode("WEBP"), "neither JPEG nor PNG"),
+        (jpeg(400, 300)[:-2000], "damaged JPEG.*truncated"),
+        (jpeg()[:100], "damaged JPEG"),
+        (encode("PNG")[:-200], "damaged PNG"),
+        (b"\xff\xd8\xff" + b"x" * 500, "damaged JPEG"),
+        (png_of(60000, 60000), "more than 64 million|bomb"),
+        (png_of(9000, 9000), "more than 64 million"),
+        (png_of(40, 30), "damaged PNG"),
+    ],
+)
+def test_reason(content, reason):
+    with pytest.raises(DataError, match=reason):
+        check_image(content)
+
+
+def test_orientation_is_told_and_not_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    info = check_image(encode("JPEG", exif=exif))
+    assert info.size == (30, 40)
+    assert info.orientation == 6
+
+
+@given(st.data())
+def test_random_damage_gives_no_other_error(data):
+    content = bytearray(data.draw(st.sampled_from([encode("JPEG"), encode("PNG"), encode("PNG", "P")])))
+    for at in data.draw(st.lists(st.integers(0, min(300, len(content) - 1)), min_size=1, max_size=4)):
+        content[at] = data.draw(st.integers(0, 255))
+    try:
+        assert len(check_image(bytes(content)).size) == 2
+    except DataError as error:
+        assert str(error)  # noqa: PT017 - both outcomes are right

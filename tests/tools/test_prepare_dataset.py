@@ -1,0 +1,120 @@
+"""The command line of prepare_dataset, as a module and as a script."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from config.errors import DataError, OptionError
+from dataset.sidecar import read_sidecar
+from tests.dataset.voc import CAT, DOG, add, image_set, jpeg, xml_object
+from tools.prepare_dataset import main
+
+PROJECT = Path(__file__).parents[2]
+BY_SCRIPT = [str(PROJECT / "tools" / "prepare_dataset.py")]
+CLASSIC = ["--dataset", "pascal", "--year", "2007,2012", "--set", "trainval", "--shuffle", "True"]
+BY_MODULE = ["-m", "tools.prepare_dataset"]
+
+
+@pytest.fixture
+def root(tmp_path):
+    root = tmp_path / "VOCdevkit"
+    for year in ("2007", "2012"):
+        add(root / f"VOC{year}", "a", CAT, DOG)
+        add(root / f"VOC{year}", "b")
+        image_set(root / f"VOC{year}", "trainval", "a", "b")
+    return root
+
+
+def command(how, root, target, *more, cwd=PROJECT):
+    argv = [sys.executable, *how, "--root", str(root), "--target", str(target), *more]
+    return subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("how", "cwd"), [(BY_SCRIPT, PROJECT), (BY_MODULE, PROJECT), (BY_SCRIPT, "/")])
+def test_classic_line(root, tmp_path, how, cwd):
+    target = tmp_path / "data" / "train.lst"
+    done = command(how, root, target, *CLASSIC, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.suffix for path in target.parent.iterdir()) == [".idx", ".json", ".lst", ".rec"]
+    assert "images: 4, without objects: 2" in done.stdout
+    assert "objects: 4, most in one image: 2" in done.stdout
+    sidecar = read_sidecar(target)
+    assert len(sidecar.class_names) == 20
+    assert sidecar.source == "pascal VOCdevkit 2007,2012 trainval, pixel origin 1"
+
+
+def test_damaged_image_ends_with_status_2_and_its_name(root, tmp_path):
+    (root / "VOC2012/JPEGImages/b.jpg").write_bytes(jpeg(400, 300)[:-3000])
+    target = tmp_path / "out" / "t.lst"
+    done = command(BY_MODULE, root, target)
+    assert done.returncode == 2
+    assert "VOC2012/JPEGImages/b.jpg: damaged JPEG" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(target.parent.iterdir()) == []
+    done = command(BY_MODULE, root, target, "--skip-bad")
+    assert done.returncode == 0
+    assert "bad and left out: 1" in done.stdout
+    assert "VOC2012/JPEGImages/b.jpg: damaged JPEG" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (["--dataset", "coco"], OptionError, "coco is not supported"),
+        (["--true-negative", "false"], OptionError, "obsolete"),
+        (["--target", "train"], OptionError, "must end in .lst"),
+        (["--class-names", "cat,cat"], OptionError, "'cat' is given twice"),
+        (["--class-names", "no.json"], OptionError, "no such file"),
+        (["--class-names", "cat"], DataError, "class 'dog'"),
+        (["--year", "2010"], DataError, "--year can be 2007,2012"),
+        (["--set", "test"], DataError, "test.txt is missing"),
+        (["--root", "nowhere"], DataError, "nowhere: no such folder"),
+        (["--pixel-origin", "2"], OptionError, "--pixel-origin"),
+        (["--num-thread", "0"], OptionError, "--num-thread"),
+    ],
+)
+def test_mistake_is_one_sentence(root, tmp_path, monkeypatch, options, error, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        main(["--root", str(root), *options])
+
+
+def test_class_names_from_a_file_or_an_earlier_record(root, tmp_path, capsys):
+    names = tmp_path / "names.txt"
+    names.write_text("dog\n\ncat\nbird\n")
+    common = ["--root", str(root), "--num-thread", "1", "--target"]
+    main([*common, str(tmp_path / "a.lst"), "--class-names", str(names)])
+    main([*common, str(tmp_path / "b.lst"), "--class-names", str(tmp_path / "a.json")])
+    for name in ("a", "b"):
+        assert read_sidecar(tmp_path / f"{name}.rec").class_names == ("dog", "cat", "bird")
+    assert (tmp_path / "a.rec").read_bytes() == (tmp_path / "b.rec").read_bytes()
+
+
+def test_unwritable_target_is_named(root, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file.*cannot be written"):
+        main(["--root", str(root), "--target", str(tmp_path / "file" / "t.lst")])
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_ended_by_a_signal_it_leaves_no_half_files(root, tmp_path, number, status):
+    big = jpeg(1000, 800)
+    for k in range(400):
+        add(root / "VOC2007", f"n{k}", xml_object("cat", (1, 1, 9, 9)), image=big)
+    image_set(root / "VOC2007", "trainval", *[f"n{k}" for k in range(400)])
+    target = tmp_path / "out" / "t.lst"
+    argv = [sys.executable, *BY_MODULE, "--root", str(root), "--year", "2007", "--target", str(target)]
+    process = subprocess.Popen(argv, cwd=PROJECT, stderr=subprocess.PIPE, start_new_session=True)
+    while not target.parent.is_dir() or not list(target.parent.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.3)
+    os.kill(process.pid, number)
+    process.communicate(timeout=30)
+    assert process.returncode == status
+    assert list(target.parent.iterdir()) == []
