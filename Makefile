@@ -25,13 +25,12 @@ python:
 
 venv: .venv/$(LOCK).ready
 
-.venv/$(LOCK).ready: $(LOCK) pyproject.toml
+.venv/$(LOCK).ready: $(LOCK)
 	@$(MAKE) --silent python >/dev/null
 	$(PYTHON) -m venv .venv
 	@rm -f .venv/*.ready
 	@$(PIP) --quiet uninstall --yes $(OTHER_WHEEL)
 	$(PIP) install --require-hashes -r $(LOCK)
-	$(PIP) install --no-index --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: venv

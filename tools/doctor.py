@@ -16,6 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+if not __package__:
+    importlib.import_module("as_module")
+
 from config.errors import UserError, run_command
 from config.gpus import CUDA_WHEEL, Driver, gpu_problem, is_supported, read_driver
 from config.libraries import missing_packages

@@ -7,8 +7,6 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-import pytest
-
 from config.version import __version__
 from tools import doctor
 
@@ -38,9 +36,6 @@ def test_a_working_machine_is_reported_in_json():
     assert doctor.describe(report)[-1] == "Training on the CPU works."
 
 
-@pytest.mark.skipif(
-    "mxnet-detector-trainer" not in {d.name for d in metadata.distributions()}, reason="needs make venv"
-)
 def test_the_script_runs_from_its_path():
     done = run("--missing-packages", module=False)
     assert (done.returncode, done.stderr) == (0, "")
