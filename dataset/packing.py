@@ -119,13 +119,11 @@ def _by(size: tuple[int, int] | None) -> str:
 
 
 def _refuse(report: Report, skip_bad: bool, packed: int) -> None:
-    listed = "".join(f"\n  {line}" for line in shortened(report.bad))
+    listed = "; ".join(shortened(report.bad))
     if report.bad and not skip_bad:
-        raise DataError(
-            f"{len(report.bad)} images cannot be used; mend them or leave them out with --skip-bad:{listed}"
-        )
+        raise DataError(f"images that cannot be used: {len(report.bad)} (mend or --skip-bad them): {listed}")
     if packed == 0:
-        raise DataError(f"no image can be used, nothing was written:{listed}")
+        raise DataError(f"no image can be used, nothing was written: {listed}")
 
 
 def shortened(lines: Sequence[str]) -> list[str]:

@@ -125,21 +125,21 @@ def _progress(images: Iterable[Checked], total: int) -> Iterator[Checked]:
 
 def _print_report(report: Report, target: Path) -> None:
     counts = np.array(report.counts)
-    _print_list("left out", "bad images", report.bad)
-    _print_list("dropped", "boxes", report.dropped)
-    _print_list("size differs from the annotation, the decoded one was used", "images", report.resized)
-    _print_list("EXIF orientation ignored", "images", report.rotated)
+    _print_list("bad images, left out", report.bad)
+    _print_list("boxes dropped", report.dropped)
+    _print_list("images of another size than annotated, the decoded one was used", report.resized)
+    _print_list("images with an EXIF orientation, which is ignored", report.rotated)
     print(f"{target.with_suffix('')}.lst .rec .idx .json written")
-    print(f"images: {counts.size}, without objects: {int((counts == 0).sum())}, bad and left out: {len(report.bad)}")
+    print(f"images: {counts.size}, without objects: {int((counts == 0).sum())}, left out: {len(report.bad)}")
     print(f"objects: {counts.sum()}, most in one image: {counts.max()}, dropped boxes: {len(report.dropped)}")
     width = max(len(name) for name in report.class_names)
     for name, number in zip(report.class_names, report.objects_per_class, strict=True):
         print(f"  {name:<{width}} {number:>8}")
 
 
-def _print_list(what: str, unit: str, lines: list[str]) -> None:
+def _print_list(what: str, lines: list[str]) -> None:
     if lines:
-        print(f"{what}: {len(lines)} {unit}")
+        print(f"{what}: {len(lines)}")
         for line in shortened(lines):
             print(f"  {line}")
 

@@ -109,7 +109,7 @@ def test_bad_images_are_all_named_and_nothing_is_written(root, target):
     with pytest.raises(DataError) as caught:
         run(root, target)
     text = str(caught.value)
-    assert text.startswith("14 images cannot be used")
+    assert text.startswith("images that cannot be used: 14")
     assert "JPEGImages/03.jpg: damaged JPEG" in text
     assert "JPEGImages/05.jpg: the image is missing" in text
     assert text.endswith("... and 4 more")

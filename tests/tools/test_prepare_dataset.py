@@ -58,7 +58,7 @@ def test_damaged_image_ends_with_status_2_and_its_name(root, tmp_path):
     assert list(target.parent.iterdir()) == []
     done = command(BY_MODULE, root, target, "--skip-bad")
     assert done.returncode == 0
-    assert "bad and left out: 1" in done.stdout
+    assert "bad images, left out: 1" in done.stdout
     assert "VOC2012/JPEGImages/b.jpg: damaged JPEG" in done.stdout
 
 
