@@ -5,12 +5,12 @@ A Layers object carries what is common to all layers of a network: the freeze pa
 
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from config.errors import OptionError
 from config.runtime import mx
 
-Symbol = mx.sym.Symbol
+Symbol: TypeAlias = mx.sym.Symbol
 
 
 class Tap(NamedTuple):

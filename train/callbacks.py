@@ -43,7 +43,8 @@ class FiniteGuard:
 
 
 class Progress:
-    """Batch-end callback: a bar with loss, speed and time left on a terminal, elsewhere a line every `frequent` batches."""
+    """Batch-end callback: a bar with loss, speed and time left on a terminal, elsewhere a line per `frequent`
+    batches."""
 
     def __init__(self, batch_size: int, frequent: int, batches: int, end_epoch: int) -> None:
         """batches: per epoch; end_epoch: the run stops before it."""

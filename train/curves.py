@@ -5,35 +5,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 - the backend comes first
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 
 def save_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws the lines of metrics.jsonl as a PNG, replaced atomically. Nothing is drawn without records."""
     if not records:
         return
-    figure, (losses, scores) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    try:
-        epochs = [record["epoch"] for record in records]
-        for name in records[-1]["train"]:
-            losses.plot(epochs, [record["train"].get(name) for record in records], label=name)
-        losses.set(xlabel="epoch", title="training losses", yscale="log")
-        losses.legend()
-        rate = losses.twinx()
-        rate.plot(epochs, [record["learning_rate"] for record in records], color="0.7", linewidth=1)
-        rate.set_ylabel("learning rate", color="0.5")
-        for name in records[-1].get("validation", {}):
-            is_mean = name == "mAP"
-            values = [record.get("validation", {}).get(name) for record in records]
-            scores.plot(epochs, values, label=name, linewidth=2.5 if is_mean else 1, color="black" if is_mean else None)
-        scores.set(xlabel="epoch", title="validation average precision", ylim=(0, 1))
-        if records[-1].get("validation"):
-            scores.legend()
-        temporary = path.with_name(f".{path.name}.tmp.png")
-        figure.savefig(temporary, dpi=90)
-        os.replace(temporary, path)
-    finally:
-        plt.close(figure)
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    FigureCanvasAgg(figure)  # needs no display
+    losses, scores = figure.subplots(1, 2)
+    epochs = [record["epoch"] for record in records]
+    for name in records[-1]["train"]:
+        losses.plot(epochs, [record["train"].get(name) for record in records], label=name)
+    losses.set(xlabel="epoch", title="training losses", yscale="log")
+    losses.legend()
+    rate = losses.twinx()
+    rate.plot(epochs, [record["learning_rate"] for record in records], color="0.7", linewidth=1)
+    rate.set_ylabel("learning rate", color="0.5")
+    for name in records[-1]["validation"]:
+        is_mean = name == "mAP"
+        values = [record["validation"].get(name) for record in records]
+        scores.plot(epochs, values, label=name, linewidth=2.5 if is_mean else 1, color="black" if is_mean else None)
+    scores.set(xlabel="epoch", title="validation average precision", ylim=(0, 1))
+    if records[-1]["validation"]:
+        scores.legend()
+    temporary = path.with_name(f".{path.name}.tmp.png")
+    figure.savefig(temporary, dpi=90)
+    os.replace(temporary, path)

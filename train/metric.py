@@ -4,10 +4,11 @@ wait."""
 import math
 from collections import deque
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from config.runtime import mx
 
-NDArray = mx.nd.NDArray
+NDArray: TypeAlias = mx.nd.NDArray
 
 
 class MultiBoxMetric(mx.metric.EvalMetric):

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from config.errors import CheckpointError
 from config.runtime import mx
 from evaluate.scoring import score_detections
 
-Symbol = mx.sym.Symbol
+Symbol: TypeAlias = mx.sym.Symbol
 LOGGER = logging.getLogger(__name__)
 
 
@@ -41,7 +41,6 @@ class DetectionModule(mx.mod.Module):
         )
         self._detection_symbol = detection_symbol
         self._restored_state = optimizer_state
-        self._inference: mx.mod.Module | None = None
         self._used_labels: list[int] = []
 
     def bind(self, data_shapes: Any, label_shapes: Any = None, **options: Any) -> None:
@@ -59,6 +58,15 @@ class DetectionModule(mx.mod.Module):
         """Hands the outputs of each context to the metric; labels are part of the outputs where a metric needs them."""
         for executor in self._exec_group.execs:
             eval_metric.update([], executor.outputs)
+
+    def get_params(self) -> tuple[dict, dict]:
+        """As Module.get_params, after all work is done.
+
+        BatchNorm's backward updates the moving averages without the engine knowing (mxnet 1.9.1, CPU): a read that does
+        not wait for everything returns those of an earlier batch, and fit would write them back.
+        """
+        mx.nd.waitall()
+        return super().get_params()
 
     def init_optimizer(self, *args: Any, **options: Any) -> None:
         """Creates the optimizer, then restores the state given to the constructor."""
@@ -118,23 +126,28 @@ class DetectionModule(mx.mod.Module):
         sparse_row_id_fn: Callable | None = None,
     ) -> list[tuple[str, float]]:
         """Validates `det` over one pass of eval_data; padding rows are not counted. Returns the metric's pairs."""
-        if self._inference is None:
-            self._inference = mx.mod.Module(
-                self._detection_symbol,
-                data_names=("data",),
-                label_names=None,
-                context=self._context,
-                logger=self.logger,
-            )
-            self._inference.bind(eval_data.provide_data, for_training=False, shared_module=self)
+        inference = self._inference_module(eval_data.provide_data)
         if reset:
             eval_data.reset()
-        batches = score_detections(self._inference, eval_data, eval_metric, num_batch)
+        mx.nd.waitall()  # see get_params
+        batches = score_detections(inference, eval_data, eval_metric, num_batch)
         param = mx.model.BatchEndParam(epoch=epoch, nbatch=batches, eval_metric=eval_metric, locals=None)
         callbacks = score_end_callback if isinstance(score_end_callback, (list, tuple)) else [score_end_callback]
         for callback in filter(None, callbacks):
             callback(param)
         return eval_metric.get_global_name_value()
+
+    def _inference_module(self, data_shapes: Any) -> mx.mod.Module:
+        """A Module for `det` that shares this one's parameters and memory.
+
+        It is made anew for each validation: the executor folds batch norm into weights at its first run and keeps the
+        result although the parameters change (mxnet 1.9.1, oneDNN subgraphs).
+        """
+        module = mx.mod.Module(
+            self._detection_symbol, data_names=("data",), label_names=None, context=self._context, logger=self.logger
+        )
+        module.bind(data_shapes, for_training=False, shared_module=self)
+        return module
 
 
 def _as_arrays(state: Any) -> list[mx.nd.NDArray]:

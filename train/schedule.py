@@ -3,11 +3,12 @@ curve."""
 
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from config.run import TrainOptions
 from config.runtime import mx
 
-Scheduler = mx.lr_scheduler.LRScheduler
+Scheduler: TypeAlias = mx.lr_scheduler.LRScheduler
 NEVER = 2**31 - 1
 
 

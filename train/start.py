@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """First epoch, weights (None = initialise), and for an exact continuation the number of updates and optimizer state."""
+    """First epoch, weights (None = initialise), and for an exact continuation the number of updates and optimizer
+    state."""
 
     epoch: int = 0
     arg_params: Params | None = None
@@ -28,7 +29,8 @@ class Start:
 
 
 def find_start(options: TrainOptions, classes: tuple[str, ...], symbol_sha256: str) -> Start:
-    """The start that --resume, --finetune or --pretrained asks for; what does not fit raises before anything is written."""
+    """The start that --resume, --finetune or --pretrained asks for; what does not fit raises before anything is
+    written."""
     if options.resume not in ("-1", "") and options.finetune >= 0:
         raise OptionError("--resume and --finetune exclude each other: continue a run, or start anew from its weights")
     if options.resume not in ("-1", ""):

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from config.errors import DataError, OptionError
 from config.run import TrainOptions, augment_options, network_options
@@ -24,7 +24,7 @@ from train.run_files import lock_prefix, log_to_file, resume_command, write_run_
 from train.schedule import make_schedule
 from train.start import Start, find_start
 
-Symbol = mx.sym.Symbol
+Symbol: TypeAlias = mx.sym.Symbol
 logger = logging.getLogger(__name__)
 
 

@@ -1,0 +1,64 @@
+"""The command evaluate.py."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from config import threads
+from config.options import parse_options
+from config.run import EvaluateOptions
+
+DETECTION = ("nms", "nms_topk", "score_threshold", "force")
+
+
+def main(argv: list[str]) -> int:
+    """Parses the options, evaluates, prints the table and writes what was asked for."""
+    options = parse_options(EvaluateOptions, argv, "Evaluate a trained detector on a record.")
+    threads.configure(options.cpus)
+    from evaluate.evaluate_net import evaluate_net
+    from evaluate.report import format_table, save_pr_curves
+    from train.checkpoint import load_checkpoint
+    from train.devices import contexts
+
+    checkpoint = load_checkpoint(options.prefix, options.epoch)
+    evaluation = evaluate_net(
+        checkpoint,
+        options.rec_path,
+        contexts(options),
+        batch_size=options.batch_size,
+        workers=options.workers,
+        overlap=options.overlap,
+        use_difficult=options.use_difficult,
+        voc07=options.voc07,
+        **{name: getattr(options, name) for name in DETECTION if getattr(options, name) is not None},
+    )
+    print(f"{options.prefix}, epoch {checkpoint.epoch}, on {options.rec_path}")
+    print(format_table(evaluation.result))
+    print(f"{evaluation.images} images in {evaluation.seconds:.1f} s")
+    if options.json:
+        _write_json(options, checkpoint.epoch, evaluation)
+    if options.curves:
+        save_pr_curves(evaluation.result, options.curves)
+    return 0
+
+
+def _write_json(options: EvaluateOptions, epoch: int, evaluation: Any) -> None:
+    """The result as JSON; a class without ground truth has AP null."""
+    from dataset.files import write_atomically
+
+    content = {
+        "prefix": options.prefix,
+        "epoch": epoch,
+        "rec_path": options.rec_path,
+        "iou_threshold": options.overlap,
+        "voc07": options.voc07,
+        "AP": {one.name: _number(one.ap) for one in evaluation.result.classes},
+        "mAP": _number(evaluation.result.mean_ap),
+        "images": evaluation.images,
+        "seconds": round(evaluation.seconds, 3),
+    }
+    write_atomically(Path(options.json), (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _number(value: float) -> float | None:
+    return None if value != value else float(value)
