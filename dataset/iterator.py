@@ -1,4 +1,4 @@
-"""DetRecordIter: batches of a record file for mx.mod.Module, made by worker processes; docs/architecture.md, "Batch"."""
+"""DetRecordIter: batches of a record file for a Module, made by worker processes (docs/architecture.md, Batch)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,6 +128,11 @@ class DetRecordIter(mx.io.DataIter):
             for name, shape in self._layout.shapes.items()
             if name not in (DATA, GEOMETRY)
         ]
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers, [] without any."""
+        return self._pool.pids if isinstance(self._pool, WorkerPool) else []
 
     def reset(self) -> None:
         """Begins the next epoch, in mid-epoch too."""

@@ -6,6 +6,7 @@ through it; they are written to anonymous memory (memfd) that has no name to lea
 /dev/shm. When the parent closes the socket or dies, in whatever way, the workers see its end and leave.
 """
 
+import contextlib
 import json
 import mmap
 import os
@@ -14,11 +15,10 @@ import select
 import socket
 import subprocess
 import sys
-import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -140,11 +140,13 @@ class WorkerPool:
         """Queues a batch: records at `positions` in the first rows of the slot, none of whose tasks may be open."""
         tasks = split(slot, epoch, positions)
         self._open[slot], self._failures[slot] = len(tasks), []
-        for task in tasks:
-            self._socket.sendall(encode(task))
+        with contextlib.suppress(ConnectionError):  # no worker is left: wait() says so
+            for task in tasks:
+                self._socket.sendall(encode(task))
 
     def wait(self, slot: int) -> None:
         """Waits for the slot's batch. Raises its first DataError, or RuntimeError if a worker failed or died."""
+        self._check_alive()
         while self._open[slot]:
             self._receive()
         if self._failures[slot]:
@@ -159,15 +161,23 @@ class WorkerPool:
         """Takes one reply; RuntimeError if a worker is dead."""
         while not self._poll.poll(CHECK_MILLISECONDS):
             self._check_alive()
-        message = self._socket.recv(MAX_MESSAGE)
-        if not message:  # all workers have gone
-            time.sleep(CHECK_MILLISECONDS / 1000)
-            self._check_alive()
-            raise RuntimeError("the data workers have closed their connection")
+        try:
+            message = self._socket.recv(MAX_MESSAGE)
+        except ConnectionError:
+            message = b""
+        if not message:
+            self._report_end()
         reply = Reply(**json.loads(message))
         self._open[reply.slot] -= 1
         if reply.error:
             self._failures[reply.slot].append(reply)
+
+    def _report_end(self) -> NoReturn:
+        """All workers have closed their end."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._processes[0].wait(STOP_SECONDS)
+        self._check_alive()
+        raise RuntimeError("the data workers have closed their connection")
 
     def _check_alive(self) -> None:
         for process in self._processes:
