@@ -24,9 +24,10 @@ def named_library(error: BaseException) -> str | None:
 
 
 def remedy(library: str) -> str:
-    """What to do about a missing library, as the end of a sentence."""
-    package = DEBIAN_PACKAGES.get(library)
-    return f"apt-get install {package}" if package else f"install the package that contains {library}"
+    """What to do about a missing library, as the end of a sentence; names all missing packages at once."""
+    if library not in DEBIAN_PACKAGES:
+        return f"install the package that contains {library}"
+    return f"apt-get install {' '.join(missing_packages() or [DEBIAN_PACKAGES[library]])}"
 
 
 def _loads(library: str) -> bool:

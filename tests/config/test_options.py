@@ -1,13 +1,16 @@
 """Option classes on the command line and in presets."""
 
 import dataclasses
+import importlib
 import os
+import pkgutil
 from dataclasses import dataclass
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import config
 from config import options as module
 from config.errors import OptionError
 from config.options import from_mapping, option, parse_options, read_preset, read_yaml, to_mapping
@@ -216,6 +219,33 @@ def test_options_survive_json_and_yaml():
     assert from_mapping(Run, to_mapping(options)) == options
     with pytest.raises(OptionError, match=r"unknown option 'lrr' in run.json \(did you mean lr\?\)"):
         from_mapping(Run, {"lrr": 1}, "run.json")
+
+
+def option_classes():
+    """The option classes of config/, each once."""
+    for info in pkgutil.iter_modules(config.__path__):
+        if "option" in info.name or info.name == "run":
+            for value in vars(importlib.import_module(f"config.{info.name}")).values():
+                if dataclasses.is_dataclass(value) and value.__module__ == f"config.{info.name}":
+                    yield value
+
+
+@pytest.mark.parametrize("cls", option_classes(), ids=lambda cls: cls.__name__)
+def test_every_option_of_the_commands_has_a_valid_default_and_help(cls, capsys):
+    assert parse_options(cls, [], "") == from_mapping(cls, to_mapping(cls())) == cls()
+    with pytest.raises(SystemExit):
+        parse_options(cls, ["--help"], "")
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(cls):
+        assert f"--{field.name.replace('_', '-')}" in text
+        assert field.metadata["help"]
+
+
+@pytest.mark.parametrize("path", sorted(module.PRESET_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_is_one_for_training(path):
+    from config.run import TrainOptions
+
+    assert parse_options(TrainOptions, ["--config", path.stem], "", presets=True) != TrainOptions()
 
 
 WORDS = st.one_of(
