@@ -230,7 +230,7 @@ def option_classes():
                     yield value
 
 
-@pytest.mark.parametrize("cls", option_classes(), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", list(option_classes()), ids=lambda cls: cls.__name__)
 def test_every_option_of_the_commands_has_a_valid_default_and_help(cls, capsys):
     assert parse_options(cls, [], "") == from_mapping(cls, to_mapping(cls())) == cls()
     with pytest.raises(SystemExit):
