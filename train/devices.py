@@ -1,23 +1,40 @@
 """Which devices a run uses."""
 
+import logging
+
 from config.errors import OptionError
+from config.gpus import CUDA_WHEEL, gpu_problem, is_supported, read_driver
 from config.run import DeviceOptions
 from config.runtime import mx
+from config.version import installed_version
+
+logger = logging.getLogger(__name__)
 
 
 def contexts(options: DeviceOptions) -> list[mx.Context]:
-    """Contexts of --gpus and --cpus: the GPUs named, else all usable GPUs, else N CPU contexts."""
-    found = mx.context.num_gpus()
+    """Contexts of --gpus and --cpus: the GPUs named, else all usable GPUs, else N CPU contexts (said in one line)."""
+    usable, problem = usable_gpus()
     if options.gpus is None:
-        return [mx.gpu(k) for k in range(found)] or [mx.cpu(k) for k in range(options.cpus)]
+        if not usable:
+            logger.info("running on the CPU: %s", problem)
+        return [mx.gpu(k) for k in usable] or [mx.cpu(k) for k in range(options.cpus)]
     try:
         wanted = [int(part) for part in options.gpus.split(",") if part.strip()]
     except ValueError:
         raise OptionError(f"--gpus {options.gpus!r}: expected numbers like 0,1") from None
-    missing = [k for k in wanted if not 0 <= k < found]
+    missing = [k for k in wanted if k not in usable]
     if missing:
+        reason = problem or f"usable are {', '.join(map(str, usable))}"
         raise OptionError(
-            f"--gpus {options.gpus}: {found} usable GPUs here, GPU {missing[0]} is not one of them; leave --gpus out "
-            "to use what there is (python -m tools.doctor tells why a GPU cannot be used)"
+            f"--gpus {options.gpus}: GPU {missing[0]} cannot be used ({reason}); leave --gpus out to use what there is"
         )
     return [mx.gpu(k) for k in wanted] or [mx.cpu(k) for k in range(options.cpus)]
+
+
+def usable_gpus() -> tuple[list[int], str | None]:
+    """(ordinals of the GPUs that this MXNet can run on, why there is none)."""
+    driver = read_driver()
+    problem = gpu_problem(driver, installed_version(CUDA_WHEEL) is not None)
+    if problem or driver is None:
+        return [], problem
+    return [k for k, gpu in enumerate(driver.gpus) if is_supported(gpu)], None
