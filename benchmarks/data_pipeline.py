@@ -43,6 +43,7 @@ def main(argv: list[str]) -> None:
     options = parse_options(BenchmarkOptions, argv, "Data pipelines side by side")
     if not options.rec:
         raise OptionError("--rec is missing: name a record file, e.g. one made by tools/prepare_dataset.py")
+    images = len(RecordReader(options.rec))
     makers = {"mx.io.ImageDetRecordIter": classic_iterator, "DetRecordIter": our_iterator}
     speeds: dict[tuple[str, int], list[float]] = {}
     for _ in range(options.rounds):
@@ -50,7 +51,8 @@ def main(argv: list[str]) -> None:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
                 speed = alone.submit(measure, make, options, workers).result()
             speeds.setdefault((name, workers), []).append(speed)
-    print_table({key: statistics.median(values) for key, values in speeds.items()}, options)
+    print(f"{images} images, input {options.data_shape}, batch {options.batch_size}, augmentation {options.augment}\n")
+    print_table({key: statistics.median(values) for key, values in speeds.items()})
 
 
 def our_iterator(options: BenchmarkOptions, workers: int) -> mx.io.DataIter:
@@ -110,10 +112,8 @@ def serve_epoch(iterator: mx.io.DataIter) -> int:
     return images
 
 
-def print_table(speeds: dict[tuple[str, int], float], options: BenchmarkOptions) -> None:
+def print_table(speeds: dict[tuple[str, int], float]) -> None:
     """One row a pipeline; the ratio is to ImageDetRecordIter with as many threads."""
-    images = len(RecordReader(options.rec))
-    print(f"{images} images, input {options.data_shape}, batch {options.batch_size}, augmentation {options.augment}\n")
     print("| pipeline | workers | images/s | ratio |\n|---|---|---|---|")
     for (name, workers), speed in speeds.items():
         ratio = speed / speeds["mx.io.ImageDetRecordIter", workers]

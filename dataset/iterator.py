@@ -1,6 +1,8 @@
 """DetRecordIter: batches of a record file for a Module, made by worker processes (docs/architecture.md, Batch)."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from config.threads import usable_threads
 from dataset.labels import parse_label
 from dataset.recordio import RecordReader, unpack
 from dataset.samples import DATA, GEOMETRY, LABEL, Assigner, BatchLayout, SampleMaker
-from dataset.sidecar import read_sidecar
+from dataset.sidecar import read_sidecar, verify_sidecar
 from dataset.workers import InProcess, WorkerPool
 
 SLOTS = 3  # batches made ahead
@@ -86,30 +88,25 @@ class DetRecordIter(mx.io.DataIter):
         size = _size(data_shape)
         if batch_size < 1 or num_parts < 1 or not 0 <= part_index < num_parts:
             raise OptionError(f"batch_size {batch_size} and part {part_index} of {num_parts} do not make batches")
-        reader, sidecar = RecordReader(path_imgrec), read_sidecar(path_imgrec)
-        self.class_names = sidecar.class_names if sidecar else None
-        if num_classes is None and self.class_names is None:
-            raise OptionError(f"{path_imgrec} has no sidecar (.json) that names its classes; give num_classes")
-        self.num_classes = num_classes if num_classes is not None else len(self.class_names or ())
-        if max_objects is None:
-            max_objects = sidecar.max_objects if sidecar else widest_record(reader)
+        source = open_source(path_imgrec, num_classes, max_objects)
+        self.class_names, self.num_classes = source.class_names, source.num_classes
         self._maker = SampleMaker(
-            reader=reader,
+            reader=source.reader,
             size=size,
             augment=augment,
             mean=_channels("mean_pixels", mean_pixels),
             std=_channels("std", std),
-            max_objects=max(1, max_objects),
-            num_classes=self.num_classes,
+            max_objects=source.max_objects,
+            num_classes=source.num_classes,
             assigner=_importable(assigner),
             seed=seed,
         )
         self._layout = BatchLayout(batch_size, self._maker.shapes())
         self._shuffle, self._part = shuffle, slice(part_index, None, num_parts)
         self._label_name = label_name
-        longest = -(-len(reader) // num_parts)
-        self.num_batches = -(-longest // batch_size)
-        self.num_examples = len(range(len(reader))[self._part])
+        count = len(source.reader)
+        self.num_batches = math.ceil(math.ceil(count / num_parts) / batch_size)
+        self.num_examples = len(range(count)[self._part])
         self._workers = min(usable_threads(), batch_size) if workers is None else workers
         self._pool: WorkerPool | InProcess | None = None
         self.set_epoch(epoch)
@@ -221,6 +218,33 @@ class DetRecordIter(mx.io.DataIter):
         )
         batch.geometry = arrays[GEOMETRY].copy()
         return batch
+
+
+@dataclass(frozen=True)
+class Source:
+    """A record file and what must be known of it: class names (None without a sidecar), classes, rows of the label."""
+
+    reader: RecordReader
+    class_names: tuple[str, ...] | None
+    num_classes: int
+    max_objects: int
+
+
+def open_source(path: str | Path, num_classes: int | None, max_objects: int | None) -> Source:
+    """Opens a record file; what is None comes from its sidecar, or the number of objects from the record itself.
+
+    OptionError if nothing tells the number of classes, DataError for a damaged file or a sidecar of another record.
+    """
+    reader, sidecar = RecordReader(path), read_sidecar(path)
+    if sidecar:
+        verify_sidecar(path, sidecar, hash=False)
+        num_classes = len(sidecar.class_names) if num_classes is None else num_classes
+        max_objects = sidecar.max_objects if max_objects is None else max_objects
+    if num_classes is None:
+        raise OptionError(f"{path} has no sidecar (.json) that names its classes; give num_classes")
+    if max_objects is None:
+        max_objects = widest_record(reader)
+    return Source(reader, sidecar.class_names if sidecar else None, num_classes, max(1, max_objects))
 
 
 def widest_record(reader: RecordReader) -> int:

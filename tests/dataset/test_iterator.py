@@ -20,6 +20,7 @@ from config.opencv import cv2
 from dataset.iterator import DetRecordIter
 from dataset.labels import pack_label
 from dataset.recordio import RecordWriter, pack
+from dataset.sidecar import Sidecar, write_sidecar
 from dataset.transforms import decode
 from dataset.workers import ROOT
 from tests.dataset.toy_assigner import IGNORED, ToyAssigner
@@ -235,6 +236,19 @@ def test_bad_record_is_named_when_its_batch_is_due_and_the_next_epoch_works(make
             iterator.next()
         assert iterator.next().index[0] == FIRST_ID + 8
         iterator.reset()
+
+
+def test_sidecar_tells_classes_and_width_and_must_belong_to_the_record(make, tmp_path):
+    path = write(tmp_path / "toy.rec")
+    facts = {"objects_per_class": (1, 2, 3, 4), "num_objects": 15, "label_width": 20, "source": "", "sha256": ""}
+    facts |= {"class_names": tuple("abcd"), "max_objects": 5, "size": path.stat().st_size, "tool_version": "1"}
+    write_sidecar(path, Sidecar(num_images=COUNT, **facts))
+    iterator = make(path, num_classes=None)
+    assert (iterator.class_names, iterator.num_classes) == (tuple("abcd"), 4)
+    assert next(iterator).label[0].shape == (4, 5, 6)
+    write_sidecar(path, Sidecar(num_images=COUNT + 1, **facts))
+    with pytest.raises(DataError, match="11 records instead of 12"):
+        make(path)
 
 
 def test_label_wider_than_max_objects(make):
