@@ -1,0 +1,8 @@
+"""Exports a checkpoint as a model folder: python deploy.py --help."""
+
+from config.errors import run_command
+
+if __name__ == "__main__":
+    from deploy.main import main
+
+    run_command(main)

@@ -1,0 +1,92 @@
+"""Checkpoints as models that detect: the one way from a training run to a Detector or a model folder."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from config.errors import CheckpointError, OptionError
+from config.network_options import NetworkOptions
+from config.options import from_mapping, to_mapping
+from config.version import versions
+from deploy.manifest import Manifest, PostProcessing, Source
+from deploy.model_folder import Model, check_params, is_model_folder, read_model_folder, write_model_folder
+from symbol.symbol_factory import get_symbol, input_size
+from train.checkpoint import Checkpoint, list_epochs, load_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+def export(
+    prefix: str,
+    epoch: int | str,
+    folder: str | Path,
+    *,
+    data_shape: tuple[int, ...] | None = None,
+    **detection_options: Any,
+) -> Manifest:
+    """Writes the model folder of a checkpoint and returns its manifest; arguments as model_from_checkpoint."""
+    checkpoint = load_checkpoint(prefix, epoch)
+    return write_model_folder(folder, model_from_checkpoint(checkpoint, data_shape=data_shape, **detection_options))
+
+
+def load_model(path: str | Path, epoch: int | str = "auto") -> Model:
+    """The model in a model folder, or that of the checkpoint with a prefix.
+
+    epoch (a number, `auto` or `best`) chooses among checkpoints; a model folder holds one model. CheckpointError says
+    what was looked for, or what is damaged.
+    """
+    if is_model_folder(path):
+        if epoch != "auto":
+            raise OptionError(f"--epoch {epoch}: {path} is a model folder, which holds one epoch; leave --epoch out")
+        return read_model_folder(path)
+    if not list_epochs(str(path)):
+        raise CheckpointError(
+            f"{path}: neither a model folder nor the prefix of a checkpoint (looked for {path}/manifest.json and "
+            f"{path}-NNNN.json); train or export a model first, or correct the path"
+        )
+    return model_from_checkpoint(load_checkpoint(str(path), epoch))
+
+
+def model_from_checkpoint(
+    checkpoint: Checkpoint, *, data_shape: tuple[int, ...] | None = None, **detection_options: Any
+) -> Model:
+    """The detection network of a checkpoint with its weights.
+
+    data_shape (side, or height and width) and detection_options (nms, nms_topk, score_threshold, force) replace the
+    checkpoint's own. CheckpointError where the weights do not fit.
+    """
+    meta, origin = checkpoint.meta, f"{checkpoint.prefix}, epoch {checkpoint.epoch}"
+    options = from_mapping(NetworkOptions, {**meta["options"], **detection_options}, origin)
+    size = input_size(data_shape or tuple(meta["data_shape"]))
+    symbol = get_symbol(meta["network"], size, len(meta["class_names"]), **to_mapping(options))
+    try:
+        manifest = _manifest(checkpoint, size, options)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{origin}: its .json does not describe a detector ({error})") from error
+    model = Model(symbol, checkpoint.arg_params, checkpoint.aux_params, manifest)
+    check_params(model, origin)
+    return model
+
+
+def _manifest(checkpoint: Checkpoint, size: tuple[int, int], options: NetworkOptions) -> Manifest:
+    meta = checkpoint.meta
+    return Manifest(
+        class_names=tuple(map(str, meta["class_names"])),
+        mean=tuple(map(float, meta["mean_pixels"])),
+        std=(1.0, 1.0, 1.0),
+        input_shape=size,
+        network=meta["network"],
+        options=to_mapping(options),
+        postprocessing=PostProcessing(
+            "MultiBoxDetection", options.nms, options.nms_topk, options.score_threshold, options.force
+        ),
+        versions=versions(),
+        source=Source(checkpoint.prefix, checkpoint.epoch, _finite(meta["scores"].get("validation", {}))),
+    )
+
+
+def _finite(scores: dict[str, Any]) -> dict[str, float]:
+    """The scores that are numbers; a class without ground truth has none."""
+    numbers = {name: value for name, value in scores.items() if isinstance(value, (int, float))}
+    return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}

@@ -1,0 +1,39 @@
+"""The command deploy.py."""
+
+import shlex
+
+from config import threads
+from config.deploy_options import DeployOptions
+from config.errors import OptionError
+from config.options import parse_options
+
+DETECTION = ("nms", "nms_topk", "score_threshold", "force")
+NOT_BUILT = ("bfloat16", "int8", "onnx")
+
+
+def main(argv: list[str]) -> int:
+    """Parses the options, writes the model folder and prints what it holds."""
+    options = parse_options(DeployOptions, argv, "Export a checkpoint as a model folder that Detector and demo.py run.")
+    _check_dtype(options.dtype)
+    threads.configure()
+    from deploy.export import export
+
+    folder = options.output or f"{options.prefix}-deploy"
+    chosen = {name: getattr(options, name) for name in DETECTION if getattr(options, name) is not None}
+    manifest = export(options.prefix, options.epoch, folder, data_shape=options.data_shape, **chosen)
+    post, (height, width) = manifest.postprocessing, manifest.size
+    print(f"{folder}: {manifest.network}, epoch {manifest.source.epoch} of {manifest.source.prefix}")
+    print(f"  input {height} x {width} (height x width), {len(manifest.class_names)} classes")
+    print(f"  nms {post.nms}, topk {post.nms_topk}, score threshold {post.score_threshold}, force {post.force}")
+    for name, record in manifest.files.items():
+        print(f"  {name} {record.size / 1e6:.1f} MB")
+    print(f"try it: python demo.py --model {shlex.quote(folder)} --images IMAGE_OR_FOLDER --output detections")
+    return 0
+
+
+def _check_dtype(dtype: str) -> None:
+    """OptionError unless this version can write it."""
+    if dtype in NOT_BUILT:
+        raise OptionError(f"--dtype {dtype}: not built yet; --dtype float32 is")
+    if dtype != "float32":
+        raise OptionError(f"--dtype {dtype}: unknown; --dtype float32 is what can be written")

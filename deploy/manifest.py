@@ -1,0 +1,144 @@
+"""The manifest of a model folder: all that is needed to run the model, and what its files must look like."""
+
+import dataclasses
+import json
+import math
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+FORMAT = 1
+MAX_SIDE = 8192  # of the network input
+_SUPPORTED = {"format": FORMAT, "resize_mode": "force", "interpolation": "bilinear", "dtype": "float32"}
+
+
+@dataclass(frozen=True)
+class PostProcessing:
+    """What turns predictions into detections, and its settings (those of the symbol's MultiBoxDetection)."""
+
+    operator: str
+    nms: float
+    nms_topk: int
+    score_threshold: float
+    force: bool
+
+
+@dataclass(frozen=True)
+class Source:
+    """The checkpoint that the model comes from; scores are those of its validation."""
+
+    prefix: str
+    epoch: int
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and sha256 (hexadecimal) of a file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known of a model.
+
+    Attributes:
+        format: version of the manifest.
+        class_names: names in the order of the ids.
+        mean, std: RGB, of pixels 0..255; the network reads (pixel - mean) / std.
+        input_shape: (height, width).
+        resize_mode: `force` = height and width are scaled each for itself.
+        fill: colour of canvas beside the image; `force` shows none.
+        interpolation: of the resize.
+        dtype: of weights and input.
+        network, options: what the symbol was built from.
+        postprocessing: settings of det.
+        versions: of the libraries that wrote the folder.
+        source: the checkpoint.
+        files: the folder's other files by name; empty before they are written.
+    """
+
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input_shape: tuple[int, ...]
+    network: str
+    options: dict[str, Any]
+    postprocessing: PostProcessing
+    versions: dict[str, str]
+    source: Source
+    format: int = FORMAT
+    resize_mode: str = "force"
+    fill: int = 127
+    interpolation: str = "bilinear"
+    dtype: str = "float32"
+    files: dict[str, FileRecord] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """ValueError says which field has a value that no model can have, or one that this version cannot run."""
+        for name, value in _SUPPORTED.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, this version runs {value!r} only")
+        if not self.class_names or not all(self.class_names) or len(set(self.class_names)) != len(self.class_names):
+            raise ValueError("class_names is empty, or a name is empty or stands there twice")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError("mean and std take three numbers each, std positive ones")
+        if len(self.input_shape) != 2 or not all(1 <= side <= MAX_SIDE for side in self.input_shape):
+            raise ValueError(f"input_shape takes height and width up to {MAX_SIDE}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the network input."""
+        return self.input_shape[0], self.input_shape[1]
+
+
+def manifest_to_json(manifest: Manifest) -> str:
+    """The text of manifest.json."""
+    return json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def manifest_from_json(text: str) -> Manifest:
+    """The manifest in a text; fields of later versions are ignored, anything missing or mistyped raises ValueError."""
+    try:
+        return _typed(Manifest, json.loads(text, parse_constant=_no_constant), "manifest")
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not allowed")
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    """value, out of JSON, as an instance of `kind`: a dataclass, tuple[X, ...], dict[str, X], scalar or Any."""
+    arguments = typing.get_args(kind)
+    if kind is Any:
+        return value
+    if typing.get_origin(kind) is tuple:
+        _require(value, list, where)
+        return tuple(_typed(arguments[0], item, where) for item in value)
+    if typing.get_origin(kind) is dict:
+        _require(value, dict, where)
+        return {name: _typed(arguments[1], item, f"{where}.{name:.50}") for name, item in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return _instance(kind, value, where)
+    _require(value, kind, where)
+    return kind(value)
+
+
+def _instance(kind: Any, value: Any, where: str) -> Any:
+    _require(value, dict, where)
+    hints = typing.get_type_hints(kind)
+    missing = next((name for name in hints if name not in value), None)
+    if missing:
+        raise ValueError(f"{missing} is missing in {where}")
+    return kind(**{name: _typed(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+
+
+def _require(value: Any, kind: type, where: str) -> None:
+    """ValueError unless value, out of JSON, has this type; whole numbers are numbers, booleans and infinity are not."""
+    allowed = (int, float) if kind is float else (kind,)
+    if type(value) not in allowed or (kind is float and not math.isfinite(value)):
+        raise ValueError(f"{where} is not of type {kind.__name__}: {value!r:.50}")

@@ -1,0 +1,86 @@
+"""Loads the symbol JSON of a model folder without trusting it.
+
+MXNet's load_json runs what it is told: a node `_Native` with a made-up address ends the process. Only inference
+operators are let through, and what MXNet sees is written anew from the parts that were checked.
+"""
+
+import json
+from typing import Any
+
+from config.errors import CheckpointError
+from config.runtime import mx
+
+MAX_SYMBOL_BYTES = 16 << 20
+VARIABLE = "null"
+OPERATORS = frozenset(
+    {
+        "Activation",
+        "BatchNorm",
+        "Concat",
+        "Convolution",
+        "L2Normalization",
+        "Pooling",
+        "Reshape",
+        "_contrib_MultiBoxDetection",
+        "_contrib_MultiBoxPrior",
+        "broadcast_mul",
+        "softmax",
+        "transpose",
+        VARIABLE,
+    }
+)
+_NODE_KEYS = frozenset({"op", "name", "attrs", "inputs"})  # without "subgraphs"
+_MXNET_VERSION = {"mxnet_version": ["int", 10901]}
+
+
+def load_symbol(content: bytes, origin: str) -> mx.sym.Symbol:
+    """The symbol in `content`, the JSON of an inference symbol with one output; CheckpointError naming `origin`."""
+    try:
+        return mx.sym.load_json(checked_json(content))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{origin}: not a symbol that can be run ({error}); export the model again") from error
+    except mx.base.MXNetError as error:
+        raise CheckpointError(f"{origin}: MXNet refuses this symbol ({last_line(error)})") from error
+
+
+def checked_json(content: bytes) -> str:
+    """The same graph as a JSON text that holds nothing but checked nodes; ValueError says what is wrong with it."""
+    if len(content) > MAX_SYMBOL_BYTES:
+        raise ValueError(f"larger than {MAX_SYMBOL_BYTES} bytes")
+    graph = json.loads(content.decode("utf-8"))
+    nodes, heads = (graph.get("nodes"), graph.get("heads")) if isinstance(graph, dict) else (None, None)
+    if not isinstance(nodes, list) or not isinstance(heads, list) or len(heads) != 1:
+        raise ValueError("a symbol has a list of nodes and one output")
+    clean = [_checked_node(node, position) for position, node in enumerate(nodes)]
+    variables = [position for position, node in enumerate(clean) if node["op"] == VARIABLE]
+    outputs = [_checked_entry(entry, len(nodes)) for entry in heads]
+    return json.dumps({"nodes": clean, "arg_nodes": variables, "heads": outputs, "attrs": _MXNET_VERSION})
+
+
+def last_line(error: Exception) -> str:
+    """What an MXNet error says after its stack trace."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def _checked_node(node: Any, position: int) -> dict[str, Any]:
+    if not isinstance(node, dict) or not node.keys() <= _NODE_KEYS:
+        raise ValueError(f"node {position} has unknown parts")
+    if node.get("op") not in OPERATORS:
+        raise ValueError(f"node {position} is the operator {node.get('op')!r:.50}, which detection does not use")
+    name, attrs, inputs = node.get("name"), node.get("attrs", {}), node.get("inputs")
+    if not isinstance(name, str) or not isinstance(inputs, list) or not isinstance(attrs, dict):
+        raise ValueError(f"node {position} has no name, inputs or attributes")
+    if not all(isinstance(value, str) for value in attrs.values()):
+        raise ValueError(f"node {position} has an attribute that is not a text")
+    groups = attrs.get("num_group", "1")
+    if not groups.isdecimal() or int(groups) < 1:  # MXNet divides by it
+        raise ValueError(f"node {position} has num_group {groups!r:.50}")
+    return {"op": node["op"], "name": name, "attrs": attrs, "inputs": [_checked_entry(e, position) for e in inputs]}
+
+
+def _checked_entry(entry: Any, end: int) -> list[int]:
+    """[node, output 0, version] with a node before `end`, so that there are no cycles."""
+    whole = isinstance(entry, list) and len(entry) == 3 and all(type(value) is int for value in entry)
+    if not whole or not 0 <= entry[0] < end or entry[1] != 0 or entry[2] not in (0, 1):
+        raise ValueError(f"{entry!r:.50} is no output of an earlier node")
+    return entry

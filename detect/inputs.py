@@ -1,0 +1,84 @@
+"""Which images the words of a command line mean, and where their pictures go."""
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+from config.errors import DataError, OptionError
+from detect.preprocess import SUFFIXES
+
+
+def split_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(images, flags with their values): words that are neither a flag nor a flag's value are images."""
+    images: list[str] = []
+    flags: list[str] = []
+    value_expected = False
+    for word in argv:
+        if value_expected or word.startswith("-"):
+            flags.append(word)
+            value_expected = not value_expected and word.startswith("--") and "=" not in word
+        else:
+            images.append(word)
+    return images, flags
+
+
+def find_images(words: Sequence[str], folder: str = "", extension: str = "") -> list[Path]:
+    """The image files that words mean, each once, in their order.
+
+    A word is a file, a folder (its images, sorted), a glob, or several of these apart by commas. `folder` is put before
+    each word and `extension` after it; `folder` without words is searched itself. DataError names what does not exist.
+    """
+    parts = [part for word in words if word for part in _split_commas(word, folder, extension)]
+    if not parts and folder:
+        parts = [folder]
+    if not parts:
+        raise OptionError("no images: give files, folders or globs, for instance --images a.jpg,photos/")
+    found: dict[Path, Path] = {}
+    for path in (path for part in parts for path in _expand(part)):
+        found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def plan_outputs(images: Sequence[Path], folder: Path) -> list[Path]:
+    """A file in `folder` for each image: its own name, with a number where that is taken by another one.
+
+    OptionError where one of them is an image of the input.
+    """
+    inputs = {path.resolve() for path in images}
+    taken: set[Path] = set()
+    planned: list[Path] = []
+    for image in images:
+        suffix = image.suffix if image.suffix.lower() in SUFFIXES else f"{image.suffix}.png"
+        candidate, count = folder / f"{image.stem}{suffix}", 1
+        while candidate in taken:
+            count += 1
+            candidate = folder / f"{image.stem}-{count}{suffix}"
+        if candidate.resolve() in inputs:
+            raise OptionError(f"--output {folder}: {candidate} is an image to read; choose another folder")
+        taken.add(candidate)
+        planned.append(candidate)
+    return planned
+
+
+def _split_commas(word: str, folder: str, extension: str) -> list[str]:
+    """The parts of a word; a file that has commas in its name stays whole."""
+    whole = str(Path(folder, word + extension))
+    if Path(whole).exists():
+        return [whole]
+    return [str(Path(folder, part.strip() + extension)) for part in word.split(",") if part.strip()]
+
+
+def _expand(part: str) -> list[Path]:
+    path = Path(part)
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not found:
+            raise DataError(f"{part}: the folder holds no images ({', '.join(sorted(SUFFIXES))})")
+        return found
+    if path.exists():
+        return [path]
+    matches = [Path(match) for match in sorted(glob.glob(part, recursive=True))]
+    files = [match for match in matches if match.is_file()]
+    if not files:
+        raise DataError(f"{part}: no such file or folder; correct the path (or --dir and --ext)")
+    return files

@@ -1,0 +1,86 @@
+"""Images as the network reads them: decoded, checked, resized and normalised exactly as in validation."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from config.errors import DataError
+from config.opencv import cv2
+from dataset.augment import resize_only
+from dataset.image_check import MAX_BYTES, MAX_PIXELS
+from dataset.labels import OBJECT_WIDTH
+from dataset.transforms import Size, decode, normalise
+
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+_NO_OBJECTS = np.zeros((0, OBJECT_WIDTH), np.float32)
+
+ImageInput = str | Path | bytes | bytearray | memoryview | np.ndarray
+
+
+def read_image(image: ImageInput, name: str) -> np.ndarray:
+    """A path, an encoded image or pixels as (h, w, 3) uint8 RGB; arrays are returned as they are.
+
+    EXIF orientation is ignored, as in training. DataError naming the file, or `name`, if it cannot be read, is damaged
+    or cut off, has more than MAX_PIXELS pixels (seen before it is decoded), or is an array of another shape or type.
+    """
+    if isinstance(image, np.ndarray):
+        return _checked_pixels(image, name)
+    if isinstance(image, (str, Path)):
+        return _decoded(_read_file(Path(image)), str(image))
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return _decoded(bytes(image), name)
+    raise DataError(f"{name}: an image is a path, its encoded bytes or an array, not {type(image).__name__}")
+
+
+def write_input(pixels: np.ndarray, mean: np.ndarray, std: np.ndarray, out: np.ndarray) -> None:
+    """Writes pixels (h, w, 3) uint8 RGB, resized bilinearly to (H, W), less mean, over std (3,), to out (3, H, W)."""
+    size: Size = (out.shape[1], out.shape[2])
+    bgr = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR)
+    resized, _, _ = resize_only(bgr, _NO_OBJECTS, size)
+    normalise(resized, mean, std, out)
+
+
+def encode_image(pixels: np.ndarray, suffix: str) -> bytes:
+    """Pixels (h, w, 3) uint8 RGB in the format of a suffix of SUFFIXES."""
+    done, content = cv2.imencode(suffix, cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR))
+    if not done:
+        raise DataError(f"OpenCV cannot write {suffix} images")
+    return content.tobytes()
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{path}: larger than {MAX_BYTES >> 20} MB; make a smaller image of it")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _decoded(content: bytes, name: str) -> np.ndarray:
+    """Pillow reads the size first, then decodes at a low resolution: OpenCV would take half a JPEG for a whole one."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _check_size(image.size[1], image.size[0], name)
+            image.draft("RGB", (1, 1))
+            image.load()
+    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
+        reason = "its format is unknown" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise DataError(f"{name}: not a sound image ({reason}); give a whole {', '.join(FORMATS)}") from error
+    return cv2.cvtColor(decode(content, name), cv2.COLOR_BGR2RGB)
+
+
+def _checked_pixels(pixels: Any, name: str) -> np.ndarray:
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise DataError(f"{name}: expected pixels (height, width, 3) uint8 RGB, not {pixels.shape} {pixels.dtype}")
+    _check_size(pixels.shape[0], pixels.shape[1], name)
+    return pixels
+
+
+def _check_size(height: int, width: int, name: str) -> None:
+    if not 0 < height * width <= MAX_PIXELS:
+        raise DataError(f"{name}: {width} x {height} pixels, at most {MAX_PIXELS // 10**6} million are read")

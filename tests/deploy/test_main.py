@@ -1,0 +1,31 @@
+"""deploy.py: what it writes and says, what it refuses."""
+
+import pytest
+
+from config.errors import OptionError
+from deploy.main import main
+from deploy.model_folder import read_manifest
+from tests.deploy.tiny import save_tiny
+
+
+def test_it_says_what_was_written_and_what_to_try(tmp_path, capsys):
+    prefix = save_tiny(tmp_path / "tiny")
+    assert main(["--prefix", prefix, "--nms", "0.3", "--force", "--output", str(tmp_path / "a b")]) == 0
+    text = capsys.readouterr().out
+    assert "epoch 3" in text
+    assert f"python demo.py --model '{tmp_path}/a b'" in text
+    post = read_manifest(tmp_path / "a b").postprocessing
+    assert (post.nms, post.force) == (0.3, True)
+
+
+def test_the_folder_stands_beside_the_checkpoint_by_default(tmp_path):
+    main(["--prefix", save_tiny(tmp_path / "tiny")])
+    assert (tmp_path / "tiny-deploy" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "reason"), [("int8", "not built yet"), ("onnx", "not built yet"), ("float", "unknown")]
+)
+def test_other_number_formats_are_refused_by_name(dtype, reason):
+    with pytest.raises(OptionError, match=f"{dtype}: {reason}"):
+        main(["--dtype", dtype])

@@ -1,0 +1,74 @@
+"""Symbols of models are checked before MXNet sees them: a hostile one would end the process."""
+
+import copy
+import json
+
+import pytest
+
+from config.errors import CheckpointError
+from config.runtime import mx
+from deploy.symbol_check import MAX_SYMBOL_BYTES, checked_json, load_symbol
+from symbol.symbol_factory import get_symbol, list_networks
+from tests.deploy.tiny import tiny_symbol
+
+GRAPH = json.loads(tiny_symbol().tojson())
+FIRST_CONV = next(k for k, node in enumerate(GRAPH["nodes"]) if node["op"] == "Convolution")
+
+
+@pytest.mark.parametrize("network", list_networks())
+def test_symbols_of_all_networks_pass_and_stay_as_they_are(network):
+    symbol = get_symbol(network, 320, 3)
+    assert load_symbol(symbol.tojson().encode(), "here").tojson() == symbol.tojson()
+
+
+def _refused(graph, reason):
+    text = graph if isinstance(graph, bytes) else json.dumps(graph).encode()
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        load_symbol(text, "a-symbol.json")
+    assert str(caught.value).startswith("a-symbol.json: ")
+
+
+@pytest.mark.parametrize("operator", ["_Native", "Custom", "_NDArray", "_foreach", "_CrossDeviceCopy", None, 3, ""])
+def test_foreign_operators_never_reach_mxnet(operator, monkeypatch):
+    monkeypatch.setattr(mx.sym, "load_json", lambda text: pytest.fail("loaded"))
+    graph = copy.deepcopy(GRAPH)
+    graph["nodes"][FIRST_CONV]["op"] = operator
+    graph["nodes"][FIRST_CONV]["attrs"] = {"info": "0x4141414141", "need_top_grad": "True"}
+    _refused(graph, "operator")
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "reason"),
+    [
+        ("subgraphs", [GRAPH], "unknown parts"),
+        ("attrs", {"num_filter": 8}, "not a text"),
+        ("attrs", {"num_group": "0"}, "num_group"),  # MXNet divides by it: the process would end with SIGFPE
+        ("attrs", {"num_group": "-1"}, "num_group"),
+        ("inputs", [[FIRST_CONV, 0, 0]], "earlier node"),
+        ("inputs", [[10**9, 0, 0]], "earlier node"),
+        ("inputs", [[0, 7, 0]], "earlier node"),
+        ("inputs", [0], "earlier node"),
+        ("inputs", {}, "inputs"),
+        ("name", 3, "name"),
+        ("attrs", {"kernel": "(3, 3)"}, "num_filter|refuses"),
+    ],
+)
+def test_damaged_nodes_are_refused(part, value, reason):
+    graph = copy.deepcopy(GRAPH)
+    graph["nodes"][FIRST_CONV][part] = value
+    _refused(graph, reason)
+
+
+@pytest.mark.parametrize("heads", [[], [[99999, 0, 0]], [[-1, 0, 0]], [[1, 0, 0], [2, 0, 0]], None])
+def test_damaged_outputs_are_refused(heads):
+    _refused({**GRAPH, "heads": heads}, "output")
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b" " * (MAX_SYMBOL_BYTES + 1)])
+def test_other_files_are_refused(text):
+    _refused(text, "not a symbol")
+
+
+def test_mxnet_sees_only_what_was_checked():
+    text = json.dumps(GRAPH).replace('"nodes":', '"nodes": [{"op": "_Native"}], "nodes":', 1)
+    assert "_Native" not in checked_json(text.encode())

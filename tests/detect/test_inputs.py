@@ -1,0 +1,64 @@
+"""Words of the command line as images, and the names of their pictures."""
+
+from pathlib import Path
+
+import pytest
+
+from config.errors import DataError, OptionError
+from detect.inputs import find_images, plan_outputs, split_words
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for name in ("a.jpg", "b.PNG", "c,d.jpg", "note.txt", "sub/a.jpg", "sub/[x].jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    return tmp_path
+
+
+def _names(paths, folder):
+    return [str(path.relative_to(folder)) for path in paths]
+
+
+def test_files_folders_and_globs(photos):
+    assert _names(find_images([f"{photos}/b.PNG,{photos}/sub/a.jpg"]), photos) == ["b.PNG", "sub/a.jpg"]
+    assert _names(find_images([f"{photos}"]), photos) == ["a.jpg", "b.PNG", "c,d.jpg"]
+    assert _names(find_images([f"{photos}/*.jpg"]), photos) == ["a.jpg", "c,d.jpg"]
+    assert _names(find_images([f"{photos}/**/a.jpg"]), photos) == ["a.jpg", "sub/a.jpg"]
+    assert _names(find_images([f"{photos}/c,d.jpg"]), photos) == ["c,d.jpg"]
+    assert _names(find_images([f"{photos}/sub/[x].jpg"]), photos) == ["sub/[x].jpg"]
+    assert _names(find_images([f"{photos}/b.PNG", str(photos), ""]), photos) == ["b.PNG", "a.jpg", "c,d.jpg"]
+
+
+def test_classic_dir_and_ext(photos):
+    assert _names(find_images(["a,sub/a"], str(photos), ".jpg"), photos) == ["a.jpg", "sub/a.jpg"]
+    assert _names(find_images([], f"{photos}/sub"), photos) == ["sub/[x].jpg", "sub/a.jpg"]
+
+
+def test_what_is_not_there_is_named(photos):
+    for word, reason in (("none.jpg", "none.jpg: no such"), (f"{photos}/*.gif", "no such"), (",", "no images")):
+        with pytest.raises((DataError, OptionError), match=reason):
+            find_images([word])
+    (photos / "empty").mkdir()
+    with pytest.raises(DataError, match="empty: the folder holds no images"):
+        find_images([f"{photos}/empty"])
+
+
+def test_pictures_have_names_of_their_own():
+    images = [Path("x/a.jpg"), Path("y/a.jpg"), Path("y/a-2.jpg"), Path("a.png"), Path("x/b"), Path("z/b.gif")]
+    names = [path.name for path in plan_outputs(images, Path("out"))]
+    assert names == ["a.jpg", "a-2.jpg", "a-2-2.jpg", "a.png", "b.png", "b.gif.png"]
+
+
+def test_inputs_are_never_overwritten(photos):
+    (photos / "link").symlink_to(photos)
+    for folder in (photos, photos / "sub" / "..", photos / "link"):
+        with pytest.raises(OptionError, match=r"a\.jpg is an image to read"):
+            plan_outputs([photos / "a.jpg"], folder)
+
+
+def test_words_without_a_flag_are_images():
+    images, flags = split_words(["a.jpg", "--thresh", "0.3", "b.jpg", "--model=m", "c.jpg", "-h", "d.jpg"])
+    assert images == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    assert flags == ["--thresh", "0.3", "--model=m", "-h"]

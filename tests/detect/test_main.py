@@ -1,0 +1,112 @@
+"""demo.py from the command line: pictures, JSON, and what it says about mistakes."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploy.export import export
+from detect.detector import Detector
+from detect.draw import draw
+from detect.main import main
+from detect.preprocess import encode_image, read_image
+from tests.deploy.tiny import CLASSES, picture, save_tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "model"
+    export(save_tiny(folder.parent / "tiny"), 3, folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before():
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for k, name in enumerate(("one/a.png", "two/a.png", "two/b.jpg", "two/c.jpg")):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encode_image(picture(k, 120, 160), path.suffix))
+    (tmp_path / "two/c.jpg").write_bytes((tmp_path / "two/c.jpg").read_bytes()[:900])
+    return tmp_path
+
+
+def test_demo_by_subprocess(folder, photos):
+    """Two folders with a name in common and a damaged image; a batch that is not filled."""
+    words = [
+        *(sys.executable, str(ROOT / "demo.py"), "--model", str(folder), f"{photos}/one", f"{photos}/two/*"),
+        *("--output", f"{photos}/out", "--json", f"{photos}/new/found.json", "--thresh", "0.3", "--batch-size", "2"),
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=photos, env={"OMP_NUM_THREADS": "1"}, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"error: {photos}/two/c.jpg: not a sound image")
+    assert "3 images" in done.stderr
+    assert sorted(path.name for path in (photos / "out").iterdir()) == ["a-2.png", "a.png", "b.jpg"]
+    records = json.loads((photos / "new/found.json").read_text("utf-8"))
+    assert [record["image"] for record in records] == [f"{photos}/{n}" for n in ("one/a.png", "two/a.png", "two/b.jpg")]
+    expected = Detector(folder, threshold=0.3, batch_size=2).detect([record["image"] for record in records])
+    for record, rows in zip(records, expected, strict=True):
+        assert (record["width"], record["height"]) == (160, 120)
+        found = [[d["id"], d["score"], *d["box"]] for d in record["detections"]]
+        np.testing.assert_allclose(np.reshape(found, (-1, 6)), rows, atol=6e-4)
+        assert all(d["class"] == CLASSES[d["id"]] for d in record["detections"])
+    assert any(record["detections"] for record in records)
+
+
+def test_pictures_show_boxes_and_inputs_stay(folder, photos):
+    before = (photos / "one/a.png").read_bytes()
+    assert main([f"{photos}/one/a.png", "--model", str(folder), "--thresh", "0.45", "--output", f"{photos}/out"]) == 0
+    assert (photos / "one/a.png").read_bytes() == before
+    drawn, original = read_image(photos / "out/a.png", "x"), read_image(photos / "one/a.png", "x")
+    detector = Detector(folder, threshold=0.45)
+    np.testing.assert_array_equal(drawn, draw(original, detector.detect(original), CLASSES))
+    assert (drawn != original).any()
+
+
+def test_without_pictures(folder, photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    assert main(["--images", f"{photos}/one", "--model", str(folder), "--output", "", "--json", "found.json"]) == 0
+    assert sorted(path.name for path in photos.iterdir()) == ["found.json", "one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["none.jpg"], "none.jpg: no such file or folder"),
+        ([], "no images"),
+        (["PHOTOS/one", "--model", "nowhere/x"], "neither a model folder nor the prefix"),
+        (["PHOTOS/one", "--model", "MODEL", "--epoch", "4"], "is a model folder"),
+        (["PHOTOS/one", "--output", "PHOTOS/one"], "is an image to read"),
+        (["PHOTOS/one", "--thresh", "2"], "--thresh is at most 1"),
+        (["PHOTOS/one", "--model", "MODEL", "--gpus", "77"], "--gpus 77"),
+    ],
+)
+def test_mistakes_are_one_sentence(folder, photos, words, sentence, monkeypatch, capsys):
+    from config.errors import run_command
+
+    words = [word.replace("PHOTOS", str(photos)).replace("MODEL", str(folder)) for word in words]
+    monkeypatch.setattr(sys, "argv", ["demo.py", *words])
+    monkeypatch.chdir(photos)
+    with pytest.raises(SystemExit) as ended:
+        run_command(main)
+    assert ended.value.code == 2
+    *others, error = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith("error: ")
+    assert sentence in error
+    assert all(line.startswith("running on") for line in others)
+    assert sorted(path.name for path in photos.iterdir()) == ["one", "two"]
