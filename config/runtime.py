@@ -50,6 +50,8 @@ def _set_environment() -> None:
         threads.configure()
     # Optimizer state stays in the Module's own updater, where checkpoints can name it and resuming restores it.
     os.environ.setdefault("MXNET_UPDATE_ON_KVSTORE", "0")
+    # Without it each new inference executor writes "Subgraph backend MKLDNN is activated" into the log.
+    os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
 
 
 def _add_numpy_aliases() -> None:
