@@ -138,15 +138,15 @@ class _Reader:
         dtype = np.dtype(DTYPES[flag])
         size = dtype.itemsize
         for side in shape:
-            if side < 0:
-                raise ValueError("a negative shape")
+            if side < 1:
+                raise ValueError(f"a side of {side}")
             size *= side
         return np.frombuffer(self._take(size), dtype).reshape(shape)
 
     def _shape(self, magic: int) -> tuple[int, ...]:
         modern = magic in (V1_MAGIC, V2_MAGIC, V3_MAGIC)
         ndim = self._unpack("<i")[0] if modern else magic  # before 0.9 an array began with its number of dimensions
-        if not 0 <= ndim <= MAX_DIMENSIONS:
+        if not 1 <= ndim <= MAX_DIMENSIONS:
             raise ValueError(f"{ndim} dimensions")
         return self._unpack(f"<{ndim}{'q' if modern else 'I'}")
 
