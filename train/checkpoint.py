@@ -105,7 +105,7 @@ def save_checkpoint(
         publish_all(staged)
     except OSError as error:
         raise CheckpointError(
-            f"{params_path(prefix, epoch)}: not written ({error.strerror}); free space or change --prefix"
+            f"{params_path(prefix, epoch)}: not written ({error.strerror or error}); free space or change --prefix"
         ) from error
     finally:
         for file in staged:
@@ -132,7 +132,7 @@ def load_checkpoint(prefix: str, epoch: int | str = "auto") -> Checkpoint:
         return _newest_sound(prefix, epochs)
     if epoch == "best":
         return load_checkpoint(prefix, best_epoch(prefix))
-    if not str(epoch).isdigit():
+    if not str(epoch).isdecimal():
         raise CheckpointError(f"epoch {epoch!r}: expected a number, `auto` or `best`")
     number = int(epoch)
     if number not in epochs:
@@ -182,6 +182,21 @@ def remove_checkpoint(prefix: str, epoch: int) -> None:
     """Removes a set, its .json first, so that a half-removed set does not exist."""
     for path in (meta_path(prefix, epoch), params_path(prefix, epoch), optimizer_path(prefix, epoch)):
         path.unlink(missing_ok=True)
+
+
+def drop_after(prefix: str, epoch: int) -> list[int]:
+    """Removes the sets of later epochs and the temporary files of killed runs; returns the epochs removed.
+
+    A run that starts at `epoch` begins with this, so that `auto` never finds sets of an abandoned run.
+    """
+    later = [number for number in list_epochs(prefix) if number > epoch]
+    for number in later:
+        remove_checkpoint(prefix, number)
+    name = re.escape(Path(prefix).name)
+    for path in Path(prefix).parent.glob(".*.tmp"):
+        if re.match(rf"\.{name}-(\d+|[a-z]+)\.", path.name):
+            path.unlink(missing_ok=True)
+    return later
 
 
 def _newest_sound(prefix: str, epochs: list[int]) -> Checkpoint:

@@ -23,17 +23,14 @@ def get_lr_scheduler(
 ) -> tuple[float, Scheduler | None]:
     """(start rate, scheduler): the rate is multiplied by the ratio at each of these epochs.
 
-    begin_epoch > 0 is for a run whose updates are counted from there (weights alone were loaded): steps that lie behind
-    lower the start rate, those ahead become relative. A run resumed with its number of updates passes 0. A ratio >=
-    1, or no step left, means a constant rate (scheduler None, unless there is a warm-up).
+    Updates are counted from begin_epoch on: steps that lie behind it lower the start rate, those ahead become relative.
+    A ratio >= 1, or no step left, means a constant rate (scheduler None, unless there is a warm-up). Source: apache's
+    example/ssd, train/train_net.py.
     """
-    if lr_refactor_ratio >= 1:
-        return learning_rate, _constant(learning_rate, warmup_updates)
     batches = max(1, math.ceil(num_example / batch_size))
-    past = sum(step <= begin_epoch for step in lr_refactor_step) if begin_epoch else 0
-    rate = learning_rate * lr_refactor_ratio**past
-    ahead = sorted(round(batches * (step - begin_epoch)) for step in lr_refactor_step if step > begin_epoch)
-    ahead = [step for k, step in enumerate(ahead) if step > 0 and step not in ahead[:k]]
+    steps = {round(batches * (step - begin_epoch)) for step in lr_refactor_step if lr_refactor_ratio < 1}
+    ahead = sorted(step for step in steps if step > 0)
+    rate = learning_rate * lr_refactor_ratio ** (len(steps) - len(ahead))
     if not ahead:
         return rate, _constant(rate, warmup_updates)
     return rate, mx.lr_scheduler.MultiFactorScheduler(
@@ -42,7 +39,10 @@ def get_lr_scheduler(
 
 
 def make_schedule(options: TrainOptions, num_example: int, relative_to: int = 0) -> tuple[float, Scheduler | None]:
-    """(start rate, scheduler) of a run's options; relative_to = begin_epoch where weights alone were loaded."""
+    """(start rate, scheduler) of a run's options; relative_to: the epoch from which updates are counted.
+
+    0, unless training began at a later epoch with weights alone.
+    """
     batches = max(1, math.ceil(num_example / options.batch_size))
     warmup = round(options.warmup_epochs * batches)
     if options.lr_schedule == "steps":

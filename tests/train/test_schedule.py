@@ -1,0 +1,94 @@
+"""Learning rates: the classic steps, warm-up and cosine, and the same curve in a run that is resumed."""
+
+import numpy as np
+import pytest
+
+from config.run import TrainOptions
+from config.runtime import mx
+from train.schedule import get_lr_scheduler, make_schedule
+
+EXAMPLES, BATCH, BATCHES = 95, 10, 10
+
+
+def rates(schedule, updates, begin=0):
+    """The rate of each update as an optimizer sees it whose count starts at `begin`."""
+    rate, scheduler = schedule
+    optimizer = mx.optimizer.create("sgd", learning_rate=rate, lr_scheduler=scheduler, begin_num_update=begin)
+    found = []
+    for _ in range(updates):
+        optimizer._update_count(0)
+        found.append(optimizer.learning_rate)
+    return np.array(found)
+
+
+def classic(steps, ratio=0.1, begin_epoch=0):
+    return get_lr_scheduler(1.0, steps, ratio, EXAMPLES, BATCH, begin_epoch)
+
+
+def per_epoch(*values):
+    return np.repeat(values, BATCHES)
+
+
+def test_the_rate_falls_with_the_first_batch_of_an_epoch():
+    np.testing.assert_allclose(rates(classic([2, 3]), 40), per_epoch(1, 1, 0.1, 0.01))
+
+
+def test_steps_may_be_unsorted_repeated_and_fractions():
+    np.testing.assert_allclose(rates(classic([3, 2, 2]), 40), per_epoch(1, 1, 0.1, 0.01))
+    np.testing.assert_allclose(rates(classic([1.5]), 20), np.repeat([1, 0.1], [15, 5]))
+
+
+def test_a_late_start_lowers_the_first_rate_and_makes_steps_relative():
+    rate, _ = classic([2, 5, 8], begin_epoch=5)
+    assert rate == pytest.approx(0.01)  # like the classic trainer, a step at the first epoch is past
+    np.testing.assert_allclose(rates(classic([2, 5, 8], begin_epoch=5), 40), per_epoch(0.01, 0.01, 0.01, 0.001))
+
+
+@pytest.mark.parametrize(("steps", "ratio", "expected"), [([5], 1.0, 1), ([5], 2.0, 1), ([], 0.1, 1), ([1, 2], 0.1, 0.01)])
+def test_a_constant_rate_needs_no_scheduler(steps, ratio, expected):
+    rate, scheduler = classic(steps, ratio, begin_epoch=3)
+    assert rate == pytest.approx(expected)
+    assert scheduler is None
+
+
+def options(**changes):
+    return TrainOptions(**({"lr": 0.5, "batch_size": BATCH, "end_epoch": 8} | changes))
+
+
+def curve(changes, epochs=8, begin_epoch=0, first=0):
+    """Rates of the epochs from `begin_epoch` of a run whose updates are counted from epoch `first`."""
+    begin = (begin_epoch - first) * BATCHES
+    return rates(make_schedule(options(**changes), EXAMPLES, first), (epochs - begin_epoch) * BATCHES, begin)
+
+
+def test_warm_up_rises_linearly_from_zero():
+    found = curve({"warmup_epochs": 2, "lr_steps": (6.0,), "lr_factor": 0.5})
+    np.testing.assert_allclose(found[:20], 0.5 * np.minimum(np.arange(1, 21) / 20, 1))
+    np.testing.assert_allclose(found[20:], np.repeat([0.5, 0.25], [40, 20]))
+    np.testing.assert_allclose(curve({"warmup_epochs": 2, "lr_factor": 1.0})[-60:], 0.5)
+
+
+def test_cosine_ends_at_its_final_rate():
+    found = curve({"lr_schedule": "cosine", "lr_final": 0.1, "warmup_epochs": 1})
+    progress = (np.arange(1, 81) - 10) / 70
+    np.testing.assert_allclose(found[10:], (0.1 + 0.4 * (1 + np.cos(np.pi * progress)) / 2)[10:])
+    assert found[-1] == pytest.approx(0.1)
+    assert (np.diff(found[10:]) < 0).all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lr_steps": (2.0, 5.0)},
+        {"lr_steps": (2.0, 5.0), "warmup_epochs": 3},
+        {"lr_schedule": "cosine"},
+        {"lr_schedule": "cosine", "warmup_epochs": 2.5},
+        {"lr_factor": 1.0, "warmup_epochs": 3},
+    ],
+)
+@pytest.mark.parametrize("begin_epoch", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_resumed_run_is_on_the_same_curve(changes, begin_epoch, first):
+    whole = curve(changes, begin_epoch=first, first=first)
+    resumed = curve(changes, begin_epoch=begin_epoch, first=first)
+    np.testing.assert_array_equal(resumed, whole[(begin_epoch - first) * BATCHES :])
