@@ -85,7 +85,9 @@ def _maps(network: str, size: tuple[int, int], options: NetworkOptions) -> tuple
     row = ssd.customise(find_row(network, size), options)
     layers = Layers(freeze=options.freeze)
     taps = BACKBONES[row.backbone](mx.sym.var("data"), layers, options)
-    return row, ssd.feature_maps(row, taps, layers)
+    maps = ssd.feature_maps(row, taps, layers)
+    ssd.check_room(network, row, maps[len(row.taps) - 1], size)
+    return row, maps
 
 
 def _heads(

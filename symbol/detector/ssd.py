@@ -14,7 +14,7 @@ from symbol.registry import Sizes, SSDRow
 # Labels that the training symbols read, by target rule.
 LABELS = {"paper": ("cls_target", "loc_target", "normaliser"), "mxnet": ("label",)}
 HEAD_LR_MULT = 2.0  # biases of the heads learn twice as fast (apache example/ssd)
-
+EXTRA_KERNEL = 3
 
 VARIANCES = (0.1, 0.1, 0.2, 0.2)
 
@@ -25,7 +25,8 @@ def customise(row: SSDRow, options: NetworkOptions) -> SSDRow:
     if options.taps:
         changes.update(taps=options.taps, l2_scales=(), steps=(), steps_for=0)
     if options.extra_filters is not None:
-        changes["extras"] = tuple((filters, 2, 1) for filters in options.extra_filters)
+        extras = tuple((filters, 2, 1) for filters in options.extra_filters)
+        changes.update(extras=extras, steps=(), steps_for=0)
     maps = len(options.taps or row.taps) + len(changes.get("extras", row.extras))
     if options.anchor_sizes:
         changes["sizes"] = _parse_lists("anchor-sizes", options.anchor_sizes)
@@ -55,13 +56,27 @@ def feature_maps(row: SSDRow, taps: list[Tap], layers: Layers) -> list[Tap]:
     unknown = [name for name in row.taps if name not in by_name]
     if unknown:
         raise OptionError(f"--taps {unknown[0]}: {row.backbone} has no such layer (it has {', '.join(by_name)})")
+    if len(set(row.taps)) < len(row.taps):
+        raise OptionError(f"--taps {','.join(row.taps)}: a layer is named twice; name each once")
     maps = [by_name[name] for name in row.taps]
     for number, (filters, stride, pad) in enumerate(row.extras, start=len(maps)):
         name = f"multi_feat_{number}_conv_3x3"
         squeezed = layers.conv_relu(maps[-1].symbol, f"multi_feat_{number}_conv_1x1", max(128, filters // 2), 1)
-        net = layers.conv_relu(squeezed, name, filters, 3, stride=stride, pad=pad)
+        net = layers.conv_relu(squeezed, name, filters, EXTRA_KERNEL, stride=stride, pad=pad)
         maps.append(Tap(net, f"{name}_relu", filters, maps[-1].stride * stride))
     return maps
+
+
+def check_room(network: str, row: SSDRow, last_tap: Tap, size: tuple[int, int]) -> None:
+    """Raises OptionError if an input of (height, width) leaves nothing for an extra layer without padding."""
+    sides = last_tap.symbol.infer_shape(data=(1, 3, *size))[1][0][2:]
+    for number, (_, stride, pad) in enumerate(row.extras, start=1):
+        sides = tuple((side + 2 * pad - EXTRA_KERNEL) // stride + 1 for side in sides)
+        if min(sides) < 1:
+            raise OptionError(
+                f"data shape {size[0]},{size[1]}: {network} needs a larger input for its extra layer {number}; raise "
+                "--data-shape, or give fewer layers by --extra-filters and --anchor-sizes"
+            )
 
 
 def anchor_layers(row: SSDRow, size: tuple[int, int]) -> tuple[AnchorLayer, ...]:

@@ -1,0 +1,48 @@
+"""What the tests of networks run over: every registered network, its sizes and parameters of a known size."""
+
+from typing import Any
+
+import numpy as np
+
+from config.runtime import mx
+from symbol.symbol_factory import input_size, label_names
+
+Symbol = Any
+
+# Sides that suit every network, one of them not square; some networks have another row from 448.
+SIZES = [300, 512, (320, 384)]
+SMALL = {"vgg16_reduced": (272, 280)}  # the smallest input that leaves something for all extra layers
+SMALLEST = (64, 96)
+CLASSES = 3
+
+
+def small_size(network: str) -> tuple[int, int]:
+    """An input (H, W) that is quick to train on and not square."""
+    return SMALL.get(network, SMALLEST)
+
+
+def small_options(network: str) -> dict[str, Any]:
+    """Options that make the network quick."""
+    return {"width": 0.25} if network == "mobilenet" else {}
+
+
+def objects(seed: int = 0, count: int = 4) -> np.ndarray:
+    """(count, 6) label rows of one image."""
+    rng = np.random.default_rng(seed)
+    low = rng.uniform(0, 0.5, (count, 2))
+    high = low + rng.uniform(0.1, 0.5, (count, 2))
+    ids = rng.integers(0, CLASSES, (count, 1))
+    return np.concatenate([ids, low, high, np.zeros((count, 1))], axis=1).astype(np.float32)
+
+
+def parameter_shapes(symbol: Symbol, size: int | tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Shapes of all learnt arguments."""
+    inputs = {"data", *label_names(targets="paper"), *label_names(targets="mxnet")}
+    shapes, _, _ = symbol.infer_shape_partial(data=(1, 3, *input_size(size)))
+    named = dict(zip(symbol.list_arguments(), shapes, strict=True))
+    return {name: shape for name, shape in named.items() if name not in inputs}
+
+
+def without_det(symbol: Symbol) -> Symbol:
+    """The training outputs without the last."""
+    return mx.sym.Group([symbol[k] for k in range(len(symbol.list_outputs()) - 1)])

@@ -1,0 +1,178 @@
+"""Every registered network: shapes, anchors, a training step, detection."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from boxes.anchors import AnchorLayer, multibox_prior
+from config.runtime import mx
+from symbol.symbol_factory import (
+    get_assigner,
+    get_symbol,
+    get_symbol_train,
+    input_size,
+    label_names,
+    list_networks,
+)
+from tests.symbol.network_cases import (
+    CLASSES,
+    SIZES,
+    parameter_shapes,
+    small_options,
+    small_size,
+    without_det,
+)
+
+NETWORKS = pytest.mark.parametrize("network", list_networks())
+TARGETS = pytest.mark.parametrize("targets", ["paper", "mxnet"])
+
+
+def anchor_count(network: str, size: int | tuple[int, int], **options: Any) -> int:
+    assigner = get_assigner(network, size, CLASSES, **options)
+    assert assigner is not None
+    return assigner.shapes(input_size(size))["cls_target"][0]
+
+
+def symbol_anchors(symbol: Any, size: tuple[int, int]) -> np.ndarray:
+    """(A, 4) anchors by the symbol's own MultiBoxPrior nodes, run on maps of the inferred shapes."""
+    nodes = symbol.get_internals()["multibox_anchors_output"].get_children()
+    anchors = []
+    for name in nodes.list_outputs():
+        node = nodes[name]
+        shape = node.get_children().infer_shape(data=(1, 3, *size))[1][0]
+        anchors.append(mx.nd.contrib.MultiBoxPrior(mx.nd.zeros(shape), **node.list_attr()).asnumpy()[0])
+    return np.concatenate(anchors)
+
+
+@NETWORKS
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_outputs_have_the_documented_shapes(network: str, size: int | tuple[int, int]) -> None:
+    count = anchor_count(network, size)
+    data = (2, 3, *input_size(size))
+    assert get_symbol(network, size, CLASSES).infer_shape(data=data)[1] == [(2, count, 6)]
+    paper = get_symbol_train(network, size, CLASSES)
+    labels = {"cls_target": (2, count), "loc_target": (2, count, 4), "normaliser": (2, 1)}
+    assert paper.infer_shape(data=data, **labels)[1] == [(2,), (2,), (2, count, 6)]
+    classic = get_symbol_train(network, size, CLASSES, targets="mxnet")
+    assert classic.list_outputs() == ["cls_prob_output", "loc_loss_output", "cls_label_output", "det_out_output"]
+    shapes = [(2, CLASSES + 1, count), (2, 4 * count), (2, count), (2, count, 6)]
+    assert classic.infer_shape(data=data, label=(2, 7, 6))[1] == shapes
+
+
+@NETWORKS
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_assigner_has_the_anchors_of_the_symbol(network: str, size: int | tuple[int, int]) -> None:
+    size = input_size(size)
+    assigner = get_assigner(network, size, CLASSES)
+    assert assigner is not None
+    maps = zip(assigner.feature_shapes[size], assigner.layers, strict=True)
+    anchors = np.concatenate([multibox_prior(shape, layer) for shape, layer in maps])
+    np.testing.assert_array_equal(anchors, symbol_anchors(get_symbol(network, size, CLASSES), size))
+
+
+@pytest.mark.parametrize(("size", "count"), [(300, 8732), (512, 24576)])
+def test_vgg16_reduced_has_the_anchors_of_the_classic_network(size: int, count: int) -> None:
+    assert anchor_count("vgg16_reduced", size) == count
+
+
+@pytest.mark.parametrize(("size", "millions"), [(300, 26.3), (512, 27.0)])
+def test_vgg16_reduced_has_the_parameters_of_the_classic_network(size: int, millions: float) -> None:
+    shapes = parameter_shapes(get_symbol("vgg16_reduced", size, 20), size)
+    assert sum(map(np.prod, shapes.values())) / 1e6 == pytest.approx(millions, abs=0.051)
+
+
+def test_vgg16_reduced_has_the_anchors_of_the_paper_at_300() -> None:
+    """Steps of 8, 16, 32, 64, 100 and 300 pixels: the first centre of each map is half a step from the corner."""
+    assigner = get_assigner("vgg16_reduced", 300, CLASSES)
+    assert assigner is not None
+    assert [shape[0] for shape in assigner.feature_shapes[300, 300]] == [38, 19, 10, 5, 3, 1]
+    assert [layer.step[0] * 300 for layer in assigner.layers] == pytest.approx([8, 16, 32, 64, 100, 300])
+    first = multibox_prior((38, 38), assigner.layers[0])[0]
+    np.testing.assert_allclose((first[:2] + first[2:]) / 2 * 300, 4, rtol=1e-5)
+
+
+def test_anchors_are_square_in_pixels_in_a_wide_input() -> None:
+    box = multibox_prior((16, 24), AnchorLayer(sizes=(0.2,), ratios=(1.0,)))[0]
+    assert (box[2] - box[0]) * 24 == pytest.approx((box[3] - box[1]) * 16)
+
+
+@NETWORKS
+@TARGETS
+def test_a_training_step_reaches_every_parameter(network: str, targets: str) -> None:
+    size, options = small_size(network), {"targets": targets, **small_options(network)}
+    module, batch = _module_and_batch(network, size, options)
+    before = {name: array.asnumpy() for name, array in module.get_params()[0].items()}
+    module.forward_backward(batch)
+    assert all(np.isfinite(output.asnumpy()).all() for output in module.get_outputs())
+    executor = module._exec_group.execs[0]
+    gradients = {name: executor.grad_dict[name].asnumpy() for name in before}
+    assert all(np.isfinite(gradient).all() for gradient in gradients.values())
+    assert [name for name, gradient in gradients.items() if not gradient.any()] == []
+    module.update()
+    after = module.get_params()[0]
+    assert [name for name in before if (before[name] == after[name].asnumpy()).all()] == []
+
+
+def objects_of_every_map(network: str, size: tuple[int, int], options: dict[str, Any]) -> np.ndarray:
+    """(maps, 6) objects in the place of one anchor of every map, so that every head has something to learn."""
+    assigner = get_assigner(network, size, CLASSES, **options | {"targets": "paper"})
+    assert assigner is not None
+    maps = zip(assigner.feature_shapes[size], assigner.layers, strict=True)
+    boxes = [multibox_prior(shape, layer)[shape[0] * shape[1] // 2 * layer.per_cell] for shape, layer in maps]
+    return np.array([[k % CLASSES, *box, 0] for k, box in enumerate(boxes)], np.float32)
+
+
+def _module_and_batch(network: str, size: tuple[int, int], options: dict[str, Any]) -> tuple[Any, Any]:
+    """A Module of the training outputs with random weights, and a batch of one image."""
+    symbol = without_det(get_symbol_train(network, size, CLASSES, **options))
+    data = mx.nd.array(np.random.default_rng(0).normal(0, 50, (1, 3, *size)))
+    assigner = get_assigner(network, size, CLASSES, **options)
+    rows = objects_of_every_map(network, size, options)
+    labels = {"label": rows} if assigner is None else assigner(rows, size)
+    assert tuple(labels) == label_names(**options)
+    arrays = [mx.nd.array(label[None]) for label in labels.values()]
+    module = mx.mod.Module(symbol, label_names=list(labels))
+    module.bind([("data", data.shape)], [(name, array.shape) for name, array in zip(labels, arrays, strict=True)])
+    mx.random.seed(1)
+    module.init_params(mx.init.Xavier())
+    module.init_optimizer(optimizer="sgd", optimizer_params={"learning_rate": 0.1, "rescale_grad": 1.0, "wd": 0.0})
+    return module, mx.io.DataBatch([data], arrays)
+
+
+@NETWORKS
+@TARGETS
+def test_detection_and_training_symbol_detect_the_same(network: str, targets: str) -> None:
+    """det of get_symbol is the last output of get_symbol_train; rows are [id, score, corners], id -1 = none."""
+    size, options = small_size(network), small_options(network)
+    detection = get_symbol(network, size, CLASSES, **options)
+    training = get_symbol_train(network, size, CLASSES, targets=targets, **options)
+    arrays = _random_arrays(detection, size)
+    count = anchor_count(network, size, **options)
+    labels = {"cls_target": (1, count), "loc_target": (1, count, 4), "normaliser": (1, 1), "label": (1, 2, 6)}
+    labels = {name: mx.nd.zeros(labels[name]) - 1 for name in label_names(targets=targets)}
+    det = _infer(detection, arrays)[0]
+    np.testing.assert_array_equal(_infer(training, arrays | labels)[-1], det)
+    found = det[0][det[0, :, 0] >= 0]
+    assert len(found)
+    assert (found[:, 0] < CLASSES).all()
+    assert ((found[:, 1] >= 0.01) & (found[:, 1] <= 1)).all()
+    assert (det[0][det[0, :, 0] < 0, 0] == -1).all()
+
+
+def _random_arrays(symbol: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """Random data, arguments and states of a detection symbol."""
+    rng = np.random.default_rng(0)
+    shapes = parameter_shapes(symbol, size)
+    arrays = {name: rng.normal(0, np.sqrt(2 / max(1, np.prod(shape[1:]))), shape) for name, shape in shapes.items()}
+    arrays["data"] = rng.normal(0, 1, (1, 3, *size))
+    states = zip(symbol.list_auxiliary_states(), symbol.infer_shape(data=(1, 3, *size))[2], strict=True)
+    arrays |= {name: np.ones(shape) if name.endswith("var") else np.zeros(shape) for name, shape in states}
+    return {name: mx.nd.array(array) for name, array in arrays.items()}
+
+
+def _infer(symbol: Any, arrays: dict[str, Any]) -> list[np.ndarray]:
+    args = {name: arrays[name] for name in symbol.list_arguments()}
+    states = {name: arrays[name] for name in symbol.list_auxiliary_states()}
+    executor = symbol.bind(mx.cpu(), args=args, aux_states=states, grad_req="null")
+    return [output.asnumpy() for output in executor.forward(is_train=False)]

@@ -1,0 +1,227 @@
+"""The door to the networks: options, sizes, names, independence of what was built before."""
+
+import pickle
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pytest
+
+from config.errors import OptionError
+from config.runtime import mx
+from symbol.layers import Layers
+from symbol.symbol_factory import (
+    get_assigner,
+    get_symbol,
+    get_symbol_train,
+    input_size,
+    label_names,
+    list_networks,
+)
+from tests.symbol.network_cases import objects, small_options, small_size, without_det
+
+DOORS = pytest.mark.parametrize("door", [get_symbol, get_symbol_train, get_assigner], ids=lambda f: f.__name__)
+MOBILENET = {"network": "mobilenet", "data_shape": 64, "num_classes": 3}
+
+
+def test_networks_never_influence_each_other() -> None:
+    """Symbols are the same to the last character whatever was built before."""
+    requests: list[tuple[str, Any]] = [(network, small_size(network)) for network in list_networks()]
+    alone: dict[str, set[str]] = {network: set() for network in list_networks()}
+    for order in [*permutations(requests), *permutations(requests)]:
+        for network, size in order:
+            both = [get_symbol_train(network, size, 3, targets=t).tojson() for t in ("paper", "mxnet")]
+            alone[network].add("".join([*both, get_symbol(network, size, 3).tojson()]))
+            mx.sym.relu(mx.sym.var("data"))  # an automatic name outside
+    assert all(len(texts) == 1 for texts in alone.values())
+
+
+@pytest.mark.parametrize("network", list_networks())
+@pytest.mark.parametrize("targets", ["paper", "mxnet"])
+def test_parameter_names_are_explicit(network: str, targets: str) -> None:
+    """The same names with another number of classes, in training and in detection; none is numbered by MXNet."""
+    size = small_size(network)
+    names = get_symbol(network, size, 3).list_arguments()
+    training = get_symbol_train(network, size, 20, targets=targets).list_arguments()
+    assert [name for name in training if name not in label_names(targets=targets)] == names
+    automatic = ("convolution", "batchnorm", "activation", "pooling", "var", "_")
+    assert [name for name in names if name.startswith(automatic)] == []
+    assert len(set(names)) == len(names)
+
+
+@DOORS
+def test_an_unknown_network_lists_the_known_ones(door: Any) -> None:
+    with pytest.raises(OptionError, match="resnet9000: unknown.*mobilenet, vgg16_reduced"):
+        door("resnet9000", 300, 3)
+
+
+@DOORS
+def test_an_unknown_option_is_refused_by_name(door: Any) -> None:
+    with pytest.raises(OptionError, match="unknown option 'force_nms'"):
+        door(**MOBILENET, force_nms=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"targets": "caffe"}, "--targets is one of paper, mxnet"),
+        ({"width": 40.0}, "--width is at most 2.0"),
+        ({"freeze": "("}, r"--freeze '\(' is not a regular expression"),
+        ({"taps": ("conv_99_relu", "conv_14_relu")}, "--taps conv_99_relu: mobilenet has no such layer .*conv_14_relu"),
+        ({"taps": ("conv_14_relu", "conv_14_relu")}, "--taps conv_14_relu,conv_14_relu: a layer is named twice"),
+        ({"anchor_sizes": "0.1,0.2;0.3"}, "--anchor-sizes has 2 lists, but .* make 7 feature maps"),
+        ({"anchor_sizes": "0.1;big"}, "--anchor-sizes '0.1;big': expected positive numbers"),
+        ({"anchor_sizes": ";"}, "--anchor-sizes ';': expected positive numbers"),
+        ({"anchor_ratios": "1;-2;1;1;1;1;1"}, "--anchor-ratios .*: expected positive numbers"),
+        ({"anchor_ratios": "1;2"}, "--anchor-ratios has 2 lists, but .* make 7 feature maps"),
+        ({"extra_filters": (64, 64)}, "--anchor-sizes has 7 lists, but .* make 4 feature maps"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        get_symbol_train(**MOBILENET, **options)
+
+
+@pytest.mark.parametrize("door", [get_symbol, get_symbol_train])
+def test_a_network_without_classes_is_refused(door: Any) -> None:
+    with pytest.raises(OptionError, match="at least one"):
+        door("mobilenet", 64, 0)
+
+
+@pytest.mark.parametrize(
+    ("data_shape", "size"),
+    [
+        (300, (300, 300)),
+        ((300,), (300, 300)),
+        ((288, 384), (288, 384)),
+        ([288, 384], (288, 384)),
+        ((3, 288, 384), (288, 384)),
+    ],
+)
+def test_a_data_shape_is_a_side_or_height_and_width(data_shape: Any, size: tuple[int, int]) -> None:
+    assert input_size(data_shape) == size
+    assert get_symbol("mobilenet", data_shape, 3).tojson() == get_symbol("mobilenet", size, 3).tojson()
+
+
+@pytest.mark.parametrize("data_shape", [16, 0, -300, (300, 8), (1, 300, 300), (3, 3, 300, 300), ()])
+def test_other_data_shapes_are_refused(data_shape: Any) -> None:
+    with pytest.raises(OptionError, match="expected a side"):
+        input_size(data_shape)
+
+
+@DOORS
+@pytest.mark.parametrize("data_shape", [128, (512, 128)])
+def test_an_input_too_small_for_the_extra_layers_is_refused(
+    door: Any, data_shape: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(OptionError, match="vgg16_reduced needs a larger input.*--extra-filters"):
+        door("vgg16_reduced", data_shape, 3)
+    assert capsys.readouterr().out == ""
+
+
+TAPS = {"taps": ("conv_6_relu", "conv_12_relu"), "extra_filters": (), "anchor_sizes": "0.1,0.2;0.3"}
+
+
+def test_taps_and_anchors_of_the_user_replace_the_networks_own() -> None:
+    assigner = get_assigner("mobilenet", (64, 96), 3, **TAPS, anchor_ratios="1,2,0.5")
+    assert assigner is not None
+    assert assigner.feature_shapes[64, 96] == ((8, 12), (4, 6))
+    assert [layer.per_cell for layer in assigner.layers] == [4, 3]
+    symbol = get_symbol("mobilenet", (64, 96), 3, **TAPS, anchor_ratios="1,2,0.5")
+    assert symbol.infer_shape(data=(1, 3, 64, 96))[1] == [(1, 8 * 12 * 4 + 4 * 6 * 3, 6)]
+
+
+def test_extra_layers_of_the_user_halve_the_last_map() -> None:
+    assigner = get_assigner("mobilenet", 256, 3, extra_filters=(64,), anchor_sizes="0.1;0.3;0.6", anchor_ratios="1")
+    assert assigner is not None
+    assert assigner.feature_shapes[256, 256] == ((16, 16), (8, 8), (4, 4))
+
+
+@pytest.mark.parametrize("network", list_networks())
+def test_other_extra_layers_work_at_the_sizes_that_have_fixed_steps(network: str) -> None:
+    options = {"extra_filters": (), "anchor_sizes": "0.1,0.2;0.3,0.4", "anchor_ratios": "1,2"}
+    for size in (300, 512):
+        assigner = get_assigner(network, size, 3, **options)
+        assert assigner is not None
+        assert get_symbol(network, size, 3, **options).infer_shape(data=(1, 3, size, size))[1] == [
+            (1, assigner.shapes((size, size))["cls_target"][0], 6)
+        ]
+
+
+def test_freezing_holds_for_batch_norm_too() -> None:
+    symbol = get_symbol_train(**MOBILENET, freeze="conv_[1-3]_")
+    nodes = {name: node.get("use_global_stats") for name, node in symbol.attr_dict().items()}
+    frozen = {name for name, value in nodes.items() if name.endswith("batchnorm") and value == "True"}
+    assert frozen == {f"conv_{k}_batchnorm" for k in ("1", "2", "2_dw", "3", "3_dw")}
+
+
+@pytest.mark.parametrize(("width", "channels"), [(1.0, 32), (0.5, 16), (0.25, 8), (0.125, 8), (0.75, 24)])
+def test_width_scales_the_channels_of_mobilenet(width: float, channels: int) -> None:
+    symbol = get_symbol("mobilenet", 64, 3, width=width)
+    shapes = dict(zip(symbol.list_arguments(), symbol.infer_shape(data=(1, 3, 64, 64))[0], strict=True))
+    assert shapes["conv_1_conv2d_weight"][0] == channels
+
+
+def test_the_graph_matches_by_itself_with_targets_mxnet() -> None:
+    assert get_assigner(**MOBILENET, targets="mxnet") is None
+    assert label_names(targets="mxnet") == ("label",)
+    assert "label" in get_symbol_train(**MOBILENET, targets="mxnet").list_arguments()
+
+
+def test_an_assigner_travels_to_the_workers() -> None:
+    assigner = get_assigner(**MOBILENET)
+    assert assigner is not None
+    copy = pickle.loads(pickle.dumps(assigner))
+    for name, array in assigner(objects(), (64, 64)).items():
+        np.testing.assert_array_equal(copy(objects(), (64, 64))[name], array)
+
+
+def test_symbols_hold_no_input_size_where_anchors_have_no_steps() -> None:
+    assert get_symbol("mobilenet", 64, 3).tojson() == get_symbol("mobilenet", (96, 128), 3).tojson()
+
+
+def test_post_processing_options_reach_the_symbol() -> None:
+    options = {"nms": 0.3, "nms_topk": 17, "force": True, "score_threshold": 0.2}
+    attributes = get_symbol(**MOBILENET, **options).list_attr()
+    assert {name: attributes[name] for name in ("nms_threshold", "nms_topk", "force_suppress", "threshold")} == {
+        "nms_threshold": "0.3",
+        "nms_topk": "17",
+        "force_suppress": "True",
+        "threshold": "0.2",
+    }
+
+
+def test_the_sum_over_contexts_is_one_context() -> None:
+    """Two CPU contexts with half of the batch each give the gradient of the whole batch (no batch norm here)."""
+    whole, halves = (_gradients([mx.cpu(k) for k in range(count)]) for count in (1, 2))
+    assert whole.keys() == halves.keys()
+    for name, gradient in whole.items():
+        np.testing.assert_allclose(halves[name], gradient, rtol=1e-3, atol=1e-5 * np.abs(gradient).max())
+
+
+def _gradients(contexts: list[Any]) -> dict[str, np.ndarray]:
+    """Gradients, summed over the contexts, of a training step on four images with 0, 3, 6 and 9 objects."""
+    options = {**TAPS, **small_options("mobilenet"), "anchor_ratios": "1", "freeze": ".*"}
+    symbol = without_det(get_symbol_train("mobilenet", 64, 3, **options))
+    assigner = get_assigner("mobilenet", 64, 3, **options)
+    assert assigner is not None
+    targets = [assigner(objects(k, 3 * k), (64, 64)) for k in range(4)]
+    labels = {name: np.stack([one[name] for one in targets]) for name in targets[0]}
+    labels["normaliser"][:] = labels["normaliser"].sum()
+    module = mx.mod.Module(symbol, label_names=list(labels), context=contexts)
+    module.bind([("data", (4, 3, 64, 64))], [(name, array.shape) for name, array in labels.items()])
+    mx.random.seed(3)
+    module.init_params(mx.init.Xavier(magnitude=2))
+    data = mx.nd.array(np.random.default_rng(0).normal(0, 1, (4, 3, 64, 64)))
+    module.forward_backward(mx.io.DataBatch([data], [mx.nd.array(array) for array in labels.values()]))
+    group = module._exec_group
+    return {
+        name: sum(array.asnumpy() for array in arrays)
+        for name, arrays in zip(group.param_names, group.grad_arrays, strict=True)
+    }
+
+
+def test_layers_keep_the_size_unless_told_otherwise() -> None:
+    conv = Layers().conv(mx.sym.var("data"), "conv", 4, 3, dilate=6)
+    assert conv.infer_shape(data=(1, 2, 19, 23))[1] == [(1, 4, 19, 23)]
