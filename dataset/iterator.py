@@ -28,9 +28,10 @@ class DetRecordIter(mx.io.DataIter):
     A batch is an mx.io.DataBatch whose arrays belong to the caller: data [(B, 3, H, W) RGB], label [(B, M, 6) rows
     [id, corners normalised to the input, difficult], -1 beyond the objects, then the assigner's arrays]; pad, index
     (B,) int64 ids of the records; and geometry (B, 6) float32: h, w of the image, scale y, x, offset y, x with input
-    pixel = image pixel * scale + offset (scale x < 0: mirrored). The last `pad` rows are no samples: data and geometry
-    0, label -1, index -1, ignored targets. The label `normaliser` (B, 1) holds in each row the number of positives of
-    the batch. A sample depends on (seed, epoch, its place in the file) alone, not on the number of workers.
+    pixel = image pixel * scale + offset (scale x < 0: mirrored). The last `pad` rows are no samples: geometry 0, label
+    -1, index -1, ignored targets, and the pixels of the epoch's first samples, as batch norm sees them. The label
+    `normaliser` (B, 1) holds in each row the number of positives of the batch. A sample depends on (seed, epoch, its
+    place in the file) alone, not on the number of workers.
 
     A damaged record raises DataError with its id when its batch is due; next() then goes on with the following batch,
     reset() with the next epoch. A worker that dies raises RuntimeError; both then start new workers.
@@ -105,6 +106,8 @@ class DetRecordIter(mx.io.DataIter):
         self._shuffle, self._part = shuffle, slice(part_index, None, num_parts)
         self._label_name = label_name
         count = len(source.reader)
+        if count < num_parts:
+            raise OptionError(f"{path_imgrec} holds {count} records, too few for {num_parts} parts")
         self.num_batches = math.ceil(math.ceil(count / num_parts) / batch_size)
         self.num_examples = len(range(count)[self._part])
         self._workers = min(usable_threads(), batch_size) if workers is None else workers
@@ -197,7 +200,8 @@ class DetRecordIter(mx.io.DataIter):
     def _submit(self, pool: WorkerPool | InProcess) -> None:
         """Has batches made ahead, as far as there are slots."""
         while self._submitted < min(self._cursor + SLOTS, self.num_batches):
-            pool.submit(self._submitted % SLOTS, self.epoch, self._positions(self._submitted))
+            rows = np.arange(self._submitted * self.batch_size, (self._submitted + 1) * self.batch_size)
+            pool.submit(self._submitted % SLOTS, self.epoch, self._order.take(rows, mode="wrap"))
             self._submitted += 1
 
     def _batch(self, arrays: dict[str, np.ndarray]) -> mx.io.DataBatch:

@@ -93,8 +93,7 @@ class SampleMaker:
             _write_all(arrays, row, self.assigner(objects, self.size))
 
     def write_padding(self, arrays: Arrays, begin: int) -> None:
-        """Makes the rows from `begin` on padding: data and geometry 0, label -1, ignored targets."""
-        arrays[DATA][begin:] = 0
+        """Makes the rows from `begin` on padding: geometry 0, label -1, ignored targets; the pixels stay."""
         arrays[GEOMETRY][begin:] = 0
         arrays[LABEL][begin:] = -1
         if self.assigner:
