@@ -44,7 +44,9 @@ def test_a_late_start_lowers_the_first_rate_and_makes_steps_relative():
     np.testing.assert_allclose(rates(classic([2, 5, 8], begin_epoch=5), 40), per_epoch(0.01, 0.01, 0.01, 0.001))
 
 
-@pytest.mark.parametrize(("steps", "ratio", "expected"), [([5], 1.0, 1), ([5], 2.0, 1), ([], 0.1, 1), ([1, 2], 0.1, 0.01)])
+@pytest.mark.parametrize(
+    ("steps", "ratio", "expected"), [([5], 1.0, 1), ([5], 2.0, 1), ([], 0.1, 1), ([1, 2], 0.1, 0.01)]
+)
 def test_a_constant_rate_needs_no_scheduler(steps, ratio, expected):
     rate, scheduler = classic(steps, ratio, begin_epoch=3)
     assert rate == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""A tiny detection problem: coloured rectangles on noise, and a narrow MobileNet SSD that passes over them in a moment."""
+"""A tiny detection problem: coloured rectangles on noise, and a narrow MobileNet SSD quick to train on them."""
 
 import json
 from pathlib import Path
@@ -88,4 +88,3 @@ def metrics(prefix: str) -> list[dict]:
     """The lines of metrics.jsonl without the times."""
     lines = [json.loads(line) for line in Path(f"{prefix}-metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
-
