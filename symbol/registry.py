@@ -1,10 +1,17 @@
 """The table of networks: a new one is a row here (and, for a new backbone, one file in symbol/backbone/)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from config.errors import OptionError
+from config.network_options import NetworkOptions
+from symbol.backbone.mobilenet import mobilenet
+from symbol.backbone.vgg16_reduced import vgg16_reduced
+from symbol.layers import Layers, Symbol, Tap
 
 Sizes = tuple[tuple[float, ...], ...]
+# From an image (N, 3, H, W) to the feature maps that heads may read, in the order of their strides.
+Backbone = Callable[[Symbol, Layers, NetworkOptions], list[Tap]]
 
 # Anchor sizes (s_k, sqrt(s_k * s_k+1)) as fractions of the image, and aspect ratios, of apache's example/ssd.
 SIZES_6: Sizes = ((0.1, 0.141), (0.2, 0.272), (0.37, 0.447), (0.54, 0.619), (0.71, 0.79), (0.88, 0.961))
@@ -27,7 +34,7 @@ RATIOS_7: Sizes = (FEW, MANY, MANY, MANY, MANY, FEW, FEW)
 class SSDRow:
     """One SSD: body taps by layer name, extra layers (filters, stride, pad of their 3x3), anchors per map."""
 
-    backbone: str
+    backbone: Backbone
     taps: tuple[str, ...]
     extras: tuple[tuple[int, int, int], ...]
     sizes: Sizes
@@ -51,7 +58,7 @@ NETWORKS: dict[str, tuple[tuple[int, SSDRow], ...]] = {
         (
             448,
             SSDRow(
-                backbone="vgg16_reduced",
+                backbone=vgg16_reduced,
                 taps=("relu4_3", "relu7"),
                 extras=_extras((512, 256, 256, 256, 256), (2, 2, 2, 2, 1), (1, 1, 1, 1, 1)),
                 sizes=SIZES_7,
@@ -64,7 +71,7 @@ NETWORKS: dict[str, tuple[tuple[int, SSDRow], ...]] = {
         (
             0,
             SSDRow(
-                backbone="vgg16_reduced",
+                backbone=vgg16_reduced,
                 taps=("relu4_3", "relu7"),
                 extras=_extras((512, 256, 256, 256), (2, 2, 1, 1), (1, 1, 0, 0)),
                 sizes=SIZES_6,
@@ -79,7 +86,7 @@ NETWORKS: dict[str, tuple[tuple[int, SSDRow], ...]] = {
         (
             0,
             SSDRow(
-                backbone="mobilenet",
+                backbone=mobilenet,
                 taps=("conv_12_relu", "conv_14_relu"),
                 extras=_extras((512, 256, 256, 256, 256), (2,) * 5, (1,) * 5),
                 sizes=SIZES_7,

@@ -1,6 +1,5 @@
 """The door to all networks: training symbols, detection symbols and the assigners that make their targets."""
 
-from collections.abc import Callable
 from typing import Any
 
 from boxes.assigners import SSDAssigner
@@ -8,8 +7,6 @@ from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.options import from_mapping
 from config.runtime import mx
-from symbol.backbone.mobilenet import mobilenet
-from symbol.backbone.vgg16_reduced import vgg16_reduced
 from symbol.detector import ssd
 from symbol.layers import Layers, Symbol, Tap
 from symbol.registry import SSDRow, find_row, list_networks
@@ -18,10 +15,6 @@ __all__ = ["get_assigner", "get_symbol", "get_symbol_train", "input_size", "labe
 
 Shape = int | tuple[int, ...]
 
-BACKBONES: dict[str, Callable[[Symbol, Layers, NetworkOptions], list[Tap]]] = {
-    "vgg16_reduced": lambda data, layers, options: vgg16_reduced(data, layers),
-    "mobilenet": lambda data, layers, options: mobilenet(data, layers, options.width),
-}
 MINIMUM_SIDE = 32
 
 
@@ -84,7 +77,7 @@ def input_size(data_shape: Shape) -> tuple[int, int]:
 def _maps(network: str, size: tuple[int, int], options: NetworkOptions) -> tuple[SSDRow, list[Tap]]:
     row = ssd.customise(find_row(network, size), options)
     layers = Layers(freeze=options.freeze)
-    taps = BACKBONES[row.backbone](mx.sym.var("data"), layers, options)
+    taps = row.backbone(mx.sym.var("data"), layers, options)
     maps = ssd.feature_maps(row, taps, layers)
     ssd.check_room(network, row, maps[len(row.taps) - 1], size)
     return row, maps

@@ -1,22 +1,23 @@
 """MobileNet v1 (Howard et al. 2017, table 1): depthwise separable convolutions with a width multiplier."""
 
+from config.network_options import NetworkOptions
 from symbol.layers import Layers, Symbol, Tap
 
 # (output channels at width 1, stride) of the separable blocks conv_2 .. conv_14.
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)) + ((512, 1),) * 5 + ((1024, 2), (1024, 1))
 
 
-def mobilenet(data: Symbol, layers: Layers, width: float = 1.0) -> list[Tap]:
-    """Taps after every block, conv_1_relu (stride 2) to conv_14_relu (stride 32); channels are multiplied by width.
+def mobilenet(data: Symbol, layers: Layers, options: NetworkOptions) -> list[Tap]:
+    """Taps after every block, conv_1_relu (stride 2) to conv_14_relu (stride 32); channels times width.
 
     Channels are rounded to a multiple of 8, at least 8.
     """
-    channels = _scaled(32, width)
+    channels = _scaled(32, options.width)
     net = layers.conv_bn_relu(data, "conv_1", channels, 3, stride=2)
     taps, stride = [Tap(net, "conv_1_relu", channels, 2)], 2
     for number, (filters, step) in enumerate(BLOCKS, start=2):
         net = layers.conv_bn_relu(net, f"conv_{number}_dw", channels, 3, stride=step, groups=channels)
-        channels, stride = _scaled(filters, width), stride * step
+        channels, stride = _scaled(filters, options.width), stride * step
         net = layers.conv_bn_relu(net, f"conv_{number}", channels, 1)
         taps.append(Tap(net, f"conv_{number}_relu", channels, stride))
     return taps

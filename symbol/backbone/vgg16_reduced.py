@@ -1,12 +1,13 @@
 """VGG16 with fully convolutional fc6 and fc7 (SSD section 3.1; the "reduced" VGG of DeepLab-LargeFOV)."""
 
+from config.network_options import NetworkOptions
 from symbol.layers import Layers, Symbol, Tap, max_pool, relu
 
 # Convolutions per stage and their width: Simonyan and Zisserman, table 1, column D.
 STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 
 
-def vgg16_reduced(data: Symbol, layers: Layers) -> list[Tap]:
+def vgg16_reduced(data: Symbol, layers: Layers, options: NetworkOptions) -> list[Tap]:
     """Taps relu4_3 (512 channels, stride 8) and relu7 (1024 channels, stride 16) of an image (N, 3, H, W).
 
     pool3 rounds up (75 -> 38 for a 300 input), pool5 is 3x3 with stride 1 and fc6 has dilation 6.
