@@ -55,7 +55,8 @@ def feature_maps(row: SSDRow, taps: list[Tap], layers: Layers) -> list[Tap]:
     by_name = {tap.name: tap for tap in taps}
     unknown = [name for name in row.taps if name not in by_name]
     if unknown:
-        raise OptionError(f"--taps {unknown[0]}: {row.backbone.__name__} has no such layer (it has {', '.join(by_name)})")
+        body = row.backbone.__name__
+        raise OptionError(f"--taps {unknown[0]}: {body} has no such layer (it has {', '.join(by_name)})")
     if len(set(row.taps)) < len(row.taps):
         raise OptionError(f"--taps {','.join(row.taps)}: a layer is named twice; name each once")
     maps = [by_name[name] for name in row.taps]
