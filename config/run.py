@@ -54,7 +54,7 @@ class TrainOptions(InputOptions, NetworkOptions, DeviceOptions, TrainAugment):
     seed: int = option(233, "of everything random: weights, order, augmentation", "data", minimum=0)
 
     prefix: str = option("output/ssd", "path and first part of the name of everything the run writes", "output")
-    overwrite: bool = option(False, "start anew although the prefix has checkpoints", "output")
+    overwrite: bool = option(False, "start anew although the prefix has checkpoints, which are lost", "output")
     save_every: int = option(
         1, "epochs between checkpoints; the last and the best are always kept", "output", minimum=1
     )
@@ -68,7 +68,9 @@ class TrainOptions(InputOptions, NetworkOptions, DeviceOptions, TrainAugment):
     resume: str = option(
         "-1", "continue this prefix from the checkpoint of an epoch, or `auto` = the newest sound one", "start"
     )
-    finetune: int = option(-1, "start anew from the weights of this prefix's epoch", "start")
+    finetune: int = option(
+        -1, "train the weights of this epoch of the prefix further with another schedule, data or classes", "start"
+    )
     begin_epoch: int = option(0, "first epoch", "schedule", minimum=0)
     end_epoch: int = option(240, "epoch to stop before", "schedule", minimum=1)
     optimizer: str = option("sgd", "optimizer", "schedule", choices=("sgd", "nag", "adam"))

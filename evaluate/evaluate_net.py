@@ -15,6 +15,7 @@ from evaluate.scoring import score_detections
 from evaluate.voc_eval import VOCResult
 from symbol.symbol_factory import get_symbol
 from train.checkpoint import Checkpoint
+from train.devices import check_batch_size
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,16 @@ def evaluate_net(
     """Evaluates a checkpoint on a record.
 
     detection_options replace the checkpoint's own (nms, nms_topk, score_threshold, force). With the training's batch
-    size the values are those of the training's validation to the last digit, on the same machine. DataError where
+    size the values are those of the training's validation to the last digit, on the same machine. OptionError where
     the record's classes are not the checkpoint's.
     """
     meta = checkpoint.meta
     _check_classes(rec_path, meta["class_names"], checkpoint.prefix)
+    batch_size = batch_size or meta["batch_size"]
+    check_batch_size(batch_size, devices)
     iterator = DetRecordIter(
         rec_path,
-        batch_size or meta["batch_size"],
+        batch_size,
         (3, *meta["data_shape"]),
         augment=None,
         mean_pixels=meta["mean_pixels"],

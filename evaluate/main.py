@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from config import threads
+from config.errors import OptionError
 from config.options import parse_options
 from config.run import EvaluateOptions
 
@@ -14,6 +15,7 @@ DETECTION = ("nms", "nms_topk", "score_threshold", "force")
 def main(argv: list[str]) -> int:
     """Parses the options, evaluates, prints the table and writes what was asked for."""
     options = parse_options(EvaluateOptions, argv, "Evaluate a trained detector on a record.")
+    _check_outputs(options)
     threads.configure(options.cpus)
     from evaluate.evaluate_net import evaluate_net
     from evaluate.report import format_table, save_pr_curves
@@ -40,6 +42,15 @@ def main(argv: list[str]) -> int:
     if options.curves:
         save_pr_curves(evaluation.result, options.curves)
     return 0
+
+
+def _check_outputs(options: EvaluateOptions) -> None:
+    """Refuses, before the work is done, files that could not be written after it."""
+    for flag, path in (("--json", options.json), ("--curves", options.curves)):
+        if path and not Path(path).parent.is_dir():
+            raise OptionError(f"{flag} {path}: there is no folder {Path(path).parent}; make it first")
+    if options.curves and not options.curves.endswith(".png"):
+        raise OptionError(f"--curves {options.curves}: the name of a picture ends with .png")
 
 
 def _write_json(options: EvaluateOptions, epoch: int, evaluation: Any) -> None:

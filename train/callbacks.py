@@ -60,12 +60,12 @@ class Progress:
         now = time.monotonic()
         if param.nbatch == 0:
             self._started, self._last, self._last_batch = now, now, 0
-        done = param.nbatch + 1
-        if param.nbatch:
+        else:
             self.images_per_second = self.batch_size * param.nbatch / max(now - self._started, 1e-9)
+        done = param.nbatch + 1
         if sys.stderr.isatty():
             self._draw(param, done)
-        elif done - self._last_batch >= self.frequent:
+        elif done % self.frequent == 0:
             self._log(param, done, now)
 
     def _draw(self, param: Any, done: int) -> None:
@@ -81,8 +81,8 @@ class Progress:
             self._bar.close()
 
     def _log(self, param: Any, done: int, now: float) -> None:
-        speed = self.batch_size * (done - self._last_batch) / max(now - self._last, 1e-9)
-        self._last, self._last_batch = now, done
+        speed = self.batch_size * (param.nbatch - self._last_batch) / max(now - self._last, 1e-9)
+        self._last, self._last_batch = now, param.nbatch
         logger.info(
             "Epoch[%d] Batch [%d/%d] Speed: %.1f samples/sec %s, run ends in %s",
             param.epoch, done, self.batches, speed, _values(param.eval_metric), self._left(param, done),

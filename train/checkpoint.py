@@ -185,13 +185,14 @@ def remove_checkpoint(prefix: str, epoch: int) -> None:
 
 
 def drop_after(prefix: str, epoch: int) -> list[int]:
-    """Removes the sets of later epochs and the temporary files of killed runs; returns the epochs removed.
+    """Removes the sets of later epochs, the note of the best and what killed runs left; returns the epochs removed.
 
-    A run that starts at `epoch` begins with this, so that `auto` never finds sets of an abandoned run.
+    A run that keeps the sets up to `epoch` begins with this, so that `auto` never finds those of an abandoned run.
     """
     later = [number for number in list_epochs(prefix) if number > epoch]
     for number in later:
         remove_checkpoint(prefix, number)
+    Path(f"{prefix}-best.json").unlink(missing_ok=True)
     name = re.escape(Path(prefix).name)
     for path in Path(prefix).parent.glob(".*.tmp"):
         if re.match(rf"\.{name}-(\d+|[a-z]+)\.", path.name):

@@ -1,6 +1,7 @@
 """Which devices a run uses."""
 
 import logging
+from collections.abc import Sequence
 
 from config.errors import OptionError
 from config.gpus import CUDA_WHEEL, gpu_problem, is_supported, read_driver
@@ -29,6 +30,15 @@ def contexts(options: DeviceOptions) -> list[mx.Context]:
             f"--gpus {options.gpus}: GPU {missing[0]} cannot be used ({reason}); leave --gpus out to use what there is"
         )
     return [mx.gpu(k) for k in wanted] or [mx.cpu(k) for k in range(options.cpus)]
+
+
+def check_batch_size(batch_size: int, devices: Sequence[mx.Context]) -> None:
+    """OptionError where a batch has less than one image for each device."""
+    if batch_size < len(devices):
+        raise OptionError(
+            f"--batch-size {batch_size} is too small for {len(devices)} devices: each needs an image; raise it or use "
+            "fewer devices"
+        )
 
 
 def usable_gpus() -> tuple[list[int], str | None]:

@@ -12,7 +12,7 @@ from config.run import TrainOptions, network_options
 from config.runtime import mx
 from symbol.symbol_factory import input_size
 from train.callbacks import Progress, finite_values
-from train.checkpoint import best_epoch, list_epochs, remove_checkpoint, save_checkpoint, write_best
+from train.checkpoint import drop_after, list_epochs, remove_checkpoint, save_checkpoint, write_best
 from train.curves import save_curves
 from train.metric import MultiBoxMetric
 from train.module import DetectionModule
@@ -40,16 +40,23 @@ class EpochEnd:
         symbol_sha256: str,
         classes: tuple[str, ...],
         metric: MultiBoxMetric,
-        begin_epoch: int,
+        kept_epochs: int,
         progress: Progress,
     ) -> None:
-        """metric: the training metric; progress: where the speed is known."""
+        """metric: the training metric; kept_epochs: of an earlier part of this run; progress: where the speed is
+        known."""
         self.options, self.module, self.classes, self.metric = options, module, classes, metric
         self.symbol_json, self.symbol_sha256 = symbol_json, symbol_sha256
         self.progress = progress
-        self.metrics = MetricsFile(options.prefix, begin_epoch)
+        self.metrics = MetricsFile(options.prefix, kept_epochs)
         self.scalars = ScalarWriter(options.prefix) if options.tensorboard else None
-        self.best = _best_of(self.metrics.records)
+        self.best: dict[str, Any] | None = None  # the record of the best epoch that has a checkpoint
+        saved = list_epochs(options.prefix)
+        for record in self.metrics.records:
+            if record["epoch"] in saved and self._is_best(record):
+                self.best = record
+        self.is_saved = False  # whether the run has a checkpoint of its own
+        self._kept_epochs, self._took_over = kept_epochs, False
         self._epoch_started = time.monotonic()
         self._curves_drawn = 0.0
 
@@ -63,22 +70,40 @@ class EpochEnd:
 
     def _end(self, epoch: int, validation: dict[str, float]) -> None:
         number = epoch + 1  # checkpoints are named by the number of epochs done
+        if not self._took_over:
+            self._take_over()
         record = self._record(number, validation)
         last = number >= self.options.end_epoch
-        is_best = bool(validation) and (self.best is None or validation.get("mAP", -1.0) > self.best)
-        if last or is_best or number % self.options.save_every == 0:
-            self._save(record)
-        if is_best:
-            self.best = validation.get("mAP", -1.0)
-            write_best(self.options.prefix, number, "mAP", self.best)
-            logger.info("Epoch[%d] best so far: mAP=%.4f", epoch, self.best)
+        # The line comes before the checkpoint: a run that is killed between the two cuts it when it is resumed.
         self.metrics.append(record)
-        self._prune()
+        if last or self._is_best(record) or number % self.options.save_every == 0:
+            self._save(record)
+            if self._is_best(record):
+                self.best = record
+                self._write_best()
+                logger.info("Epoch[%d] best so far: mAP=%.4f", epoch, validation["mAP"])
+            self._prune()
         if self.scalars:
             self.scalars.write(record)
         self._draw_curves(last)
         seed_epoch(self.options.seed, number)
         self._epoch_started = time.monotonic()
+
+    def _take_over(self) -> None:
+        """Drops what later epochs of an abandoned run have left, now that this run has something to show."""
+        dropped = drop_after(self.options.prefix, self._kept_epochs)
+        if dropped:
+            logger.info("dropped the earlier checkpoints of epochs %s", ", ".join(map(str, dropped)))
+        self._write_best()
+        self._took_over = True
+
+    def _is_best(self, record: dict[str, Any]) -> bool:
+        score = record["validation"].get("mAP")
+        return score is not None and (self.best is None or score > self.best["validation"]["mAP"])
+
+    def _write_best(self) -> None:
+        if self.best:
+            write_best(self.options.prefix, self.best["epoch"], "mAP", self.best["validation"]["mAP"])
 
     def _record(self, number: int, validation: dict[str, float]) -> dict[str, Any]:
         return {
@@ -109,12 +134,13 @@ class EpochEnd:
         arg_params, aux_params = self.module.get_params()
         state = self.module.optimizer_state()
         save_checkpoint(options.prefix, record["epoch"], self.symbol_json, arg_params, aux_params, state, meta)
+        self.is_saved = True
 
     def _prune(self) -> None:
         """Keeps the newest `keep` sets and the best one."""
         if not self.options.keep:
             return
-        best = best_epoch(self.options.prefix) if self.best is not None else None
+        best = self.best["epoch"] if self.best else None
         for epoch in list_epochs(self.options.prefix)[: -self.options.keep]:
             if epoch != best:
                 remove_checkpoint(self.options.prefix, epoch)
@@ -124,7 +150,3 @@ class EpochEnd:
         if last or time.monotonic() - self._curves_drawn > CURVES_EVERY_SECONDS:
             save_curves(self.metrics.records, Path(f"{self.options.prefix}-curves.png"))
             self._curves_drawn = time.monotonic()
-
-
-def _best_of(records: list[dict[str, Any]]) -> float | None:
-    return max((record["validation"].get("mAP", -1.0) for record in records if record["validation"]), default=None)

@@ -1,17 +1,28 @@
 """The command train.py. Options are read before mxnet is imported: the number of CPU contexts sets the threads."""
 
+import signal
+from types import FrameType
+from typing import NoReturn
+
 from config import threads
 from config.options import parse_options
 from config.run import TrainOptions
 
+TERMINATED = 128 + signal.SIGTERM
+
 
 def main(argv: list[str]) -> int:
-    """Parses the options and trains."""
+    """Parses the options and trains; SIGTERM ends the run as Ctrl-C does, with status 143."""
     options = parse_options(TrainOptions, argv, "Train a single-shot detector.", presets=True)
     threads.configure(options.cpus)
     from train.run_files import log_to_terminal
     from train.train_net import train_net
 
     log_to_terminal()
+    signal.signal(signal.SIGTERM, _terminate)
     train_net(options)
     return 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(TERMINATED)

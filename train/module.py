@@ -29,7 +29,8 @@ class DetectionModule(mx.mod.Module):
     ) -> None:
         """symbol: training outputs without det; detection_symbol: get_symbol's det.
 
-        optimizer_state: {parameter:k} -> k-th state array, restored when the optimizer has been created.
+        optimizer_state: {parameter:k} -> k-th state array, restored when the optimizer has been created; it must fit
+        exactly. None = the optimizer's own start.
         """
         super().__init__(
             symbol,
@@ -71,7 +72,7 @@ class DetectionModule(mx.mod.Module):
     def init_optimizer(self, *args: Any, **options: Any) -> None:
         """Creates the optimizer, then restores the state given to the constructor."""
         super().init_optimizer(*args, **options)
-        if self._restored_state:
+        if self._restored_state is not None:
             self._restore_optimizer(self._restored_state)
             self._restored_state = None
 

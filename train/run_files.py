@@ -40,7 +40,7 @@ def log_to_terminal() -> None:
 
 @contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
-    """Appends the log to a file, too."""
+    """Appends the log to a file, too, and the error that ends it."""
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     try:
@@ -52,6 +52,9 @@ def log_to_file(path: Path) -> Iterator[None]:
     root.addHandler(handler)
     try:
         yield
+    except BaseException as error:  # the terminal hears of it from the command
+        handler.handle(logging.makeLogRecord({"levelname": "ERROR", "msg": f"{type(error).__name__}: {error}"}))
+        raise
     finally:
         root.removeHandler(handler)
         handler.close()
@@ -73,22 +76,25 @@ def lock_prefix(prefix: str) -> TextIO:
     return file
 
 
-def resume_command(argv: Sequence[str] | None = None) -> str:
-    """The command that continues this run: its own with `--resume auto`."""
-    words = list(sys.argv if argv is None else argv)
-    kept: list[str] = []
-    for k, word in enumerate(words):
-        follows = k > 0 and words[k - 1] in ("--resume", "--finetune")
-        if not follows and word.split("=")[0] not in ("--resume", "--finetune", "--overwrite"):
+def command_to_continue(is_saved: bool, argv: Sequence[str] | None = None) -> str:
+    """This run's command, with `--resume auto` if it has a checkpoint to continue from."""
+    argv = sys.argv if argv is None else argv
+    if not is_saved:
+        return shlex.join(["python", *argv])
+    kept, dropping = [], False
+    for word in argv:
+        if word.startswith("--"):
+            dropping = word.partition("=")[0] in ("--resume", "--finetune", "--overwrite")
+        if not dropping:
             kept.append(word)
-    return " ".join(["python", *map(shlex.quote, kept), "--resume", "auto"])
+    return shlex.join(["python", *kept, "--resume", "auto"])
 
 
 def write_run_file(prefix: str, options: TrainOptions) -> None:
     """PREFIX-run.json: options, command and versions."""
     content = {
         "command": shlex.join(sys.argv),
-        "continue": resume_command(),
+        "continue": command_to_continue(is_saved=True),
         "options": to_mapping(options),
         "versions": {"trainer": tool_version(), "mxnet": mx.__version__, "python": platform.python_version()},
         "threads": os.environ.get("OMP_NUM_THREADS"),
@@ -99,28 +105,24 @@ def write_run_file(prefix: str, options: TrainOptions) -> None:
 class MetricsFile:
     """PREFIX-metrics.jsonl: one JSON object per epoch."""
 
-    def __init__(self, prefix: str, begin_epoch: int) -> None:
-        """Keeps the lines of epochs before begin_epoch and cuts the others."""
+    def __init__(self, prefix: str, kept_epochs: int) -> None:
+        """Reads the lines of the first kept_epochs epochs; the others are cut by the first append()."""
         self.path = Path(f"{prefix}-metrics.jsonl")
-        self.records = [record for record in self._read() if record["epoch"] <= begin_epoch]
-        self._write()
+        self.records = self._read(kept_epochs)
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds the line of an epoch."""
         self.records.append(record)
-        self._write()
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in self.records).encode())
 
-    def _read(self) -> list[dict[str, Any]]:
-        if not self.path.is_file():
+    def _read(self, kept_epochs: int) -> list[dict[str, Any]]:
+        if not kept_epochs or not self.path.is_file():
             return []
         try:
-            return [json.loads(line) for line in self.path.read_text("utf-8").splitlines()]
-        except (ValueError, KeyError) as error:
+            records = [json.loads(line) for line in self.path.read_text("utf-8").splitlines()]
+            return [record for record in records if record["epoch"] <= kept_epochs]
+        except (ValueError, KeyError, TypeError) as error:
             raise OptionError(f"{self.path}: damaged ({error}); move it away") from error
-
-    def _write(self) -> None:
-        lines = "".join(json.dumps(record) + "\n" for record in self.records)
-        write_atomically(self.path, lines.encode())
 
 
 class ScalarWriter:

@@ -1,7 +1,7 @@
 """Where a run starts: from scratch, from weights alone, or exactly where an earlier one stopped."""
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from config.errors import CheckpointError, OptionError
 from config.run import TrainOptions, network_options
 from symbol.layers import matches
-from symbol.symbol_factory import get_symbol_train, input_size
+from symbol.symbol_factory import get_symbol_train, input_size, label_names
 from train.checkpoint import Checkpoint, list_epochs, load_checkpoint, load_optimizer_state, params_path
 from train.params_file import Params, read_params
 
@@ -19,13 +19,18 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Start:
     """First epoch, weights (None = initialise), and for an exact continuation the number of updates and optimizer
-    state."""
+    state.
+
+    kept_epochs: the prefix's checkpoints and metrics up to this epoch belong to the run; later ones go when it has
+    finished its first epoch.
+    """
 
     epoch: int = 0
+    kept_epochs: int = 0
     arg_params: Params | None = None
     aux_params: Params | None = None
     num_update: int = 0
-    optimizer_state: dict[str, np.ndarray] = field(default_factory=dict)
+    optimizer_state: dict[str, np.ndarray] | None = None
 
 
 def find_start(options: TrainOptions, classes: tuple[str, ...], symbol_sha256: str) -> Start:
@@ -35,18 +40,21 @@ def find_start(options: TrainOptions, classes: tuple[str, ...], symbol_sha256: s
         raise OptionError("--resume and --finetune exclude each other: continue a run, or start anew from its weights")
     if options.resume not in ("-1", ""):
         return _resume(options, classes, symbol_sha256)
-    _refuse_overwriting(options)
+    kept = max(0, options.finetune)
+    first = kept or options.begin_epoch
+    if first >= options.end_epoch:
+        raise OptionError(f"the first epoch, {first}, is not before --end-epoch {options.end_epoch}; raise --end-epoch")
+    _refuse_overwriting(options, kept)
+    weights: tuple[Params | None, Params | None] = (None, None)
     if options.finetune >= 0:
-        return _from_weights(options, len(classes), options.prefix, options.finetune)
-    if options.pretrained:
-        return _from_weights(options, len(classes), options.pretrained, options.epoch)
-    if options.begin_epoch >= options.end_epoch:
-        raise OptionError(f"--begin-epoch {options.begin_epoch} is not before --end-epoch {options.end_epoch}")
-    return Start(epoch=options.begin_epoch)
+        weights = _from_weights(options, len(classes), options.prefix, options.finetune)
+    elif options.pretrained:
+        weights = _from_weights(options, len(classes), options.pretrained, options.epoch)
+    return Start(first, kept, *weights)
 
 
 def _resume(options: TrainOptions, classes: tuple[str, ...], symbol_sha256: str) -> Start:
-    if options.resume != "auto" and not options.resume.isdigit():
+    if options.resume != "auto" and not options.resume.isdecimal():
         raise OptionError(f"--resume {options.resume!r}: expected an epoch or `auto`")
     if options.resume == "auto" and not list_epochs(options.prefix):
         logger.info("no checkpoint under %s yet: starting from the beginning", options.prefix)
@@ -60,6 +68,7 @@ def _resume(options: TrainOptions, classes: tuple[str, ...], symbol_sha256: str)
     logger.info("continuing %s after epoch %d", options.prefix, checkpoint.epoch)
     return Start(
         epoch=checkpoint.epoch,
+        kept_epochs=checkpoint.epoch,
         arg_params=checkpoint.arg_params,
         aux_params=checkpoint.aux_params,
         num_update=checkpoint.meta["num_update"],
@@ -70,11 +79,12 @@ def _resume(options: TrainOptions, classes: tuple[str, ...], symbol_sha256: str)
 def _refuse_other_run(
     options: TrainOptions, checkpoint: Checkpoint, classes: tuple[str, ...], symbol_sha256: str
 ) -> None:
-    """A resumed run has the network, classes, batch size and seed of its prefix."""
+    """A resumed run has the network, classes, mean, batch size and seed of its prefix."""
     given: dict[str, Any] = {
         "network": options.network,
         "data_shape": list(input_size(options.data_shape)),
         "class_names": list(classes),
+        "mean_pixels": [options.mean_r, options.mean_g, options.mean_b],
         "batch_size": options.batch_size,
         "seed": options.seed,
         "symbol_sha256": symbol_sha256,
@@ -83,34 +93,36 @@ def _refuse_other_run(
         if checkpoint.meta[name] != value:
             was = "other network options" if name == "symbol_sha256" else f"{name} {checkpoint.meta[name]}, not {value}"
             raise OptionError(
-                f"{options.prefix} was trained with {was}; resume with the same options, or start anew with --finetune "
-                f"{checkpoint.epoch} and another --prefix"
+                f"{options.prefix} was trained with {was}; resume with the same options, or start anew with "
+                f"--pretrained {options.prefix} --epoch {checkpoint.epoch} and another --prefix"
             )
 
 
-def _refuse_overwriting(options: TrainOptions) -> None:
+def _refuse_overwriting(options: TrainOptions, kept: int) -> None:
     epochs = list_epochs(options.prefix)
-    if epochs and not options.overwrite and options.finetune < 0:
+    if epochs and epochs[-1] > kept and not options.overwrite:
+        lost = f"those after epoch {kept}" if kept else "them"
         raise OptionError(
             f"{options.prefix} has checkpoints up to epoch {epochs[-1]}; add --resume auto to continue, --overwrite to "
-            "start anew, or choose another --prefix"
+            f"lose {lost} and start anew, or choose another --prefix"
         )
 
 
-def _from_weights(options: TrainOptions, num_classes: int, prefix: str, epoch: int) -> Start:
-    """Weights alone: those that fit by name and shape are used, the others are initialised; both are listed."""
+def _from_weights(options: TrainOptions, num_classes: int, prefix: str, epoch: int) -> tuple[Params, Params]:
+    """The weights of a checkpoint that fit by name and shape; they and those to initialise are listed."""
     if not params_path(prefix, epoch).is_file():
         raise CheckpointError(f"{params_path(prefix, epoch)}: no such file; check the prefix and the epoch")
     arg_params, aux_params = read_params(params_path(prefix, epoch))
-    symbol = get_symbol_train(options.network, options.data_shape, num_classes, **network_options(options))
+    settings = network_options(options)
+    symbol = get_symbol_train(options.network, options.data_shape, num_classes, **settings)
     arg_shapes, _, aux_shapes = symbol.infer_shape_partial(data=(1, 3, *input_size(options.data_shape)))
-    wanted = dict(zip(symbol.list_arguments(), arg_shapes, strict=True))
-    labels = {"data", "label", "cls_target", "loc_target", "normaliser"}
-    wanted = {name: shape for name, shape in wanted.items() if name not in labels}
+    inputs = {"data", *label_names(**settings)}
+    arguments = zip(symbol.list_arguments(), arg_shapes, strict=True)
+    wanted = {name: shape for name, shape in arguments if name not in inputs}
     wanted_aux = dict(zip(symbol.list_auxiliary_states(), aux_shapes, strict=True))
     kept_arg, kept_aux = _fitting(arg_params, wanted), _fitting(aux_params, wanted_aux)
     _report(prefix, epoch, {**wanted, **wanted_aux}, {**arg_params, **aux_params}, {**kept_arg, **kept_aux}, options)
-    return Start(epoch=options.begin_epoch, arg_params=kept_arg, aux_params=kept_aux)
+    return kept_arg, kept_aux
 
 
 def _fitting(params: Params, wanted: dict[str, tuple[int, ...]]) -> Params:

@@ -16,11 +16,11 @@ from evaluate.eval_metric import MApMetric, VOC07MApMetric
 from symbol.layers import matches
 from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, input_size, label_names
 from train.callbacks import FiniteGuard, Progress
-from train.devices import contexts
+from train.devices import check_batch_size, contexts
 from train.epoch_end import EpochEnd, seed_epoch
 from train.metric import MultiBoxMetric
 from train.module import DetectionModule
-from train.run_files import lock_prefix, log_to_file, resume_command, write_run_file
+from train.run_files import command_to_continue, lock_prefix, log_to_file, write_run_file
 from train.schedule import make_schedule
 from train.start import Start, find_start
 
@@ -34,23 +34,20 @@ def train_net(options: TrainOptions) -> None:
     Mistakes raise a UserError before the first batch. On one CPU context a resumed run ends with the same bits as an
     uninterrupted one (same threads, batch size and CPU type).
     """
-    devices = contexts(options)
     sidecars = _read_sidecars(options)
     classes = class_names(options, sidecars[0])
+    symbol = get_symbol_train(options.network, options.data_shape, len(classes), **network_options(options))
     with ExitStack() as stack:
         stack.enter_context(lock_prefix(options.prefix))
-        symbol = _training_symbol(options, len(classes))
-        start = find_start(options, classes, symbol_digest(symbol))
         stack.enter_context(log_to_file(Path(options.log or f"{options.prefix}-train.log")))
-        write_run_file(options.prefix, options)
+        devices = contexts(options)
+        check_batch_size(options.batch_size, devices)
+        start = find_start(options, classes, symbol_digest(symbol))
         train_iter, val_iter = _iterators(options, len(classes), sidecars, start.epoch)
         for iterator in filter(None, (train_iter, val_iter)):
             stack.callback(iterator.close)
-        try:
-            _fit(options, devices, classes, symbol, start, train_iter, val_iter)
-        except KeyboardInterrupt:
-            logger.warning("interrupted; continue with: %s", resume_command())
-            raise
+        write_run_file(options.prefix, options)
+        _fit(options, devices, classes, symbol, start, train_iter, val_iter)
 
 
 def _fit(
@@ -76,27 +73,31 @@ def _fit(
     metric = MultiBoxMetric(num_contexts=len(devices))
     progress = Progress(options.batch_size, options.frequent, train_iter.num_batches, options.end_epoch)
     epoch_end = EpochEnd(
-        options, module, symbol.tojson(), symbol_digest(symbol), classes, metric, start.epoch, progress
+        options, module, symbol.tojson(), symbol_digest(symbol), classes, metric, start.kept_epochs, progress
     )
     seed_epoch(options.seed, start.epoch)
-    module.fit(
-        train_iter,
-        eval_data=val_iter,
-        eval_metric=metric,
-        validation_metric=_validation_metric(options, classes),
-        batch_end_callback=[FiniteGuard(), progress],
-        epoch_end_callback=None if val_iter else epoch_end.without_validation,
-        eval_end_callback=epoch_end.with_validation,
-        kvstore="local",
-        optimizer=options.optimizer,
-        optimizer_params=_optimizer_params(options, start, train_iter.num_examples, len(devices)),
-        initializer=mx.init.Xavier(),
-        arg_params=start.arg_params,
-        aux_params=start.aux_params,
-        allow_missing=True,
-        begin_epoch=start.epoch,
-        num_epoch=options.end_epoch,
-    )
+    try:
+        module.fit(
+            train_iter,
+            eval_data=val_iter,
+            eval_metric=metric,
+            validation_metric=_validation_metric(options, classes),
+            batch_end_callback=[FiniteGuard(), progress],
+            epoch_end_callback=None if val_iter else epoch_end.without_validation,
+            eval_end_callback=epoch_end.with_validation,
+            kvstore="local",
+            optimizer=options.optimizer,
+            optimizer_params=_optimizer_params(options, start, train_iter, len(devices)),
+            initializer=mx.init.Xavier(),
+            arg_params=start.arg_params,
+            aux_params=start.aux_params,
+            allow_missing=True,
+            begin_epoch=start.epoch,
+            num_epoch=options.end_epoch,
+        )
+    except (KeyboardInterrupt, SystemExit):
+        logger.warning("interrupted; continue with: %s", command_to_continue(epoch_end.is_saved))
+        raise
 
 
 def without_det(symbol: Symbol) -> Symbol:
@@ -122,22 +123,27 @@ def class_names(options: TrainOptions, sidecar: Sidecar | None) -> tuple[str, ..
         raise OptionError(
             f"--num-class {options.num_class}, but there are {len(names)} class names ({', '.join(names)})"
         )
-    if sidecar and len(names) != len(sidecar.class_names):
+    if sidecar and names != sidecar.class_names:
         raise OptionError(
-            f"--class-names has {len(names)} names, but {options.train_path} holds {len(sidecar.class_names)} classes "
-            f"({', '.join(sidecar.class_names)})"
+            f"--class-names {','.join(names)}, but the classes of {options.train_path} are "
+            f"{','.join(sidecar.class_names)}; leave the option out or pack the record with these names"
         )
     return names
 
 
 def _read_sidecars(options: TrainOptions) -> list[Sidecar | None]:
-    """Sidecars of the training and validation record; DataError where a record is missing or their classes differ."""
-    sidecars = []
-    for flag, path in (("--train-path", options.train_path), ("--val-path", options.val_path)):
-        if path and not Path(path).is_file():
+    """Sidecars of the training record and, if there is one, the validation record.
+
+    DataError where a record is missing or their classes differ.
+    """
+    paths = {"--train-path": options.train_path}
+    if options.val_path:
+        paths["--val-path"] = options.val_path
+    for flag, path in paths.items():
+        if not Path(path).is_file():
             raise DataError(f"{flag} {path}: no such file; make it with tools/prepare_dataset.py")
-        sidecars.append(read_sidecar(path) if path else None)
-    train, val = sidecars
+    sidecars = [read_sidecar(path) for path in paths.values()]
+    train, val = sidecars[0], sidecars[-1]
     if train and val and train.class_names != val.class_names:
         raise DataError(
             f"{options.train_path} and {options.val_path} hold different classes ({', '.join(train.class_names)}; "
@@ -146,20 +152,15 @@ def _read_sidecars(options: TrainOptions) -> list[Sidecar | None]:
     return sidecars
 
 
-def _training_symbol(options: TrainOptions, num_classes: int) -> Symbol:
-    return get_symbol_train(options.network, options.data_shape, num_classes, **network_options(options))
-
-
 def _iterators(
     options: TrainOptions, num_classes: int, sidecars: Sequence[Sidecar | None], epoch: int
 ) -> tuple[DetRecordIter, DetRecordIter | None]:
-    """The training iterator at its epoch and the validation iterator, with labels of the same width."""
-    widest = max((s.max_objects for s in sidecars if s), default=0)
+    """The training iterator at its epoch and the validation iterator."""
     common: dict[str, Any] = {
         "batch_size": options.batch_size,
         "data_shape": (3, *input_size(options.data_shape)),
         "mean_pixels": (options.mean_r, options.mean_g, options.mean_b),
-        "max_objects": options.label_width or widest or None,
+        "max_objects": _label_rows(options, sidecars),
         "num_classes": num_classes,
         "workers": options.workers,
     }
@@ -176,15 +177,26 @@ def _iterators(
     return train, DetRecordIter(options.val_path, augment=None, **common) if options.val_path else None
 
 
+def _label_rows(options: TrainOptions, sidecars: Sequence[Sidecar | None]) -> int | None:
+    """Rows of the labels: as many as both records need unless given; None where a record without sidecar must be
+    searched for it."""
+    needed = max((sidecar.max_objects for sidecar in sidecars if sidecar), default=0)
+    if 0 < options.label_width < needed:
+        raise OptionError(f"--label-width {options.label_width}: an image of the records has {needed} objects")
+    return options.label_width or (needed if all(sidecars) else None)
+
+
 def _validation_metric(options: TrainOptions, classes: tuple[str, ...]) -> MApMetric:
     kind = VOC07MApMetric if options.voc07 else MApMetric
     return kind(ovp_thresh=options.overlap, use_difficult=options.use_difficult, class_names=list(classes))
 
 
-def _optimizer_params(options: TrainOptions, start: Start, num_example: int, num_contexts: int) -> dict[str, Any]:
-    """Arguments of the optimizer. Updates are counted from the start of training, so that schedules stay absolute."""
-    relative_to = start.epoch if start.num_update == 0 else 0
-    rate, scheduler = make_schedule(options, num_example, relative_to)
+def _optimizer_params(
+    options: TrainOptions, start: Start, train_iter: DetRecordIter, num_contexts: int
+) -> dict[str, Any]:
+    """Arguments of the optimizer. A resumed run counts updates from where its first part did: same schedule."""
+    counted_from = start.epoch - round(start.num_update / train_iter.num_batches)
+    rate, scheduler = make_schedule(options, train_iter.num_examples, max(0, counted_from))
     # The paper's losses are divided by the positives of the global batch: gradients of the contexts add up. The classic
     # outputs are normalised in each context.
     params: dict[str, Any] = {

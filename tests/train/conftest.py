@@ -1,9 +1,13 @@
 """The tiny records, options to train on them, and a finished run."""
 
+import shutil
+from functools import partial
+
 import pytest
 
 from config.run import TrainOptions
 from tests.train.tiny import BATCH, NETWORK, TRAIN, VAL, write_record
+from train.train_net import train_net
 
 
 @pytest.fixture(scope="session")
@@ -16,19 +20,38 @@ def records(tmp_path_factory):
 @pytest.fixture
 def options(records, tmp_path):
     """Builds TrainOptions of a run of two epochs in this test's folder, with changes."""
+    return partial(tiny_options, records, tmp_path / "run")
+
+
+def tiny_options(records, folder, **changes):
+    train, val = records
+    common = {
+        "train_path": train,
+        "val_path": val,
+        "batch_size": BATCH,
+        "workers": 0,
+        "prefix": str(folder / "t"),
+        "end_epoch": 2,
+        "lr": 0.05,
+        "augment": "none",
+    }
+    return TrainOptions(**(NETWORK | common | changes))
+
+
+@pytest.fixture(scope="session")
+def finished_run(records, tmp_path_factory):
+    """Folder of a run of three epochs of prefix `t`; `continued` copies it."""
+    folder = tmp_path_factory.mktemp("finished")
+    train_net(tiny_options(records, folder, end_epoch=3))
+    return folder
+
+
+@pytest.fixture
+def continued(finished_run, records, tmp_path):
+    """Builds options whose prefix holds a copy of the finished run."""
 
     def build(**changes):
-        train, val = records
-        common = {
-            "train_path": train,
-            "val_path": val,
-            "batch_size": BATCH,
-            "workers": 0,
-            "prefix": str(tmp_path / "run" / "t"),
-            "end_epoch": 2,
-            "lr": 0.05,
-            "augment": "none",
-        }
-        return TrainOptions(**NETWORK, **(common | changes))
+        shutil.copytree(finished_run, tmp_path / "run", dirs_exist_ok=True)
+        return tiny_options(records, tmp_path / "run", **changes)
 
     return build

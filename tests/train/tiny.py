@@ -18,12 +18,12 @@ TRAIN, VAL = 22, 10  # 22 images in batches of 8: the last one has padding rows
 BATCH = 8
 
 
-def objects_of(rng: np.random.Generator, most: int = 3) -> np.ndarray:
+def objects_of(rng: np.random.Generator, classes: int, most: int = 3) -> np.ndarray:
     """(n, 6) random boxes, at least one."""
     count = int(rng.integers(1, most + 1))
     low = rng.uniform(0, 0.6, (count, 2))
     high = np.minimum(low + rng.uniform(0.2, 0.5, (count, 2)), 1)
-    return np.column_stack([rng.integers(0, len(CLASSES), count), low, high, np.zeros(count)]).astype(np.float32)
+    return np.column_stack([rng.integers(0, classes, count), low, high, np.zeros(count)]).astype(np.float32)
 
 
 def draw(objects: np.ndarray, rng: np.random.Generator) -> bytes:
@@ -36,11 +36,17 @@ def draw(objects: np.ndarray, rng: np.random.Generator) -> bytes:
 
 
 def write_record(
-    path: Path, count: int, seed: int = 0, *, empty: bool = False, names: tuple[str, ...] | None = CLASSES
+    path: Path,
+    count: int,
+    seed: int = 0,
+    *,
+    empty: bool = False,
+    names: tuple[str, ...] | None = CLASSES,
+    classes: int = len(CLASSES),
 ) -> str:
     """A record of `count` images, without objects if empty; names None = no sidecar."""
     rng = np.random.default_rng(seed)
-    labels = [objects_of(rng)[: 0 if empty else None] for _ in range(count)]
+    labels = [objects_of(rng, classes)[: 0 if empty else None] for _ in range(count)]
     with RecordWriter(path) as writer:
         for index, objects in enumerate(labels):
             writer.write(index, pack(pack_label(objects), draw(objects, rng), index))

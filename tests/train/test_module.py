@@ -1,0 +1,196 @@
+"""DetectionModule: labels by name, gradients over contexts, optimizer state, moving averages, padding rows."""
+
+import numpy as np
+import pytest
+
+from config.errors import CheckpointError
+from config.run import TrainOptions, network_options
+from config.runtime import mx
+from dataset.iterator import DetRecordIter
+from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, label_names
+from tests.train.tiny import BATCH, CLASSES, NETWORK
+from train.module import DetectionModule
+from train.train_net import without_det
+
+FREEZE_BATCH_NORM = ".*_(gamma|beta)"
+
+
+@pytest.fixture
+def batches(records):
+    """Builds the batches of an epoch for network options."""
+
+    def build(**changes):
+        settings = network_options(TrainOptions(**NETWORK, **changes))
+        assigner = get_assigner("mobilenet", 64, len(CLASSES), **settings)
+        return list(DetRecordIter(records[0], BATCH, 64, augment=None, assigner=assigner, workers=0))
+
+    return build
+
+
+def make_module(batch, contexts=1, state=None, optimizer="sgd", parameters=None, **changes):
+    """A bound module with weights of seed 0 and an optimizer."""
+    settings = network_options(TrainOptions(**(NETWORK | changes)))
+    symbol = without_det(get_symbol_train("mobilenet", 64, len(CLASSES), **settings))
+    det = get_symbol("mobilenet", 64, len(CLASSES), **settings)
+    devices = [mx.cpu(k) for k in range(contexts)]
+    module = DetectionModule(symbol, det, label_names(**settings), devices, optimizer_state=state)
+    module.bind(batch.provide_data, batch.provide_label)
+    mx.random.seed(0)
+    module.init_params(mx.init.Xavier())
+    rescale = 1.0 if settings["targets"] == "paper" else 1.0 / contexts
+    parameters = {"learning_rate": 0.05, "rescale_grad": rescale, **(parameters or {})}
+    module.init_optimizer("local", optimizer, parameters)
+    return module
+
+
+def step(module, batch):
+    module.forward_backward(batch)
+    module.update()
+
+
+def weights(module):
+    args, aux = module.get_params()
+    return {name: array.asnumpy() for name, array in {**args, **aux}.items()}
+
+
+def gradients(module, batch):
+    module.forward_backward(batch)
+    names = module._exec_group.param_names
+    return {
+        n: sum(g.asnumpy() for g in arrays) for n, arrays in zip(names, module._exec_group.grad_arrays, strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    ("targets", "names"), [("paper", {"cls_target", "loc_target", "normaliser"}), ("mxnet", {"label"})]
+)
+def test_only_the_labels_of_the_graph_are_bound(batches, targets, names):
+    batch = batches(targets="paper")[0]  # offers all labels
+    module = make_module(batch, targets=targets)
+    assert {desc.name for desc in module.label_shapes} == names
+    step(module, batch)
+    losses = [output.asnumpy() for output in module.get_outputs()]
+    assert len(losses) == {"paper": 2, "mxnet": 3}[targets]
+    assert all(np.isfinite(loss).all() for loss in losses)
+
+
+def test_contexts_give_the_gradient_of_the_whole_batch(batches):
+    batch = batches()[0]
+    one, two = (make_module(batch, contexts, freeze=FREEZE_BATCH_NORM) for contexts in (1, 2))
+    for _ in range(2):
+        step(one, batch)
+        step(two, batch)
+    expected, found = weights(one), weights(two)
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+OPTIMIZERS = {
+    "sgd": ("sgd", {"momentum": 0.9}),
+    "plain": ("sgd", {}),
+    "nag": ("nag", {"momentum": 0.9}),
+    "adam": ("adam", {}),
+}
+
+
+@pytest.mark.parametrize("contexts", [1, 2])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_restored_optimizer_continues_bit_for_bit(batches, kind, contexts):
+    optimizer, parameters = OPTIMIZERS[kind]
+    first, second, third = batches()
+    whole = make_module(first, contexts, optimizer=optimizer, parameters=parameters)
+    step(whole, first)
+    step(whole, second)
+    state = whole.optimizer_state()
+    names = {"sgd": 1, "plain": 0, "nag": 1, "adam": 2}
+    assert len(state) == names[kind] * len(whole._exec_group.param_names)
+    args, aux = ({name: array.copy() for name, array in params.items()} for params in whole.get_params())
+    whole.set_params(args, aux)  # as fit does after each epoch: contexts have moving averages of their own
+    step(whole, third)
+    parameters = {**parameters, "begin_num_update": 2}
+    resumed = make_module(first, contexts, state, optimizer, parameters)
+    resumed.set_params(args, aux)
+    step(resumed, third)
+    assert resumed.num_update == whole.num_update == 3
+    expected = weights(whole)
+    for name, array in weights(resumed).items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: {}, "missing"),
+        (lambda state: dict(list(state.items())[1:]), "missing"),
+        (lambda state: {name: array[:1] for name, array in state.items()}, "another shape"),
+        (lambda state: {**state, "conv_1_conv2d_weight:1": np.zeros(1)}, "conv_1_conv2d_weight:1 has no place"),
+        (lambda state: {**state, "fc_weight:0": np.zeros(1)}, "fc_weight:0 has no place"),
+    ],
+)
+def test_an_optimizer_state_that_does_not_fit_is_refused(batches, change, message):
+    batch = batches()[0]
+    module = make_module(batch, parameters={"momentum": 0.9})
+    step(module, batch)
+    with pytest.raises(CheckpointError, match=message):
+        make_module(batch, state=change(module.optimizer_state()), parameters={"momentum": 0.9})
+
+
+def test_moving_averages_are_read_after_the_batch_that_changed_them(batches):
+    """mxnet 1.9.1 updates them in BatchNorm's backward behind the engine's back."""
+    batch = batches()[0]
+    module = make_module(batch, width=1.0)
+    for _ in range(5):
+        step(module, batch)
+        first = {name: array.asnumpy() for name, array in module.get_params()[1].items()}
+        mx.nd.waitall()
+        for name, arrays in zip(module._aux_names, module._exec_group.aux_arrays, strict=True):
+            np.testing.assert_array_equal(first[name], arrays[0].asnumpy(), err_msg=name)
+
+
+@pytest.mark.parametrize("changes", [{}, {"min_neg_samples": 4}, {"targets": "mxnet"}])
+def test_padding_rows_change_no_gradient(batches, changes):
+    """Whatever they show; batch norm, which mixes the rows, is frozen here."""
+    last = batches(**changes)[-1]
+    assert last.pad == 2
+    module = make_module(last, freeze=FREEZE_BATCH_NORM, **changes)
+    expected = gradients(module, last)
+    assert all(np.isfinite(array).all() for array in expected.values())
+    assert any(array.any() for array in expected.values())
+    last.data[0][-last.pad :] = mx.nd.random.normal(0, 80, (last.pad, 3, 64, 64))
+    for name, array in gradients(module, last).items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+class CountRows(mx.metric.EvalMetric):
+    """Counts the images it is given."""
+
+    def update(self, labels, preds):
+        assert len(labels[0]) == len(preds[0])
+        self.sum_metric += len(labels[0])
+        self.num_inst = 1
+
+
+def test_validation_hands_over_no_padding_row_and_leaves_training_alone(batches, records):
+    batch = batches()[0]
+    module = make_module(batch)
+    step(module, batch)
+    before = weights(module)
+    val_iter = DetRecordIter(records[1], BATCH, 64, augment=None, workers=0)
+    ended = []
+    for _ in range(2):
+        pairs = module.score(val_iter, CountRows("rows"), score_end_callback=ended.append, epoch=3)
+        assert pairs == [("rows", val_iter.num_examples)]
+    assert [param.epoch for param in ended] == [3, 3]
+    for name, array in weights(module).items():
+        np.testing.assert_array_equal(array, before[name], err_msg=name)
+    step(module, batch)
+
+
+def test_score_stops_after_the_batches_asked_for(batches, records):
+    module = make_module(batches()[0])
+    ended = []
+    val_iter = DetRecordIter(records[1], BATCH, 64, augment=None, workers=0)
+    assert module.score(val_iter, CountRows("rows"), num_batch=1, score_end_callback=[ended.append]) == [
+        ("rows", BATCH)
+    ]
+    assert [param.nbatch for param in ended] == [1]

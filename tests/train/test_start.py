@@ -1,0 +1,157 @@
+"""Where a run starts, what it loads, and what it refuses before anything is lost."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from config.errors import CheckpointError, OptionError
+from tests.train.tiny import metrics, write_record
+from train.checkpoint import list_epochs, load_checkpoint, params_path
+from train.start import find_start
+from train.train_net import train_net
+
+
+def refused(options, *words, error=OptionError):
+    """train_net raises one sentence with these words and leaves the checkpoints as they are."""
+    folder = Path(options.prefix).parent
+    before = {path: path.read_bytes() for path in folder.glob("*.params")}
+    with pytest.raises(error) as caught:
+        train_net(options)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    for word in words:
+        assert word in sentence
+    assert {path: path.read_bytes() for path in folder.glob("*.params")} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"network": "vgg16_reduced", "taps": ()}, ["network mobilenet, not vgg16_reduced"]),
+        ({"batch_size": 4}, ["batch_size 8, not 4"]),
+        ({"data_shape": (96,)}, ["data_shape [64, 64], not [96, 96]"]),
+        ({"seed": 1}, ["seed 233, not 1"]),
+        ({"mean_r": 0.0}, ["mean_pixels"]),
+        ({"width": 0.25}, ["other network options"]),
+        ({"targets": "mxnet"}, ["other network options"]),
+        ({"end_epoch": 3}, ["trained up to epoch 3", "--end-epoch"]),
+        ({"resume": "7"}, ["no checkpoint of epoch 7 (there are 1, 2, 3)"]),
+        ({"resume": "x"}, ["--resume 'x'", "auto"]),
+        ({"resume": "²"}, ["--resume '²'"]),
+        ({"finetune": 1}, ["exclude each other"]),
+        ({"optimizer": "adam"}, ["optimizer state", "resume with the same options"]),
+        ({"momentum": 0.0}, ["optimizer state", "resume with the same options"]),
+    ],
+)
+def test_resuming_another_run_is_refused(continued, changes, words):
+    options = continued(**({"resume": "auto", "end_epoch": 5} | changes))
+    refused(options, *words, error=(OptionError, CheckpointError))
+
+
+def test_resume_auto_without_checkpoints_starts_anew(options, caplog):
+    with caplog.at_level(logging.INFO):
+        train_net(options(resume="auto", end_epoch=1))
+    assert "starting from the beginning" in caplog.text
+    assert list_epochs(options().prefix) == [1]
+
+
+def test_resume_auto_skips_a_damaged_checkpoint_and_makes_it_again(continued, finished_run, caplog):
+    options = continued(resume="auto", end_epoch=3)
+    expected = params_path(options.prefix, 3).read_bytes()
+    params_path(options.prefix, 3).write_bytes(expected[:-9])
+    with caplog.at_level(logging.INFO):
+        train_net(options)
+    assert "0003.params: damaged" in caplog.text
+    assert "continuing" in caplog.text
+    assert params_path(options.prefix, 3).read_bytes() == expected
+    assert metrics(options.prefix) == metrics(str(finished_run / "t"))
+
+
+def test_resuming_an_earlier_epoch_drops_what_came_after(continued):
+    options = continued(resume="1", end_epoch=2, lr=0.01)
+    train_net(options)
+    assert list_epochs(options.prefix) == [1, 2]
+    assert [line["epoch"] for line in metrics(options.prefix)] == [1, 2]
+    assert load_checkpoint(options.prefix, "best").epoch <= 2
+
+
+@pytest.mark.parametrize("changes", [{}, {"pretrained": "t", "epoch": 1}, {"begin_epoch": 1}])
+def test_overwriting_is_refused_unless_asked_for(continued, changes):
+    options = continued(end_epoch=4, **changes)
+    if options.pretrained:
+        options = replace(options, pretrained=options.prefix)
+    refused(options, "has checkpoints up to epoch 3", "--resume auto", "--overwrite")
+
+
+def test_overwriting_leaves_nothing_of_the_old_run(continued):
+    options = continued(overwrite=True, end_epoch=1, seed=7)
+    train_net(options)
+    assert list_epochs(options.prefix) == [1]
+    assert load_checkpoint(options.prefix).meta["seed"] == 7
+    assert [line["epoch"] for line in metrics(options.prefix)] == [1]
+    assert load_checkpoint(options.prefix, "best").meta["seed"] == 7
+
+
+@pytest.fixture
+def two_classes(tmp_path):
+    return write_record(tmp_path / "two.rec", 8, names=("cell", "blob"), classes=2)
+
+
+def test_pretrained_weights_with_another_number_of_classes(options, finished_run, two_classes, caplog):
+    source = str(finished_run / "t")
+    changes = {"train_path": two_classes, "val_path": two_classes, "pretrained": source, "epoch": 2, "end_epoch": 1}
+    run = options(lr=0.0, freeze="conv_1_", **changes)
+    with caplog.at_level(logging.INFO):
+        train_net(run)
+    text = caplog.text
+    assert "0002.params:" in text
+    assert "parameters loaded" in text
+    fresh = next(line for line in text.splitlines() if "initialised anew" in line)
+    assert "conv_6_relu_cls_pred_conv_weight" in fresh
+    assert "loc_pred" not in fresh
+    assert "conv_1_conv2d_weight" in next(line for line in text.splitlines() if "frozen" in line)
+    before, after = load_checkpoint(source, 2).arg_params, load_checkpoint(run.prefix).arg_params
+    assert after["conv_6_relu_cls_pred_conv_weight"].shape != before["conv_6_relu_cls_pred_conv_weight"].shape
+    np.testing.assert_array_equal(  # with a learning rate of 0 the weights are still those that were loaded
+        after["conv_12_conv2d_weight"].asnumpy(), before["conv_12_conv2d_weight"].asnumpy()
+    )
+
+
+def test_finetuning_goes_on_counting_and_keeps_its_source(continued, finished_run, two_classes):
+    run = continued(finetune=3, end_epoch=5, train_path=two_classes, val_path=two_classes)
+    train_net(run)
+    assert list_epochs(run.prefix) == [1, 2, 3, 4, 5]
+    assert load_checkpoint(run.prefix).meta["class_names"] == ["cell", "blob"]
+    assert params_path(run.prefix, 3).read_bytes() == params_path(str(finished_run / "t"), 3).read_bytes()
+
+
+def test_finetuning_loses_later_checkpoints_only_if_asked_to(continued):
+    refused(continued(finetune=1, end_epoch=5), "checkpoints up to epoch 3", "after epoch 1", "--overwrite")
+    run = continued(finetune=1, end_epoch=2, overwrite=True)
+    train_net(run)
+    assert list_epochs(run.prefix) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pretrained": "nowhere/net"}, ["nowhere/net-0001.params: no such file"]),
+        ({"finetune": 4}, ["t-0004.params: no such file"]),
+        ({"begin_epoch": 2}, ["the first epoch, 2, is not before --end-epoch 2"]),
+        ({"finetune": 2}, ["the first epoch, 2, is not before --end-epoch 2"]),
+    ],
+)
+def test_a_start_that_is_none(options, changes, words):
+    end = {"end_epoch": 9} if changes == {"finetune": 4} else {}
+    refused(options(**changes, **end), *words, error=(CheckpointError, OptionError))
+
+
+def test_weights_of_another_network_are_refused(options, finished_run):
+    # ssd's own extra layers alone would fit nothing
+    other = options(network="vgg16_reduced", width=1.0, taps=(), extra_filters=None, anchor_sizes="", anchor_ratios="",
+                    data_shape=(300,), pretrained=str(finished_run / "t"), epoch=1)  # fmt: skip
+    with pytest.raises(CheckpointError, match="none of its .* parameters fits --network vgg16_reduced"):
+        find_start(other, ("a", "b", "c"), "0")
