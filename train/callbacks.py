@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class FiniteGuard:
-    """Batch-end callback: stops the run when the losses of a batch are not finite.
+    """Batch-end callback: stops the run when the losses or gradients of a batch are not finite.
 
     Losses are read one batch late, so the records of the last batches are remembered to name those of the culprit.
     """
@@ -37,8 +37,8 @@ class FiniteGuard:
         if bad is not None:
             records = ", ".join(map(str, self._records.get(bad, ())))
             raise TrainingError(
-                f"the loss is not finite in epoch {param.epoch}, batch {bad} (records {records}); checkpoints are "
-                "untouched; try a lower --lr, --warmup-epochs or --clip-gradient"
+                f"the loss or its gradient is not finite in epoch {param.epoch}, batch {bad} (records {records}); "
+                "checkpoints are untouched; try a lower --lr, --warmup-epochs or --clip-gradient"
             )
 
 

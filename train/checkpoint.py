@@ -90,7 +90,9 @@ def save_checkpoint(
     arrays = with_kinds(arg_params, aux_params)
     broken = next((name for name, array in arrays.items() if not np.isfinite(array).all()), None)
     if broken:
-        raise CheckpointError(f"{params_path(prefix, epoch)}: not written, {broken} holds values that are not finite")
+        raise CheckpointError(
+            f"{params_path(prefix, epoch)}: not written, {broken} holds values that are not finite; try a lower --lr"
+        )
     staged: list[AtomicFile] = []
     try:
         Path(prefix).parent.mkdir(parents=True, exist_ok=True)

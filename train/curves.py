@@ -19,7 +19,8 @@ def save_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
     epochs = [record["epoch"] for record in records]
     for name in records[-1]["train"]:
         losses.plot(epochs, [record["train"].get(name) for record in records], label=name)
-    losses.set(xlabel="epoch", title="training losses", yscale="log")
+    is_positive = any(value > 0 for record in records for value in record["train"].values())
+    losses.set(xlabel="epoch", title="training losses", yscale="log" if is_positive else "linear")
     losses.legend()
     rate = losses.twinx()
     rate.plot(epochs, [record["learning_rate"] for record in records], color="0.7", linewidth=1)

@@ -1,10 +1,11 @@
 """Training metrics: losses are added up on the device and read one batch late, so that they never make the engine
 wait."""
 
-import math
 from collections import deque
 from collections.abc import Sequence
 from typing import TypeAlias
+
+import numpy as np
 
 from config.runtime import mx
 
@@ -16,8 +17,8 @@ class MultiBoxMetric(mx.metric.EvalMetric):
 
     targets=paper: the mean over batches of the two losses (their sums over the batch's positives divided by that
     number). targets=mxnet: CrossEntropy per valid anchor and the smooth L1 sum over the same number, as in apache's
-    example. A batch with nothing to count is 0. first_bad is the number of the epoch's first batch whose losses are
-    not finite, or None.
+    example. A batch with nothing to count is 0. first_bad is the number of the epoch's first batch whose losses or
+    gradients are not finite, or None: losses alone do not tell, as ReLU of a NaN is 0 (mxnet 1.9.1, oneDNN).
     """
 
     def __init__(self, num_contexts: int = 1) -> None:
@@ -28,9 +29,8 @@ class MultiBoxMetric(mx.metric.EvalMetric):
 
     def reset(self) -> None:
         """Forgets everything, at the start of an epoch."""
-        self._waiting: deque[tuple[NDArray, NDArray, NDArray | None]] = deque()
-        self._sums = [0.0, 0.0]
-        self._counts = 0.0
+        self._waiting: deque[NDArray] = deque()  # (4,) losses, number to divide by, sum of squared gradients
+        self._sums, self._count = np.zeros(2), 0.0
         self._read_updates = 0
         self.first_bad = None
 
@@ -38,8 +38,15 @@ class MultiBoxMetric(mx.metric.EvalMetric):
         """Does nothing: values are those of the epoch so far."""
 
     def update(self, labels: Sequence[NDArray], preds: Sequence[NDArray]) -> None:
-        """Queues the losses of one context's outputs and reads those of the batch before."""
-        self._waiting.append(_classic_losses(*preds[:3]) if len(preds) > 2 else (preds[0].sum(), preds[1].sum(), None))
+        """Queues the losses of one context's outputs and reads those of the batch before.
+
+        labels: the sum of the context's squared gradients (1,), or nothing.
+        """
+        if len(preds) > 2:
+            losses = _classic_losses(*preds[:3])
+        else:
+            losses = (preds[0].sum(), preds[1].sum(), mx.nd.full((1,), 1.0 / self.num_contexts, preds[0].context))
+        self._waiting.append(mx.nd.concat(*losses, *labels, dim=0))
         while len(self._waiting) > self.num_contexts:
             self._read_one()
 
@@ -50,8 +57,7 @@ class MultiBoxMetric(mx.metric.EvalMetric):
 
     def get(self) -> tuple[list[str], list[float]]:
         """Names and values of the batches read so far (the newest may be missing)."""
-        scale = 1.0 / self._counts if self._counts else 0.0
-        return ["CrossEntropy", "SmoothL1"], [value * scale for value in self._sums]
+        return ["CrossEntropy", "SmoothL1"], (self._sums / (self._count or 1.0)).tolist()
 
     def get_global(self) -> tuple[list[str], list[float]]:
         """Names and values of all batches."""
@@ -63,13 +69,12 @@ class MultiBoxMetric(mx.metric.EvalMetric):
         return list(zip(*self.get_global(), strict=True))
 
     def _read_one(self) -> None:
-        cross_entropy, smooth_l1, count = self._waiting.popleft()
-        values = [cross_entropy.asscalar(), smooth_l1.asscalar()]
-        if self.first_bad is None and not all(map(math.isfinite, values)):
+        values = self._waiting.popleft().asnumpy()
+        if self.first_bad is None and not np.isfinite(values).all():
             self.first_bad = self._read_updates // self.num_contexts
         self._read_updates += 1
-        self._sums = [total + float(value) for total, value in zip(self._sums, values, strict=True)]
-        self._counts += 1.0 / self.num_contexts if count is None else count.asscalar()
+        self._sums += values[:2]
+        self._count += values[2]
 
 
 def _classic_losses(cls_prob: NDArray, loc_loss: NDArray, cls_target: NDArray) -> tuple[NDArray, NDArray, NDArray]:

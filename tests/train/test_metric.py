@@ -84,3 +84,11 @@ def test_the_first_bad_batch_is_remembered(bad):
         metric.update([], paper([value], [1]))
     metric.flush()
     assert metric.first_bad == 1
+
+
+def test_a_gradient_that_is_not_finite_is_bad_though_losses_are_fine():
+    metric = MultiBoxMetric()
+    for square in (1, 2, np.nan, 4):
+        metric.update([mx.nd.array([square])], paper([1], [1]))
+    assert values(metric) == {"CrossEntropy": 1.0, "SmoothL1": 1.0}
+    assert metric.first_bad == 2
