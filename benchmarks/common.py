@@ -1,0 +1,48 @@
+"""What the benchmarks share: measurements in turns, so that a drift of the machine meets all alike, and tables."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+Seconds = list[float]
+
+
+def seconds_of(run: Callable[[], None]) -> float:
+    """Wall-clock time of one call."""
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def in_turns(candidates: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Seconds]:
+    """Calls every candidate once in each round, every other round in reverse order; each returns seconds."""
+    seconds: dict[str, Seconds] = {name: [] for name in candidates}
+    names = list(candidates)
+    for _ in range(rounds):
+        for name in names:
+            seconds[name].append(candidates[name]())
+        names.reverse()
+    return seconds
+
+
+def median_ratio(numerators: Seconds, denominators: Seconds) -> float:
+    """Median over the rounds of the ratio within a round."""
+    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
+def verdict(value: float, limit: float, *, at_most: bool) -> str:
+    """How a measured value compares with its requirement."""
+    met = value <= limit if at_most else value >= limit
+    return f"required {'<=' if at_most else '>='} {limit:g}: {'met' if met else 'NOT met'}"
+
+
+def machine() -> str:
+    """Threads and load of the machine; figures are worth little when others use it."""
+    return f"{os.environ.get('OMP_NUM_THREADS', '?')} threads, load average {os.getloadavg()[0]:.1f}"
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A Markdown table."""
+    for line in (header, ["---"] * len(header), *rows):
+        print(f"| {' | '.join(line)} |")

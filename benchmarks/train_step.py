@@ -1,0 +1,273 @@
+"""Whole training beside the bare step of the same symbol, and beside PyTorch.
+
+python -m benchmarks.train_step --network vgg16_reduced --rec data/train.rec
+python -m benchmarks.train_step --network mobilenet --rec data/train.rec
+(about three minutes each; PyTorch's rows need torch in the same environment)
+
+- whole training: mx.mod.Module.fit as train.py has it: DetRecordIter with the SSD augmentation and the assigner in its
+  workers, the losses, the update, the training metric, the guard against non-finite losses, progress lines. Ends of
+  epochs are in it where they fall; checkpoints and validation are not.
+- bare step: forward_backward and update of the same bound Module on a constant batch, one wait for all its steps.
+- PyTorch eager and channels-last: benchmarks/torch_peers.py on a constant batch.
+
+They run in turns, a few steps each: fit is stopped in its batch-end callback while the others run. The first steps
+after a stop are not counted, so that what the workers had ready does not flatter fit.
+"""
+
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.common import Seconds, machine, median_ratio, print_table, verdict
+from config.augment_options import TrainAugment
+from config.errors import OptionError, run_command
+from config.options import option, parse_options
+from config.runtime import mx
+from config.threads import usable_threads
+from dataset.iterator import DetRecordIter
+from symbol.detector.ssd import anchor_layers
+from symbol.registry import find_row
+from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, input_size, label_names
+from train.callbacks import FiniteGuard, Progress
+from train.metric import MultiBoxMetric
+from train.module import DetectionModule
+from train.train_net import without_det
+
+WHOLE, BARE, EAGER, CHANNELS_LAST = "whole training", "bare step", "PyTorch eager", "PyTorch channels-last"
+TORCH_VARIANTS = {EAGER: "eager", CHANNELS_LAST: "channels-last"}
+UNCOUNTED_STEPS = 3  # before each measurement of fit: as many batches as the iterator makes ahead
+SETTLE_SECONDS = 1.0  # for the workers to finish what they have begun
+BARE_WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The network that is measured, and the least speed of whole training relative to the bare step."""
+
+    size: int
+    batch_size: int
+    width: float
+    required: float
+    steps: int
+    torch_steps: int
+    rounds: int
+
+
+SETTINGS = {
+    "vgg16_reduced": Setting(300, 8, 1.0, required=0.95, steps=2, torch_steps=1, rounds=4),
+    "mobilenet": Setting(320, 16, 0.5, required=0.85, steps=12, torch_steps=4, rounds=9),
+}
+
+
+@dataclass(frozen=True)
+class TrainStepOptions:
+    """What to measure; 0 = the network's own number."""
+
+    rec: str = option("", "record file to train on")
+    network: str = option("mobilenet", "network", choices=tuple(SETTINGS))
+    rounds: int = option(0, "measurements of each kind, in turns; the table has medians", minimum=0)
+    steps: int = option(0, "steps of one measurement", minimum=0)
+    workers: int | None = option(None, "processes that prepare batches (default: as train.py)", minimum=0)
+    torch: bool = option(True, "measure PyTorch too, if it is installed")
+
+
+class TorchPeer:
+    """The process of benchmarks.torch_peers."""
+
+    def __init__(self, options: TrainStepOptions, num_classes: int) -> None:
+        """Starts it and waits until both variants are ready."""
+        setting = SETTINGS[options.network]
+        size = input_size(setting.size)
+        row = find_row(options.network, size)
+        given = {
+            "network": options.network,
+            "width": setting.width,
+            "extras": row.extras,
+            "anchors": [layer.per_cell for layer in anchor_layers(row, size)],
+            "l2_scale": max(row.l2_scales, default=0.0),
+            "size": size,
+            "batch": setting.batch_size,
+            "classes": num_classes,
+            "threads": usable_threads(),
+        }
+        command = [sys.executable, "-m", "benchmarks.torch_peers", json.dumps(given)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
+        ready = json.loads(self._answer())
+        self.parameters, self.version = ready["parameters"], ready["version"]
+
+    def seconds(self, variant: str, steps: int) -> float:
+        """Makes steps and returns their seconds."""
+        assert self._process.stdin
+        print(variant, steps, file=self._process.stdin, flush=True)
+        return float(self._answer())
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
+
+    def _answer(self) -> str:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"benchmarks.torch_peers ended with status {self._process.wait()}")
+        return line
+
+
+class Rounds:
+    """Batch-end callback of fit that measures it and, while it is stopped, the others; seconds are those of a step."""
+
+    def __init__(self, module: DetectionModule, batch: mx.io.DataBatch, options: TrainStepOptions) -> None:
+        """batch: for the bare step."""
+        setting = SETTINGS[options.network]
+        self.module, self.batch = module, batch
+        self.steps, self.torch_steps = options.steps or setting.steps, setting.torch_steps
+        self.rounds = options.rounds or setting.rounds
+        self.peer: TorchPeer | None = None
+        self.seconds: dict[str, Seconds] = {}
+        self._begin = 0.0
+
+    @property
+    def batches(self) -> int:
+        """Batches that fit needs."""
+        return self.rounds * (UNCOUNTED_STEPS + self.steps)
+
+    def __call__(self, param: Any) -> None:
+        """param: BatchEndParam of fit."""
+        done = (param.nbatch + 1) % (UNCOUNTED_STEPS + self.steps)
+        if done == UNCOUNTED_STEPS:
+            mx.nd.waitall()
+            self._begin = time.perf_counter()
+        elif done == 0:
+            mx.nd.waitall()
+            self._add(WHOLE, (time.perf_counter() - self._begin) / self.steps)
+            time.sleep(SETTLE_SECONDS)
+            self._measure_others(warm_up=len(self.seconds) == 1)
+
+    def _measure_others(self, warm_up: bool) -> None:
+        if warm_up:
+            self._bare_seconds(BARE_WARM_UP)
+        self._add(BARE, self._bare_seconds(self.steps))
+        for name, variant in TORCH_VARIANTS.items():
+            if self.peer:
+                if warm_up:
+                    self.peer.seconds(variant, 1)
+                self._add(name, self.peer.seconds(variant, self.torch_steps) / self.torch_steps)
+
+    def _bare_seconds(self, steps: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(steps):
+            self.module.forward_backward(self.batch)
+            self.module.update()
+        mx.nd.waitall()
+        return (time.perf_counter() - begin) / steps
+
+    def _add(self, name: str, seconds: float) -> None:
+        self.seconds.setdefault(name, []).append(seconds)
+
+
+def make_iterator(options: TrainStepOptions) -> DetRecordIter:
+    """The training iterator of train.py."""
+    setting = SETTINGS[options.network]
+    return DetRecordIter(
+        options.rec,
+        setting.batch_size,
+        setting.size,
+        augment=TrainAugment(),
+        assigner=get_assigner(options.network, setting.size, 1, width=setting.width),
+        shuffle=True,
+        seed=1,
+        workers=options.workers,
+    )
+
+
+def make_module(options: TrainStepOptions, num_classes: int) -> DetectionModule:
+    """The Module of train.py."""
+    setting = SETTINGS[options.network]
+    arguments = (options.network, setting.size, num_classes)
+    symbol = without_det(get_symbol_train(*arguments, width=setting.width))
+    return DetectionModule(symbol, get_symbol(*arguments, width=setting.width), label_names(), [mx.cpu()])
+
+
+def train(options: TrainStepOptions, iterator: DetRecordIter, peer: TorchPeer | None) -> dict[str, Seconds]:
+    """Runs fit with all measurements in it; returns seconds of a step by name."""
+    module = make_module(options, iterator.num_classes)
+    rounds = Rounds(module, iterator.next(), options)
+    rounds.peer = peer
+    iterator.reset()
+    module.fit(
+        mx.io.ResizeIter(iterator, rounds.batches),
+        eval_metric=MultiBoxMetric(),
+        batch_end_callback=[FiniteGuard(), Progress(iterator.batch_size, 20, rounds.batches, 1), rounds],
+        kvstore="local",
+        optimizer_params={"learning_rate": 1e-4, "momentum": 0.9, "wd": 5e-4, "rescale_grad": 1.0},
+        initializer=mx.init.Xavier(),
+        num_epoch=1,
+    )
+    return rounds.seconds
+
+
+def count_parameters(options: TrainStepOptions, num_classes: int) -> int:
+    """Parameters that the symbol learns."""
+    setting = SETTINGS[options.network]
+    symbol = get_symbol(options.network, setting.size, num_classes, width=setting.width)
+    shapes = symbol.infer_shape(data=(1, 3, *input_size(setting.size)))[0]
+    named = zip(symbol.list_arguments(), shapes, strict=True)
+    return sum(mx.nd.empty(shape).size for name, shape in named if name != "data")
+
+
+def start_torch(options: TrainStepOptions, num_classes: int) -> TorchPeer | None:
+    """The peer, or None where torch is not installed or not wanted."""
+    if not options.torch or importlib.util.find_spec("torch") is None:
+        return None
+    peer, wanted = TorchPeer(options, num_classes), count_parameters(options, num_classes)
+    if peer.parameters != wanted:
+        peer.close()
+        raise RuntimeError(f"{options.network} has {wanted} parameters here, but {peer.parameters} in torch_peers")
+    return peer
+
+
+def report(options: TrainStepOptions, seconds: dict[str, Seconds], version: str | None) -> None:
+    """Prints the table and the ratio that is required."""
+    setting = SETTINGS[options.network]
+    print(f"{options.network} {setting.width:g} at {setting.size}, batch {setting.batch_size}, fp32; {machine()}\n")
+    rows = []
+    for name in (WHOLE, BARE, EAGER, CHANNELS_LAST):
+        title = f"{name} {version}" if version and name in TORCH_VARIANTS else name
+        if name not in seconds:
+            missing = "not measured" if importlib.util.find_spec("torch") else "torch not installed"
+            rows.append((title, missing, "", ""))
+            continue
+        step = statistics.median(seconds[name])
+        speed = median_ratio(seconds[BARE], seconds[name])
+        rows.append((title, f"{1e3 * step:.0f}", f"{setting.batch_size / step:.1f}", f"{speed:.3f}"))
+    print_table(("training", "ms a step", "images/s", "speed relative to the bare step"), rows)
+    ratio = median_ratio(seconds[BARE], seconds[WHOLE])
+    print(
+        f"\n{options.network}: whole training runs at {ratio:.3f}x the bare step "
+        f"({verdict(ratio, setting.required, at_most=False)})"
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Measures and prints."""
+    options = parse_options(TrainStepOptions, argv, "Whole training beside the bare step and PyTorch")
+    if not options.rec:
+        raise OptionError("--rec is missing: name a record file, e.g. one made by tools/prepare_dataset.py")
+    iterator = make_iterator(options)
+    peer = start_torch(options, iterator.num_classes)
+    try:
+        seconds = train(options, iterator, peer)
+    finally:
+        iterator.close()
+        if peer:
+            peer.close()
+    report(options, seconds, peer.version if peer else None)
+
+
+if __name__ == "__main__":
+    run_command(main)
