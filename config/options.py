@@ -155,7 +155,10 @@ def _build_parser(cls: type, description: str, presets: bool) -> _Parser:
 
 
 def _add_flag(group: Any, name: str, field: dataclasses.Field) -> None:
-    text = f"{field.metadata['help']} (default: {_shown(field.default)})".replace("%", "%%")
+    text = field.metadata["help"]
+    if "(default" not in text:  # a help text may tell what a default of none stands for
+        text += f" (default: {_shown(field.default)})"
+    text = text.replace("%", "%%")
     if _base_type(field) is not bool:
         group.add_argument(_flag(name), metavar=_metavar(field), help=text)
         return

@@ -34,8 +34,8 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True)
-class TrainOptions(InputOptions, NetworkOptions, DeviceOptions, TrainAugment):
-    """Options of train.py."""
+class RunOptions(InputOptions):
+    """What a training run reads, writes and does, beside the network's own options and the augmentation."""
 
     train_path: str = option("data/train.rec", "record to train on", "data")
     val_path: str = option("data/val.rec", "record to validate on; '' = no validation", "data")
@@ -96,6 +96,11 @@ class TrainOptions(InputOptions, NetworkOptions, DeviceOptions, TrainAugment):
     overlap: float = option(0.5, "IoU above which a detection counts as right", "validation", minimum=0.0, maximum=1.0)
     use_difficult: bool = option(False, "count difficult objects", "validation")
     voc07: bool = option(True, "11-point VOC07 average precision; otherwise the area under the curve", "validation")
+
+
+@dataclass(frozen=True)
+class TrainOptions(TrainAugment, NetworkOptions, DeviceOptions, RunOptions):
+    """Options of train.py; --help shows the groups in the order of these classes, the last one first."""
 
 
 @dataclass(frozen=True)
