@@ -55,10 +55,14 @@ class EpochEnd:
         for record in self.metrics.records:
             if record["epoch"] in saved and self._is_best(record):
                 self.best = record
-        self.is_saved = False  # whether the run has a checkpoint of its own
         self._kept_epochs, self._took_over = kept_epochs, False
         self._epoch_started = time.monotonic()
         self._curves_drawn = 0.0
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether there is a checkpoint of this very run to continue from."""
+        return self._took_over and any(epoch > self._kept_epochs for epoch in list_epochs(self.options.prefix))
 
     def without_validation(self, epoch: int, *_: Any) -> None:
         """epoch_end_callback of fit."""
@@ -134,7 +138,6 @@ class EpochEnd:
         arg_params, aux_params = self.module.get_params()
         state = self.module.optimizer_state()
         save_checkpoint(options.prefix, record["epoch"], self.symbol_json, arg_params, aux_params, state, meta)
-        self.is_saved = True
 
     def _prune(self) -> None:
         """Keeps the newest `keep` sets and the best one."""

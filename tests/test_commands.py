@@ -1,0 +1,241 @@
+"""train.py and evaluate.py as a user runs them: kill -9 and resume, signals, mistakes, exit status."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from config.errors import run_command
+from config.run import TrainOptions
+from evaluate.main import main as evaluate_main
+from tests.train.tiny import NETWORK, flags, metrics, write_record
+from train.checkpoint import list_epochs, load_checkpoint, optimizer_path, params_path
+from train.main import main as train_main
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 120.0  # seconds; a loaded machine must not fail a test
+EPOCHS = 4
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    """A run of four epochs of about a second, with augmentation, workers and a schedule that never rests."""
+    folder = tmp_path_factory.mktemp("commands")
+    return TrainOptions(
+        **NETWORK,
+        train_path=write_record(folder / "train.rec", 90, 1),
+        val_path=write_record(folder / "val.rec", 9, 2),
+        batch_size=4,
+        workers=2,
+        prefix=str(folder / "whole" / "t"),
+        end_epoch=EPOCHS,
+        lr=0.05,
+        lr_schedule="cosine",
+        warmup_epochs=1.5,
+        frequent=2,
+    )
+
+
+def start(script, words):
+    """The command as a process of its own group, stderr and stdout together."""
+    return subprocess.Popen(
+        [sys.executable, script, *words],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(script, words):
+    """(exit status, output) of the command."""
+    process = start(script, words)
+    output, _ = process.communicate(timeout=PATIENCE)
+    return process.returncode, output
+
+
+def lines_of_metrics(options):
+    path = Path(f"{options.prefix}-metrics.jsonl")
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+@contextmanager
+def running(options, is_ready):
+    """A training process once is_ready() holds; whatever is left of it is killed at the end."""
+    process = start("train.py", flags(options))
+    try:
+        end = time.monotonic() + PATIENCE
+        while not is_ready():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def worker_pids(process):
+    """The processes that the training process has started."""
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def all_gone(pids):
+    end = time.monotonic() + PATIENCE
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def whole(options):
+    """The run without interruption."""
+    status, output = finish("train.py", flags(options))
+    assert status == 0, output
+    return options
+
+
+def assert_same_run(found, expected):
+    for path in (params_path, optimizer_path):
+        assert digest(path(found.prefix, EPOCHS)) == digest(path(expected.prefix, EPOCHS))
+    assert metrics(found.prefix) == metrics(expected.prefix)
+
+
+def test_killed_and_resumed_gives_the_same_bits(whole, tmp_path):
+    options = replace(whole, prefix=str(tmp_path / "killed" / "t"))
+    with running(options, lambda: lines_of_metrics(options) >= 2) as process:
+        workers = worker_pids(process)
+        assert len(workers) == 4  # two for each iterator
+        process.kill()
+        process.wait()
+    assert all_gone(workers)
+    assert 1 <= list_epochs(options.prefix)[-1] < EPOCHS
+    status, output = finish("train.py", [*flags(options), "--resume", "auto"])
+    assert status == 0, output
+    assert_same_run(options, whole)
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_and_its_workers_and_tells_how_to_continue(whole, tmp_path, number, expected):
+    options = replace(whole, prefix=str(tmp_path / "with space" / "t"))
+    with running(options, lambda: list_epochs(options.prefix)) as process:
+        workers = worker_pids(process)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == expected, output
+    assert all_gone(workers)
+    assert "Traceback" not in output
+    command = re.search(r"continue with: python (train\.py .*--resume auto)$", output, re.MULTILINE)[1]
+    assert "continue with" in Path(f"{options.prefix}-train.log").read_text()
+    continued = subprocess.run(
+        f"{sys.executable} {command}", shell=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True,
+        timeout=PATIENCE, capture_output=True,
+    )  # fmt: skip
+    assert b"continuing" in continued.stderr
+    assert_same_run(options, whole)
+
+
+def test_evaluate_gives_the_numbers_of_the_last_validation(whole, tmp_path):
+    result = tmp_path / "result.json"
+    words = ["--prefix", whole.prefix, "--rec-path", whole.val_path, "--json", str(result)]
+    status, output = finish("evaluate.py", words)
+    assert status == 0, output
+    content = json.loads(result.read_text())
+    expected = load_checkpoint(whole.prefix).meta["scores"]["validation"]
+    assert {**content["AP"], "mAP": content["mAP"]} == expected
+    assert "mAP" in output
+
+
+def test_two_cpu_contexts(whole, tmp_path):
+    options = replace(whole, prefix=str(tmp_path / "two" / "t"), cpus=2, end_epoch=1, lr_schedule="steps")
+    status, output = finish("train.py", flags(options))
+    assert status == 0, output
+    assert list_epochs(options.prefix) == [1]
+    assert "Batch [2/23] Speed:" in output  # no terminal here: plain lines
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "expected"),
+    [
+        ("train.py", ["--train-path", "nowhere.rec"], "nowhere.rec: no such file"),
+        ("train.py", ["--lr", "fast"], "--lr takes a number, not 'fast'"),
+        ("evaluate.py", ["--prefix", "nowhere/t"], "nowhere/t: no checkpoint there"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(script, words, expected):
+    status, output = finish(script, words)
+    assert status == 2
+    assert output.startswith("error: ")
+    assert len(output.splitlines()) == 1
+    assert expected in output
+
+
+def status_and_error(monkeypatch, capsys, main, words):
+    """run_command in this process: (exit status, last line of stderr)."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    monkeypatch.setattr("train.run_files.log_to_terminal", lambda: None)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    with pytest.raises(SystemExit) as end:
+        run_command(main)
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return end.value.code, error.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"num_class": 20}, "--num-class 20, but there are 3 class names (red, green, blue)"),
+        ({"class_names": ("one", "two")}, "leave the option out"),
+        ({"network": "vgg"}, "--network vgg: unknown (known: mobilenet, vgg16_reduced)"),
+        ({"gpus": "0"}, "--gpus 0: GPU 0 cannot be used"),
+        ({"resume": "9"}, "no checkpoint of epoch 9"),
+        ({"prefix": "/proc/x/t"}, "--prefix /proc/x/t: /proc/x cannot be written"),
+        ({}, "has checkpoints up to epoch 4; add --resume auto to continue"),
+    ],
+)
+def test_mistakes_of_training(whole, monkeypatch, capsys, changes, expected):
+    status, error = status_and_error(monkeypatch, capsys, train_main, flags(replace(whole, **changes)))
+    assert status == 2
+    assert error.startswith("error: ")
+    assert expected in error
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--rec-path", "nowhere.rec"], "nowhere.rec: no such file"),
+        (["--epoch", "77"], "no checkpoint of epoch 77 (there are 1, 2, 3, 4)"),
+        (["--overlap", "7"], "--overlap is at most 1"),
+        (["--mean-r", "1"], "unknown option --mean-r"),
+    ],
+)
+def test_mistakes_of_evaluating(whole, monkeypatch, capsys, words, expected):
+    given = ["--prefix", whole.prefix, "--rec-path", whole.val_path, *words]
+    status, error = status_and_error(monkeypatch, capsys, evaluate_main, given)
+    assert status == 2
+    assert expected in error
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_help(script):
+    status, output = finish(script, ["--help"])
+    assert status == 0
+    assert "--prefix" in output

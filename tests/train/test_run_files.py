@@ -1,0 +1,119 @@
+"""The files beside the checkpoints, the command to continue, the progress bar."""
+
+import io
+import json
+import logging
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from config.errors import OptionError
+from train.callbacks import Progress
+from train.curves import save_curves
+from train.run_files import MetricsFile, command_to_continue, lock_prefix, log_to_file
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("--lr 0.1", "--lr 0.1"),
+        ("--resume 3 --lr 0.1", "--lr 0.1"),
+        ("--resume=auto --lr 0.1", "--lr 0.1"),
+        ("--overwrite --lr 0.1", "--lr 0.1"),
+        ("--overwrite true --lr 0.1", "--lr 0.1"),
+        ("--lr 0.1 --resume -1", "--lr 0.1"),
+        ("--finetune 12 --lr-steps 3,4 --overwrite", "--lr-steps 3,4"),
+        ("--anchor-sizes '0.1;0.2'", "--anchor-sizes '0.1;0.2'"),
+    ],
+)
+def test_the_command_to_continue(given, expected):
+    argv = ["train.py", *(word.strip("'") for word in given.split())]
+    assert command_to_continue(True, argv) == f"python train.py {expected} --resume auto"
+    assert command_to_continue(False, argv) == f"python train.py {given}"
+
+
+def test_metrics_of_later_epochs_are_cut_by_the_next_line(tmp_path):
+    prefix = str(tmp_path / "t")
+    first = MetricsFile(prefix, 0)
+    for epoch in (1, 2, 3):
+        first.append({"epoch": epoch})
+    second = MetricsFile(prefix, 1)
+    assert len(first.path.read_text().splitlines()) == 3
+    second.append({"epoch": 2, "again": True})
+    assert [json.loads(line) for line in first.path.read_text().splitlines()] == [
+        {"epoch": 1}, {"epoch": 2, "again": True}
+    ]  # fmt: skip
+    assert MetricsFile(prefix, 0).records == []
+
+
+@pytest.mark.parametrize("content", [b"{", b"{}", b"5", b"\xff", b'{"epoch": "x"}'])
+def test_a_damaged_metrics_file_is_named(tmp_path, content):
+    (tmp_path / "t-metrics.jsonl").write_bytes(content + b"\n")
+    with pytest.raises(OptionError, match=r"t-metrics\.jsonl: damaged"):
+        MetricsFile(str(tmp_path / "t"), 2)
+
+
+def test_the_log_file_is_appended_to_and_ends_with_the_error(tmp_path):
+    path = tmp_path / "deep" / "x.log"
+    for text in ("one", "two"):
+        with log_to_file(path):
+            logging.getLogger("train.x").info(text)
+    with pytest.raises(ValueError, match="why"), log_to_file(path):
+        raise ValueError("why it ended")
+    lines = path.read_text().splitlines()
+    assert [line.split(" ", 3)[-1] for line in lines] == ["one", "two", "ValueError: why it ended"]
+    assert lines[-1].split(" ")[2] == "ERROR"
+    logging.getLogger("train.x").info("not any more")
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_the_lock_ends_with_its_holder(tmp_path):
+    prefix = str(tmp_path / "run" / "t")
+    with lock_prefix(prefix), pytest.raises(OptionError, match="another run"):
+        lock_prefix(prefix)
+    lock_prefix(prefix).close()
+    lock_prefix(str(tmp_path / "run" / "other")).close()
+
+
+def record(epoch, train, validation):
+    return {"epoch": epoch, "train": train, "validation": validation, "learning_rate": 0.1}
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [record(1, {"CrossEntropy": 0.0, "SmoothL1": 0.0}, {})],
+        [
+            record(1, {"CrossEntropy": 1.0}, {"mAP": 0.5}),
+            record(2, {"CrossEntropy": 0.5, "late": 1.0}, {"mAP": 0.6, "late": 0.1}),
+        ],
+        [record(1, {"CrossEntropy": 1.0}, {"mAP": 0.5}), record(2, {"CrossEntropy": 1.0}, {})],
+    ],
+)
+def test_curves_are_drawn_whatever_was_measured(tmp_path, records):
+    save_curves(records, tmp_path / "c.png")
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["c.png"]
+
+
+def test_no_curves_without_records(tmp_path):
+    save_curves([], tmp_path / "c.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_on_a_terminal_a_bar_shows_loss_speed_and_time_left(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    progress = Progress(batch_size=4, frequent=2, batches=6, end_epoch=3)
+    metric = SimpleNamespace(get_name_value=lambda: [("CrossEntropy", 1.25)])
+    for batch in range(6):
+        progress(SimpleNamespace(epoch=1, nbatch=batch, eval_metric=metric))
+    shown = sys.stderr.getvalue()
+    assert "Epoch 1" in shown
+    assert "CrossEntropy=1.2500" in shown
+    assert "images/s, run ends in 0:00:00" in shown
