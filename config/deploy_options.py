@@ -17,8 +17,16 @@ class DeployOptions:
     output: str = option("", "folder to write (default: PREFIX-deploy)", "output")
     dtype: str = option("float32", "number format of the weights; float32 only so far", "output")
     nms: float | None = option(
-        None, "IoU from which non-maximum suppression removes a box", "detection", minimum=0.0, maximum=1.0
+        None,
+        "IoU from which non-maximum suppression removes a box (default: as in training)",
+        "detection",
+        minimum=0.0,
+        maximum=1.0,
     )
-    nms_topk: int | None = option(None, "boxes kept before suppression", "detection", minimum=1)
-    score_threshold: float | None = option(None, "lowest score of a detection", "detection", minimum=0.0, maximum=1.0)
-    force: bool | None = option(None, "suppress across classes", "detection")
+    nms_topk: int | None = option(
+        None, "boxes kept before suppression (default: as in training)", "detection", minimum=1
+    )
+    score_threshold: float | None = option(
+        None, "lowest score of a detection (default: as in training)", "detection", minimum=0.0, maximum=1.0
+    )
+    force: bool | None = option(None, "suppress across classes (default: as in training)", "detection")

@@ -19,7 +19,7 @@ class InputOptions:
     """Input of the network, common to all commands that run one."""
 
     network: str = option("vgg16_reduced", "network (see docs/networks.md)", "network")
-    data_shape: tuple[int, ...] = option((300,), "input side, or height,width", "network", minimum=32)
+    data_shape: tuple[int, ...] = option((300,), "input side, or height,width", "network", minimum=32, maximum=8192)
     mean_r: float = option(123.0, "mean of red", "network")
     mean_g: float = option(117.0, "mean of green", "network")
     mean_b: float = option(104.0, "mean of blue", "network")
@@ -114,10 +114,16 @@ class EvaluateOptions(DeviceOptions):
     workers: int | None = option(
         None, "processes that prepare batches (default: one per usable core)", "data", minimum=0
     )
-    nms: float | None = option(None, "IoU from which non-maximum suppression removes a box", "detection", minimum=0.0)
-    nms_topk: int | None = option(None, "boxes kept before suppression", "detection", minimum=1)
-    score_threshold: float | None = option(None, "lowest score of a detection", "detection", minimum=0.0, maximum=1.0)
-    force: bool | None = option(None, "suppress across classes", "detection")
+    nms: float | None = option(
+        None, "IoU from which non-maximum suppression removes a box (default: as in training)", "detection", minimum=0.0
+    )
+    nms_topk: int | None = option(
+        None, "boxes kept before suppression (default: as in training)", "detection", minimum=1
+    )
+    score_threshold: float | None = option(
+        None, "lowest score of a detection (default: as in training)", "detection", minimum=0.0, maximum=1.0
+    )
+    force: bool | None = option(None, "suppress across classes (default: as in training)", "detection")
     overlap: float = option(0.5, "IoU above which a detection counts as right", "validation", minimum=0.0, maximum=1.0)
     use_difficult: bool = option(False, "count difficult objects", "validation")
     voc07: bool = option(True, "11-point VOC07 average precision; otherwise the area under the curve", "validation")

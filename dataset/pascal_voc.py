@@ -122,7 +122,10 @@ def _folders(root: Path, years: Sequence[str], image_sets: Sequence[str]) -> lis
         return [(root, image_set) for image_set in sets]
     present = sorted(path.name[3:] for path in root.glob("VOC*") if (path / "Annotations").is_dir())
     if not present:
-        raise DataError(f"{root} holds no annotations: neither Annotations/ nor VOC2007/Annotations/ is there")
+        raise DataError(
+            f"{root} holds no annotations: neither Annotations/ nor VOC2007/Annotations/ is there; check --root and "
+            "--year"
+        )
     years = list(years or DEFAULT_YEARS)
     for year in years:
         if year not in present:
@@ -154,7 +157,7 @@ def _names(folder: Path, image_set: str | None) -> list[str]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file of image names in UTF-8") from error
     if not names:
-        raise DataError(f"{path} lists no images")
+        raise DataError(f"{path} lists no images; choose another --set")
     return names
 
 

@@ -12,6 +12,9 @@ import os
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":
+    sys.exit("as_module only starts the tools beside it: run one of them")
+
 _script = Path(sys.argv[0])
 _at = sys.orig_argv.index(sys.argv[0])
 _root = str(Path(__file__).resolve().parent.parent)

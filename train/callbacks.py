@@ -43,8 +43,10 @@ class FiniteGuard:
 
 
 class Progress:
-    """Batch-end callback: a bar with loss, speed and time left on a terminal, elsewhere a line per `frequent`
-    batches."""
+    """Batch-end callback: loss, speed and time left, as a bar on a terminal, elsewhere as lines.
+
+    There is a line every `frequent` batches and at the end of each epoch.
+    """
 
     def __init__(self, batch_size: int, frequent: int, batches: int, end_epoch: int) -> None:
         """batches: per epoch; end_epoch: the run stops before it."""
@@ -65,7 +67,7 @@ class Progress:
         done = param.nbatch + 1
         if sys.stderr.isatty():
             self._draw(param, done)
-        elif done % self.frequent == 0:
+        elif done % self.frequent == 0 or done == self.batches:
             self._log(param, done, now)
 
     def _draw(self, param: Any, done: int) -> None:

@@ -222,4 +222,6 @@ def _verify(prefix: str, epoch: int, meta: Mapping[str, Any]) -> None:
         if not path.is_file():
             raise CheckpointError(f"{path}: missing, the checkpoint of epoch {epoch} is incomplete")
         if path.stat().st_size != expected.get("size") or file_sha256(path) != expected.get("sha256"):
-            raise CheckpointError(f"{path}: damaged (size or sha256 differs from {meta_path(prefix, epoch).name})")
+            raise CheckpointError(
+                f"{path}: damaged (size or sha256 differs from {meta_path(prefix, epoch).name}); use another epoch"
+            )

@@ -85,13 +85,22 @@ class EpochEnd:
             if self._is_best(record):
                 self.best = record
                 self._write_best()
-                logger.info("Epoch[%d] best so far: mAP=%.4f", epoch, validation["mAP"])
+                logger.info("checkpoint %d is the best so far: mAP=%.4f", number, validation["mAP"])
             self._prune()
         if self.scalars:
             self.scalars.write(record)
         self._draw_curves(last)
+        if last:
+            self._say_what_is_there(number)
         seed_epoch(self.options.seed, number)
         self._epoch_started = time.monotonic()
+
+    def _say_what_is_there(self, number: int) -> None:
+        prefix = self.options.prefix
+        if self.best:
+            logger.info("best: checkpoint %d with mAP=%.4f", self.best["epoch"], self.best["validation"]["mAP"])
+        logger.info("newest: checkpoint %d; curves: %s-curves.png", number, prefix)
+        logger.info("export it with: python deploy.py --prefix %s --output %s-model", prefix, prefix)
 
     def _take_over(self) -> None:
         """Drops what later epochs of an abandoned run have left, now that this run has something to show."""

@@ -52,7 +52,7 @@ def log_to_file(path: Path) -> Iterator[None]:
     root.addHandler(handler)
     try:
         yield
-    except BaseException as error:  # the terminal hears of it from the command
+    except Exception as error:  # the terminal hears of it from the command
         handler.handle(logging.makeLogRecord({"levelname": "ERROR", "msg": f"{type(error).__name__}: {error}"}))
         raise
     finally:

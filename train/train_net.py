@@ -48,6 +48,7 @@ def train_net(options: TrainOptions) -> None:
         for iterator in filter(None, (train_iter, val_iter)):
             stack.callback(iterator.close)
         write_run_file(options.prefix, options)
+        _announce(options, classes, train_iter, start.epoch)
         _fit(options, devices, classes, symbol, start, train_iter, val_iter)
 
 
@@ -116,6 +117,18 @@ def frozen_parameters(options: TrainOptions, symbol: Symbol) -> list[str]:
         amount = "every parameter: nothing is left to train" if frozen else f"no parameter (there is {names[0]})"
         raise OptionError(f"--freeze {options.freeze!r} matches {amount}")
     return frozen
+
+
+def _announce(options: TrainOptions, classes: tuple[str, ...], train_iter: DetRecordIter, epoch: int) -> None:
+    """Says what will be trained on what, and where it goes."""
+    height, width = input_size(options.data_shape)
+    logger.info(
+        "%s at %dx%d (height x width), %d classes: %s", options.network, height, width, len(classes), ", ".join(classes)
+    )
+    logger.info(
+        "%d images in %d batches an epoch, epochs %d to %d; all that is written begins with %s",
+        train_iter.num_examples, train_iter.num_batches, epoch, options.end_epoch - 1, options.prefix,
+    )  # fmt: skip
 
 
 def without_det(symbol: Symbol) -> Symbol:

@@ -20,7 +20,7 @@ VARIANCES = (0.1, 0.1, 0.2, 0.2)
 
 
 def customise(row: SSDRow, options: NetworkOptions) -> SSDRow:
-    """The row with the options' taps, extras, sizes and ratios in place of its own; misfits raise OptionError."""
+    """The row with the options' taps, extras, sizes and ratios in place of its own."""
     changes: dict = {}
     if options.taps:
         changes.update(taps=options.taps, l2_scales=(), steps=(), steps_for=0)
@@ -33,11 +33,7 @@ def customise(row: SSDRow, options: NetworkOptions) -> SSDRow:
     if options.anchor_ratios:
         ratios = _parse_lists("anchor-ratios", options.anchor_ratios)
         changes["ratios"] = ratios * maps if len(ratios) == 1 else ratios
-    row = dataclasses.replace(row, **changes)
-    for name, lists in (("anchor-sizes", row.sizes), ("anchor-ratios", row.ratios)):
-        if len(lists) != maps:
-            raise OptionError(f"--{name} has {len(lists)} lists, but taps and extra layers make {maps} feature maps")
-    return row
+    return dataclasses.replace(row, **changes)
 
 
 def _parse_lists(name: str, text: str) -> Sizes:
@@ -59,6 +55,12 @@ def feature_maps(row: SSDRow, taps: list[Tap], layers: Layers) -> list[Tap]:
         raise OptionError(f"--taps {unknown[0]}: {body} has no such layer (it has {', '.join(by_name)})")
     if len(set(row.taps)) < len(row.taps):
         raise OptionError(f"--taps {','.join(row.taps)}: a layer is named twice; name each once")
+    count = len(row.taps) + len(row.extras)
+    for name, lists in (("anchor-sizes", row.sizes), ("anchor-ratios", row.ratios)):
+        if len(lists) != count:
+            raise OptionError(
+                f"--{name} has {len(lists)} lists, but taps and extra layers make {count} feature maps; give each one"
+            )
     maps = [by_name[name] for name in row.taps]
     for number, (filters, stride, pad) in enumerate(row.extras, start=len(maps)):
         name = f"multi_feat_{number}_conv_3x3"
