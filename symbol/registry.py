@@ -104,8 +104,10 @@ def _inception(*blocks: str, filters: tuple[int, ...]) -> SSDRow:
 
 
 Rows = tuple[tuple[int, SSDRow], ...]
-FILTERS_4 = (512, 256, 256, 128)
-FILTERS_3 = (256, 256, 128)
+# Filters of the extra layers; the more taps, the fewer layers of the end.
+FILTERS_5 = (512, 512, 256, 256, 128)
+FILTERS_4 = FILTERS_5[1:]
+FILTERS_3 = FILTERS_5[2:]
 
 # name -> rows by the smallest input side they are for, largest first.
 NETWORKS: dict[str, Rows] = {
@@ -115,8 +117,8 @@ NETWORKS: dict[str, Rows] = {
         (448, _inception("mixed_7", "mixed_10", filters=FILTERS_4)),
         (0, _inception("mixed_2", "mixed_7", "mixed_10", filters=FILTERS_3)),
     ),
-    "legacy_vgg16_ssd_300": ((0, _legacy(_vgg_300(vgg16_reduced), legacy_vgg16_ssd_300, 11, 260)),),
-    "legacy_vgg16_ssd_512": ((0, _legacy(_vgg_512(vgg16_reduced), legacy_vgg16_ssd_512, 12, 260)),),
+    "legacy_vgg16_ssd_300": ((0, _legacy(_vgg_300(vgg16_reduced), legacy_vgg16_ssd_300, 11, 268)),),
+    "legacy_vgg16_ssd_512": ((0, _legacy(_vgg_512(vgg16_reduced), legacy_vgg16_ssd_512, 12, 268)),),
     "mobilenet": (
         (
             0,
@@ -140,7 +142,7 @@ NETWORKS: dict[str, Rows] = {
 def find_row(network: str, size: tuple[int, int]) -> SSDRow:
     """The row of a network for an input of (height, width); an unknown name raises OptionError with the known ones.
 
-    gluoncv:NAME is any classifier of gluoncv, with the maps and anchors of inceptionv3. A side below the smallest one
+    gluoncv:NAME is any classifier of gluoncv, with the anchors of inceptionv3. A side below the smallest one
     that the row allows raises OptionError.
     """
     row = next(row for smallest, row in _rows(network) if min(size) >= smallest)
@@ -153,13 +155,18 @@ def find_row(network: str, size: tuple[int, int]) -> SSDRow:
 
 def _rows(network: str) -> Rows:
     if network.startswith(gluon_body.PREFIX):
-        body = gluon_body.gluoncv_body(network.removeprefix(gluon_body.PREFIX))
-        large, small = ("stride16", "stride32"), ("stride8", "stride16", "stride32")
-        return (448, _six_maps(body, large, FILTERS_4)), (0, _six_maps(body, small, FILTERS_3))
+        return _gluoncv_rows(network.removeprefix(gluon_body.PREFIX))
     if network not in NETWORKS:
         known = ", ".join([*list_networks(), f"{gluon_body.PREFIX}NAME"])
         raise OptionError(f"--network {network}: unknown (known: {known})")
     return NETWORKS[network]
+
+
+def _gluoncv_rows(model: str) -> Rows:
+    """Six maps: from 448 on the classifier's of stride 16 and 32, below that of stride 8 as well, then extra layers."""
+    body, taps = gluon_body.gluoncv_body(model), gluon_body.tap_names(model)
+    large = tuple(tap for tap in taps if tap != "stride8")
+    return tuple((side, _six_maps(body, read, FILTERS_5[len(read) - 1 :])) for side, read in ((448, large), (0, taps)))
 
 
 def list_networks() -> list[str]:

@@ -64,6 +64,11 @@ def gluoncv_body(model: str) -> Callable[[Symbol, Layers, NetworkOptions], list[
     return body
 
 
+def tap_names(model: str) -> tuple[str, ...]:
+    """Names of the taps of gluoncv_body(model), in the order of their strides."""
+    return tuple(name for name, *_ in _traced(model).taps)
+
+
 def parameter_name(path: str) -> str:
     """Our name of a parameter that a Gluon block, or a .params file written by it, calls e.g. layer1.0.conv1.weight."""
     return f"body_{path.replace('.', '_')}"
@@ -78,8 +83,7 @@ def _traced(model: str) -> TracedBody:
         except (ValueError, TypeError, AssertionError, mx.base.MXNetError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise OptionError(
-                f"--network {PREFIX}{model}: not usable as the body of a detector ({reason}); choose a classifier that "
-                "ends in maps of stride 16 and 32"
+                f"--network {PREFIX}{model}: not usable as the body of a detector ({reason}); choose another classifier"
             ) from error
 
 
@@ -103,16 +107,15 @@ def _find_model(model: str) -> Any:
 def trace(block: Any) -> TracedBody:
     """The body of a HybridBlock that maps an image (N, 3, H, W) to class scores.
 
-    ValueError says what it lacks: a single output, or maps of the strides 16 and 32.
+    Of several outputs (auxiliary scores) the first is followed. ValueError: it has no map of stride 16 or 32.
     """
-    output = block(mx.sym.var("data"))
-    if not isinstance(output, mx.sym.Symbol) or len(output.list_outputs()) != 1:
-        raise ValueError("it has several outputs")
+    outputs = block(mx.sym.var("data"))
+    output = outputs[0] if isinstance(outputs, list | tuple) else outputs
     graph = json.loads(output.tojson())
     nodes = graph["nodes"]
     taps = _choose_taps(nodes, _bottlenecks(nodes, _end_of_body(nodes, graph["heads"][0][0])))
-    if not {16, 32} <= taps.keys():
-        raise ValueError(f"it has maps of the strides {', '.join(map(str, taps)) or 'none'}")
+    if taps.keys().isdisjoint({16, 32}):
+        raise ValueError("it has no map of stride 16 or 32 that everything passes through")
     _rename(nodes, {param.name: path for path, param in reversed(block._collect_params_with_prefix().items())})
     return TracedBody(
         graph=_with_outputs(nodes, (node for node, _ in taps.values())).tojson(),
@@ -123,12 +126,13 @@ def trace(block: Any) -> TracedBody:
 def _end_of_body(nodes: list[Node], output: int) -> int:
     """The node whose map the classifier pools or flattens first, going back from its output."""
     end = position = output
-    while nodes[position]["op"] in _POOLED | _PASSED:
+    while True:
         node = nodes[position]
+        if node["op"] not in _POOLED | _PASSED and (node["op"] != "Concat" or len(node["inputs"]) > 1):
+            return end
         position = node["inputs"][0][0]
         if node["op"] in _POOLED or node["attrs"].get("global_pool") == "True":
             end = position
-    return end
 
 
 def _bottlenecks(nodes: list[Node], end: int) -> list[int]:

@@ -13,10 +13,11 @@ from symbol.symbol_factory import (
     get_symbol_train,
     input_size,
     label_names,
-    list_networks,
 )
 from tests.symbol.network_cases import (
     CLASSES,
+    NETWORKS,
+    NETWORKS_TO_RUN,
     SIZES,
     parameter_shapes,
     small_options,
@@ -24,7 +25,6 @@ from tests.symbol.network_cases import (
     without_det,
 )
 
-NETWORKS = pytest.mark.parametrize("network", list_networks())
 TARGETS = pytest.mark.parametrize("targets", ["paper", "mxnet"])
 
 
@@ -71,15 +71,43 @@ def test_the_assigner_has_the_anchors_of_the_symbol(network: str, size: int | tu
     np.testing.assert_array_equal(anchors, symbol_anchors(get_symbol(network, size, CLASSES), size))
 
 
-@pytest.mark.parametrize(("size", "count"), [(300, 8732), (512, 24576)])
-def test_vgg16_reduced_has_the_anchors_of_the_classic_network(size: int, count: int) -> None:
-    assert anchor_count("vgg16_reduced", size) == count
+# (anchors, millions of parameters) for 20 classes; those of the classic symbols are marked.
+COUNTS = {
+    ("densenet-tiny", 300): (8108, 3.860),
+    ("densenet-tiny", 512): (24528, 3.860),
+    ("densenet121", 300): (2006, 11.556),
+    ("densenet121", 512): (6132, 11.556),
+    ("gluoncv:mobilenetv2_0.25", 300): (8744, 3.862),
+    ("gluoncv:mobilenetv2_0.25", 512): (6132, 5.855),
+    ("gluoncv:resnet18_v1b", 300): (8744, 15.054),
+    ("gluoncv:resnet18_v1b", 512): (6132, 16.627),
+    ("inceptionv3", 300): (7134, 27.604),
+    ("inceptionv3", 512): (5186, 29.199),  # classic: 5186, 29.2 M
+    ("legacy_vgg16_ssd_300", 300): (8732, 26.285),  # classic geometry: 8732
+    ("legacy_vgg16_ssd_300", 512): (24656, 26.285),
+    ("legacy_vgg16_ssd_512", 300): (8766, 27.189),
+    ("legacy_vgg16_ssd_512", 512): (24564, 27.189),  # SSD512 of the paper: 24564
+    ("mobilenet", 300): (2280, 9.682),
+    ("mobilenet", 512): (6144, 9.682),
+    ("mobilenet_v2", 300): (2268, 8.231),
+    ("mobilenet_v2", 512): (6132, 8.231),
+    ("resnet101", 300): (2268, 50.132),
+    ("resnet101", 512): (6132, 50.132),  # classic: 6132, 50.1 M
+    ("resnet50", 300): (2268, 31.140),
+    ("resnet50", 512): (6132, 31.140),  # classic: 6132, 31.1 M
+    ("vgg16_reduced", 300): (8732, 26.285),  # classic: 8732, 26.3 M
+    ("vgg16_reduced", 512): (24576, 26.959),  # classic: 24576, 27.0 M
+    ("vgg16_reduced_bn", 300): (8732, 26.292),
+    ("vgg16_reduced_bn", 512): (24576, 26.966),
+}
 
 
-@pytest.mark.parametrize(("size", "millions"), [(300, 26.3), (512, 27.0)])
-def test_vgg16_reduced_has_the_parameters_of_the_classic_network(size: int, millions: float) -> None:
-    shapes = parameter_shapes(get_symbol("vgg16_reduced", size, 20), size)
-    assert sum(map(np.prod, shapes.values())) / 1e6 == pytest.approx(millions, abs=0.051)
+@NETWORKS
+@pytest.mark.parametrize("size", [300, 512])
+def test_anchors_and_parameters_are_those_of_the_table(network: str, size: int) -> None:
+    shapes = parameter_shapes(get_symbol(network, size, 20), size)
+    millions = sum(map(np.prod, shapes.values())) / 1e6
+    assert (anchor_count(network, size), round(millions, 3)) == COUNTS[network, size]
 
 
 def test_vgg16_reduced_has_the_anchors_of_the_paper_at_300() -> None:
@@ -97,7 +125,7 @@ def test_anchors_are_square_in_pixels_in_a_wide_input() -> None:
     assert (box[2] - box[0]) * 24 == pytest.approx((box[3] - box[1]) * 16)
 
 
-@NETWORKS
+@NETWORKS_TO_RUN
 @TARGETS
 def test_a_training_step_reaches_every_parameter(network: str, targets: str) -> None:
     size, options = small_size(network), {"targets": targets, **small_options(network)}
@@ -140,7 +168,7 @@ def _module_and_batch(network: str, size: tuple[int, int], options: dict[str, An
     return module, mx.io.DataBatch([data], arrays)
 
 
-@NETWORKS
+@NETWORKS_TO_RUN
 @TARGETS
 def test_detection_and_training_symbol_detect_the_same(network: str, targets: str) -> None:
     """det of get_symbol is the last output of get_symbol_train; rows are [id, score, corners], id -1 = none."""
