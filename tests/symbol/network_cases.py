@@ -26,12 +26,7 @@ CLASSES = 3
 # Beside the registry's own: one classifier of gluoncv with residuals, one with depthwise convolutions.
 TRACED = ["gluoncv:resnet18_v1b", "gluoncv:mobilenetv2_0.25"]
 ALL = [*list_networks(), *TRACED]
-# What differs from a network of the default tests in its depth, names or batch norm alone.
-LONG = ("legacy_vgg16_ssd_300", "legacy_vgg16_ssd_512", "resnet101", "vgg16_reduced_bn")
 NETWORKS = pytest.mark.parametrize("network", ALL)
-NETWORKS_TO_RUN = pytest.mark.parametrize(
-    "network", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in ALL]
-)
 
 
 def small_size(network: str) -> tuple[int, int]:
