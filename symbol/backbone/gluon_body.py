@@ -179,6 +179,8 @@ def _rename(nodes: list[Node], paths: dict[str, str]) -> None:
             stem = names[0].rpartition("_")[0] if names else "body"
             node["name"] = f"{stem}_{node['op'].strip('_').lower()}{'' if names else position}"
         elif node["name"] != "data":
+            if node["name"] not in paths:
+                raise ValueError(f"{node['name']} is no parameter of it")
             node["name"] = parameter_name(paths[node["name"]])
             attrs = node.get("attrs", {}).items()
             node["attrs"] = {key: value for key, value in attrs if _IRRELEVANT.get(key) != value}

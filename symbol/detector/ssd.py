@@ -75,7 +75,8 @@ def check_room(network: str, row: SSDRow, last_tap: Tap, size: tuple[int, int]) 
         sides = last_tap.symbol.infer_shape_partial(data=(1, 3, *size))[1][0][2:]
     except mx.base.MXNetError as error:
         raise OptionError(
-            f"data shape {size[0]},{size[1]}: the body of {network} cannot take it; give --data-shape multiples of 32"
+            f"data shape {size[0]},{size[1]}: the body of {network} cannot take it; give a larger --data-shape, "
+            "or multiples of 32"
         ) from error
     for number, (_, stride, pad) in enumerate(row.extras, start=1):
         sides = tuple((side + 2 * pad - EXTRA_KERNEL) // stride + 1 for side in sides)
