@@ -10,11 +10,6 @@ from config.options import option
 
 
 @dataclass(frozen=True)
-class EmptyOptions:
-    """For commands that take none."""
-
-
-@dataclass(frozen=True)
 class InputOptions:
     """Input of the network, common to all commands that run one."""
 

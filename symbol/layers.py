@@ -38,7 +38,7 @@ class Layers:
         data: Symbol,
         name: str,
         filters: int,
-        kernel: int,
+        kernel: int | tuple[int, int],
         *,
         stride: int = 1,
         pad: int | None = None,
@@ -47,15 +47,18 @@ class Layers:
         bias: bool = True,
         bias_lr_mult: float = 1.0,
     ) -> Symbol:
-        """Convolution with parameters NAME_weight and NAME_bias; pad None keeps H and W at stride 1."""
-        pad = dilate * (kernel - 1) // 2 if pad is None else pad
+        """Convolution with parameters NAME_weight and NAME_bias; pad None keeps H and W at stride 1.
+
+        kernel: side, or (height, width).
+        """
+        kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
         return mx.sym.Convolution(
             data,
             name=name,
             num_filter=filters,
-            kernel=(kernel, kernel),
+            kernel=kernel,
             stride=(stride, stride),
-            pad=(pad, pad),
+            pad=tuple(dilate * (side - 1) // 2 if pad is None else pad for side in kernel),
             dilate=(dilate, dilate),
             num_group=groups,
             no_bias=not bias,
@@ -82,10 +85,18 @@ class Layers:
         return relu(self.conv(data, f"{name}_conv", filters, kernel, **options), f"{name}_relu")  # type: ignore[arg-type]
 
     def conv_bn_relu(
-        self, data: Symbol, name: str, filters: int, kernel: int, *, stride: int = 1, groups: int = 1
+        self,
+        data: Symbol,
+        name: str,
+        filters: int,
+        kernel: int | tuple[int, int],
+        *,
+        stride: int = 1,
+        pad: int | None = None,
+        groups: int = 1,
     ) -> Symbol:
         """conv NAME_conv2d without bias, NAME_batchnorm, ReLU NAME_relu (names of the classic MobileNet symbol)."""
-        conv = self.conv(data, f"{name}_conv2d", filters, kernel, stride=stride, groups=groups, bias=False)
+        conv = self.conv(data, f"{name}_conv2d", filters, kernel, stride=stride, pad=pad, groups=groups, bias=False)
         return relu(self.batch_norm(conv, f"{name}_batchnorm"), f"{name}_relu")
 
 
@@ -102,6 +113,28 @@ def matches(pattern: str, name: str) -> bool:
 def relu(data: Symbol, name: str) -> Symbol:
     """Rectifier."""
     return mx.sym.Activation(data, act_type="relu", name=name)
+
+
+def relu6(data: Symbol, name: str) -> Symbol:
+    """Rectifier that ends at 6 (Sandler et al. 2018, section 3.3)."""
+    return mx.sym.clip(data, a_min=0.0, a_max=6.0, name=name)
+
+
+def add(left: Symbol, right: Symbol, name: str) -> Symbol:
+    """Sum of two maps of one shape."""
+    return mx.sym.elemwise_add(left, right, name=name)
+
+
+def concat(*maps: Symbol, name: str) -> Symbol:
+    """Maps of one height and width, one after the other along the channels."""
+    return mx.sym.concat(*maps, dim=1, name=name)
+
+
+def average_pool(data: Symbol, name: str, kernel: int, stride: int, pad: int = 0) -> Symbol:
+    """Average pooling; the padding counts as zeros, a last partial window is dropped."""
+    return mx.sym.Pooling(
+        data, name=name, pool_type="avg", kernel=(kernel, kernel), stride=(stride, stride), pad=(pad, pad)
+    )
 
 
 def max_pool(data: Symbol, name: str, kernel: int, stride: int, pad: int = 0, ceil_mode: bool = False) -> Symbol:

@@ -1,12 +1,18 @@
 """The table of networks: a new one is a row here (and, for a new backbone, one file in symbol/backbone/)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from config.errors import OptionError
 from config.network_options import NetworkOptions
+from symbol.backbone import gluon_body, inceptionv3
+from symbol.backbone.densenet import densenet121, densenet_tiny
+from symbol.backbone.legacy_vgg16_ssd import legacy_vgg16_ssd_300, legacy_vgg16_ssd_512
 from symbol.backbone.mobilenet import mobilenet
+from symbol.backbone.mobilenet_v2 import mobilenet_v2
+from symbol.backbone.resnet import resnet50, resnet101
 from symbol.backbone.vgg16_reduced import vgg16_reduced
+from symbol.backbone.vgg16_reduced_bn import vgg16_reduced_bn
 from symbol.layers import Layers, Symbol, Tap
 
 Sizes = tuple[tuple[float, ...], ...]
@@ -44,6 +50,8 @@ class SSDRow:
     # Anchor steps in pixels, used when the input is exactly steps_for x steps_for; otherwise 1 / map size.
     steps: tuple[float, ...] = ()
     steps_for: int = 0
+    # Smallest side of an input that leaves something of the body's last map.
+    smallest_side: int = 32
 
 
 def _extras(
@@ -52,36 +60,65 @@ def _extras(
     return tuple(zip(filters, strides, pads, strict=True))
 
 
+def _vgg_300(backbone: Backbone) -> SSDRow:
+    return SSDRow(
+        backbone=backbone,
+        taps=("relu4_3", "relu7"),
+        extras=_extras((512, 256, 256, 256), (2, 2, 1, 1), (1, 1, 0, 0)),
+        sizes=SIZES_6,
+        ratios=RATIOS_6,
+        l2_scales=(20.0, 0.0),
+        steps=(8, 16, 32, 64, 100, 300),
+        steps_for=300,
+    )
+
+
+def _vgg_512(backbone: Backbone) -> SSDRow:
+    return SSDRow(
+        backbone=backbone,
+        taps=("relu4_3", "relu7"),
+        extras=_extras((512, 256, 256, 256, 256), (2, 2, 2, 2, 1), (1, 1, 1, 1, 1)),
+        sizes=SIZES_7,
+        ratios=RATIOS_7,
+        l2_scales=(20.0, 0.0),
+        steps=(8, 16, 32, 64, 128, 256, 512),
+        steps_for=512,
+    )
+
+
+def _legacy(row: SSDRow, backbone: Backbone, last_layer: int, smallest_side: int) -> SSDRow:
+    """The same anchors on the extra layers 8 to last_layer of the body."""
+    taps = (*row.taps, *(f"relu{number}_2" for number in range(8, last_layer + 1)))
+    return replace(row, backbone=backbone, taps=taps, extras=(), smallest_side=smallest_side)
+
+
+def _six_maps(backbone: Backbone, taps: tuple[str, ...], filters: tuple[int, ...], smallest_side: int = 32) -> SSDRow:
+    """Taps and extra layers of stride 2 that make six maps."""
+    extras = _extras(filters, (2,) * len(filters), (1,) * len(filters))
+    return SSDRow(backbone, taps, extras, SIZES_6, RATIOS_6, smallest_side=smallest_side)
+
+
+def _inception(*blocks: str, filters: tuple[int, ...]) -> SSDRow:
+    taps = tuple(f"ch_concat_{block}_chconcat" for block in blocks)
+    return _six_maps(inceptionv3.inceptionv3, taps, filters, inceptionv3.SMALLEST_SIDE)
+
+
+Rows = tuple[tuple[int, SSDRow], ...]
+# Filters of the extra layers; the more taps, the fewer layers of the end.
+FILTERS_5 = (512, 512, 256, 256, 128)
+FILTERS_4 = FILTERS_5[1:]
+FILTERS_3 = FILTERS_5[2:]
+
 # name -> rows by the smallest input side they are for, largest first.
-NETWORKS: dict[str, tuple[tuple[int, SSDRow], ...]] = {
-    "vgg16_reduced": (
-        (
-            448,
-            SSDRow(
-                backbone=vgg16_reduced,
-                taps=("relu4_3", "relu7"),
-                extras=_extras((512, 256, 256, 256, 256), (2, 2, 2, 2, 1), (1, 1, 1, 1, 1)),
-                sizes=SIZES_7,
-                ratios=RATIOS_7,
-                l2_scales=(20.0, 0.0),
-                steps=(8, 16, 32, 64, 128, 256, 512),
-                steps_for=512,
-            ),
-        ),
-        (
-            0,
-            SSDRow(
-                backbone=vgg16_reduced,
-                taps=("relu4_3", "relu7"),
-                extras=_extras((512, 256, 256, 256), (2, 2, 1, 1), (1, 1, 0, 0)),
-                sizes=SIZES_6,
-                ratios=RATIOS_6,
-                l2_scales=(20.0, 0.0),
-                steps=(8, 16, 32, 64, 100, 300),
-                steps_for=300,
-            ),
-        ),
+NETWORKS: dict[str, Rows] = {
+    "densenet-tiny": ((0, _six_maps(densenet_tiny, ("DBstage2_concat12", "DBstage3_concat18"), (256, 256, 256, 128))),),
+    "densenet121": ((0, _six_maps(densenet121, ("DBstage3_concat24", "DBstage4_concat16"), (256, 256, 256, 128))),),
+    "inceptionv3": (
+        (448, _inception("mixed_7", "mixed_10", filters=FILTERS_4)),
+        (0, _inception("mixed_2", "mixed_7", "mixed_10", filters=FILTERS_3)),
     ),
+    "legacy_vgg16_ssd_300": ((0, _legacy(_vgg_300(vgg16_reduced), legacy_vgg16_ssd_300, 11, 268)),),
+    "legacy_vgg16_ssd_512": ((0, _legacy(_vgg_512(vgg16_reduced), legacy_vgg16_ssd_512, 12, 268)),),
     "mobilenet": (
         (
             0,
@@ -94,14 +131,42 @@ NETWORKS: dict[str, tuple[tuple[int, SSDRow], ...]] = {
             ),
         ),
     ),
+    "mobilenet_v2": ((0, _six_maps(mobilenet_v2, ("block_14_expand_relu", "conv_last_relu"), FILTERS_4)),),
+    "resnet101": ((0, _six_maps(resnet101, ("stage3_unit23_plus", "stage4_unit3_plus"), FILTERS_4)),),
+    "resnet50": ((0, _six_maps(resnet50, ("stage3_unit6_plus", "stage4_unit3_plus"), FILTERS_4)),),
+    "vgg16_reduced": ((448, _vgg_512(vgg16_reduced)), (0, _vgg_300(vgg16_reduced))),
+    "vgg16_reduced_bn": ((448, _vgg_512(vgg16_reduced_bn)), (0, _vgg_300(vgg16_reduced_bn))),
 }
 
 
 def find_row(network: str, size: tuple[int, int]) -> SSDRow:
-    """The row of a network for an input of (height, width); an unknown name raises OptionError with the known ones."""
+    """The row of a network for an input of (height, width); an unknown name raises OptionError with the known ones.
+
+    gluoncv:NAME is any classifier of gluoncv, with the anchors of inceptionv3. A side below the smallest one
+    that the row allows raises OptionError.
+    """
+    row = next(row for smallest, row in _rows(network) if min(size) >= smallest)
+    if min(size) < row.smallest_side:
+        raise OptionError(
+            f"data shape {size[0]},{size[1]}: {network} needs a larger input, of at least {row.smallest_side} a side"
+        )
+    return row
+
+
+def _rows(network: str) -> Rows:
+    if network.startswith(gluon_body.PREFIX):
+        return _gluoncv_rows(network.removeprefix(gluon_body.PREFIX))
     if network not in NETWORKS:
-        raise OptionError(f"--network {network}: unknown (known: {', '.join(sorted(NETWORKS))})")
-    return next(row for smallest, row in NETWORKS[network] if min(size) >= smallest)
+        known = ", ".join([*list_networks(), f"{gluon_body.PREFIX}NAME"])
+        raise OptionError(f"--network {network}: unknown (known: {known})")
+    return NETWORKS[network]
+
+
+def _gluoncv_rows(model: str) -> Rows:
+    """Six maps: from 448 on the classifier's of stride 16 and 32, below that of stride 8 as well, then extra layers."""
+    body, taps = gluon_body.gluoncv_body(model), gluon_body.tap_names(model)
+    large = tuple(tap for tap in taps if tap != "stride8")
+    return tuple((side, _six_maps(body, read, FILTERS_5[len(read) - 1 :])) for side, read in ((448, large), (0, taps)))
 
 
 def list_networks() -> list[str]:

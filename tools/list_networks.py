@@ -1,44 +1,92 @@
-"""Prints the table of networks: feature maps, anchors and parameters at their usual input sizes."""
+"""Prints the table of networks: feature maps, anchors, parameters and GFLOP at their usual input sizes.
+
+Usage: python -m tools.list_networks [--write]
+"""
 
 import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 if not __package__:
     importlib.import_module("as_module")
 
-import math
-
 from config.errors import run_command
-from config.options import parse_options
-from config.run import EmptyOptions
+from config.options import option, parse_options
 
 NUM_CLASSES = 20
 SIZES = (300, 512)
+EXAMPLES = ("gluoncv:resnet50_v1b", "gluoncv:mobilenetv2_1.0")  # of the many that gluoncv has
+PAGE = Path(__file__).parent.parent / "docs" / "networks.md"
+BEGIN, END = "<!-- begin: python -m tools.list_networks --write -->\n", "<!-- end -->\n"
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """The command line of tools.list_networks."""
+
+    write: bool = option(False, "put the table into docs/networks.md instead of printing it")
+
+
+class Description(NamedTuple):
+    """A network at one square input size with NUM_CLASSES classes."""
+
+    taps: tuple[str, ...]
+    maps: tuple[int, ...]  # heights
+    anchors: int
+    parameters: int
+    gigaflops: float
 
 
 def main(argv: list[str]) -> int:
-    """Prints Markdown, a row per network and input size."""
-    parse_options(EmptyOptions, argv, "List the networks with their anchors and parameters.")
-    from symbol.symbol_factory import list_networks
-
-    print("| network | input | feature maps | anchors | parameters |\n|---|---|---|---|---|")
-    for network in list_networks():
-        for size in SIZES:
-            maps, anchors, parameters = describe(network, size)
-            print(f"| {network} | {size} | {maps} | {anchors} | {parameters / 1e6:.1f} M |")
+    """Prints Markdown, a row per network and input size, or writes it into the page."""
+    options = parse_options(ListOptions, argv, "List the networks with their anchors and parameters.")
+    if options.write:
+        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), table()), encoding="utf-8")
+    else:
+        sys.stdout.write(table())
     return 0
 
 
-def describe(network: str, size: int) -> tuple[str, int, int]:
-    """(heights of the feature maps, number of anchors, number of trained values) for a square input and 20 classes."""
+def table() -> str:
+    """The table in Markdown, without anything around it."""
+    from symbol.symbol_factory import list_networks
+
+    lines = [
+        "| network | input | taps | feature maps | anchors | parameters | GFLOP |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for network in (*list_networks(), *EXAMPLES):
+        for size in SIZES:
+            d = describe(network, size)
+            cells = (", ".join(d.taps), ", ".join(map(str, d.maps)), d.anchors, f"{d.parameters / 1e6:.1f} M")
+            lines.append(f"| {network} | {size} | {' | '.join(map(str, cells))} | {d.gigaflops:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_table(page: str, text: str) -> str:
+    """The page with `text` between its two marks."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}{text}{END}{after}"
+
+
+def describe(network: str, size: int) -> Description:
+    """What the table says about a network at a square input."""
+    from symbol.registry import find_row
     from symbol.symbol_factory import get_assigner, get_symbol
+    from tools.network_summary import summarise, totals
 
     assigner = get_assigner(network, size, NUM_CLASSES, targets="paper")
     assert assigner is not None  # targets=paper always has one
-    symbol = get_symbol(network, size, NUM_CLASSES)
-    shapes = dict(zip(symbol.list_arguments(), symbol.infer_shape(data=(1, 3, size, size))[0], strict=True))
-    parameters = sum(math.prod(shape) for name, shape in shapes.items() if name != "data")
-    maps = ", ".join(str(height) for height, _ in assigner.feature_shapes[(size, size)])
-    return maps, assigner.shapes((size, size))["cls_target"][0], parameters
+    layers = summarise(get_symbol(network, size, NUM_CLASSES), {"data": (1, 3, size, size)})
+    return Description(
+        find_row(network, (size, size)).taps,
+        tuple(height for height, _ in assigner.feature_shapes[(size, size)]),
+        assigner.shapes((size, size))["cls_target"][0],
+        *totals(layers),
+    )
 
 
 if __name__ == "__main__":

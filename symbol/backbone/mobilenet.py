@@ -12,16 +12,17 @@ def mobilenet(data: Symbol, layers: Layers, options: NetworkOptions) -> list[Tap
 
     Channels are rounded to a multiple of 8, at least 8.
     """
-    channels = _scaled(32, options.width)
+    channels = scaled(32, options.width)
     net = layers.conv_bn_relu(data, "conv_1", channels, 3, stride=2)
     taps, stride = [Tap(net, "conv_1_relu", channels, 2)], 2
     for number, (filters, step) in enumerate(BLOCKS, start=2):
         net = layers.conv_bn_relu(net, f"conv_{number}_dw", channels, 3, stride=step, groups=channels)
-        channels, stride = _scaled(filters, options.width), stride * step
+        channels, stride = scaled(filters, options.width), stride * step
         net = layers.conv_bn_relu(net, f"conv_{number}", channels, 1)
         taps.append(Tap(net, f"conv_{number}_relu", channels, stride))
     return taps
 
 
-def _scaled(channels: int, width: float) -> int:
+def scaled(channels: int, width: float) -> int:
+    """Channels times the width, rounded to a multiple of 8, at least 8."""
     return max(8, round(channels * width / 8) * 8)

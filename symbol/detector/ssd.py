@@ -71,8 +71,15 @@ def feature_maps(row: SSDRow, taps: list[Tap], layers: Layers) -> list[Tap]:
 
 
 def check_room(network: str, row: SSDRow, last_tap: Tap, size: tuple[int, int]) -> None:
-    """Raises OptionError if an input of (height, width) leaves nothing for an extra layer without padding."""
-    sides = last_tap.symbol.infer_shape(data=(1, 3, *size))[1][0][2:]
+    """Raises OptionError if an input of (height, width) does not suit the body or leaves nothing for an extra layer
+    without padding."""
+    try:
+        sides = last_tap.symbol.infer_shape_partial(data=(1, 3, *size))[1][0][2:]
+    except mx.base.MXNetError as error:
+        raise OptionError(
+            f"data shape {size[0]},{size[1]}: the body of {network} cannot take it; give a larger --data-shape, "
+            "or multiples of 32"
+        ) from error
     for number, (_, stride, pad) in enumerate(row.extras, start=1):
         sides = tuple((side + 2 * pad - EXTRA_KERNEL) // stride + 1 for side in sides)
         if min(sides) < 1:

@@ -3,17 +3,30 @@
 from typing import Any
 
 import numpy as np
+import pytest
 
 from config.runtime import mx
-from symbol.symbol_factory import input_size, label_names
+from symbol.symbol_factory import input_size, label_names, list_networks
 
 Symbol = Any
 
 # Sides that suit every network, one of them not square; some networks have another row from 448.
 SIZES = [300, 512, (320, 384)]
-SMALL = {"vgg16_reduced": (272, 280)}  # the smallest input that leaves something for all extra layers
+# The smallest inputs that leave something for all extra layers, and more than one pixel for every batch norm.
+SMALL = {
+    "inceptionv3": (107, 139),
+    "legacy_vgg16_ssd_300": (272, 280),
+    "legacy_vgg16_ssd_512": (272, 280),
+    "vgg16_reduced": (272, 280),
+    "vgg16_reduced_bn": (272, 280),
+}
 SMALLEST = (64, 96)
 CLASSES = 3
+
+# Beside the registry's own: one classifier of gluoncv with residuals, one with depthwise convolutions.
+TRACED = ["gluoncv:resnet18_v1b", "gluoncv:mobilenetv2_0.25"]
+ALL = [*list_networks(), *TRACED]
+NETWORKS = pytest.mark.parametrize("network", ALL)
 
 
 def small_size(network: str) -> tuple[int, int]:
@@ -23,7 +36,7 @@ def small_size(network: str) -> tuple[int, int]:
 
 def small_options(network: str) -> dict[str, Any]:
     """Options that make the network quick."""
-    return {"width": 0.25} if network == "mobilenet" else {}
+    return {"width": 0.25} if network in ("mobilenet", "mobilenet_v2") else {}
 
 
 def objects(seed: int = 0, count: int = 4) -> np.ndarray:

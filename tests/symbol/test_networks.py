@@ -13,10 +13,10 @@ from symbol.symbol_factory import (
     get_symbol_train,
     input_size,
     label_names,
-    list_networks,
 )
 from tests.symbol.network_cases import (
     CLASSES,
+    NETWORKS,
     SIZES,
     parameter_shapes,
     small_options,
@@ -24,7 +24,6 @@ from tests.symbol.network_cases import (
     without_det,
 )
 
-NETWORKS = pytest.mark.parametrize("network", list_networks())
 TARGETS = pytest.mark.parametrize("targets", ["paper", "mxnet"])
 
 
@@ -71,15 +70,91 @@ def test_the_assigner_has_the_anchors_of_the_symbol(network: str, size: int | tu
     np.testing.assert_array_equal(anchors, symbol_anchors(get_symbol(network, size, CLASSES), size))
 
 
-@pytest.mark.parametrize(("size", "count"), [(300, 8732), (512, 24576)])
-def test_vgg16_reduced_has_the_anchors_of_the_classic_network(size: int, count: int) -> None:
-    assert anchor_count("vgg16_reduced", size) == count
+# (anchors, millions of parameters) for 20 classes; those of the classic symbols are marked.
+COUNTS = {
+    ("densenet-tiny", 300): (8108, 3.860),
+    ("densenet-tiny", 512): (24528, 3.860),
+    ("densenet121", 300): (2006, 11.556),
+    ("densenet121", 512): (6132, 11.556),
+    ("gluoncv:mobilenetv2_0.25", 300): (8744, 3.862),
+    ("gluoncv:mobilenetv2_0.25", 512): (6132, 5.855),
+    ("gluoncv:resnet18_v1b", 300): (8744, 13.890),
+    ("gluoncv:resnet18_v1b", 512): (6132, 15.662),
+    ("inceptionv3", 300): (7134, 27.604),
+    ("inceptionv3", 512): (5186, 29.199),  # classic: 5186, 29.2 M
+    ("legacy_vgg16_ssd_300", 300): (8732, 26.285),  # classic geometry: 8732
+    ("legacy_vgg16_ssd_300", 512): (24656, 26.285),
+    ("legacy_vgg16_ssd_512", 300): (8766, 27.189),
+    ("legacy_vgg16_ssd_512", 512): (24564, 27.189),  # SSD512 of the paper: 24564
+    ("mobilenet", 300): (2280, 9.682),
+    ("mobilenet", 512): (6144, 9.682),
+    ("mobilenet_v2", 300): (2268, 8.231),
+    ("mobilenet_v2", 512): (6132, 8.231),
+    ("resnet101", 300): (2268, 50.132),
+    ("resnet101", 512): (6132, 50.132),  # classic: 6132, 50.1 M
+    ("resnet50", 300): (2268, 31.140),
+    ("resnet50", 512): (6132, 31.140),  # classic: 6132, 31.1 M
+    ("vgg16_reduced", 300): (8732, 26.285),  # classic: 8732, 26.3 M
+    ("vgg16_reduced", 512): (24576, 26.959),  # classic: 24576, 27.0 M
+    ("vgg16_reduced_bn", 300): (8732, 26.292),
+    ("vgg16_reduced_bn", 512): (24576, 26.966),
+}
 
 
-@pytest.mark.parametrize(("size", "millions"), [(300, 26.3), (512, 27.0)])
-def test_vgg16_reduced_has_the_parameters_of_the_classic_network(size: int, millions: float) -> None:
-    shapes = parameter_shapes(get_symbol("vgg16_reduced", size, 20), size)
-    assert sum(map(np.prod, shapes.values())) / 1e6 == pytest.approx(millions, abs=0.051)
+# Names in the classic checkpoints, with shapes: weights from there must fit.
+CLASSIC_NAMES: dict[str, dict[str, tuple[int, ...]]] = {
+    "resnet50": {
+        "bn_data_gamma": (3,),
+        "conv0_weight": (64, 3, 7, 7),
+        "bn0_beta": (64,),
+        "stage1_unit1_bn1_gamma": (64,),
+        "stage1_unit1_sc_weight": (256, 64, 1, 1),
+        "stage3_unit6_conv2_weight": (256, 256, 3, 3),
+        "stage4_unit3_conv3_weight": (2048, 512, 1, 1),
+    },
+    "resnet101": {"stage3_unit23_bn3_gamma": (256,), "stage4_unit1_sc_weight": (2048, 1024, 1, 1)},
+    "inceptionv3": {
+        "conv_conv2d_weight": (32, 3, 3, 3),
+        "conv_4_batchnorm_beta": (192,),
+        "mixed_tower_conv_1_conv2d_weight": (64, 48, 5, 5),
+        "mixed_3_tower_conv_2_conv2d_weight": (96, 96, 3, 3),
+        "mixed_4_tower_1_conv_1_conv2d_weight": (128, 128, 7, 1),
+        "mixed_8_tower_1_conv_3_conv2d_weight": (192, 192, 3, 3),
+        "mixed_10_tower_1_mixed_conv_1_conv2d_weight": (384, 384, 3, 1),
+        "ch_concat_mixed_7_chconcat_loc_pred_conv_weight": (24, 768, 3, 3),
+    },
+    "densenet121": {
+        "DBstage1_unit1_conv1_weight": (128, 64, 1, 1),
+        "TBstage3_conv1_weight": (512, 1024, 1, 1),
+        "DBstage4_unit16_conv2_weight": (32, 128, 3, 3),
+        "DBstage3_concat24_cls_pred_conv_bias": (84,),
+    },
+    "densenet-tiny": {"DBstage3_unit18_conv2_weight": (16, 64, 3, 3)},
+    "legacy_vgg16_ssd_300": {
+        "conv6_weight": (1024, 512, 3, 3),
+        "conv7_weight": (1024, 1024, 1, 1),
+        "conv8_1_weight": (256, 1024, 1, 1),
+        "conv11_2_bias": (256,),
+        "relu4_3_scale": (1, 512, 1, 1),
+        "relu11_2_cls_pred_conv_weight": (84, 256, 3, 3),
+    },
+    "legacy_vgg16_ssd_512": {"conv12_2_weight": (256, 128, 4, 4), "relu12_2_loc_pred_conv_weight": (16, 256, 3, 3)},
+}
+
+
+@pytest.mark.parametrize("network", CLASSIC_NAMES)
+def test_parameters_have_the_names_of_the_classic_checkpoints(network: str) -> None:
+    shapes = parameter_shapes(get_symbol(network, 300, 20), 300)
+    classic = CLASSIC_NAMES[network]
+    assert {name: shapes.get(name) for name in classic} == classic
+
+
+@NETWORKS
+@pytest.mark.parametrize("size", [300, 512])
+def test_anchors_and_parameters_are_those_of_the_table(network: str, size: int) -> None:
+    shapes = parameter_shapes(get_symbol(network, size, 20), size)
+    millions = sum(map(np.prod, shapes.values())) / 1e6
+    assert (anchor_count(network, size), round(millions, 3)) == COUNTS[network, size]
 
 
 def test_vgg16_reduced_has_the_anchors_of_the_paper_at_300() -> None:

@@ -1,7 +1,7 @@
 """The door to the networks: options, sizes, names, independence of what was built before."""
 
+import json
 import pickle
-from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -10,15 +10,15 @@ import pytest
 from config.errors import OptionError
 from config.runtime import mx
 from symbol.layers import Layers
+from symbol.registry import find_row
 from symbol.symbol_factory import (
     get_assigner,
     get_symbol,
     get_symbol_train,
     input_size,
     label_names,
-    list_networks,
 )
-from tests.symbol.network_cases import objects, small_options, small_size, without_det
+from tests.symbol.network_cases import ALL, NETWORKS, objects, small_options, small_size, without_det
 
 DOORS = pytest.mark.parametrize("door", [get_symbol, get_symbol_train, get_assigner], ids=lambda f: f.__name__)
 MOBILENET = {"network": "mobilenet", "data_shape": 64, "num_classes": 3}
@@ -26,17 +26,16 @@ MOBILENET = {"network": "mobilenet", "data_shape": 64, "num_classes": 3}
 
 def test_networks_never_influence_each_other() -> None:
     """Symbols are the same to the last character whatever was built before."""
-    requests: list[tuple[str, Any]] = [(network, small_size(network)) for network in list_networks()]
-    alone: dict[str, set[str]] = {network: set() for network in list_networks()}
-    for order in [*permutations(requests), *permutations(requests)]:
-        for network, size in order:
-            both = [get_symbol_train(network, size, 3, targets=t).tojson() for t in ("paper", "mxnet")]
-            alone[network].add("".join([*both, get_symbol(network, size, 3).tojson()]))
-            mx.sym.relu(mx.sym.var("data"))  # an automatic name outside
+    alone: dict[str, set[str]] = {network: set() for network in ALL}
+    for network in [*ALL, *reversed(ALL)]:
+        size = small_size(network)
+        both = [get_symbol_train(network, size, 3, targets=t).tojson() for t in ("paper", "mxnet")]
+        alone[network].add("".join([*both, get_symbol(network, size, 3).tojson()]))
+        mx.sym.relu(mx.sym.var("data"))  # an automatic name outside
     assert all(len(texts) == 1 for texts in alone.values())
 
 
-@pytest.mark.parametrize("network", list_networks())
+@NETWORKS
 @pytest.mark.parametrize("targets", ["paper", "mxnet"])
 def test_parameter_names_are_explicit(network: str, targets: str) -> None:
     """The same names with another number of classes, in training and in detection; none is numbered by MXNet."""
@@ -51,7 +50,7 @@ def test_parameter_names_are_explicit(network: str, targets: str) -> None:
 
 @DOORS
 def test_an_unknown_network_lists_the_known_ones(door: Any) -> None:
-    with pytest.raises(OptionError, match="resnet9000: unknown.*mobilenet, vgg16_reduced"):
+    with pytest.raises(OptionError, match=r"resnet9000: unknown.*mobilenet, .*vgg16_reduced, .*gluoncv:NAME"):
         door("resnet9000", 300, 3)
 
 
@@ -111,6 +110,19 @@ def test_other_data_shapes_are_refused(data_shape: Any) -> None:
 
 
 @DOORS
+@pytest.mark.parametrize("network", ["inceptionv3", "legacy_vgg16_ssd_300", "legacy_vgg16_ssd_512"])
+def test_every_network_works_from_its_smallest_side_on(
+    door: Any, network: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    side = find_row(network, (300, 300)).smallest_side
+    with pytest.raises(OptionError, match=f"{network} needs a larger input, of at least {side} a side"):
+        door(network, (400, side - 1), 3)
+    door(network, (400, side), 3)
+    assert get_symbol(network, side, 3).infer_shape(data=(1, 3, side, side))[1][0][2] == 6
+    assert capsys.readouterr().out == ""
+
+
+@DOORS
 @pytest.mark.parametrize("data_shape", [128, (512, 128)])
 def test_an_input_too_small_for_the_extra_layers_is_refused(
     door: Any, data_shape: Any, capsys: pytest.CaptureFixture[str]
@@ -138,10 +150,11 @@ def test_extra_layers_of_the_user_halve_the_last_map() -> None:
     assert assigner.feature_shapes[256, 256] == ((16, 16), (8, 8), (4, 4))
 
 
-@pytest.mark.parametrize("network", list_networks())
+@NETWORKS
 def test_other_extra_layers_work_at_the_sizes_that_have_fixed_steps(network: str) -> None:
-    options = {"extra_filters": (), "anchor_sizes": "0.1,0.2;0.3,0.4", "anchor_ratios": "1,2"}
     for size in (300, 512):
+        maps = len(find_row(network, (size, size)).taps)
+        options = {"extra_filters": (), "anchor_sizes": ";".join(["0.1,0.2"] * maps), "anchor_ratios": "1,2"}
         assigner = get_assigner(network, size, 3, **options)
         assert assigner is not None
         assert get_symbol(network, size, 3, **options).infer_shape(data=(1, 3, size, size))[1] == [
@@ -149,11 +162,29 @@ def test_other_extra_layers_work_at_the_sizes_that_have_fixed_steps(network: str
         ]
 
 
+@NETWORKS
+def test_freezing_everything_freezes_every_batch_norm(network: str) -> None:
+    symbol = get_symbol_train(network, small_size(network), 3, freeze=".*")
+    nodes = json.loads(symbol.tojson())["nodes"]
+    norms = [node["attrs"] for node in nodes if node["op"] == "BatchNorm"]
+    assert all(attributes["use_global_stats"] == "True" for attributes in norms)
+    assert bool(norms) == ("vgg16" not in network or network.endswith("_bn"))
+
+
 def test_freezing_holds_for_batch_norm_too() -> None:
     symbol = get_symbol_train(**MOBILENET, freeze="conv_[1-3]_")
     nodes = {name: node.get("use_global_stats") for name, node in symbol.attr_dict().items()}
     frozen = {name for name, value in nodes.items() if name.endswith("batchnorm") and value == "True"}
     assert frozen == {f"conv_{k}_batchnorm" for k in ("1", "2", "2_dw", "3", "3_dw")}
+
+
+def test_width_scales_the_channels_of_mobilenet_v2() -> None:
+    """Table 2 of the paper at 1; below it the last convolution keeps its 1280 channels."""
+    for width, first, last in ((1.0, 32, (1280, 320)), (0.5, 16, (1280, 160)), (2.0, 64, (2560, 640))):
+        symbol = get_symbol("mobilenet_v2", 64, 3, width=width)
+        shapes = dict(zip(symbol.list_arguments(), symbol.infer_shape(data=(1, 3, 64, 64))[0], strict=True))
+        assert shapes["conv_1_conv2d_weight"][0] == first
+        assert shapes["conv_last_conv2d_weight"][:2] == last
 
 
 @pytest.mark.parametrize(("width", "channels"), [(1.0, 32), (0.5, 16), (0.25, 8), (0.125, 8), (0.75, 24)])

@@ -1,0 +1,21 @@
+"""The table of networks in docs/networks.md."""
+
+import pytest
+
+from symbol.symbol_factory import list_networks
+from tools import list_networks as tool
+
+
+def test_the_page_has_the_table_that_the_tool_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool.main([]) == 0
+    printed = capsys.readouterr().out
+    page = tool.PAGE.read_text(encoding="utf-8")
+    assert tool.with_table(page, printed) == page, "run `python -m tools.list_networks --write`"
+    assert printed in page
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in printed.splitlines()[2:]]
+    assert set(rows) == {*list_networks(), *tool.EXAMPLES}
+
+
+def test_writing_changes_the_table_alone() -> None:
+    page = f"before\n{tool.BEGIN}old\nrows\n{tool.END}after\n"
+    assert tool.with_table(page, "new\n") == f"before\n{tool.BEGIN}new\n{tool.END}after\n"
