@@ -1,8 +1,8 @@
 """Checkpoints of zhreshold/mxnet-ssd and apache's example/ssd, MXNet 0.8-1.x: PREFIX-symbol.json, PREFIX-0012.params.
 
 The symbol is never run: `describe` reads network, classes, input side and options from it, and the network is built
-anew from them. Names of vgg16_reduced, mobilenet and the other networks have stayed; those of legacy_vgg16_ssd_300 and _512
-(conv6, conv8_1, relu8_2_loc_pred_conv) are translated.
+anew from them. Names of vgg16_reduced, mobilenet and the other networks have stayed; those of legacy_vgg16_ssd_300 and
+_512 (conv6, conv8_1, relu8_2_loc_pred_conv) are translated.
 """
 
 import re
