@@ -47,15 +47,13 @@ LAYERS = {2: LayerFields(name=4, blobs=6), 100: LayerFields(name=1, blobs=7)}
 def _layer_names() -> dict[str, str]:
     """{layer of VGG_..._SSD_300x300 or 512x512: layer of vgg16_reduced}."""
     names = {name: name for name in (*vgg.CONVOLUTIONS, "fc6", "fc7")}
-    bases = ["relu4_3", "relu7"]
     for k in range(vgg.FIRST_EXTRA, vgg.LAST_EXTRA + 1):
         number = k - vgg.FIRST_EXTRA + FIRST_EXTRA
         names |= {
             f"conv{number}_1": f"multi_feat_{k}_conv_1x1_conv",
             f"conv{number}_2": f"multi_feat_{k}_conv_3x3_conv",
         }
-        bases.append(f"multi_feat_{k}_conv_3x3_relu")
-    for source, base in zip(MAPS, bases, strict=True):
+    for source, base in zip(MAPS, vgg.MAPS, strict=True):
         names |= {f"{source}_{head}": f"{base}_{ours}" for head, ours in HEADS.items()}
     return names
 

@@ -91,7 +91,7 @@ def rename(arrays: Arrays, network: str, options: Mapping[str, Any]) -> tuple[Ar
     arg = parts["arg"]
     found = network_of(name.removesuffix("_weight") for name in arg)
     is_vgg = vgg.FIRST_WEIGHT in arg
-    if found and found != network and not (is_vgg and _is_vgg(network)):
+    if found and found != network and not (is_vgg and vgg.has_body(network)):
         raise CheckpointError(f"these weights are those of {found}, not of {network}; use --network {found}")
     if is_vgg:
         arg = vgg.to_network(vgg.reduce_classifier(vgg.shape_scale(arg)), network)
@@ -152,10 +152,6 @@ def _apply_batch_norms(arrays: Arrays, nodes: list[Node]) -> None:
             arrays[gamma] = np.ones_like(arrays[gamma])
 
 
-def _is_vgg(network: str) -> bool:
-    return network == vgg.NETWORK or network.startswith(vgg.LEGACY)
-
-
 def _known(network: str | None) -> str | None:
     """vgg16_reduced for a legacy network that is not in the registry; the names differ, the network does not."""
     legacy = network is not None and network.startswith(vgg.LEGACY)
@@ -179,7 +175,7 @@ def _num_classes(filters: Mapping[str, int]) -> int | None:
 
 def _side(network: str | None, priors: list[Node]) -> int | None:
     """Side of the input, from the first anchors' step, else from the number of feature maps; VGG16 only."""
-    if network is None or not _is_vgg(network) or not priors:
+    if network is None or not vgg.has_body(network) or not priors:
         return None
     step = priors[0].number("steps", -1.0)
     return round(FIRST_STRIDE / step) if FIRST_STRIDE / 4096 <= step <= FIRST_STRIDE / 32 else SIDES.get(len(priors))

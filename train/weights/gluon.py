@@ -1,4 +1,4 @@
-"""Gluon's .params of image classifiers, from a file or from gluoncv's model zoo: mobilenet and vgg16.
+"""Gluon's .params, from a file or from gluoncv's model zoo: classifiers, and SSD with VGG16 (gluon_ssd.py).
 
 Names of either form are understood: those of save_parameters (features.0.weight) and those with the block's prefix
 (mobilenet0_conv0_weight, with or without `arg:`). Layers are taken in the order of the network, because the numbers in
@@ -21,7 +21,7 @@ from config.errors import CheckpointError
 from config.runtime import mx
 from symbol.backbone.mobilenet import BLOCKS
 from train.params_file import read_arrays
-from train.weights import vgg
+from train.weights import gluon_ssd, vgg
 from train.weights.batch_norm import subtract_epsilon
 from train.weights.vgg import Arrays
 
@@ -57,11 +57,15 @@ def read(path: str | Path) -> Arrays:
 
 
 def rename(arrays: Arrays, network: str, options: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
-    """Parameters of mobilenet (any width) or vgg16_reduced from those of the Gluon classifier of that name.
+    """Parameters of mobilenet (any width), vgg16_reduced or `gluoncv:NAME` from those of the Gluon model of that name.
 
     Weights of another network, or a mobilenet of another width than options["width"], raise CheckpointError. The
     classifier's last layer is kept under its own name `output_*`: the report calls it unused.
     """
+    if gluon_ssd.is_ssd(arrays):
+        return gluon_ssd.rename(arrays, network), {}
+    if network.startswith(ZOO):
+        return _body(arrays)
     layers = _layers(arrays)
     if network == MOBILENET:
         return _mobilenet(layers, network, options)
@@ -85,6 +89,33 @@ def _read_zoo(name: str) -> Arrays:
             f"{ZOO}{name}: no pretrained weights ({reason}); without a network, copy the model's .params file here and "
             "give its path"
         ) from error
+
+
+def _body(arrays: Arrays) -> tuple[Arrays, Arrays]:
+    """Parameters of any classifier as the body `gluoncv:NAME`: body_ and the path in the block, dots as underscores.
+
+    The first layer takes pixels of 0..255: a convolution with three input channels or, before it, a batch normalisation
+    of three channels (resnet*_v2).
+    """
+    parts: tuple[Arrays, Arrays] = {}, {}
+    for name, array in arrays.items():
+        if "." not in name:
+            raise CheckpointError(
+                f"parameter {name!r:.80} has no path; write the file with save_parameters, not with export"
+            )
+        parts[name.endswith(tuple(AUX_KINDS))][f"body_{name.replace('.', '_')}"] = array
+    arg, aux = parts
+    norm = next((name for name, array in aux.items() if name.endswith("running_mean") and array.shape == (3,)), None)
+    first = next((name for name, array in arg.items() if array.ndim == CONVOLUTION and array.shape[1] == 3), None)
+    if norm is not None:
+        variance = norm.replace("mean", "var")
+        aux[norm] = aux[norm] * 255 * STD
+        aux[variance] = (aux[variance] + EPSILON) * (255 * STD) ** 2 - EPSILON
+    elif first is not None:
+        arg[first] = _for_pixels(arg[first])
+    else:
+        raise CheckpointError("the Gluon weights have no convolution of three channels, which an image needs")
+    return arg, aux
 
 
 def _layers(arrays: Arrays) -> Layers:

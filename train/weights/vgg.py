@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from config.errors import CheckpointError
-from symbol.backbone.vgg16_reduced import STAGES
+from symbol.backbone.vgg16_reduced import STAGES, vgg16_reduced
+from symbol.registry import NETWORKS
 
 Arrays = dict[str, np.ndarray]
 
@@ -18,6 +19,8 @@ FC6_SHAPE, FC7_SHAPE = (4096, 512, 7, 7), (4096, 4096, 1, 1)
 FILTERS = slice(None, None, 4)  # 4096 -> 1024
 TAPS = slice(None, None, 3)  # 7 x 7 -> 3 x 3, which dilation 6 spreads as far as 7 x 7 with dilation 2
 FIRST_EXTRA, LAST_EXTRA = 2, 6
+# What the heads read: the layers before their names.
+MAPS = ("relu4_3", "relu7", *(f"multi_feat_{k}_conv_3x3_relu" for k in range(FIRST_EXTRA, LAST_EXTRA + 1)))
 LEGACY_OFFSET = 6  # the extra layers of feature map k are conv{k + 6}_1 and conv{k + 6}_2 in mxnet-ssd of 2016
 
 
@@ -36,9 +39,14 @@ LEGACY_NAMES = _legacy_names()
 
 
 def check_network(network: str, source: str) -> None:
-    """CheckpointError unless `network` has the body of VGG16 (vgg16_reduced, legacy_vgg16_ssd_*)."""
-    if network != NETWORK and not network.startswith(LEGACY):
+    """CheckpointError unless `network` has the body of VGG16."""
+    if not has_body(network):
         raise CheckpointError(f"{source} weights are those of VGG16; use --network {NETWORK}, not {network}")
+
+
+def has_body(network: str) -> bool:
+    """Whether a network has the body of vgg16_reduced, or that under the names of legacy_vgg16_ssd_*."""
+    return network.startswith(LEGACY) or any(row.backbone is vgg16_reduced for _, row in NETWORKS.get(network, ()))
 
 
 def check_body(arrays: Mapping[str, np.ndarray], source: str) -> None:
@@ -50,11 +58,6 @@ def check_body(arrays: Mapping[str, np.ndarray], source: str) -> None:
         raise CheckpointError(
             f"conv1_1 of the {source} weights has shape {arrays[FIRST_WEIGHT].shape}, not that of VGG16"
         )
-
-
-def is_legacy(names: Mapping[str, object]) -> bool:
-    """Whether parameters carry the layer names of mxnet-ssd's legacy_vgg16_ssd_300 and _512 (fc6 was conv6 there)."""
-    return FIRST_WEIGHT in names and "conv6_weight" in names
 
 
 def to_network(arrays: Arrays, network: str) -> Arrays:

@@ -93,11 +93,12 @@ def old_json(symbol, key):
 
 
 def outputs(symbol, arg, aux, data):
-    """The first output of a symbol for numpy arrays."""
+    """The output of a symbol for numpy arrays; a list of several outputs."""
     arrays = {name: mx.nd.array(array) for name, array in {**arg, "data": data}.items()}
     arrays = {name: arrays[name] for name in symbol.list_arguments()}
     states = {name: mx.nd.array(aux[name]) for name in symbol.list_auxiliary_states()}
-    return symbol.bind(mx.cpu(), arrays, aux_states=states).forward(is_train=False)[0].asnumpy()
+    found = [out.asnumpy() for out in symbol.bind(mx.cpu(), arrays, aux_states=states).forward(is_train=False)]
+    return found if len(found) > 1 else found[0]
 
 
 def body(symbol, layer):
