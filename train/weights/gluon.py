@@ -86,8 +86,8 @@ def _read_zoo(name: str) -> Arrays:
     except (OSError, RuntimeError, ValueError, mx.base.MXNetError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{ZOO}{name}: no pretrained weights ({reason}); without a network, copy the model's .params file here and "
-            "give its path"
+            f"{ZOO}{name}: no pretrained weights ({reason:.120}); without a network, copy the model's .params "
+            "file here and give its path"
         ) from error
 
 
