@@ -35,6 +35,8 @@ FINGERPRINTS = {
     "mobilenet": (MOBILENET_FIRST, "conv_14_conv2d"),
     "resnet101": ("stage3_unit23_conv1",),
     "resnet50": ("stage3_unit6_conv1",),
+    "densenet121": ("DBstage4_unit16_conv1",),
+    "densenet-tiny": ("DBstage3_unit18_conv1",),
     "inceptionv3": ("conv_conv2d", "mixed_conv_conv2d"),
 }
 SIDES = {6: 300, 7: 512}  # input side of SSD with VGG16 by its number of feature maps

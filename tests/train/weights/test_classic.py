@@ -173,6 +173,8 @@ def test_arrays_without_a_kind_are_refused(tmp_path):
     [
         (("stage3_unit6_conv1", "conv0"), "resnet50"),
         (("stage3_unit6_conv1", "stage3_unit23_conv1"), "resnet101"),
+        (("DBstage3_unit18_conv1", "DBstage4_unit16_conv1"), "densenet121"),
+        (("DBstage3_unit18_conv1", "conv0"), "densenet-tiny"),
         (("conv1_1", "fc6", "fc7"), "vgg16_reduced"),
         (("conv1_1", "conv6", "conv11_2"), "legacy_vgg16_ssd_300"),
         (("conv1_1", "conv6", "conv11_2", "conv12_2"), "legacy_vgg16_ssd_512"),
