@@ -9,9 +9,10 @@ import numpy as np
 from config.errors import CheckpointError, OptionError
 from config.run import TrainOptions, network_options
 from symbol.layers import matches
-from symbol.symbol_factory import get_symbol_train, input_size, label_names
+from symbol.symbol_factory import input_size
 from train.checkpoint import Checkpoint, list_epochs, load_checkpoint, load_optimizer_state, params_path
 from train.params_file import Params, read_params
+from train.weights.report import expected_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -114,12 +115,7 @@ def _from_weights(options: TrainOptions, num_classes: int, prefix: str, epoch: i
         raise CheckpointError(f"{params_path(prefix, epoch)}: no such file; check the prefix and the epoch")
     arg_params, aux_params = read_params(params_path(prefix, epoch))
     settings = network_options(options)
-    symbol = get_symbol_train(options.network, options.data_shape, num_classes, **settings)
-    arg_shapes, _, aux_shapes = symbol.infer_shape_partial(data=(1, 3, *input_size(options.data_shape)))
-    inputs = {"data", *label_names(**settings)}
-    arguments = zip(symbol.list_arguments(), arg_shapes, strict=True)
-    wanted = {name: shape for name, shape in arguments if name not in inputs}
-    wanted_aux = dict(zip(symbol.list_auxiliary_states(), aux_shapes, strict=True))
+    wanted, wanted_aux = expected_shapes(options.network, options.data_shape, num_classes, **settings)
     kept_arg, kept_aux = _fitting(arg_params, wanted), _fitting(aux_params, wanted_aux)
     _report(prefix, epoch, {**wanted, **wanted_aux}, {**arg_params, **aux_params}, {**kept_arg, **kept_aux}, options)
     return kept_arg, kept_aux

@@ -155,3 +155,9 @@ def test_weights_of_another_network_are_refused(options, finished_run):
                     data_shape=(300,), pretrained=str(finished_run / "t"), epoch=1)  # fmt: skip
     with pytest.raises(CheckpointError, match="none of its .* parameters fits --network vgg16_reduced"):
         find_start(other, ("a", "b", "c"), "0")
+
+
+def test_pretrained_weights_start_a_run_with_the_other_matching_rule(options, finished_run):
+    run = options(pretrained=str(finished_run / "t"), epoch=2, targets="mxnet")
+    start = find_start(run, ("red", "green", "blue"), "")
+    assert start.arg_params.keys() == load_checkpoint(run.pretrained, 2).arg_params.keys()
