@@ -32,12 +32,9 @@ CLASSIC_NAMES = frozenset(
     )
 )
 
-NO_AUGMENT = TrainAugment(
-    **{field.name: () for field in fields(TrainAugment) if isinstance(field.default, tuple)},
-    **{field.name: 0 for field in fields(TrainAugment) if field.name.endswith("_prob")},
-    max_pad_scale=1.0,
-    inter_method=LINEAR,
-)
+NO_SAMPLER: dict[str, Any] = {f.name: () for f in fields(TrainAugment) if isinstance(f.default, tuple)}
+_NEVER: dict[str, Any] = {f.name: 0.0 for f in fields(TrainAugment) if f.name.endswith("_prob")}
+NO_AUGMENT = TrainAugment(**NO_SAMPLER, **_NEVER, max_pad_scale=1.0, inter_method=LINEAR)
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ def iterator_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     names = {field.name for field in fields(ReadingOptions)}
     reading = ReadingOptions(**{name: values.pop(name, getattr(cfg.train, name)) for name in names})
     if samplers == 0:
-        values |= {field.name: () for field in fields(TrainAugment) if isinstance(field.default, tuple)}
+        values |= NO_SAMPLER
     augment = from_mapping(TrainAugment, values, "cfg")
     if samplers not in (None, augment.num_crop_sampler):
         raise OptionError(f"num_crop_sampler is {samplers}, but the crop settings have {augment.num_crop_sampler} rows")
@@ -136,7 +133,7 @@ def classic_arguments(augment: TrainAugment | None) -> dict[str, Any]:
         raise OptionError("inter_method 0 (nearest) is unknown to the native engine; use another or --engine python")
     if any(a >= b for a, b in zip(augment.min_crop_scales, augment.max_crop_scales, strict=True)):
         raise OptionError(
-            "min_crop_scales must be less than max_crop_scales for the native engine; change them or use --engine python"
+            "the native engine needs min_crop_scales below max_crop_scales; change them or use --engine python"
         )
     values = {name: getattr(augment, name) for name in CLASSIC_NAMES}
     return {name: value for name, value in values.items() if value != ()} | {NUM_CROP_SAMPLER: augment.num_crop_sampler}

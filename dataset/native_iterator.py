@@ -139,18 +139,17 @@ class NativeSource:
         for number in range(end):
             data, positions, objects = self._call(self._take, unserved, native, bool(unserved.any()))
             unserved[positions] = False
+            if len(positions) < len(data) and unserved.any():
+                lost = self._maker.where(int(unserved.argmax()))
+                raise DataError(f"{lost}: MXNet does not find it; pack the data set again")
             if number == 0:
                 first = data[: len(positions)].copy()
             if number >= begin:
                 data[len(positions) :] = first.take(np.arange(len(data) - len(positions)), axis=0, mode="wrap")
                 yield self._arrays(data, positions, objects), positions
-        if unserved.any():
-            raise DataError(
-                f"{self._maker.where(int(unserved.argmax()))}: MXNet does not find it; pack the data set again"
-            )
 
     def _start(self, epoch: int) -> mx.io.MXDataIter:
-        """C++ opens files by name, which may hold its special characters (;?#), and memory has none: /proc names both."""
+        """A new pass. C++ opens files by name, and ; ? # in it have a meaning: /proc has names without them."""
         seed = int(np.random.SeedSequence((self._maker.seed, epoch)).generate_state(1)[0] >> 2)
         return mx.io.ImageDetRecordIter(
             path_imgrec=f"/proc/self/fd/{self._record.fileno()}",
@@ -220,11 +219,11 @@ class Ahead:
     def __init__(self, items: Iterator[Batch]) -> None:
         self._items = items
         self._executor = ThreadPoolExecutor(1, "native batches")
-        self._futures = deque(self._executor.submit(next, items, None) for _ in range(AHEAD))
+        self._futures = deque(self._executor.submit(next, items) for _ in range(AHEAD))
 
-    def take(self) -> Batch | None:
-        """The next item, None at the end; raises what the iterator raised."""
-        self._futures.append(self._executor.submit(next, self._items, None))
+    def take(self) -> Batch:
+        """The next item; raises what the iterator raised."""
+        self._futures.append(self._executor.submit(next, self._items))
         return self._futures.popleft().result()
 
     def close(self) -> None:

@@ -66,8 +66,8 @@ def _size(image: bytes, where: str) -> tuple[int, int]:
         raise DataError(f"{where}: the image cannot be decoded ({error}); replace it and pack again") from error
     if info.orientation != UPRIGHT:
         raise DataError(
-            f"{where}: the JPEG asks to be rotated (EXIF orientation {info.orientation}), which the native engine would "
-            "do to the pixels but not to the boxes; use --engine python or remove the tag"
+            f"{where}: the JPEG asks to be rotated (EXIF orientation {info.orientation}), which the native engine "
+            "would do to the pixels but not to the boxes; use --engine python or remove the tag"
         )
     return info.size
 
