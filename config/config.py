@@ -14,7 +14,7 @@ from typing import Any
 
 from config.augment_options import TrainAugment
 from config.errors import OptionError
-from config.options import from_mapping
+from config.options import from_mapping, option
 from config.threads import usable_threads
 
 NUM_CROP_SAMPLER = "num_crop_sampler"
@@ -41,9 +41,9 @@ NO_AUGMENT = TrainAugment(**NO_SAMPLER, **_NEVER, max_pad_scale=1.0, inter_metho
 class ReadingOptions:
     """What cfg holds beside the augmentation; preprocess_threads is a limit, no more than the usable cores work."""
 
-    shuffle: bool
-    seed: int
-    preprocess_threads: int
+    shuffle: bool = option(True, "another order in every epoch")
+    seed: int = option(233, "of order and augmentation", minimum=0)
+    preprocess_threads: int = option(48, "workers or threads", minimum=1)
 
 
 class Settings(UserDict[str, Any]):
@@ -86,7 +86,7 @@ def _settings(augment: TrainAugment, reading: ReadingOptions) -> Settings:
 
 
 cfg = ClassicConfig(
-    train=_settings(TrainAugment(), ReadingOptions(shuffle=True, seed=233, preprocess_threads=48)),
+    train=_settings(TrainAugment(), ReadingOptions()),
     valid=_settings(NO_AUGMENT, ReadingOptions(shuffle=False, seed=0, preprocess_threads=32)),
 )
 
@@ -100,7 +100,7 @@ def iterator_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(settings)
     samplers = values.pop(NUM_CROP_SAMPLER, None)
     names = {field.name for field in fields(ReadingOptions)}
-    reading = ReadingOptions(**{name: values.pop(name, getattr(cfg.train, name)) for name in names})
+    reading = from_mapping(ReadingOptions, {name: values.pop(name) for name in names & values.keys()}, "cfg")
     if samplers == 0:
         values |= NO_SAMPLER
     augment = from_mapping(TrainAugment, values, "cfg")

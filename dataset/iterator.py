@@ -24,7 +24,7 @@ PAD_INDEX = -1
 
 
 class RecordIter(mx.io.DataIter, ABC):
-    """The contract of both engines, DetRecordIter and NativeDetRecordIter; the argument `engine` of a run names one.
+    """The contract of both engines, DetRecordIter and NativeDetRecordIter; the option --engine names one.
 
     Serves a shard of a record file: every record once in an epoch, in an order that (seed, epoch) decides.
 

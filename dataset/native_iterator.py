@@ -8,7 +8,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from io import TextIOWrapper
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from dataset.transforms import decode
 
 AHEAD = 3  # batches that the thread makes ahead
 SHUFFLE_CHUNK_MB = 64
+RECORD, LIST = "records.rec", "labels.lst"
 
 T = TypeVar("T")
 Batch = tuple[dict[str, np.ndarray], np.ndarray]  # arrays, positions of the samples in their first rows
@@ -36,10 +38,11 @@ class NativeDetRecordIter(RecordIter):
     naming it when its batch is due, and again until reset() begins the next epoch. What is different from the python
     engine, because C++ decides it:
 
-    - Order: blocks of SHUFFLE_CHUNK_MB are served in random order, and records are shuffled within 8 MB. Order and
-      augmentation depend on (seed, epoch, number of threads), which is at most the number of cores - 1.
-    - The augmenter's random numbers are the same in each epoch; only the order gives an image other ones, so that
-      augment without shuffle is refused.
+    - Shuffling: blocks of SHUFFLE_CHUNK_MB are served in random order, and records are shuffled within 8 MB.
+    - Randomness: order and augmentation go on from epoch to epoch, so that they depend on the epochs served before, and
+      on the number of threads (at most the number of cores - 1). Where a pass begins anew (another start epoch, a pass
+      that was broken off, an error, close()), the order depends on (seed, epoch), but the augmentation is that of a
+      new iterator: a resumed run repeats views. Two runs alike are the same.
     - min_crop_overlaps and the like have no effect unless all six limits exclude something; hue does not wrap around;
       images without objects are not cropped.
     - geometry of augmented samples has NaN for scale and offset.
@@ -48,10 +51,16 @@ class NativeDetRecordIter(RecordIter):
     """
 
     _pass: "Ahead | None" = None
+    _cursor = 0
+    epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Goes to the begin of an epoch."""
-        self.close()
+        follows = self._pass is not None and self._cursor == self.num_batches and epoch == self.epoch + 1
+        if self._pass is not None and follows:
+            self._pass.close()
+        else:
+            self.close()
         self.epoch, self._cursor = epoch, 0
         self._begin()
 
@@ -72,6 +81,7 @@ class NativeDetRecordIter(RecordIter):
         if self._pass is not None:
             self._pass.close()
         self._pass = None
+        self._source.release()
 
     def _begin(self) -> "Ahead":
         """Starts the thread at the batch of the cursor."""
@@ -79,8 +89,6 @@ class NativeDetRecordIter(RecordIter):
         return self._pass
 
     def _prepare(self) -> tuple[int, int]:
-        if self._maker.augment and not self._shuffle:
-            raise OptionError("the native engine repeats its augmentation in every epoch unless shuffle is on")
         shards = split_by_bytes(self._maker.reader.bounds, self._num_parts, self._shuffle_blocks())
         counts = [len(positions) for positions in shards]
         if min(counts) == 0:
@@ -129,15 +137,23 @@ class NativeSource:
         self._maker, self._layout, self._positions, self._arguments = maker, layout, positions, arguments
         self._sizes = labels.sizes
         self._record = open(maker.reader.path, "rb")  # noqa: SIM115 - open as long as the passes
-        self._list = in_memory(labels.lines)
+        self._folder = TemporaryDirectory(prefix="native-labels-")
+        Path(self._folder.name, LIST).write_text(labels.lines, "ascii")
+        Path(self._folder.name, RECORD).symlink_to(f"/proc/self/fd/{self._record.fileno()}")
+        self._native: Any = None  # MXDataIter of the running or finished pass
+
+    def release(self) -> None:
+        """Ends C++'s threads; the next pass begins with a new iterator, otherwise it continues its random numbers."""
+        self._native = None
 
     def batches(self, epoch: int, begin: int, end: int) -> Iterator[Batch]:
         """The batches begin to end - 1 of an epoch; DataError naming a record that C++ cannot decode."""
         unserved = np.zeros(len(self._maker.reader), bool)
         unserved[self._positions] = True
-        native, first = self._call(self._start, unserved, epoch), np.empty(0)
+        self._call(self._start, unserved, epoch)
+        first = np.empty(0)
         for number in range(end):
-            data, positions, objects = self._call(self._take, unserved, native, bool(unserved.any()))
+            data, positions, objects = self._call(self._take, unserved, bool(unserved.any()))
             unserved[positions] = False
             if len(positions) < len(data) and unserved.any():
                 lost = self._maker.where(int(unserved.argmax()))
@@ -148,20 +164,23 @@ class NativeSource:
                 data[len(positions) :] = first.take(np.arange(len(data) - len(positions)), axis=0, mode="wrap")
                 yield self._arrays(data, positions, objects), positions
 
-    def _start(self, epoch: int) -> mx.io.MXDataIter:
-        """A new pass. C++ opens files by name, and ; ? # in it have a meaning: /proc has names without them."""
+    def _start(self, epoch: int) -> None:
+        """Begins a pass. C++ gets names of ours for the files: ; ? # have a meaning, and it lists their folder."""
+        if self._native is not None:
+            self._native.reset()
+            return
         seed = int(np.random.SeedSequence((self._maker.seed, epoch)).generate_state(1)[0] >> 2)
-        return mx.io.ImageDetRecordIter(
-            path_imgrec=f"/proc/self/fd/{self._record.fileno()}",
-            path_imglist=f"/proc/self/fd/{self._list.fileno()}",
+        self._native = mx.io.ImageDetRecordIter(
+            path_imgrec=os.path.join(self._folder.name, RECORD),
+            path_imglist=os.path.join(self._folder.name, LIST),
             seed=seed,
             shuffle_chunk_seed=seed,
             **self._arguments,
         )
 
-    def _take(self, native: mx.io.MXDataIter, more: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _take(self, more: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pixels (B, 3, H, W), positions (n,) and objects (n, M, 6) of the next batch; n = 0 at the end."""
-        batch = next(native, None) if more else None
+        batch = next(self._native, None) if more else None
         if batch is None:
             shape = self._layout.shapes
             return (
@@ -205,14 +224,6 @@ class NativeSource:
             ) from error
 
 
-def in_memory(text: str) -> TextIOWrapper:
-    """An open file without a name that holds the text."""
-    file = open(os.memfd_create("labels"), "w+", encoding="ascii")  # noqa: SIM115 - the caller's
-    file.write(text)
-    file.flush()
-    return file
-
-
 class Ahead:
     """Runs an iterator in a thread, AHEAD items before they are taken; garbage collection ends the thread, too."""
 
@@ -231,4 +242,6 @@ class Ahead:
         self._executor.shutdown(cancel_futures=True)
 
 
-ENGINES: dict[str, type[RecordIter]] = {"python": DetRecordIter, "native": NativeDetRecordIter}
+def iterator_class(engine: str) -> type[RecordIter]:
+    """The iterator of an engine, `python` or `native`."""
+    return {"python": DetRecordIter, "native": NativeDetRecordIter}[engine]

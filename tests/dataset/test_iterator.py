@@ -17,9 +17,10 @@ import pytest
 from config.augment_options import TrainAugment
 from config.errors import DataError, OptionError
 from config.opencv import cv2
+from config.run import ENGINES
 from dataset.iterator import DetRecordIter
-from dataset.native_iterator import ENGINES
 from dataset.labels import pack_label
+from dataset.native_iterator import iterator_class
 from dataset.recordio import RecordWriter, pack
 from dataset.sidecar import Sidecar, write_sidecar
 from dataset.transforms import decode
@@ -77,7 +78,7 @@ def make(record, engine):
 
     def build(path=record, batch_size=4, data_shape=SIZE, **options):
         options = {"augment": None, "num_classes": CLASSES, "workers": 0} | options
-        iterators.append(ENGINES[engine](path, batch_size, data_shape, **options))
+        iterators.append(iterator_class(engine)(path, batch_size, data_shape, **options))
         return iterators[-1]
 
     yield build
@@ -207,7 +208,7 @@ def test_reset_in_mid_epoch_and_set_epoch(make):
 
 @both_engines
 def test_batches_belong_to_the_caller(make):
-    iterator = make(augment=TrainAugment(), shuffle=True, workers=1)
+    iterator = make(augment=TrainAugment(), workers=1)
     batches = list(iterator)
     before = [content(batch) for batch in batches]
     iterator.reset()
@@ -230,9 +231,7 @@ def test_shards_share_the_records_and_have_equal_batch_counts(make, parts, batch
 @both_engines
 def test_only_records_without_objects(make, tmp_path):
     empty = {k: np.zeros((0, 6), np.float32) for k in range(COUNT)}
-    iterator = make(
-        write(tmp_path / "empty.rec", labels=empty), augment=TrainAugment(), shuffle=True, assigner=ToyAssigner()
-    )
+    iterator = make(write(tmp_path / "empty.rec", labels=empty), augment=TrainAugment(), assigner=ToyAssigner())
     for batch in iterator:
         assert batch.label[0].shape == (4, 1, 6)
         assert (batch.label[0].asnumpy() == -1).all()
@@ -344,7 +343,7 @@ SCRIPT = """
     print("begin", flush=True)
     import time
     from dataset.iterator import DetRecordIter
-from dataset.native_iterator import ENGINES
+from dataset.native_iterator import iterator_class
     iterator = DetRecordIter({path!r}, 4, 32, augment=None, num_classes=3, workers=2)
     iterator.next()
     print(*iterator.worker_pids, flush=True)
