@@ -1,13 +1,15 @@
 """NativeDetRecordIter: the batches of docs/architecture.md made by mx.io.ImageDetRecordIter, the classic C++ pipeline.
 
-What that iterator does on its own account is kept out: it gets its labels from a list in memory, checked by our own
-reader, which also tells each sample's place in the file; every epoch is a new pass; padding is ours.
+What that iterator does on its own account is kept out: it gets its labels from a list that our reader has checked and that
+tells each sample's place in the file; every epoch is one pass through the file; padding is ours.
 """
 
 import os
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import BufferedReader
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -138,6 +140,7 @@ class NativeSource:
         self._sizes = labels.sizes
         self._record = open(maker.reader.path, "rb")  # noqa: SIM115 - open as long as the passes
         self._folder = TemporaryDirectory(prefix="native-labels-")
+        weakref.finalize(self, _discard, self._record, self._folder)
         Path(self._folder.name, LIST).write_text(labels.lines, "ascii")
         Path(self._folder.name, RECORD).symlink_to(f"/proc/self/fd/{self._record.fileno()}")
         self._native: Any = None  # MXDataIter of the running or finished pass
@@ -222,6 +225,11 @@ class NativeSource:
             raise DataError(
                 f"{self._maker.reader.path}: MXNet cannot read it ({reason}); use --engine python"
             ) from error
+
+
+def _discard(record: BufferedReader, folder: TemporaryDirectory[str]) -> None:
+    record.close()
+    folder.cleanup()
 
 
 class Ahead:

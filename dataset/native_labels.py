@@ -34,8 +34,8 @@ class LabelList:
 
 
 def label_width(max_objects: int) -> int:
-    """Values of the longest label."""
-    return HEADER_WIDTH + OBJECT_WIDTH * max(1, max_objects)
+    """Values of a label of max_objects >= 1 objects."""
+    return HEADER_WIDTH + OBJECT_WIDTH * max_objects
 
 
 def read_labels(maker: SampleMaker, positions: np.ndarray) -> LabelList:

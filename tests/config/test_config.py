@@ -56,10 +56,10 @@ def test_misspelt_keys_are_refused(train):
     ("changes", "message"),
     [
         ({"num_crop_sampler": 4}, "num_crop_sampler is 4"),
-        ({"rand_pad_prob": 2}, "rand_pad_prob"),
-        ({"max_pad_scale": "wide"}, "max_pad_scale"),
-        ({"preprocess_threads": 0}, "preprocess_threads"),
-        ({"shuffle": "perhaps"}, "shuffle"),
+        ({"rand_pad_prob": 2}, "--rand-pad-prob in cfg"),
+        ({"max_pad_scale": "wide"}, "--max-pad-scale in cfg"),
+        ({"preprocess_threads": 0}, "--preprocess-threads in cfg"),
+        ({"shuffle": "perhaps"}, "--shuffle in cfg"),
     ],
 )
 def test_wrong_values_are_refused(changes, message):

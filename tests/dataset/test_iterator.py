@@ -280,6 +280,7 @@ def test_label_wider_than_max_objects(make):
     assert next(make(max_objects=9)).label[0].shape == (4, 9, 6)
 
 
+@both_engines
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bug_in_an_assigner_is_raised(make, workers):
     iterator = make(workers=workers, assigner=ToyAssigner(fail=True))
