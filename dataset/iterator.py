@@ -26,7 +26,7 @@ PAD_INDEX = -1
 class RecordIter(mx.io.DataIter, ABC):
     """The contract of both engines, DetRecordIter and NativeDetRecordIter; the option --engine names one.
 
-    Serves a shard of a record file: every record once in an epoch, in an order that (seed, epoch) decides.
+    Serves a shard of a record file, every record once in an epoch.
 
     A batch is an mx.io.DataBatch whose arrays belong to the caller: data [(B, 3, H, W) RGB], label [(B, M, 6) rows
     [id, corners normalised to the input, difficult], -1 beyond the objects, then the assigner's arrays]; pad, index
@@ -163,8 +163,8 @@ class RecordIter(mx.io.DataIter, ABC):
 class DetRecordIter(RecordIter):
     """The python engine: worker processes that decode and augment with OpenCV.
 
-    The order is a permutation of all records, and a sample depends on (seed, epoch, its place in the file) alone, not
-    on the number of workers. Shard k of n serves every n-th sample of this order. A damaged record raises when its
+    The order is a permutation of all records that (seed, epoch) decides, and a sample depends on (seed, epoch, its
+    place in the file) alone, not on the number of workers. Shard k of n serves every n-th sample of this order. A damaged record raises when its
     batch is due; next() then goes on with the following batch. A worker that dies raises RuntimeError; next() and
     reset() then start new ones.
     """
