@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny arrays: threads would only wait for one another
+
 import pytest
 from hypothesis import settings
 

@@ -38,6 +38,7 @@ def train_net(options: TrainOptions) -> None:
     sidecars = _read_sidecars(options)
     classes = class_names(options, sidecars[0])
     symbol = get_symbol_train(options.network, options.data_shape, len(classes), **network_options(options))
+    frozen_parameters(options, symbol)
     with ExitStack() as stack:
         stack.enter_context(lock_prefix(options.prefix))
         stack.enter_context(log_to_file(Path(options.log or f"{options.prefix}-train.log")))
@@ -61,16 +62,7 @@ def _fit(
     val_iter: RecordIter | None,
 ) -> None:
     """Everything that mx.mod.Module.fit needs, then fit."""
-    settings = network_options(options)
-    module = DetectionModule(
-        without_det(symbol),
-        get_symbol(options.network, options.data_shape, len(classes), **settings),
-        label_names(**settings),
-        devices,
-        fixed_param_names=[name for name in symbol.list_arguments() if matches(options.freeze, name)],
-        optimizer_state=start.optimizer_state,
-        logger=logger,
-    )
+    module = _make_module(options, devices, len(classes), symbol, start)
     metric = MultiBoxMetric(num_contexts=len(devices))
     progress = Progress(options.batch_size, options.frequent, train_iter.num_batches, options.end_epoch)
     epoch_end = EpochEnd(
@@ -99,6 +91,32 @@ def _fit(
     except (KeyboardInterrupt, SystemExit):
         logger.warning("interrupted; continue with: %s", command_to_continue(epoch_end.is_saved))
         raise
+
+
+def _make_module(
+    options: TrainOptions, devices: Sequence[mx.Context], num_classes: int, symbol: Symbol, start: Start
+) -> DetectionModule:
+    settings = network_options(options)
+    return DetectionModule(
+        without_det(symbol),
+        get_symbol(options.network, options.data_shape, num_classes, **settings),
+        label_names(**settings),
+        devices,
+        fixed_param_names=frozen_parameters(options, symbol),
+        optimizer_state=start.optimizer_state,
+        logger=logger,
+    )
+
+
+def frozen_parameters(options: TrainOptions, symbol: Symbol) -> list[str]:
+    """Names that --freeze matches; OptionError where it matches nothing, or all there is to train."""
+    inputs = {"data", *label_names(**network_options(options))}
+    names = [name for name in symbol.list_arguments() if name not in inputs]
+    frozen = [name for name in names if matches(options.freeze, name)]
+    if options.freeze and len(frozen) in (0, len(names)):
+        amount = "every parameter: nothing is left to train" if frozen else f"no parameter (there is {names[0]})"
+        raise OptionError(f"--freeze {options.freeze!r} matches {amount}")
+    return frozen
 
 
 def without_det(symbol: Symbol) -> Symbol:

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import logging
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -234,6 +236,8 @@ def test_a_second_run_under_the_same_prefix_is_refused(options):
         ({"gpus": "9"}, OptionError, "--gpus 9"),
         ({"network": "resnet"}, OptionError, "resnet"),
         ({"freeze": "("}, OptionError, "--freeze"),
+        ({"freeze": ".*"}, OptionError, "--freeze '.*' matches every parameter"),
+        ({"freeze": "^(conv1_|conv2_).*"}, OptionError, "matches no parameter (there is conv_1_conv2d_weight)"),
         ({"taps": ("conv_99", "conv_12_relu")}, OptionError, "conv_99"),
         ({"log": "/proc/nowhere/log"}, OptionError, "--log /proc/nowhere/log"),
         ({"prefix": "/proc/nowhere/t"}, OptionError, "--prefix /proc/nowhere/t"),
@@ -311,6 +315,29 @@ def test_progress_lines_tell_losses_speed_and_time_left(options, caplog):
 
 
 def test_tensorboard_without_its_package_is_refused(options, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(OptionError, match="pip install"):
         train_net(options(tensorboard=True))
+
+
+def test_tensorboard_scalars(options, monkeypatch):
+    written = {}
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            written["folder"] = folder
+
+        def add_scalar(self, name, value, epoch):
+            written[name, epoch] = value
+
+        def flush(self):
+            pass
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=SummaryWriter))
+    run = options(tensorboard=True)
+    train_net(run)
+    assert written["folder"] == f"{run.prefix}-tensorboard"
+    for line in metrics(run.prefix):
+        assert written["train/CrossEntropy", line["epoch"]] == line["train"]["CrossEntropy"]
+        assert written["validation/mAP", line["epoch"]] == line["validation"]["mAP"]
+        assert written["learning_rate", line["epoch"]] == 0.05
