@@ -164,9 +164,9 @@ class DetRecordIter(RecordIter):
     """The python engine: worker processes that decode and augment with OpenCV.
 
     The order is a permutation of all records that (seed, epoch) decides, and a sample depends on (seed, epoch, its
-    place in the file) alone, not on the number of workers. Shard k of n serves every n-th sample of this order. A damaged record raises when its
-    batch is due; next() then goes on with the following batch. A worker that dies raises RuntimeError; next() and
-    reset() then start new ones.
+    place in the file) alone, not on the number of workers. Shard k of n serves every n-th sample of this order. A
+    damaged record raises when its batch is due; next() then goes on with the following batch. A worker that dies raises
+    RuntimeError; next() and reset() then start new ones.
     """
 
     _pool: WorkerPool | InProcess | None = None

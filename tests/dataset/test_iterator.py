@@ -344,7 +344,6 @@ SCRIPT = """
     print("begin", flush=True)
     import time
     from dataset.iterator import DetRecordIter
-from dataset.native_iterator import iterator_class
     iterator = DetRecordIter({path!r}, 4, 32, augment=None, num_classes=3, workers=2)
     iterator.next()
     print(*iterator.worker_pids, flush=True)

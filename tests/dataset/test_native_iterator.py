@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,11 +58,8 @@ def by_id(iterator):
     }
 
 
-def test_both_engines_see_the_same_photographs(tmp_path):
-    folder = os.environ.get("DATA_DIR")
-    if not folder or not Path(folder, "bccd").is_dir():
-        pytest.skip("DATA_DIR with the folder bccd/ is not set")
-    images = sorted(Path(folder, "bccd").rglob("*.jpg"))[:12]
+def test_both_engines_see_the_same_photographs(bccd_dir, tmp_path):
+    images = sorted((bccd_dir / "JPEGImages").glob("*.jpg"))[:12]
     with RecordWriter(tmp_path / "photos.rec") as writer:
         for k, path in enumerate(images):
             writer.write(k, pack(pack_label(objects_of(k)), path.read_bytes(), k))
