@@ -1,4 +1,4 @@
-"""Images per second of DetRecordIter beside mx.io.ImageDetRecordIter with the same augmentation on the same record.
+"""Images per second of both engines beside mx.io.ImageDetRecordIter with the same augmentation on the same record.
 
 python -m benchmarks.data_pipeline --rec data/train.rec
 """
@@ -9,14 +9,16 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
 from config.augment_options import TrainAugment
+from config.config import classic_arguments
 from config.errors import OptionError, run_command
 from config.options import option, parse_options
+from config.run import ENGINES
 from config.runtime import mx
-from dataset.iterator import DetRecordIter
+from dataset.native_iterator import iterator_class
 from dataset.recordio import RecordReader
 
 MEAN = (123, 117, 104)
@@ -44,7 +46,8 @@ def main(argv: list[str]) -> None:
     if not options.rec:
         raise OptionError("--rec is missing: name a record file, e.g. one made by tools/prepare_dataset.py")
     images = len(RecordReader(options.rec))
-    makers = {"mx.io.ImageDetRecordIter": classic_iterator, "DetRecordIter": our_iterator}
+    makers = {"mx.io.ImageDetRecordIter": classic_iterator}
+    makers |= {f"--engine {engine}": partial(our_iterator, engine) for engine in ENGINES}
     speeds: dict[tuple[str, int], list[float]] = {}
     for _ in range(options.rounds):
         for workers, (name, make) in itertools.product(options.workers, makers.items()):
@@ -55,9 +58,9 @@ def main(argv: list[str]) -> None:
     print_table({key: statistics.median(values) for key, values in speeds.items()})
 
 
-def our_iterator(options: BenchmarkOptions, workers: int) -> mx.io.DataIter:
-    """The pipeline of this project."""
-    return DetRecordIter(
+def our_iterator(engine: str, options: BenchmarkOptions, workers: int) -> mx.io.DataIter:
+    """A pipeline of this project."""
+    return iterator_class(engine)(
         options.rec,
         options.batch_size,
         options.data_shape,
@@ -83,13 +86,8 @@ def classic_iterator(options: BenchmarkOptions, threads: int) -> mx.io.DataIter:
         preprocess_threads=threads,
         verbose=False,
         ctx="cpu",
-        **(classic_augmentation(TrainAugment()) if options.augment == "ssd" else {}),
+        **classic_arguments(TrainAugment() if options.augment == "ssd" else None),
     )
-
-
-def classic_augmentation(augment: TrainAugment) -> dict[str, Any]:
-    """The arguments of ImageDetRecordIter for the same augmentation."""
-    return asdict(augment) | {"num_crop_sampler": augment.num_crop_sampler}
 
 
 def measure(make: Callable[[BenchmarkOptions, int], mx.io.DataIter], options: BenchmarkOptions, workers: int) -> float:

@@ -8,6 +8,8 @@ from config.augment_options import TrainAugment
 from config.network_options import NetworkOptions
 from config.options import option
 
+ENGINES = ("python", "native")
+
 
 @dataclass(frozen=True)
 class InputOptions:
@@ -41,7 +43,10 @@ class RunOptions(InputOptions):
     num_class: int | None = option(None, "number of classes (default: the record's)", "data", minimum=1)
     class_names: tuple[str, ...] = option((), "names of the classes (default: the record's)", "data")
     workers: int | None = option(
-        None, "processes that prepare batches (default: one per usable core)", "data", minimum=0
+        None, "processes, or native threads, that prepare batches (default: one per usable core)", "data", minimum=0
+    )
+    engine: str = option(
+        "python", "who prepares batches: worker processes, or native = MXNet's C++ threads", "data", choices=ENGINES
     )
     augment: str = option(
         "ssd", "training augmentation: ssd = the classic one, none = resize only", "data", choices=("ssd", "none")
@@ -107,7 +112,10 @@ class EvaluateOptions(DeviceOptions):
     epoch: str = option("auto", "epoch of the checkpoint; auto = the newest, best = the best one", "model")
     batch_size: int | None = option(None, "images per batch (default: as in training)", "data", minimum=1)
     workers: int | None = option(
-        None, "processes that prepare batches (default: one per usable core)", "data", minimum=0
+        None, "processes, or native threads, that prepare batches (default: one per usable core)", "data", minimum=0
+    )
+    engine: str = option(
+        "python", "who prepares batches: worker processes, or native = MXNet's C++ threads", "data", choices=ENGINES
     )
     nms: float | None = option(
         None, "IoU from which non-maximum suppression removes a box (default: as in training)", "detection", minimum=0.0

@@ -38,18 +38,34 @@ def check_image(content: bytes) -> ImageInfo:
     kind = next((name for signature, name in _SIGNATURES.items() if content.startswith(signature)), None)
     if not content or kind is None:
         raise DataError("neither JPEG nor PNG" if content else "empty file")
+    info = _read(content, [kind], kind, load=True)
+    _decode(content, info.size, kind)
+    return info
+
+
+def image_header(content: bytes) -> ImageInfo:
+    """What the first bytes of an image of any format tell; DataError with the reason alone if it is none.
+
+    The orientation is that of JPEG files, 1 for others.
+    """
+    return _read(content, None, "image", load=False)
+
+
+def _read(content: bytes, formats: list[str] | None, kind: str, *, load: bool) -> ImageInfo:
+    """Header of an image, or with `load` all of it; DataError with the reason alone."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content), formats=[kind]) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content), formats=formats) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise DataError(f"{width} x {height} pixels, more than {MAX_PIXELS // 10**6} million")
-            orientation = int(image.getexif().get(_ORIENTATION, 1))
-            image.load()
+            exif_in_header = image.format in ("JPEG", "MPO")  # of a PNG it may come after the pixels
+            orientation = int(image.getexif().get(_ORIENTATION, 1)) if load or exif_in_header else 1
+            if load:
+                image.load()
     except UnidentifiedImageError as error:
         raise DataError(f"damaged {kind}: its header cannot be read") from error
     except (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(f"damaged {kind}: {error}") from error
-    _decode(content, (height, width), kind)
     return ImageInfo((height, width), orientation)
 
 

@@ -1,6 +1,7 @@
 """DetRecordIter: batches of a record file for a Module, made by worker processes (docs/architecture.md, Batch)."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +23,18 @@ NORMALISER = "normaliser"
 PAD_INDEX = -1
 
 
-class DetRecordIter(mx.io.DataIter):
-    """Serves a shard of a record file: every record once in an epoch, in an order that (seed, epoch) decides.
+class RecordIter(mx.io.DataIter, ABC):
+    """The contract of both engines, DetRecordIter and NativeDetRecordIter; the option --engine names one.
+
+    Serves a shard of a record file, every record once in an epoch.
 
     A batch is an mx.io.DataBatch whose arrays belong to the caller: data [(B, 3, H, W) RGB], label [(B, M, 6) rows
     [id, corners normalised to the input, difficult], -1 beyond the objects, then the assigner's arrays]; pad, index
     (B,) int64 ids of the records; and geometry (B, 6) float32: h, w of the image, scale y, x, offset y, x with input
     pixel = image pixel * scale + offset (scale x < 0: mirrored). The last `pad` rows are no samples: geometry 0, label
     -1, index -1, ignored targets, and the pixels of the epoch's first samples, as batch norm sees them. The label
-    `normaliser` (B, 1) holds in each row the number of positives of the batch. A sample depends on (seed, epoch, its
-    place in the file) alone, not on the number of workers.
-
-    A damaged record raises DataError with its id when its batch is due; next() then goes on with the following batch,
-    reset() with the next epoch. A worker that dies raises RuntimeError; both then start new workers.
+    `normaliser` (B, 1) holds in each row the number of positives of the batch. A damaged record raises DataError with
+    its id; reset() goes on with the next epoch.
 
     Attributes:
         class_names: from the sidecar, None without one.
@@ -64,7 +64,7 @@ class DetRecordIter(mx.io.DataIter):
         part_index: int = 0,
         label_name: str = LABEL,
     ) -> None:
-        """Opens the record and starts the workers.
+        """Opens the record and starts to make batches.
 
         Args:
             path_imgrec: the .rec file, with .idx and sidecar .json beside it if there are any.
@@ -77,8 +77,8 @@ class DetRecordIter(mx.io.DataIter):
             assigner: makes the targets of a network; None = label alone.
             shuffle: another order in every epoch.
             seed, epoch: decide order and augmentation.
-            workers: processes; None = usable cores, 0 = work in this process (to debug).
-            num_parts, part_index: serve every num_parts-th sample of the epoch's order.
+            workers: processes (native: threads); None = usable cores, 0 = work in this process (to debug).
+            num_parts, part_index: serve one of num_parts shards.
             label_name: name of the first label.
 
         Raises:
@@ -103,17 +103,13 @@ class DetRecordIter(mx.io.DataIter):
             seed=seed,
         )
         self._layout = BatchLayout(batch_size, self._maker.shapes())
-        self._shuffle, self._part = shuffle, slice(part_index, None, num_parts)
+        self._shuffle, self._num_parts, self._part_index = shuffle, num_parts, part_index
         self._label_name = label_name
-        count = len(source.reader)
-        if count < num_parts:
-            raise OptionError(f"{path_imgrec} holds {count} records, too few for {num_parts} parts")
-        self.num_batches = math.ceil(math.ceil(count / num_parts) / batch_size)
-        self.num_examples = len(range(count)[self._part])
+        if len(source.reader) < num_parts:
+            raise OptionError(f"{path_imgrec} holds {len(source.reader)} records, too few for {num_parts} parts")
         self._workers = min(usable_threads(), batch_size) if workers is None else workers
-        self._pool: WorkerPool | InProcess | None = None
+        self.num_examples, self.num_batches = self._prepare()
         self.set_epoch(epoch)
-        self._running_pool()
 
     @property
     def provide_data(self) -> list[mx.io.DataDesc]:
@@ -129,14 +125,56 @@ class DetRecordIter(mx.io.DataIter):
             if name not in (DATA, GEOMETRY)
         ]
 
+    def reset(self) -> None:
+        """Begins the next epoch, in mid-epoch too."""
+        self.set_epoch(self.epoch + 1)
+
+    @abstractmethod
+    def set_epoch(self, epoch: int) -> None:
+        """Goes to the begin of an epoch."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends all work in the background and frees its memory; next() would start it again and go on."""
+
+    @abstractmethod
+    def _prepare(self) -> tuple[int, int]:
+        """Gets ready to make batches; returns num_examples and num_batches."""
+
+    def _batch(self, arrays: dict[str, np.ndarray], positions: np.ndarray) -> mx.io.DataBatch:
+        """Arrays with the samples at `positions` in their first rows, completed by padding and the normaliser."""
+        pad = self.batch_size - len(positions)
+        if pad:
+            self._maker.write_padding(arrays, len(positions))
+        if NORMALISER in arrays:
+            arrays[NORMALISER][:] = arrays[NORMALISER].sum()
+        batch = mx.io.DataBatch(
+            data=[_to_mxnet(arrays[DATA])],
+            label=[_to_mxnet(array) for name, array in arrays.items() if name not in (DATA, GEOMETRY)],
+            pad=pad,
+            index=np.append(self._maker.reader.keys[positions], [PAD_INDEX] * pad).astype(np.int64),
+            provide_data=self.provide_data,
+            provide_label=self.provide_label,
+        )
+        batch.geometry = arrays[GEOMETRY].copy()
+        return batch
+
+
+class DetRecordIter(RecordIter):
+    """The python engine: worker processes that decode and augment with OpenCV.
+
+    The order is a permutation of all records that (seed, epoch) decides, and a sample depends on (seed, epoch, its
+    place in the file) alone, not on the number of workers. Shard k of n serves every n-th sample of this order. A
+    damaged record raises when its batch is due; next() then goes on with the following batch. A worker that dies raises
+    RuntimeError; next() and reset() then start new ones.
+    """
+
+    _pool: WorkerPool | InProcess | None = None
+
     @property
     def worker_pids(self) -> list[int]:
         """Process ids of the workers, [] without any."""
         return self._pool.pids if isinstance(self._pool, WorkerPool) else []
-
-    def reset(self) -> None:
-        """Begins the next epoch, in mid-epoch too."""
-        self.set_epoch(self.epoch + 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Goes to the begin of an epoch."""
@@ -155,7 +193,7 @@ class DetRecordIter(mx.io.DataIter):
             self._submit(pool)
             slot = self._cursor % SLOTS
             pool.wait(slot)
-            batch = self._batch(pool.slots[slot])
+            batch = self._batch(pool.slots[slot], self._positions(self._cursor))
         except UserError:
             self._cursor += 1
             raise
@@ -171,6 +209,12 @@ class DetRecordIter(mx.io.DataIter):
         if self._pool is not None:
             self._pool.close()
         self._pool, self._submitted = None, self._cursor
+
+    def _prepare(self) -> tuple[int, int]:
+        count = len(self._maker.reader)
+        self._part = slice(self._part_index, None, self._num_parts)
+        self._running_pool()
+        return len(range(count)[self._part]), math.ceil(math.ceil(count / self._num_parts) / self.batch_size)
 
     def _running_pool(self) -> WorkerPool | InProcess:
         if self._pool is None:
@@ -203,25 +247,6 @@ class DetRecordIter(mx.io.DataIter):
             rows = np.arange(self._submitted * self.batch_size, (self._submitted + 1) * self.batch_size)
             pool.submit(self._submitted % SLOTS, self.epoch, self._order.take(rows, mode="wrap"))
             self._submitted += 1
-
-    def _batch(self, arrays: dict[str, np.ndarray]) -> mx.io.DataBatch:
-        """The finished batch in a slot, completed by padding and the normaliser, as arrays of its own."""
-        positions = self._positions(self._cursor)
-        pad = self.batch_size - len(positions)
-        if pad:
-            self._maker.write_padding(arrays, len(positions))
-        if NORMALISER in arrays:
-            arrays[NORMALISER][:] = arrays[NORMALISER].sum()
-        batch = mx.io.DataBatch(
-            data=[_to_mxnet(arrays[DATA])],
-            label=[_to_mxnet(array) for name, array in arrays.items() if name not in (DATA, GEOMETRY)],
-            pad=pad,
-            index=np.append(self._maker.reader.keys[positions], [PAD_INDEX] * pad).astype(np.int64),
-            provide_data=self.provide_data,
-            provide_label=self.provide_label,
-        )
-        batch.geometry = arrays[GEOMETRY].copy()
-        return batch
 
 
 @dataclass(frozen=True)

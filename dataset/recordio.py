@@ -121,6 +121,11 @@ class RecordReader:
         """The number of records, at least 1."""
         return len(self._bounds) - 1
 
+    @property
+    def bounds(self) -> np.ndarray:
+        """The byte offsets of the records and, last, the size of the file, int64 (n + 1,)."""
+        return self._bounds
+
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the open file, which the copy opens again when it reads."""
         return self.__dict__ | {"_file": None}

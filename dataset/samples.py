@@ -68,16 +68,21 @@ class SampleMaker:
         own = {DATA: (3, *self.size), LABEL: (self.max_objects, OBJECT_WIDTH), GEOMETRY: (6,)}
         return own | (self.assigner.shapes(self.size) if self.assigner else {})
 
-    def write(self, arrays: Arrays, row: int, epoch: int, position: int) -> None:
-        """Fills row `row` of the batch arrays with the record at `position`; DataError naming a damaged record."""
-        where = self.where(position)
-        record = unpack(self.reader.read(position), where)
-        objects = parse_label(record.label, where)
+    def objects(self, label: np.ndarray, where: str) -> np.ndarray:
+        """The objects (n, 6) of a record's label, checked; DataError."""
+        objects = parse_label(label, where)
         validate(objects, self.num_classes, where)
         if len(objects) > self.max_objects:
             raise DataError(
                 f"{where}: {len(objects)} objects, but labels have {self.max_objects} rows; raise max_objects"
             )
+        return objects
+
+    def write(self, arrays: Arrays, row: int, epoch: int, position: int) -> None:
+        """Fills row `row` of the batch arrays with the record at `position`; DataError naming a damaged record."""
+        where = self.where(position)
+        record = unpack(self.reader.read(position), where)
+        objects = self.objects(record.label, where)
         image = decode(record.image, where)
         if self.augment is None:
             pixels, objects, view = resize_only(image, objects, self.size)
@@ -90,17 +95,18 @@ class SampleMaker:
         label[: len(objects)] = objects
         label[len(objects) :] = -1
         if self.assigner:
-            _write_all(arrays, row, self.assigner(objects, self.size))
+            write_all(arrays, row, self.assigner(objects, self.size))
 
     def write_padding(self, arrays: Arrays, begin: int) -> None:
         """Makes the rows from `begin` on padding: geometry 0, label -1, ignored targets; the pixels stay."""
         arrays[GEOMETRY][begin:] = 0
         arrays[LABEL][begin:] = -1
         if self.assigner:
-            _write_all(arrays, slice(begin, None), self.assigner.ignored(self.size))
+            write_all(arrays, slice(begin, None), self.assigner.ignored(self.size))
 
 
-def _write_all(arrays: Arrays, rows: int | slice, values: Mapping[str, np.ndarray]) -> None:
+def write_all(arrays: Arrays, rows: int | slice, values: Mapping[str, np.ndarray]) -> None:
+    """Writes an assigner's targets to rows of the batch arrays."""
     for name, value in values.items():
         arrays[name][rows] = value
 

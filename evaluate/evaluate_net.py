@@ -8,7 +8,7 @@ from typing import Any
 
 from config.errors import DataError, OptionError
 from config.runtime import mx
-from dataset.iterator import DetRecordIter
+from dataset.native_iterator import iterator_class
 from dataset.sidecar import read_sidecar
 from evaluate.eval_metric import MApMetric, VOC07MApMetric
 from evaluate.scoring import score_detections
@@ -34,6 +34,7 @@ def evaluate_net(
     *,
     batch_size: int | None = None,
     workers: int | None = None,
+    engine: str = "python",
     overlap: float = 0.5,
     use_difficult: bool = False,
     voc07: bool = True,
@@ -49,7 +50,7 @@ def evaluate_net(
     _check_classes(rec_path, meta["class_names"], checkpoint.prefix)
     batch_size = batch_size or meta["batch_size"]
     check_batch_size(batch_size, devices)
-    iterator = DetRecordIter(
+    iterator = iterator_class(engine)(
         rec_path,
         batch_size,
         (3, *meta["data_shape"]),

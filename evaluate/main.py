@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
         contexts(options),
         batch_size=options.batch_size,
         workers=options.workers,
+        engine=options.engine,
         overlap=options.overlap,
         use_difficult=options.use_difficult,
         voc07=options.voc07,

@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 from config.errors import DataError, OptionError
 from config.run import TrainOptions, augment_options, network_options
 from config.runtime import mx
-from dataset.iterator import DetRecordIter
+from dataset.iterator import RecordIter
+from dataset.native_iterator import iterator_class
 from dataset.sidecar import Sidecar, read_sidecar
 from evaluate.eval_metric import MApMetric, VOC07MApMetric
 from symbol.layers import matches
@@ -58,8 +59,8 @@ def _fit(
     classes: tuple[str, ...],
     symbol: Symbol,
     start: Start,
-    train_iter: DetRecordIter,
-    val_iter: DetRecordIter | None,
+    train_iter: RecordIter,
+    val_iter: RecordIter | None,
 ) -> None:
     """Everything that mx.mod.Module.fit needs, then fit."""
     module = _make_module(options, devices, len(classes), symbol, start)
@@ -185,7 +186,7 @@ def _read_sidecars(options: TrainOptions) -> list[Sidecar | None]:
 
 def _iterators(
     options: TrainOptions, num_classes: int, sidecars: Sequence[Sidecar | None], epoch: int
-) -> tuple[DetRecordIter, DetRecordIter | None]:
+) -> tuple[RecordIter, RecordIter | None]:
     """The training iterator at its epoch and the validation iterator."""
     common: dict[str, Any] = {
         "batch_size": options.batch_size,
@@ -196,7 +197,8 @@ def _iterators(
         "workers": options.workers,
     }
     assigner = get_assigner(options.network, options.data_shape, num_classes, **network_options(options))
-    train = DetRecordIter(
+    kind = iterator_class(options.engine)
+    train = kind(
         options.train_path,
         augment=augment_options(options),
         assigner=assigner,
@@ -205,7 +207,7 @@ def _iterators(
         epoch=epoch,
         **common,
     )
-    return train, DetRecordIter(options.val_path, augment=None, **common) if options.val_path else None
+    return train, kind(options.val_path, augment=None, **common) if options.val_path else None
 
 
 def _label_rows(options: TrainOptions, sidecars: Sequence[Sidecar | None]) -> int | None:
@@ -222,9 +224,7 @@ def _validation_metric(options: TrainOptions, classes: tuple[str, ...]) -> MApMe
     return kind(ovp_thresh=options.overlap, use_difficult=options.use_difficult, class_names=list(classes))
 
 
-def _optimizer_params(
-    options: TrainOptions, start: Start, train_iter: DetRecordIter, num_contexts: int
-) -> dict[str, Any]:
+def _optimizer_params(options: TrainOptions, start: Start, train_iter: RecordIter, num_contexts: int) -> dict[str, Any]:
     """Arguments of the optimizer. A resumed run counts updates from where its first part did: same schedule."""
     counted_from = start.epoch - round(start.num_update / train_iter.num_batches)
     rate, scheduler = make_schedule(options, train_iter.num_examples, max(0, counted_from))

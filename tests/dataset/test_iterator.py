@@ -17,8 +17,10 @@ import pytest
 from config.augment_options import TrainAugment
 from config.errors import DataError, OptionError
 from config.opencv import cv2
+from config.run import ENGINES
 from dataset.iterator import DetRecordIter
 from dataset.labels import pack_label
+from dataset.native_iterator import iterator_class
 from dataset.recordio import RecordWriter, pack
 from dataset.sidecar import Sidecar, write_sidecar
 from dataset.transforms import decode
@@ -60,14 +62,23 @@ def record(tmp_path_factory):
     return write(tmp_path_factory.mktemp("rec") / "toy.rec")
 
 
+both_engines = pytest.mark.parametrize("engine", ENGINES)
+
+
 @pytest.fixture
-def make(record):
+def engine():
+    """The engine of tests that are not parametrised."""
+    return "python"
+
+
+@pytest.fixture
+def make(record, engine):
     """Makes iterators over the toy record and closes them."""
     iterators = []
 
     def build(path=record, batch_size=4, data_shape=SIZE, **options):
         options = {"augment": None, "num_classes": CLASSES, "workers": 0} | options
-        iterators.append(DetRecordIter(path, batch_size, data_shape, **options))
+        iterators.append(iterator_class(engine)(path, batch_size, data_shape, **options))
         return iterators[-1]
 
     yield build
@@ -109,6 +120,7 @@ def gone(pids, seconds=10):
     return not any(map(alive, pids))
 
 
+@both_engines
 def test_validation_batches(make):
     iterator = make()
     assert [tuple(d.shape) for d in iterator.provide_data] == [(4, 3, *SIZE)]
@@ -127,6 +139,7 @@ def test_validation_batches(make):
     assert [batch.pad for batch in batches] == [0, 0, 1]
 
 
+@both_engines
 def test_padding_rows(make):
     iterator = make(assigner=ToyAssigner())
     first, *_, last = iterator
@@ -139,6 +152,7 @@ def test_padding_rows(make):
     assert last.index.dtype == np.int64
 
 
+@both_engines
 def test_assigner_arrays_are_labels_and_the_normaliser_is_of_the_batch(make):
     iterator = make(assigner=ToyAssigner(), label_name="truth")
     names = [(d.name, tuple(d.shape)) for d in iterator.provide_label]
@@ -148,6 +162,7 @@ def test_assigner_arrays_are_labels_and_the_normaliser_is_of_the_batch(make):
         np.testing.assert_array_equal(batch.label[-1].asnumpy(), np.full((4, 1), objects.sum(), np.float32))
 
 
+@both_engines
 def test_every_record_once_in_an_order_of_seed_and_epoch(make):
     first, again, other = make(shuffle=True, seed=3), make(shuffle=True, seed=3), make(shuffle=True, seed=4)
     order = ids(first)
@@ -177,6 +192,7 @@ def test_workers_change_nothing(make):
     assert any((a[0] != b[0]).any() for a, b in zip(epochs[0][:3], epochs[0][3:], strict=True))
 
 
+@both_engines
 def test_reset_in_mid_epoch_and_set_epoch(make):
     options = {"augment": TrainAugment(), "shuffle": True, "workers": 2}
     iterator = make(**options)
@@ -190,6 +206,7 @@ def test_reset_in_mid_epoch_and_set_epoch(make):
     assert_same(epoch_of(iterator), epoch_of(make(**options)))
 
 
+@both_engines
 def test_batches_belong_to_the_caller(make):
     iterator = make(augment=TrainAugment(), workers=1)
     batches = list(iterator)
@@ -199,6 +216,7 @@ def test_batches_belong_to_the_caller(make):
     assert_same(before, [content(batch) for batch in batches])
 
 
+@both_engines
 @pytest.mark.parametrize("parts", [2, 3, 4])
 @pytest.mark.parametrize("batch_size", [1, 4, 20])
 def test_shards_share_the_records_and_have_equal_batch_counts(make, parts, batch_size):
@@ -210,6 +228,7 @@ def test_shards_share_the_records_and_have_equal_batch_counts(make, parts, batch
     assert sum(shard.num_examples for shard in shards) == COUNT
 
 
+@both_engines
 def test_only_records_without_objects(make, tmp_path):
     empty = {k: np.zeros((0, 6), np.float32) for k in range(COUNT)}
     iterator = make(write(tmp_path / "empty.rec", labels=empty), augment=TrainAugment(), assigner=ToyAssigner())
@@ -240,6 +259,7 @@ def test_bad_record_is_named_when_its_batch_is_due_and_the_next_epoch_works(make
         iterator.reset()
 
 
+@both_engines
 def test_sidecar_tells_classes_and_width_and_must_belong_to_the_record(make, tmp_path):
     path = write(tmp_path / "toy.rec")
     facts = {"objects_per_class": (1, 2, 3, 4), "num_objects": 15, "label_width": 20, "source": "", "sha256": ""}
@@ -253,12 +273,14 @@ def test_sidecar_tells_classes_and_width_and_must_belong_to_the_record(make, tmp
         make(path)
 
 
+@both_engines
 def test_label_wider_than_max_objects(make):
     with pytest.raises(DataError, match="record 103: 3 objects, but labels have 2 rows"):
         epoch_of(make(max_objects=2))
     assert next(make(max_objects=9)).label[0].shape == (4, 9, 6)
 
 
+@both_engines
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bug_in_an_assigner_is_raised(make, workers):
     iterator = make(workers=workers, assigner=ToyAssigner(fail=True))
@@ -383,6 +405,7 @@ def test_too_little_memory_is_one_sentence(record):
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
+@both_engines
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -401,6 +424,7 @@ def test_wrong_options(make, options, message):
         make(**options)
 
 
+@both_engines
 def test_missing_record(make, tmp_path):
     with pytest.raises(DataError, match="nowhere.rec"):
         make(tmp_path / "nowhere.rec")

@@ -46,6 +46,15 @@ def scores(evaluation):
     return {name: ap for name, ap in found.items() if np.isfinite(ap)} | {"mAP": evaluation.result.mean_ap}
 
 
+def test_both_engines_give_the_same_scores(trained):
+    """The images are PNG: both decode and resize them to the same pixels."""
+    prefix, record = trained
+    checkpoint = load_checkpoint(prefix, list_epochs(prefix)[-1])
+    native = evaluate_net(checkpoint, record, CPU, engine="native")
+    assert scores(native) == scores(evaluate_net(checkpoint, record, CPU, workers=0))
+    assert native.images == IMAGES
+
+
 def test_every_checkpoint_scores_what_its_validation_said(trained):
     """To the last digit. Two traps of mxnet 1.9.1 broke this (train/module.py): moving averages read too early, and
     batch norm folded into the weights of an earlier validation."""

@@ -13,6 +13,7 @@ import pytest
 from config.errors import CheckpointError, DataError, OptionError, TrainingError
 from config.opencv import cv2
 from config.runtime import mx
+from evaluate.evaluate_net import evaluate_net
 from symbol.layers import matches
 from tests.train.tiny import CLASSES, metrics, write_record
 from train.checkpoint import list_epochs, load_checkpoint, load_optimizer_state, optimizer_path, params_path, read_meta
@@ -196,6 +197,16 @@ def test_an_equal_score_does_not_replace_the_best(options, monkeypatch):
     run = options(end_epoch=3, save_every=3)
     train_net(run)
     assert load_checkpoint(run.prefix, "best").epoch == 1
+
+
+def test_the_native_engine_trains_and_validates_as_the_other_does(options):
+    native = options(engine="native", augment="ssd")
+    train_net(native)
+    lines = metrics(native.prefix)
+    assert len(lines) == 2
+    assert all(np.isfinite(value) for line in lines for value in line["train"].values())
+    evaluation = evaluate_net(load_checkpoint(native.prefix, 2), native.val_path, [mx.cpu()], workers=0)
+    np.testing.assert_equal(evaluation.result.mean_ap, lines[-1]["validation"]["mAP"])
 
 
 def test_two_contexts_train(options):

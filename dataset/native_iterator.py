@@ -1,0 +1,255 @@
+"""NativeDetRecordIter: the batches of docs/architecture.md made by mx.io.ImageDetRecordIter, the classic C++ pipeline.
+
+What that iterator does on its own account is kept out: it gets its labels from a list that our reader has checked and
+that tells each sample's place in the file; every epoch is one pass through the file; padding is ours.
+"""
+
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BufferedReader
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import numpy as np
+
+from config.config import classic_arguments
+from config.errors import DataError, OptionError
+from config.runtime import mx
+from dataset.iterator import DetRecordIter, RecordIter
+from dataset.native_labels import label_width, parse_rows, read_labels, real_objects, split_by_bytes
+from dataset.recordio import unpack
+from dataset.samples import DATA, GEOMETRY, LABEL, BatchLayout, SampleMaker, write_all
+from dataset.transforms import decode
+
+AHEAD = 3  # batches that the thread makes ahead
+SHUFFLE_CHUNK_MB = 64
+RECORD, LIST = "records.rec", "labels.lst"
+
+T = TypeVar("T")
+Batch = tuple[dict[str, np.ndarray], np.ndarray]  # arrays, positions of the samples in their first rows
+
+
+class NativeDetRecordIter(RecordIter):
+    """The native engine: C++ decodes and augments, a thread of this process assigns targets a few batches ahead.
+
+    Labels, classes and image headers of the whole shard are checked on construction; a damaged image raises DataError
+    naming it when its batch is due, and again until reset() begins the next epoch. What is different from the python
+    engine, because C++ decides it:
+
+    - Shuffling: blocks of SHUFFLE_CHUNK_MB are served in random order, and records are shuffled within 8 MB.
+    - Randomness: order and augmentation go on from epoch to epoch, so that they depend on the epochs served before, and
+      on the number of threads (at most the number of cores - 1). Where a pass begins anew (another start epoch, a pass
+      that was broken off, an error, close()), the order depends on (seed, epoch), but the augmentation is that of a
+      new iterator: a resumed run repeats views. Two runs alike are the same.
+    - min_crop_overlaps and the like have no effect unless all six limits exclude something; hue does not wrap around;
+      images without objects are not cropped.
+    - geometry of augmented samples has NaN for scale and offset.
+    - Shards are ranges of bytes: their numbers of records differ, and shorter ones end with batches of padding.
+    - JPEG files with an EXIF rotation are refused, since C++ rotates the pixels but not the boxes.
+    """
+
+    _pass: "Ahead | None" = None
+    _cursor = 0
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Goes to the begin of an epoch."""
+        follows = self._pass is not None and self._cursor == self.num_batches and epoch == self.epoch + 1
+        if self._pass is not None and follows:
+            self._pass.close()
+        else:
+            self.close()
+        self.epoch, self._cursor = epoch, 0
+        self._begin()
+
+    def next(self) -> mx.io.DataBatch:
+        """The next batch; StopIteration at the end of the epoch."""
+        if self._cursor >= self.num_batches:
+            raise StopIteration
+        try:
+            arrays, positions = (self._pass or self._begin()).take()
+        except BaseException:
+            self.close()
+            raise
+        self._cursor += 1
+        return self._batch(arrays, positions)
+
+    def close(self) -> None:
+        """Ends the thread and the C++ iterator; next() would start them again."""
+        if self._pass is not None:
+            self._pass.close()
+        self._pass = None
+        self._source.release()
+
+    def _begin(self) -> "Ahead":
+        """Starts the thread at the batch of the cursor."""
+        self._pass = Ahead(self._source.batches(self.epoch, self._cursor, self.num_batches))
+        return self._pass
+
+    def _prepare(self) -> tuple[int, int]:
+        shards = split_by_bytes(self._maker.reader.bounds, self._num_parts, self._shuffle_blocks())
+        counts = [len(positions) for positions in shards]
+        if min(counts) == 0:
+            raise OptionError(f"{self._maker.reader.path} has records too large for {self._num_parts} parts")
+        self._source = NativeSource(self._maker, self._layout, shards[self._part_index], self._arguments())
+        return counts[self._part_index], -(-max(counts) // self.batch_size)
+
+    def _shuffle_blocks(self) -> int:
+        """The number of blocks of a shard that are served in random order, as C++ computes it."""
+        share = int(self._maker.reader.bounds[-1]) * 1.1 / (self._num_parts * (SHUFFLE_CHUNK_MB << 20))
+        return max(1, int(np.ceil(share))) if self._shuffle else 1
+
+    def _arguments(self) -> dict[str, Any]:
+        """The arguments of mx.io.ImageDetRecordIter that are the same in all epochs."""
+        maker = self._maker
+        mean = {f"mean_{channel}": float(value) for channel, value in zip("rgb", maker.mean, strict=True)}
+        std = {f"std_{channel}": float(value) for channel, value in zip("rgb", maker.std, strict=True)}
+        return (
+            mean
+            | std
+            | classic_arguments(maker.augment)
+            | {
+                "batch_size": self.batch_size,
+                "data_shape": (3, *maker.size),
+                "label_pad_width": label_width(maker.max_objects),
+                "preprocess_threads": max(1, self._workers),
+                "num_parts": self._num_parts,
+                "part_index": self._part_index,
+                "shuffle": self._shuffle,
+                "shuffle_chunk_size": SHUFFLE_CHUNK_MB if self._shuffle else 0,
+                "round_batch": False,
+                "verbose": False,
+                "ctx": "cpu",
+            }
+        )
+
+
+class NativeSource:
+    """Passes of mx.io.ImageDetRecordIter through a shard; it lives as long as any of them."""
+
+    def __init__(
+        self, maker: SampleMaker, layout: BatchLayout, positions: np.ndarray, arguments: dict[str, Any]
+    ) -> None:
+        """Reads the labels of the records at `positions`; arguments are those of all passes."""
+        labels = read_labels(maker, positions)
+        self._maker, self._layout, self._positions, self._arguments = maker, layout, positions, arguments
+        self._sizes = labels.sizes
+        self._record = open(maker.reader.path, "rb")  # noqa: SIM115 - open as long as the passes
+        self._folder = TemporaryDirectory(prefix="native-labels-")
+        weakref.finalize(self, _discard, self._record, self._folder)
+        Path(self._folder.name, LIST).write_text(labels.lines, "ascii")
+        Path(self._folder.name, RECORD).symlink_to(f"/proc/self/fd/{self._record.fileno()}")
+        self._native: Any = None  # MXDataIter of the running or finished pass
+
+    def release(self) -> None:
+        """Ends C++'s threads; the next pass begins with a new iterator, otherwise it continues its random numbers."""
+        self._native = None
+
+    def batches(self, epoch: int, begin: int, end: int) -> Iterator[Batch]:
+        """The batches begin to end - 1 of an epoch; DataError naming a record that C++ cannot decode."""
+        unserved = np.zeros(len(self._maker.reader), bool)
+        unserved[self._positions] = True
+        self._call(self._start, unserved, epoch)
+        first = np.empty(0)
+        for number in range(end):
+            data, positions, objects = self._call(self._take, unserved, bool(unserved.any()))
+            unserved[positions] = False
+            if len(positions) < len(data) and unserved.any():
+                lost = self._maker.where(int(unserved.argmax()))
+                raise DataError(f"{lost}: MXNet does not find it; pack the data set again")
+            if number == 0:
+                first = data[: len(positions)].copy()
+            if number >= begin:
+                data[len(positions) :] = first.take(np.arange(len(data) - len(positions)), axis=0, mode="wrap")
+                yield self._arrays(data, positions, objects), positions
+
+    def _start(self, epoch: int) -> None:
+        """Begins a pass. C++ gets names of ours for the files: ; ? # have a meaning, and it lists their folder."""
+        if self._native is not None:
+            self._native.reset()
+            return
+        seed = int(np.random.SeedSequence((self._maker.seed, epoch)).generate_state(1)[0] >> 2)
+        self._native = mx.io.ImageDetRecordIter(
+            path_imgrec=os.path.join(self._folder.name, RECORD),
+            path_imglist=os.path.join(self._folder.name, LIST),
+            seed=seed,
+            shuffle_chunk_seed=seed,
+            **self._arguments,
+        )
+
+    def _take(self, more: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pixels (B, 3, H, W), positions (n,) and objects (n, M, 6) of the next batch; n = 0 at the end."""
+        batch = next(self._native, None) if more else None
+        if batch is None:
+            shape = self._layout.shapes
+            return (
+                np.empty((self._layout.batch_size, *shape[DATA]), np.float32),
+                np.empty(0, int),
+                np.empty((0, *shape[LABEL])),
+            )
+        rows = batch.label[0].asnumpy()[: self._layout.batch_size - batch.pad]
+        clip = self._maker.augment is not None
+        return batch.data[0].asnumpy(), *parse_rows(rows, self._maker.max_objects, clip)
+
+    def _arrays(self, data: np.ndarray, positions: np.ndarray, objects: np.ndarray) -> dict[str, np.ndarray]:
+        """The arrays of a batch with samples in the first rows."""
+        maker, count = self._maker, len(positions)
+        arrays = {n: np.empty((len(data), *shape), np.float32) for n, shape in self._layout.shapes.items() if n != DATA}
+        arrays[LABEL][:count] = objects
+        arrays[GEOMETRY][:count] = self._geometry(positions)
+        if maker.assigner:
+            for row, sample in enumerate(real_objects(objects)):
+                write_all(arrays, row, maker.assigner(sample, maker.size))
+        return {DATA: data} | arrays
+
+    def _geometry(self, positions: np.ndarray) -> np.ndarray:
+        """(n, 6): h, w, scale y, x and offset 0, or NaN where the augmenter has chosen them."""
+        sizes = self._sizes[positions]
+        if self._maker.augment:
+            return np.concatenate([sizes, np.full((len(sizes), 4), np.nan)], axis=1)
+        return np.concatenate([sizes, np.array(self._maker.size) / sizes, np.zeros((len(sizes), 2))], axis=1)
+
+    def _call(self, function: Callable[..., T], unserved: np.ndarray, *arguments: Any) -> T:
+        """Calls what may raise MXNetError, which names no record: the first unserved image that fails is the cause."""
+        try:
+            return function(*arguments)
+        except mx.base.MXNetError as error:
+            for position in np.flatnonzero(unserved).tolist():
+                where = self._maker.where(position)
+                decode(unpack(self._maker.reader.read(position), where).image, where)
+            reason = str(error).strip().splitlines()[-1]
+            raise DataError(
+                f"{self._maker.reader.path}: MXNet cannot read it ({reason}); use --engine python"
+            ) from error
+
+
+def _discard(record: BufferedReader, folder: TemporaryDirectory[str]) -> None:
+    record.close()
+    folder.cleanup()
+
+
+class Ahead:
+    """Runs an iterator in a thread, AHEAD items before they are taken; garbage collection ends the thread, too."""
+
+    def __init__(self, items: Iterator[Batch]) -> None:
+        self._items = items
+        self._executor = ThreadPoolExecutor(1, "native batches")
+        self._futures = deque(self._executor.submit(next, items) for _ in range(AHEAD))
+
+    def take(self) -> Batch:
+        """The next item; raises what the iterator raised."""
+        self._futures.append(self._executor.submit(next, self._items))
+        return self._futures.popleft().result()
+
+    def close(self) -> None:
+        """Waits for the item in work and drops the others."""
+        self._executor.shutdown(cancel_futures=True)
+
+
+def iterator_class(engine: str) -> type[RecordIter]:
+    """The iterator of an engine, `python` or `native`."""
+    return {"python": DetRecordIter, "native": NativeDetRecordIter}[engine]
