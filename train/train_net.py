@@ -120,7 +120,7 @@ def frozen_parameters(options: TrainOptions, symbol: Symbol) -> list[str]:
     return frozen
 
 
-def _announce(options: TrainOptions, classes: tuple[str, ...], train_iter: DetRecordIter, epoch: int) -> None:
+def _announce(options: TrainOptions, classes: tuple[str, ...], train_iter: RecordIter, epoch: int) -> None:
     """Says what will be trained on what, and where it goes."""
     height, width = input_size(options.data_shape)
     logger.info(
