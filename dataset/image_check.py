@@ -21,6 +21,7 @@ MAX_BYTES = 256 << 20
 DECODE_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = {b"\xff\xd8\xff": "JPEG", _PNG_SIGNATURE: "PNG"}
+_READABLE = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")  # by Pillow and by OpenCV
 _END_OF_IMAGE = b"\xff\xd9"  # a JPEG's last marker; entropy-coded data never hold these bytes
 _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright, 5 to 8 exchange height and width
 
@@ -57,7 +58,7 @@ def check_image(content: bytes) -> ImageInfo:
 
 
 def check_stream(content: bytes) -> ImageInfo:
-    """Is a file a complete image, as far as its structure tells? A quick check, in any format that Pillow knows.
+    """Is a file a complete image, as far as its structure tells? A quick check, in some more formats.
 
     A JPEG needs an end marker behind the begin of its scan, the chunks of a PNG right checksums (ISO/IEC 15948 section
     5.3). JPEG without the marker and other formats are decoded. Refused with DataError, the reason alone: what is no
@@ -65,7 +66,7 @@ def check_stream(content: bytes) -> ImageInfo:
     """
     stream = io.BytesIO(content)
     try:
-        with Image.open(stream) as image:
+        with Image.open(stream, formats=_READABLE) as image:
             (width, height), kind, begin = image.size, image.format, stream.tell()
             orientation = int(image.getexif().get(_ORIENTATION, 1)) if "exif" in image.info else 1
     except UnidentifiedImageError as error:

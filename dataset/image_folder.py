@@ -87,13 +87,17 @@ def _parts(images: list[FoundImage], size: int, train: float, test: float) -> It
 def _folders(root: str) -> Iterator[tuple[str, list[str]]]:
     """(folder relative to the root, sorted names in it) in sorted order; symbolic links are followed once."""
     seen = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    for folder, subfolders, names in os.walk(root, onerror=_raise, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             raise DataError(f"{folder} leads to {real} a second time by a symbolic link; remove the link")
         seen.add(real)
         subfolders.sort()
         yield os.path.relpath(folder, root), sorted(names)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _check_inside(inside: ImageRoot, path: str) -> None:

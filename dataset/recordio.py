@@ -72,7 +72,7 @@ class RecordWriter:
         self._rec = AtomicFile(Path(path))
         try:
             self._idx = AtomicFile(Path(path).with_suffix(".idx"))
-        except OSError:
+        except BaseException:
             self._rec.discard()
             raise
 

@@ -6,6 +6,7 @@ python tools/im2rec.py --resize 256 data/flowers images/flowers
 
 import importlib
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
         else:
             pack_lists(options)
     except OSError as error:
-        raise DataError(f"{error.filename or options.prefix}: cannot be written ({error.strerror})") from error
+        raise DataError(f"{error.filename or options.prefix}: cannot be read or written ({error.strerror})") from error
 
 
 def make_lists(options: Im2recOptions) -> None:
@@ -97,8 +98,8 @@ def find_lists(prefix: str) -> list[Path]:
 
 
 def _stem(prefix: str) -> Path:
-    """PREFIX as a path; a name ending in .lst or .rec is understood too."""
-    path = Path(prefix)
+    """PREFIX as an absolute path; a name ending in .lst or .rec is understood too."""
+    path = Path(os.path.abspath(prefix))
     return path.with_suffix("") if path.suffix in (".lst", ".rec") else path
 
 
