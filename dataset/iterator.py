@@ -11,9 +11,9 @@ from config.augment_options import TrainAugment
 from config.errors import OptionError, UserError
 from config.runtime import mx
 from config.threads import usable_threads
-from dataset.image_list import ListLabels, read_labels
 from dataset.labels import parse_label
 from dataset.recordio import RecordReader, unpack
+from dataset.relabelled import RelabelledReader
 from dataset.samples import DATA, GEOMETRY, LABEL, Assigner, BatchLayout, SampleMaker
 from dataset.sidecar import read_sidecar, verify_sidecar
 from dataset.workers import InProcess, WorkerPool
@@ -105,7 +105,6 @@ class DetRecordIter(mx.io.DataIter):
             num_classes=source.num_classes,
             assigner=_importable(assigner),
             seed=seed,
-            labels=source.labels,
         )
         self._layout = BatchLayout(batch_size, self._maker.shapes())
         self._shuffle, self._part = shuffle, slice(part_index, None, num_parts)
@@ -231,16 +230,12 @@ class DetRecordIter(mx.io.DataIter):
 
 @dataclass(frozen=True)
 class Source:
-    """A record file and what must be known of it: class names (None without a sidecar), classes, rows of the label.
-
-    labels are those of a list, by position in the file, None = the records' own.
-    """
+    """A record file and what must be known of it: class names (None without a sidecar), classes, rows of the label."""
 
     reader: RecordReader
     class_names: tuple[str, ...] | None
     num_classes: int
     max_objects: int
-    labels: ListLabels | None = None
 
 
 def open_source(
@@ -259,12 +254,16 @@ def open_source(
         max_objects = sidecar.max_objects if max_objects is None and not path_imglist else max_objects
     if num_classes is None:
         raise OptionError(f"{path} has no sidecar (.json) that names its classes; give num_classes")
-    labels = read_labels(path_imglist, reader.image_ids(), num_classes) if path_imglist else None
-    if labels and max_objects is not None and labels.max_objects > max_objects:
-        raise OptionError(f"{path_imglist}: an image has {labels.max_objects} objects, labels have {max_objects} rows")
+    if path_imglist:
+        reader = relabelled = RelabelledReader(path, path_imglist, num_classes)
+        if max_objects is not None and relabelled.max_objects > max_objects:
+            raise OptionError(
+                f"{path_imglist}: an image has {relabelled.max_objects} objects, labels have {max_objects} rows"
+            )
+        max_objects = relabelled.max_objects if max_objects is None else max_objects
     if max_objects is None:
-        max_objects = labels.max_objects if labels else widest_record(reader)
-    return Source(reader, sidecar.class_names if sidecar else None, num_classes, max(1, max_objects), labels)
+        max_objects = widest_record(reader)
+    return Source(reader, sidecar.class_names if sidecar else None, num_classes, max(1, max_objects))
 
 
 def widest_record(reader: RecordReader) -> int:

@@ -12,7 +12,6 @@ import numpy as np
 from config.augment_options import TrainAugment
 from config.errors import DataError
 from dataset.augment import augment, resize_only
-from dataset.image_list import ListLabels
 from dataset.labels import OBJECT_WIDTH, parse_label, validate
 from dataset.recordio import RecordReader, unpack
 from dataset.transforms import Size, decode, normalise
@@ -48,7 +47,6 @@ class SampleMaker:
         num_classes: valid class ids are below it.
         assigner: None = no targets.
         seed: of the augmentation.
-        labels: replace those of the records, by position; None = the records' own.
     """
 
     reader: RecordReader
@@ -60,7 +58,6 @@ class SampleMaker:
     num_classes: int
     assigner: Assigner | None
     seed: int
-    labels: ListLabels | None = None
 
     def where(self, position: int) -> str:
         """How errors name a record."""
@@ -75,7 +72,7 @@ class SampleMaker:
         """Fills row `row` of the batch arrays with the record at `position`; DataError naming a damaged record."""
         where = self.where(position)
         record = unpack(self.reader.read(position), where)
-        objects = parse_label(self.labels.of(position) if self.labels else record.label, where)
+        objects = parse_label(record.label, where)
         validate(objects, self.num_classes, where)
         if len(objects) > self.max_objects:
             raise DataError(
