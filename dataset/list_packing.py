@@ -1,9 +1,10 @@
 """NAME.lst -> NAME.rec, NAME.idx and, for detection labels of named classes, the sidecar NAME.json.
 
 Images are read and encoded in threads (OpenCV leaves Python's lock alone meanwhile) and written in the order of the
-list, whatever the number of threads. A list is of detection labels if its first label has their layout.
+list, whatever the number of threads. A list is of detection labels if a label in it has their layout.
 """
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from dataset.packing import shortened
 from dataset.recordio import RecordWriter, pack, pack_single
 from dataset.sidecar import Sidecar, file_sha256, read_sidecar, tool_version, write_sidecar
 
+logger = logging.getLogger(__name__)
 _AHEAD = 4  # images in flight for each thread: bounds the memory
 
 
@@ -74,15 +76,18 @@ def load_list(path: Path, class_names: tuple[str, ...] | None, check: bool) -> I
     class_names None takes those of a sidecar that is there already.
     """
     entries = read_list(path)
-    if not check or not has_detection_layout(entries[0].label):
+    if not check or not any(has_detection_layout(entry.label) for entry in entries):
         if class_names:
             raise OptionError(f"--class-names: {path} has no detection labels ([2, 6, id, xmin, ...]) to name")
         return ImageList(path, entries, None, np.zeros(0, np.int64), None)
-    if class_names is None:
-        sidecar = read_sidecar(path)
-        class_names = sidecar.class_names if sidecar else None
-    limit = len(class_names) if class_names else None
-    objects = [checked_objects(entry, path, limit) for entry in entries]
+    sidecar = None if class_names else read_sidecar(path)
+    if sidecar:
+        class_names = sidecar.class_names
+        logger.info("%s: classes of its sidecar: %s", path, ", ".join(class_names))
+    try:
+        objects = [checked_objects(entry, path, len(class_names) if class_names else None) for entry in entries]
+    except DataError as error:
+        raise DataError(f"{error} (--no-check-labels packs labels of any kind)") from error
     ids = np.concatenate(objects)[:, 0].astype(np.int64)
     return ImageList(path, entries, np.array([len(rows) for rows in objects]), ids, class_names)
 

@@ -137,6 +137,8 @@ def _print_report(source: ImageList, packed: PackedList) -> None:
     suffixes = ".rec .idx .json" if source.class_names else ".rec .idx"
     print(f"{source.path.with_suffix('')}{suffixes} written")
     print(f"images: {packed.count}, left out: {len(packed.bad)}, most label values: {packed.label_width}")
+    if source.counts is None and packed.label_width > 1:
+        print("the labels were packed as they are, not as detection labels ([2, 6, id, xmin, ymin, xmax, ymax, ...])")
     if source.counts is not None:
         print(f"objects: {source.counts.sum()} in the list, most in one image: {source.counts.max()}")
         if not source.class_names:

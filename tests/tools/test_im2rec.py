@@ -16,9 +16,11 @@ from PIL import Image
 
 from config.errors import DataError, OptionError
 from config.runtime import mx
+from dataset.packing import pack_dataset
+from dataset.pascal_voc import PascalVoc
 from dataset.recordio import RecordReader, unpack
 from dataset.sidecar import Sidecar, read_sidecar, verify_sidecar, write_sidecar
-from tests.dataset.voc import jpeg
+from tests.dataset.voc import CAT, DOG, add, image_set, jpeg
 from tools.im2rec import main
 
 PROJECT = Path(__file__).parents[2]
@@ -130,6 +132,19 @@ def test_mxnet_reads_what_is_packed(root, detection):
     np.testing.assert_allclose(batch.label[0].asnumpy()[0, 4:12], [2, 6, 1, 0.1, 0.2, 0.5, 0.6, 0], rtol=1e-6)
 
 
+def test_the_list_of_prepare_dataset_gives_the_same_record(tmp_path):
+    voc = tmp_path / "voc"
+    for k, objects in enumerate([[CAT, DOG], [], [DOG]]):
+        add(voc, f"{k}", *objects, image=jpeg(seed=k))
+    image_set(voc, "trainval", "0", "1", "2")
+    target = tmp_path / "t.lst"
+    pack_dataset(PascalVoc(voc), target, seed=1, workers=1)
+    before, sidecar = contents(tmp_path), read_sidecar(target)
+    im2rec(target, voc, "--pass-through")
+    assert contents(tmp_path) == before
+    assert read_sidecar(target).sha256 == sidecar.sha256
+
+
 def test_the_sidecar_knows_the_classes_and_keeps_them(root, detection):
     rec = detection.with_suffix(".rec")
     im2rec(detection, root)
@@ -227,11 +242,21 @@ def test_wrong_lines_are_named(root, detection, line, message):
     assert list(contents(detection.parent)) == ["det.lst"]
 
 
-def test_vectors_that_are_no_boxes_are_packed_whole(root, tmp_path):
+def test_a_broken_first_line_does_not_hide_that_the_list_has_boxes(root, detection):
+    first, *rest = detection.read_text().splitlines(keepends=True)
+    detection.write_text(first.replace("\t2\t6\t", "\t") + "".join(rest))
+    with pytest.raises(DataError, match="det.lst, line 1: the label's header width.*--no-check-labels"):
+        im2rec(detection, root)
+    im2rec(detection, root, "--no-check-labels")
+    assert unpack(RecordReader(detection.with_suffix(".rec")).read(0), "").label.size == 12
+
+
+def test_vectors_that_are_no_boxes_are_packed_whole(root, tmp_path, capsys):
     (tmp_path / "v.lst").write_text("0\t1\t0\t1\ta/0.jpg\n1\t0\t0\t1\ta/2.jpg\n")
     im2rec(tmp_path / "v", root)
     reader = RecordReader(tmp_path / "v.rec")
     assert [unpack(reader.read(k), "").label.tolist() for k in range(2)] == [[1, 0, 1], [0, 0, 1]]
+    assert "not as detection labels" in capsys.readouterr().out
     im2rec(tmp_path / "v", root, "--no-pack-label")
     assert unpack(RecordReader(tmp_path / "v.rec").read(0), "").label.tolist() == [1]
 
