@@ -64,6 +64,8 @@ def make_lists(options: Im2recOptions) -> None:
 def pack_lists(options: Im2recOptions) -> None:
     """Reads all lists first, so that a wrong line is found before anything is packed."""
     encoder, root, names = _encoder(options), ImageRoot(options.root), read_class_names(options.class_names)
+    if names and not options.check_labels:
+        raise OptionError("--class-names and --no-check-labels exclude each other: a sidecar counts checked boxes")
     sources = [load_list(path, names, options.check_labels) for path in find_lists(options.prefix)]
     for source in sources:
         logger.info("packing %s, %d images", source.path, len(source.entries))

@@ -269,6 +269,7 @@ def test_vectors_that_are_no_boxes_are_packed_whole(root, tmp_path, capsys):
         (["--encoding", ".png", "--quality", "80"], OptionError, "compression of PNG is 1 to 9"),
         (["--quality", "101"], OptionError, "at most 100"),
         (["--class-names", "a,a"], OptionError, "given twice"),
+        (["--class-names", "a,b", "--no-check-labels"], OptionError, "exclude each other"),
         (["--list", "--train-ratio", "0.8", "--test-ratio", "0.3"], OptionError, "add up to more than 1"),
         (["--list", "--chunks", "11", "--recursive"], OptionError, "the list _10 would be empty"),
         (["--list", "--exts", ".bmp"], DataError, r"no images with the suffixes .bmp .*--recursive"),
