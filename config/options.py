@@ -36,10 +36,15 @@ def option(
     choices: Sequence[Any] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
+    words: str = "one",
 ) -> Any:
-    """Declares a field: its default, help text, group in --help, allowed values and inclusive bounds."""
+    """Declares a field: its default, help text, group in --help, allowed values and inclusive bounds.
+
+    words tells how the value stands on the command line: "one" word after the flag, "several" words after the flag
+    (`--exts .jpg .png`, tuples only), or "positional": one word without a flag, required.
+    """
     metadata = {"help": help, "group": group, "choices": choices, "minimum": minimum, "maximum": maximum}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata | {"words": words})
 
 
 def parse_options(cls: type[T], argv: Sequence[str], description: str, *, presets: bool = False) -> T:
@@ -52,7 +57,7 @@ def parse_options(cls: type[T], argv: Sequence[str], description: str, *, preset
     given, unknown = parser.parse_known_args(_joined_words(cls, argv))
     if unknown:
         parser.refuse(unknown[0])
-    values = vars(given)
+    values = {name: ",".join(v) if isinstance(v, list) else v for name, v in vars(given).items()}
     preset = values.pop("config", None)
     if preset is not None:
         values = read_preset(cls, preset) | values
@@ -138,7 +143,7 @@ class _Parser(argparse.ArgumentParser):
 def _build_parser(cls: type, description: str, presets: bool) -> _Parser:
     parser = _Parser(
         description=description,
-        usage="%(prog)s [--option value ...]",
+        usage=" ".join(["%(prog)s", *_positionals(cls), "[--option value ...]"]),
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
@@ -156,11 +161,15 @@ def _build_parser(cls: type, description: str, presets: bool) -> _Parser:
 
 def _add_flag(group: Any, name: str, field: dataclasses.Field) -> None:
     text = field.metadata["help"]
+    if field.metadata["words"] == "positional":
+        group.add_argument(name, metavar=name.upper(), help=text.replace("%", "%%"))
+        return
     if "(default" not in text:  # a help text may tell what a default of none stands for
         text += f" (default: {_shown(field.default)})"
     text = text.replace("%", "%%")
     if _base_type(field) is not bool:
-        group.add_argument(_flag(name), metavar=_metavar(field), help=text)
+        several = field.metadata["words"] == "several"
+        group.add_argument(_flag(name), metavar=_metavar(field), help=text, nargs="+" if several else None)
         return
     group.add_argument(_flag(name), nargs="?", const="true", metavar="true|false", help=text)
     group.add_argument(_flag(f"no_{name}"), dest=name, action="store_const", const="false", help=argparse.SUPPRESS)
@@ -183,6 +192,10 @@ def _joined_words(cls: type, argv: Sequence[str]) -> list[str]:
         else:
             words.append(_dashes(word))
     return words
+
+
+def _positionals(cls: type) -> list[str]:
+    return [name.upper() for name, field in _fields(cls).items() if field.metadata["words"] == "positional"]
 
 
 def _preset_names() -> str:
