@@ -1,7 +1,9 @@
 """The table of networks: a new one is a row here (and, for a new backbone, one file in symbol/backbone/)."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from config.errors import OptionError
 from config.network_options import NetworkOptions
@@ -44,6 +46,8 @@ class SSDRow:
     # Anchor steps in pixels, used when the input is exactly steps_for x steps_for; otherwise 1 / map size.
     steps: tuple[float, ...] = ()
     steps_for: int = 0
+    # Limit centres and sides of the anchors to [0, 1] (ssd.pytorch); MultiBoxPrior's own clip limits corners.
+    clip_centres: bool = False
 
 
 def _extras(
@@ -51,6 +55,42 @@ def _extras(
 ) -> tuple[tuple[int, int, int], ...]:
     return tuple(zip(filters, strides, pads, strict=True))
 
+
+def _prior_sizes(side: int, edges: tuple[float, ...]) -> Sizes:
+    """Anchor sizes of each map as fractions of the side: its min_size and sqrt(min_size * max_size).
+
+    edges, in pixels: the min_size of each map and, last, the max_size of the last; a map's max_size is the next map's
+    min_size.
+    """
+    return tuple((low / side, math.sqrt(low * high) / side) for low, high in pairwise(edges))
+
+
+# Priors of ssd.pytorch (data/config.py) for 300 and of Caffe SSD's examples for 512, which it follows.
+VOC_300 = _prior_sizes(300, (30, 60, 111, 162, 213, 264, 315))
+COCO_300 = _prior_sizes(300, (21, 45, 99, 153, 207, 261, 315))
+VOC_512 = _prior_sizes(512, (35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.6))
+COCO_512 = _prior_sizes(512, (20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8, 542.72))
+
+# SSD on VGG16 as ssd.pytorch has it: the layers of vgg16_reduced, but its priors, clipped in centre form.
+_PYTORCH_300 = SSDRow(
+    backbone=vgg16_reduced,
+    taps=("relu4_3", "relu7"),
+    extras=_extras((512, 256, 256, 256), (2, 2, 1, 1), (1, 1, 0, 0)),
+    sizes=VOC_300,
+    ratios=RATIOS_6,
+    l2_scales=(20.0, 0.0),
+    steps=(8, 16, 32, 64, 100, 300),
+    steps_for=300,
+    clip_centres=True,
+)
+_PYTORCH_512 = replace(
+    _PYTORCH_300,
+    extras=_extras((512, 256, 256, 256, 256), (2,) * 5, (1,) * 5),  # the last map is 1x1 (Caffe: 4x4 kernel, stride 1)
+    sizes=VOC_512,
+    ratios=RATIOS_7,
+    steps=(8, 16, 32, 64, 128, 256, 512),
+    steps_for=512,
+)
 
 # name -> rows by the smallest input side they are for, largest first.
 NETWORKS: dict[str, tuple[tuple[int, SSDRow], ...]] = {
@@ -82,6 +122,8 @@ NETWORKS: dict[str, tuple[tuple[int, SSDRow], ...]] = {
             ),
         ),
     ),
+    "vgg16_ssd_voc": ((448, _PYTORCH_512), (0, _PYTORCH_300)),
+    "vgg16_ssd_coco": ((448, replace(_PYTORCH_512, sizes=COCO_512)), (0, replace(_PYTORCH_300, sizes=COCO_300))),
     "mobilenet": (
         (
             0,

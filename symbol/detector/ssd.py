@@ -87,7 +87,7 @@ def anchor_layers(row: SSDRow, size: tuple[int, int]) -> tuple[AnchorLayer, ...]
         [(s / row.steps_for, s / row.steps_for) for s in row.steps] if with_steps else [(-1.0, -1.0)] * len(row.sizes)
     )
     return tuple(
-        AnchorLayer(sizes=sizes, ratios=ratios, step=step)
+        AnchorLayer(sizes=sizes, ratios=ratios, step=step, clip_centres=row.clip_centres)
         for sizes, ratios, step in zip(row.sizes, row.ratios, steps, strict=True)
     )
 
@@ -105,7 +105,7 @@ def multibox_layer(
     maps: list[Tap], anchors: tuple[AnchorLayer, ...], num_classes: int, l2_scales: tuple[float, ...], layers: Layers
 ) -> Heads:
     """3x3 convolutions for classes and offsets on every map, and their anchors (SSD section 2.1)."""
-    cls, loc, boxes = [], [], []
+    cls, loc, priors = [], [], []
     for k, (tap, anchor) in enumerate(zip(maps, anchors, strict=True)):
         net, name = tap.symbol, tap.name
         if k < len(l2_scales) and l2_scales[k] > 0:
@@ -113,11 +113,12 @@ def multibox_layer(
         per_cell = len(anchor.sizes) + len(anchor.ratios) - 1
         loc.append(_head(net, f"{name}_loc_pred_conv", per_cell, 4, layers))
         cls.append(_head(net, f"{name}_cls_pred_conv", per_cell, num_classes + 1, layers))
-        boxes.append(_prior(net, f"{name}_anchors", anchor))
+        priors.append(_prior(net, f"{name}_anchors", anchor))
+    boxes = mx.sym.concat(*priors, dim=1, name="multibox_anchors")  # (1, A, 4)
     return Heads(
         cls_pred=mx.sym.concat(*cls, dim=1, name="multibox_cls_pred"),
         loc_pred=mx.sym.concat(*loc, dim=1, name="multibox_loc_pred"),
-        anchors=mx.sym.concat(*boxes, dim=1, name="multibox_anchors"),
+        anchors=clip_centre_form(boxes) if anchors[0].clip_centres else boxes,
     )
 
 
@@ -137,6 +138,14 @@ def _prior(net: Symbol, name: str, anchor: AnchorLayer) -> Symbol:
         offsets=anchor.offset,
         name=name,
     )  # (1, h * w * per_cell, 4)
+
+
+def clip_centre_form(corners: Symbol) -> Symbol:
+    """Corners (1, A, 4) of boxes whose centres, widths and heights are limited to [0, 1] (ssd.pytorch's PriorBox)."""
+    low, high = (mx.sym.slice_axis(corners, axis=2, begin=k, end=k + 2) for k in (0, 2))  # (1, A, 2)
+    centre = mx.sym.clip((low + high) / 2, a_min=0.0, a_max=1.0)
+    half = mx.sym.clip(high - low, a_min=0.0, a_max=1.0) / 2
+    return mx.sym.concat(centre - half, centre + half, dim=2, name="multibox_anchors_clipped")
 
 
 def training_symbol(heads: Heads, options: NetworkOptions) -> Symbol:

@@ -11,7 +11,8 @@ Symbol = Any
 
 # Sides that suit every network, one of them not square; some networks have another row from 448.
 SIZES = [300, 512, (320, 384)]
-SMALL = {"vgg16_reduced": (272, 280)}  # the smallest input that leaves something for all extra layers
+# The smallest input that leaves something for all extra layers.
+SMALL = dict.fromkeys(("vgg16_reduced", "vgg16_ssd_coco", "vgg16_ssd_voc"), (272, 280))
 SMALLEST = (64, 96)
 CLASSES = 3
 

@@ -51,7 +51,7 @@ def test_parameter_names_are_explicit(network: str, targets: str) -> None:
 
 @DOORS
 def test_an_unknown_network_lists_the_known_ones(door: Any) -> None:
-    with pytest.raises(OptionError, match="resnet9000: unknown.*mobilenet, vgg16_reduced"):
+    with pytest.raises(OptionError, match="resnet9000: unknown.*mobilenet, vgg16_reduced, vgg16_ssd_coco"):
         door("resnet9000", 300, 3)
 
 
