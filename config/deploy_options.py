@@ -19,6 +19,10 @@ class DeployOptions:
     nms: float | None = option(
         None, "IoU from which non-maximum suppression removes a box", "detection", minimum=0.0, maximum=1.0
     )
+    post_process: str | None = option(
+        None, "multibox, or per_class as ssd.pytorch", "detection", choices=("multibox", "per_class")
+    )
     nms_topk: int | None = option(None, "boxes kept before suppression", "detection", minimum=1)
+    keep_topk: int | None = option(None, "boxes kept after suppression by per_class", "detection", minimum=1)
     score_threshold: float | None = option(None, "lowest score of a detection", "detection", minimum=0.0, maximum=1.0)
     force: bool | None = option(None, "suppress across classes", "detection")

@@ -1,7 +1,8 @@
 """Options declared once, as dataclass fields: the command line, the YAML preset and the manifest are derived from them.
 
 A field is declared with option(); its annotation is one of bool, int, float, str, tuple[int, ...], tuple[float, ...],
-tuple[str, ...], or one of these with `| None`. Field batch_size is the flag --batch-size (--batch_size works too).
+tuple[str, ...], or one of these with `| None`. Field batch_size is the flag --batch-size (--batch_size works too), and
+from_ is --from.
 A text means the same on the command line and in a preset: `80,160` is a tuple, `none` is None (or the empty tuple). A
 boolean is `--force`, `--no-force`, or `--force true|false`.
 """
@@ -160,9 +161,9 @@ def _add_flag(group: Any, name: str, field: dataclasses.Field) -> None:
         text += f" (default: {_shown(field.default)})"
     text = text.replace("%", "%%")
     if _base_type(field) is not bool:
-        group.add_argument(_flag(name), metavar=_metavar(field), help=text)
+        group.add_argument(_flag(name), dest=name, metavar=_metavar(field), help=text)
         return
-    group.add_argument(_flag(name), nargs="?", const="true", metavar="true|false", help=text)
+    group.add_argument(_flag(name), dest=name, nargs="?", const="true", metavar="true|false", help=text)
     group.add_argument(_flag(f"no_{name}"), dest=name, action="store_const", const="false", help=argparse.SUPPRESS)
 
 
@@ -234,7 +235,7 @@ def _shown(value: Any) -> str:
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "--" + name.rstrip("_").replace("_", "-")  # field from_ is the flag --from
 
 
 def _parts(field: dataclasses.Field, text: str) -> Any:

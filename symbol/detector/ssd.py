@@ -2,13 +2,16 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from boxes.anchors import AnchorLayer
+from boxes.coders import expand_variances
 from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.runtime import mx
 from symbol.layers import Layers, Symbol, Tap, l2_normalise
 from symbol.losses import multibox_loss
+from symbol.post_process import multibox_detection, per_class_detection
 from symbol.registry import Sizes, SSDRow
 
 # Labels that the training symbols read, by target rule.
@@ -16,7 +19,12 @@ LABELS = {"paper": ("cls_target", "loc_target", "normaliser"), "mxnet": ("label"
 HEAD_LR_MULT = 2.0  # biases of the heads learn twice as fast (apache example/ssd)
 EXTRA_KERNEL = 3
 
-VARIANCES = (0.1, 0.1, 0.2, 0.2)
+
+def variances(options: NetworkOptions) -> tuple[float, ...]:
+    """The four variances of cx, cy, w, h; OptionError unless 2 (centre, size) or 4 were given."""
+    if len(options.variances) not in (2, 4):
+        raise OptionError(f"--variances takes 2 numbers (centre, size) or 4 (x, y, w, h), not {len(options.variances)}")
+    return tuple(expand_variances(options.variances, float).tolist())
 
 
 def customise(row: SSDRow, options: NetworkOptions) -> SSDRow:
@@ -148,15 +156,15 @@ def clip_centre_form(corners: Symbol) -> Symbol:
     return mx.sym.concat(centre - half, centre + half, dim=2, name="multibox_anchors_clipped")
 
 
-def training_symbol(heads: Heads, options: NetworkOptions) -> Symbol:
-    """The training outputs and, last, det.
+def training_symbol(heads: Heads, options: NetworkOptions, size: tuple[int, int]) -> Symbol:
+    """The training outputs and, last, det, for an input of (height, width).
 
     targets=paper: [cls_loss (B,), loc_loss (B,), det]; reads cls_target (B, A), loc_target (B, A, 4), normaliser (B,
     1). targets=mxnet: the classic [cls_prob (B, C + 1, A), loc_loss (B, 4 A), cls_label (B, A), det]; reads label
     (B, M, 6).
     """
     outputs = _classic_outputs(heads, options) if options.targets == "mxnet" else _paper_outputs(heads, options)
-    det = mx.sym.BlockGrad(detection_symbol(heads, options), name="det_out")
+    det = mx.sym.BlockGrad(detection_symbol(heads, options, size), name="det_out")
     return mx.sym.Group([*outputs, det])
 
 
@@ -185,7 +193,7 @@ def _classic_outputs(heads: Heads, options: NetworkOptions) -> list[Symbol]:
         negative_mining_ratio=options.negative_mining_ratio,
         minimum_negative_samples=options.min_neg_samples,
         negative_mining_thresh=options.overlap_threshold,
-        variances=VARIANCES,
+        variances=variances(options),
         name="multibox_target",
     )
     cls_prob = mx.sym.SoftmaxOutput(
@@ -202,17 +210,18 @@ def _classic_outputs(heads: Heads, options: NetworkOptions) -> list[Symbol]:
     return [cls_prob, loc_loss, mx.sym.MakeLoss(cls_target, grad_scale=0, name="cls_label")]
 
 
-def detection_symbol(heads: Heads, options: NetworkOptions) -> Symbol:
-    """det (B, A, 6) by MultiBoxDetection: softmax, decoding, non-maximum suppression."""
+def detection_symbol(heads: Heads, options: NetworkOptions, size: tuple[int, int]) -> Symbol:
+    """det (B, N, 6) for an input of (height, width); N = A with MultiBoxDetection, else options.keep_topk or less."""
     prob = mx.sym.softmax(heads.cls_pred, axis=-1)  # (B, A, C + 1)
-    return mx.sym.contrib.MultiBoxDetection(
-        mx.sym.transpose(prob, axes=(0, 2, 1)),  # (B, C + 1, A)
-        mx.sym.reshape(heads.loc_pred, shape=(0, -1)),  # (B, 4 A)
-        heads.anchors,
-        threshold=options.score_threshold,
-        nms_threshold=options.nms,
-        force_suppress=options.force,
-        variances=VARIANCES,
-        nms_topk=options.nms_topk,
-        name="detection",
-    )
+    common: dict[str, Any] = {
+        "threshold": options.score_threshold,
+        "nms": options.nms,
+        "force": options.force,
+        "variances": variances(options),
+    }
+    if options.post_process == "multibox":
+        return multibox_detection(prob, heads.loc_pred, heads.anchors, topk=options.nms_topk, **common)
+    _, anchors, classes = heads.cls_pred.infer_shape(data=(1, 3, *size))[1][0]
+    topk = min(options.nms_topk, anchors)
+    keep = min(options.keep_topk, topk * (classes - 1))
+    return per_class_detection(prob, heads.loc_pred, heads.anchors, topk=topk, keep=keep, **common)

@@ -1,0 +1,62 @@
+"""What of a network's parameters a file of foreign weights fills: loaded, missing, unused."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from symbol.symbol_factory import Shape, get_symbol_train, input_size, label_names
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Names of parameters in the network's order.
+
+    Attributes:
+        loaded: of the network, and in the file with the same shape.
+        missing: of the network, but not in the file or of another shape there; to be initialised.
+        unused: in the file, but not of the network.
+        misfits: of `missing`, those that the file has in another shape: {name: (shape there, shape wanted)}.
+    """
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+    misfits: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+    def __str__(self) -> str:
+        """Three lines: a count and the names; a misfit with both shapes."""
+        missing = [self._with_shapes(name) for name in self.missing]
+        lines = (("loaded", self.loaded), ("missing", missing), ("unused", self.unused))
+        return "\n".join(f"{title} ({len(names)}): {', '.join(names) or 'none'}" for title, names in lines)
+
+    def _with_shapes(self, name: str) -> str:
+        if name not in self.misfits:
+            return name
+        found, wanted = self.misfits[name]
+        return f"{name} (shape {found} in the file, {wanted} in the network)"
+
+
+def expected_shapes(network: str, data_shape: Shape, num_classes: int, **options: Any) -> tuple[Shapes, Shapes]:
+    """({parameter: shape}, {auxiliary state: shape}) of a network's training symbol."""
+    symbol = get_symbol_train(network, data_shape, num_classes, **options)
+    arg_shapes, _, aux_shapes = symbol.infer_shape_partial(data=(1, 3, *input_size(data_shape)))
+    inputs = {"data", *label_names(**options)}
+    named = zip(symbol.list_arguments(), arg_shapes, strict=True)
+    arg = {name: shape for name, shape in named if name not in inputs}
+    return arg, dict(zip(symbol.list_auxiliary_states(), aux_shapes, strict=True))
+
+
+def compare(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, np.ndarray]) -> Report:
+    """The report of arrays against the parameters that a network has."""
+    loaded = tuple(name for name, shape in wanted.items() if name in found and found[name].shape == shape)
+    missing = tuple(name for name in wanted if name not in set(loaded))
+    return Report(
+        loaded=loaded,
+        missing=missing,
+        unused=tuple(name for name in found if name not in wanted),
+        misfits={name: (found[name].shape, wanted[name]) for name in missing if name in found},
+    )
