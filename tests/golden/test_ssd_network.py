@@ -6,7 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from boxes.coders import expand_variances
+from boxes.geometry import centres_to_corners
 from config.runtime import mx
+from symbol.post_process import per_class_detection
 from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train
 from tests.golden.loader import Case, assert_outputs, case_of, cases, formula_parameters
 from train.weights import pytorch
@@ -46,8 +49,12 @@ def test_forward(case: Case) -> None:
     wanted = {"loc": "multibox_loc_pred_output", "conf": "multibox_cls_pred_output"}
     wanted |= {name: ACTIVATIONS[name] for name in case.args["activations"]}
     symbol = mx.sym.Group([internals[name] for name in wanted.values()])
-    executor = symbol.bind(mx.cpu(), args=arguments(case, symbol), grad_req="null")
-    found = dict(zip(wanted, (output.asnumpy() for output in executor.forward(is_train=False)), strict=True))
+    args = arguments(case, symbol)
+    # A gradient keeps the executor from fusing convolutions with their ReLU, which would change the pre-ReLU outputs.
+    executor = symbol.bind(
+        mx.cpu(), args=args, args_grad={"data": mx.nd.zeros(args["data"].shape)}, grad_req={"data": "write"}
+    )
+    found = dict(zip(wanted, (output.asnumpy() for output in executor.forward(is_train=True)), strict=True))
     got = {name: found[name] for name in ("loc", "conf")}
     for name, entry in case.args["activations"].items():
         values = found[name]
@@ -87,7 +94,7 @@ def test_train_step(case: Case) -> None:
     executor.forward(is_train=True)
     executor.backward()
     cls_loss, loc_loss = (output.asnumpy().sum() for output in executor.outputs)
-    flat = [gradients[pytorch.own_name(name)].asnumpy().ravel() for name in case["param_names"]]
+    flat = [gradients[pytorch.own_name(name)].asnumpy().ravel().astype(np.float64) for name in case["param_names"]]
     got = {
         "loss_l": loc_loss,
         "loss_c": cls_loss,
@@ -95,3 +102,36 @@ def test_train_step(case: Case) -> None:
         "grad_samples": np.array([g[np.linspace(0, g.size - 1, 8).astype(np.int64)] for g in flat]),
     }
     assert_outputs(case, got)
+
+
+@pytest.mark.parametrize("case", cases("ssd_detect"), ids=str)
+def test_detect_as_a_graph(case: Case) -> None:
+    """post_process=per_class; all that NMS leaves, and the top_k best of the image."""
+    per_class = min(case.args["top_k"], case["conf"].shape[1])
+    everything = detect(case, per_class * (case.args["num_classes"] - 1))
+    best = detect(case, case.args["top_k"])
+    counts = [(output[..., 0] > 0).sum(axis=2) for output in (everything, best)]
+    got = {"output": everything, "output_intended": best, "counts": counts[0], "counts_intended": counts[1]}
+    assert_outputs(case, got)
+
+
+def detect(case: Case, keep: int) -> np.ndarray:
+    """det in the original's layout (N, classes, top_k, 5), rows (score, corners), class 0 empty."""
+    arrays = {"prob": case["conf"], "loc": case["loc"], "anchors": centres_to_corners(case["priors"])[None]}
+    symbol = per_class_detection(
+        *(mx.sym.var(name) for name in arrays),
+        topk=min(case.args["top_k"], len(case["priors"])),
+        keep=keep,
+        threshold=case.args["conf_thresh"],
+        nms=case.args["nms_thresh"],
+        force=False,
+        variances=expand_variances(case.args["variances"]),
+    )
+    args = {name: mx.nd.array(array) for name, array in arrays.items()}
+    det = symbol.bind(mx.cpu(), args=args, grad_req="null").forward()[0].asnumpy()
+    output = np.zeros((len(det), case.args["num_classes"], case.args["top_k"], 5), np.float32)
+    for image, rows in enumerate(det):
+        for label in range(1, case.args["num_classes"]):
+            found = rows[rows[:, 0] == label - 1, 1:]
+            output[image, label, : len(found)] = found
+    return output
