@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from symbol.symbol_factory import Shape, get_symbol_train, input_size, label_names
+from symbol.symbol_factory import Shape, get_symbol, input_size
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -41,12 +41,14 @@ class Report:
 
 
 def expected_shapes(network: str, data_shape: Shape, num_classes: int, **options: Any) -> tuple[Shapes, Shapes]:
-    """({parameter: shape}, {auxiliary state: shape}) of a network's training symbol."""
-    symbol = get_symbol_train(network, data_shape, num_classes, **options)
-    arg_shapes, _, aux_shapes = symbol.infer_shape_partial(data=(1, 3, *input_size(data_shape)))
-    inputs = {"data", *label_names(**options)}
-    named = zip(symbol.list_arguments(), arg_shapes, strict=True)
-    arg = {name: shape for name, shape in named if name not in inputs}
+    """({parameter: shape}, {auxiliary state: shape}) of a network.
+
+    Taken from the detection symbol, which has all parameters and no label: MultiBoxTarget cannot do without its shape.
+    """
+    symbol = get_symbol(network, data_shape, num_classes, **options)
+    arg_shapes, _, aux_shapes = symbol.infer_shape(data=(1, 3, *input_size(data_shape)))
+    arg = dict(zip(symbol.list_arguments(), arg_shapes, strict=True))
+    del arg["data"]
     return arg, dict(zip(symbol.list_auxiliary_states(), aux_shapes, strict=True))
 
 
