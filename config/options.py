@@ -37,10 +37,14 @@ def option(
     choices: Sequence[Any] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
+    pattern: tuple[str, str] | None = None,
 ) -> Any:
-    """Declares a field: its default, help text, group in --help, allowed values and inclusive bounds."""
+    """Declares a field: its default, help text, group in --help, allowed values and inclusive bounds.
+
+    pattern: of a text, the regular expression that all of it matches, and what to call that in an error.
+    """
     metadata = {"help": help, "group": group, "choices": choices, "minimum": minimum, "maximum": maximum}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata | {"pattern": pattern})
 
 
 def parse_options(cls: type[T], argv: Sequence[str], description: str, *, presets: bool = False) -> T:
@@ -270,6 +274,8 @@ def _check_scalar(field: dataclasses.Field, kind: Any, value: Any, flag: str) ->
         raise OptionError(f"{flag} takes a finite number, not {value}")
     if meta["choices"] and value not in meta["choices"]:
         raise OptionError(f"{flag} is one of {', '.join(map(str, meta['choices']))}, not {value!r}")
+    if meta["pattern"] and not re.fullmatch(meta["pattern"][0], value):
+        raise OptionError(f"{flag} takes {meta['pattern'][1]}, not {value!r:.80}")
     if meta["minimum"] is not None and value < meta["minimum"]:
         raise OptionError(f"{flag} is at least {meta['minimum']}, not {value}")
     if meta["maximum"] is not None and value > meta["maximum"]:

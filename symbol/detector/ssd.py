@@ -18,6 +18,7 @@ from symbol.registry import Sizes, SSDRow
 LABELS = {"paper": ("cls_target", "loc_target", "normaliser"), "mxnet": ("label",)}
 HEAD_LR_MULT = 2.0  # biases of the heads learn twice as fast (apache example/ssd)
 EXTRA_KERNEL = 3
+VARIANCES = NetworkOptions().variances
 
 
 def variances(options: NetworkOptions) -> tuple[float, ...]:
