@@ -1,7 +1,8 @@
 """Options declared once, as dataclass fields: the command line, the YAML preset and the manifest are derived from them.
 
 A field is declared with option(); its annotation is one of bool, int, float, str, tuple[int, ...], tuple[float, ...],
-tuple[str, ...], or one of these with `| None`. Field batch_size is the flag --batch-size (--batch_size works too).
+tuple[str, ...], or one of these with `| None`. Field batch_size is the flag --batch-size (--batch_size works too), and
+from_ is --from.
 A text means the same on the command line and in a preset: `80,160` is a tuple, `none` is None (or the empty tuple). A
 boolean is `--force`, `--no-force`, or `--force true|false`.
 """
@@ -37,14 +38,16 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     words: str = "one",
+    pattern: tuple[str, str] | None = None,
 ) -> Any:
     """Declares a field: its default, help text, group in --help, allowed values and inclusive bounds.
 
     words tells how the value stands on the command line: "one" word after the flag, "several" words after the flag
     (`--exts .jpg .png`, tuples only), or "positional": one word without a flag, required.
+    pattern: of a text, the regular expression that all of it matches, and what to call that in an error.
     """
     metadata = {"help": help, "group": group, "choices": choices, "minimum": minimum, "maximum": maximum}
-    return dataclasses.field(default=default, metadata=metadata | {"words": words})
+    return dataclasses.field(default=default, metadata=metadata | {"words": words, "pattern": pattern})
 
 
 def parse_options(cls: type[T], argv: Sequence[str], description: str, *, presets: bool = False) -> T:
@@ -168,10 +171,10 @@ def _add_flag(group: Any, name: str, field: dataclasses.Field) -> None:
         text += f" (default: {_shown(field.default)})"
     text = text.replace("%", "%%")
     if _base_type(field) is not bool:
-        several = field.metadata["words"] == "several"
-        group.add_argument(_flag(name), metavar=_metavar(field), help=text, nargs="+" if several else None)
+        nargs = "+" if field.metadata["words"] == "several" else None
+        group.add_argument(_flag(name), dest=name, metavar=_metavar(field), help=text, nargs=nargs)
         return
-    group.add_argument(_flag(name), nargs="?", const="true", metavar="true|false", help=text)
+    group.add_argument(_flag(name), dest=name, nargs="?", const="true", metavar="true|false", help=text)
     group.add_argument(_flag(f"no_{name}"), dest=name, action="store_const", const="false", help=argparse.SUPPRESS)
 
 
@@ -247,7 +250,7 @@ def _shown(value: Any) -> str:
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "--" + name.rstrip("_").replace("_", "-")  # field from_ is the flag --from
 
 
 def _parts(field: dataclasses.Field, text: str) -> Any:
@@ -282,6 +285,8 @@ def _check_scalar(field: dataclasses.Field, kind: Any, value: Any, flag: str) ->
         raise OptionError(f"{flag} takes a finite number, not {value}")
     if meta["choices"] and value not in meta["choices"]:
         raise OptionError(f"{flag} is one of {', '.join(map(str, meta['choices']))}, not {value!r}")
+    if meta["pattern"] and not re.fullmatch(meta["pattern"][0], value):
+        raise OptionError(f"{flag} takes {meta['pattern'][1]}, not {value!r:.80}")
     if meta["minimum"] is not None and value < meta["minimum"]:
         raise OptionError(f"{flag} is at least {meta['minimum']}, not {value}")
     if meta["maximum"] is not None and value > meta["maximum"]:
