@@ -12,10 +12,13 @@ class ConvertOptions:
     There is no boolean among the fields: a word after a flag is always that flag's value.
     """
 
-    from_: str = option("ssd.pytorch", "project that the weights come from (see docs/weights.md)", "source")
+    from_: str = option(
+        "ssd.pytorch", "project that the weights come from: ssd.pytorch, torchvision, caffe, gluon or classic", "source"
+    )
     file: str = option("", "file to convert; a word without a flag is it, too", "source")
     network: str = option("vgg16_ssd_voc", "network to make weights for (see docs/networks.md)", "network")
     data_shape: tuple[int, ...] = option((300,), "input side, or height,width", "network", minimum=32)
+    width: float = option(1.0, "width multiplier of mobilenet", "network", minimum=0.125, maximum=2.0)
     num_class: int | None = option(
         None, "classes of the network (default: those of the heads in the file, else 20)", "network", minimum=1
     )

@@ -58,6 +58,9 @@ class Source:
 SOURCES: dict[str, Source] = {
     "ssd.pytorch": Source("pytorch", {"post_process": "per_class", "nms_topk": 200, "keep_topk": 200}),
     "torchvision": Source("pytorch"),
+    "caffe": Source("caffe", {"post_process": "per_class", "nms_topk": 400, "keep_topk": 200}),
+    "gluon": Source("gluon"),
+    "classic": Source("classic"),
 }
 
 
@@ -67,7 +70,7 @@ def main(argv: list[str]) -> None:
     options = parse_options(ConvertOptions, flags, "Convert weights of another project; the file is a word by itself.")
     source, path = _source(options), _file(words, options)
     prefix = options.prefix or str(path.with_suffix(""))
-    network_options = to_mapping(from_mapping(NetworkOptions, dict(source.options)))
+    network_options = to_mapping(from_mapping(NetworkOptions, {"width": options.width, **source.options}))
     arg, aux = source.rename(source.read(str(path)), options.network, network_options)
     names = _class_names(options, arg)
     report, complete = _write(prefix, options, network_options, names, arg, aux)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from config.errors import CheckpointError, OptionError
+from config.errors import CheckpointError, InstallError, OptionError
 from config.runtime import mx
 from detect.detector import Detector
 from symbol.symbol_factory import get_symbol
@@ -92,3 +92,23 @@ def test_mistakes_are_named(convert, state_dict, tmp_path):
             convert(body, *flags)
     with pytest.raises(CheckpointError, match="none of the .* arrays of the file fits --network mobilenet"):
         convert(body, "--network", "mobilenet")
+
+
+def test_a_gluon_classifier_becomes_the_body_of_a_narrow_mobilenet(tmp_path, capsys):
+    from gluoncv.model_zoo import get_model
+
+    net = get_model("mobilenet0.25", pretrained=False)
+    net.initialize(mx.init.Xavier())
+    net(mx.nd.zeros((1, 3, 64, 64)))
+    net.save_parameters(str(tmp_path / "zoo.params"))
+    flags = ["--network", "mobilenet", "--width", "0.25", "--prefix", str(tmp_path / "body")]
+    convert_weights.main(["--from", "gluon", str(tmp_path / "zoo.params"), *flags])
+    args, aux = read_params(tmp_path / "body-0000.params")
+    assert "unused (2): output_weight, output_bias" in capsys.readouterr().out
+    assert (len(args), len(aux)) == (27 * 3, 27 * 2)  # weight, gamma, beta; two moving averages
+
+
+def test_every_source_of_the_table_has_its_reader():
+    for source in convert_weights.SOURCES.values():
+        with pytest.raises((CheckpointError, InstallError), match="nowhere"):  # torch may be missing
+            source.read("nowhere-0001.params")
