@@ -35,12 +35,13 @@ def evaluate_net(
     batch_size: int | None = None,
     workers: int | None = None,
     engine: str = "python",
+    num_batch: int | None = None,
     overlap: float = 0.5,
     use_difficult: bool = False,
     voc07: bool = True,
     **detection_options: Any,
 ) -> Evaluation:
-    """Evaluates a checkpoint on a record.
+    """Evaluates a checkpoint on a record, or its first num_batch batches.
 
     detection_options replace the checkpoint's own (nms, nms_topk, score_threshold, force). With the training's batch
     size the values are those of the training's validation to the last digit, on the same machine. OptionError where
@@ -64,8 +65,9 @@ def evaluate_net(
     try:
         module = _inference_module(checkpoint, devices, iterator.provide_data, detection_options)
         started = time.monotonic()
-        score_detections(module, iterator, metric)
-        return Evaluation(metric.result(), iterator.num_examples, time.monotonic() - started)
+        batches = score_detections(module, iterator, metric, num_batch)
+        images = min(iterator.num_examples, batches * batch_size)
+        return Evaluation(metric.result(), images, time.monotonic() - started)
     finally:
         iterator.close()
 

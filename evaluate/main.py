@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from config import threads
+from config.classic_options import check_model
 from config.errors import OptionError
 from config.options import parse_options
 from config.run import EvaluateOptions
@@ -23,6 +24,8 @@ def main(argv: list[str]) -> int:
     from train.devices import contexts
 
     checkpoint = load_checkpoint(options.prefix, options.epoch)
+    known = {name: checkpoint.meta[name] for name in ("network", "class_names", "data_shape", "mean_pixels")}
+    check_model(options, f"{options.prefix}, epoch {checkpoint.epoch},", **known)
     evaluation = evaluate_net(
         checkpoint,
         options.rec_path,
@@ -30,6 +33,7 @@ def main(argv: list[str]) -> int:
         batch_size=options.batch_size,
         workers=options.workers,
         engine=options.engine,
+        num_batch=options.num_batch,
         overlap=options.overlap,
         use_difficult=options.use_difficult,
         voc07=options.voc07,
