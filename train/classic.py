@@ -65,7 +65,7 @@ def train_net(
         pretrained, epoch: checkpoint whose weights are the start; None or "" = from scratch.
         prefix: of everything the run writes; it is used as given.
         ctx: a context or several, of one kind: mx.cpu(k) with k = 0, 1, ..., or mx.gpu(k).
-        lr_refactor_step: epochs, as a text like "80, 160" or a sequence; 80000i are updates where --lr-steps takes them.
+        lr_refactor_step: epochs, as a text like "80, 160" or a sequence.
         num_example: obsolete, the record says it.
         label_pad_width: numbers in a label: 2 and 6 for each object; 0 = as many as needed.
         force_nms, force_suppress: one of them suffices to suppress across classes (apache's code drops force_nms).

@@ -7,7 +7,9 @@ from config.runtime import mx
 
 
 def make_monitor(interval: int, pattern: str) -> mx.mon.Monitor | None:
-    """Logs |x| / sqrt(size) of outputs, weights and gradients whose names match, every `interval` batches; 0 = None.
+    """Logs |x| / sqrt(size) of the arrays whose names match, every `interval` batches; 0 gives None.
+
+    The arrays are outputs of layers, weights and moving averages; a name matches if it begins with the pattern.
 
     OptionError where the pattern is not a regular expression.
     """
