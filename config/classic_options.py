@@ -1,14 +1,11 @@
 """Options that the commands of the classic MXNet SSD have and ours need less: docs/classic.md lists them all."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from config.errors import OptionError
 from config.options import option
 
 _CLASSIC = "classic, checked or without effect"
-_MEAN_TOLERANCE = 1e-3
 
 
 def _obsolete(default: Any, now: str) -> Any:
@@ -25,8 +22,8 @@ def _not_built(default: Any, what: str) -> Any:
 class ClassicTrainOptions:
     """Classic options of train.py."""
 
-    train_list: str = _not_built("", "lists that replace a record's labels are")
-    val_list: str = _not_built("", "lists that replace a record's labels are")
+    train_list: str = option("", "list (.lst) whose labels replace those of --train-path", "data")
+    val_list: str = option("", "list (.lst) whose labels replace those of --val-path", "data")
     num_example: int | None = _obsolete(None, "the record says how many images it holds")
     kv_store: str = _not_built("local", "training on several machines is")
     monitor: int = option(0, "batches between statistics of arrays (mx.mon.Monitor); 0 = none", "output", minimum=0)
@@ -54,7 +51,7 @@ class ExpectedModel:
 class ClassicEvaluateOptions(ExpectedModel):
     """Classic options of evaluate.py."""
 
-    list_path: str = _not_built("", "lists that replace a record's labels are")
+    list_path: str = option("", "list (.lst) whose labels replace those of --rec-path", "data")
     frequent: int | None = _obsolete(None, "the result is printed once, at the end")
     deploy: bool = _obsolete(False, "the network of the checkpoint is built without its losses in any case")
 
@@ -67,37 +64,3 @@ class ClassicDemoOptions(ExpectedModel):
     timer: bool = _obsolete(True, "the seconds are always logged")
     camera: bool = _not_built(False, "detection in a camera's pictures is")
     frame_resize: str = _not_built("", "detection in a camera's pictures is")
-
-
-def check_model(
-    expected: ExpectedModel,
-    origin: str,
-    *,
-    network: str,
-    class_names: Sequence[str],
-    data_shape: Sequence[int],
-    mean_pixels: Sequence[float],
-) -> None:
-    """Compares what was given of a model, whose name is origin, with the model; OptionError where they differ.
-
-    data_shape is the model's (height, width), mean_pixels its mean of red, green and blue.
-    """
-    side = expected.data_shape
-    given: dict[str, tuple[Any, Any]] = {
-        "network": (expected.network or None, network),
-        "num-class": (expected.num_class, len(class_names)),
-        "class-names": (expected.class_names or None, tuple(class_names)),
-        "data-shape": (side and (side * 2 if len(side) == 1 else side[-2:]), tuple(data_shape)),
-    }
-    for flag, (wanted, found) in given.items():
-        if wanted is not None and wanted != found:
-            raise _differs(flag, wanted, origin, found)
-    for flag, found in zip(("mean-r", "mean-g", "mean-b"), mean_pixels, strict=True):
-        mean = getattr(expected, flag.replace("-", "_"))
-        if mean is not None and abs(mean - found) > _MEAN_TOLERANCE:
-            raise _differs(flag, mean, origin, found)
-
-
-def _differs(flag: str, wanted: Any, origin: str, found: Any) -> OptionError:
-    wanted, found = (", ".join(map(str, x)) if isinstance(x, tuple) else x for x in (wanted, found))
-    return OptionError(f"--{flag} {wanted}: {origin} has {found}; leave the option out, the model knows")

@@ -38,17 +38,20 @@ def option(
     choices: Sequence[Any] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
+    words: str = "one",
     aliases: tuple[str, ...] = (),
     obsolete: str = "",
     not_built: str = "",
 ) -> Any:
     """Declares a field: its default, help text, group in --help, allowed values and inclusive bounds.
 
-    aliases: further names of the flag (`gpu` is --gpu). obsolete: a sentence on what happens instead; who gives the
-    option reads it. not_built: what is missing; any value but the default is refused with it.
+    words tells how the value stands on the command line: "one" word after the flag, "several" words after the flag
+    (`--exts .jpg .png`, tuples only), or "positional": one word without a flag, required. aliases: further names of the
+    flag (`gpu` is --gpu). obsolete: a sentence on what happens instead; who gives the option reads it. not_built: what
+    is missing; any value but the default is refused with it.
     """
     metadata = {"help": help, "group": group, "choices": choices, "minimum": minimum, "maximum": maximum}
-    metadata |= {"aliases": aliases, "obsolete": obsolete, "not_built": not_built}
+    metadata |= {"words": words, "aliases": aliases, "obsolete": obsolete, "not_built": not_built}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -62,7 +65,7 @@ def parse_options(cls: type[T], argv: Sequence[str], description: str, *, preset
     given, unknown = parser.parse_known_args(_joined_words(cls, argv))
     if unknown:
         parser.refuse(unknown[0])
-    values = vars(given)
+    values = {name: ",".join(v) if isinstance(v, list) else v for name, v in vars(given).items()}
     preset = values.pop("config", None)
     if preset is not None:
         values = read_preset(cls, preset) | values
@@ -155,7 +158,7 @@ class _Parser(argparse.ArgumentParser):
 def _build_parser(cls: type, description: str, presets: bool) -> _Parser:
     parser = _Parser(
         description=description,
-        usage="%(prog)s [--option value ...]",
+        usage=" ".join(["%(prog)s", *_positionals(cls), "[--option value ...]"]),
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
@@ -173,11 +176,15 @@ def _build_parser(cls: type, description: str, presets: bool) -> _Parser:
 
 def _add_flag(group: Any, name: str, field: dataclasses.Field) -> None:
     text = field.metadata["help"]
+    if field.metadata["words"] == "positional":
+        group.add_argument(name, metavar=name.upper(), help=text.replace("%", "%%"))
+        return
     if "(default" not in text:  # a help text may tell what a default of none stands for
         text += f" (default: {_shown(field.default)})"
     text = text.replace("%", "%%")
     if _base_type(field) is not bool:
-        group.add_argument(*_flags(field), dest=name, metavar=_metavar(field), help=text)
+        several = "+" if field.metadata["words"] == "several" else None
+        group.add_argument(*_flags(field), dest=name, metavar=_metavar(field), help=text, nargs=several)
         return
     group.add_argument(*_flags(field), dest=name, nargs="?", const="true", metavar="true|false", help=text)
     opposites = [f"--no-{flag[2:]}" for flag in _flags(field)]
@@ -206,6 +213,10 @@ def _joined_words(cls: type, argv: Sequence[str]) -> list[str]:
 def is_truth(word: str) -> bool:
     """Whether a word is a value of a boolean: true, false, yes, no, 1, 0."""
     return word.lower() in _TRUTH
+
+
+def _positionals(cls: type) -> list[str]:
+    return [name.upper() for name, field in _fields(cls).items() if field.metadata["words"] == "positional"]
 
 
 def _preset_names() -> str:

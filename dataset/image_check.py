@@ -7,6 +7,7 @@ pixels as stored (cv2.IMREAD_IGNORE_ORIENTATION).
 import io
 import struct
 import warnings
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,10 @@ from config.opencv import cv2
 MAX_PIXELS = 64_000_000  # a decompression bomb is refused by its header
 MAX_BYTES = 256 << 20
 DECODE_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-_SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_SIGNATURES = {b"\xff\xd8\xff": "JPEG", _PNG_SIGNATURE: "PNG"}
+_READABLE = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")  # by Pillow and by OpenCV
+_END_OF_IMAGE = b"\xff\xd9"  # a JPEG's last marker; entropy-coded data never hold these bytes
 _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright, 5 to 8 exchange height and width
 
 
@@ -67,6 +71,44 @@ def _read(content: bytes, formats: list[str] | None, kind: str, *, load: bool) -
     except (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(f"damaged {kind}: {error}") from error
     return ImageInfo((height, width), orientation)
+
+
+def check_stream(content: bytes) -> ImageInfo:
+    """Is a file a complete image, as far as its structure tells? A quick check, in some more formats.
+
+    A JPEG needs an end marker behind the begin of its scan, the chunks of a PNG right checksums (ISO/IEC 15948 section
+    5.3). JPEG without the marker and other formats are decoded. Refused with DataError, the reason alone: what is no
+    image or not complete, more than 64 megapixels.
+    """
+    stream = io.BytesIO(content)
+    try:
+        with Image.open(stream, formats=_READABLE) as image:
+            (width, height), kind, begin = image.size, image.format, stream.tell()
+            orientation = int(image.getexif().get(_ORIENTATION, 1)) if "exif" in image.info else 1
+    except UnidentifiedImageError as error:
+        raise DataError("not an image, or one with a damaged header" if content else "empty file") from error
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError) as error:
+        raise DataError(f"damaged header: {error}") from error
+    if width * height > MAX_PIXELS:
+        raise DataError(f"{width} x {height} pixels, more than {MAX_PIXELS // 10**6} million")
+    if kind == "PNG" and not _has_whole_chunks(content):
+        raise DataError("damaged PNG: a checksum is wrong or the end is missing")
+    if kind in ("JPEG", "MPO") and content.find(_END_OF_IMAGE, begin) < 0:
+        return check_image(content)
+    if kind not in ("JPEG", "MPO", "PNG"):
+        _decode(content, (height, width), str(kind))
+    return ImageInfo((height, width), orientation)
+
+
+def _has_whole_chunks(content: bytes) -> bool:
+    """Whether a PNG is a chain of chunks (length, type, data, CRC of type and data) that ends with IEND."""
+    begin, kind, view = len(_PNG_SIGNATURE), b"", memoryview(content)
+    while kind != b"IEND":
+        end = begin + 8 + int.from_bytes(view[begin : begin + 4], "big")
+        if end + 4 > len(content) or zlib.crc32(view[begin + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            return False
+        kind, begin = content[begin + 4 : begin + 8], end + 4
+    return True
 
 
 def _decode(content: bytes, size: tuple[int, int], kind: str) -> None:

@@ -14,6 +14,7 @@ from config.runtime import mx
 from config.threads import usable_threads
 from dataset.labels import parse_label
 from dataset.recordio import RecordReader, unpack
+from dataset.relabelled import RelabelledReader
 from dataset.samples import DATA, GEOMETRY, LABEL, Assigner, BatchLayout, SampleMaker
 from dataset.sidecar import read_sidecar, verify_sidecar
 from dataset.workers import InProcess, WorkerPool
@@ -63,6 +64,7 @@ class RecordIter(mx.io.DataIter, ABC):
         num_parts: int = 1,
         part_index: int = 0,
         label_name: str = LABEL,
+        path_imglist: str | Path | None = None,
     ) -> None:
         """Opens the record and starts to make batches.
 
@@ -80,16 +82,18 @@ class RecordIter(mx.io.DataIter, ABC):
             workers: processes (native: threads); None = usable cores, 0 = work in this process (to debug).
             num_parts, part_index: serve one of num_parts shards.
             label_name: name of the first label.
+            path_imglist: a .lst whose labels replace those of the records with the same ids; lines of other records do
+                not matter. None or "" = the record's own labels.
 
         Raises:
             OptionError: arguments that do not fit together.
-            DataError: a damaged record file or sidecar, or too little memory.
+            DataError: a damaged record file, sidecar or list, a list without a line for a record, or too little memory.
         """
         super().__init__(batch_size)
         size = _size(data_shape)
         if batch_size < 1 or num_parts < 1 or not 0 <= part_index < num_parts:
             raise OptionError(f"batch_size {batch_size} and part {part_index} of {num_parts} do not make batches")
-        source = open_source(path_imgrec, num_classes, max_objects)
+        source = open_source(path_imgrec, num_classes, max_objects, path_imglist)
         self.class_names, self.num_classes = source.class_names, source.num_classes
         self._maker = SampleMaker(
             reader=source.reader,
@@ -259,18 +263,29 @@ class Source:
     max_objects: int
 
 
-def open_source(path: str | Path, num_classes: int | None, max_objects: int | None) -> Source:
+def open_source(
+    path: str | Path, num_classes: int | None, max_objects: int | None, path_imglist: str | Path | None = None
+) -> Source:
     """Opens a record file; what is None comes from its sidecar, or the number of objects from the record itself.
 
-    OptionError if nothing tells the number of classes, DataError for a damaged file or a sidecar of another record.
+    The labels of a list replace the record's, and their widest tells the number of objects. OptionError if nothing
+    tells the number of classes, or if the list has more than max_objects in an image; DataError for a damaged file, a
+    sidecar of another record, or a list that has no line for a record.
     """
     reader, sidecar = RecordReader(path), read_sidecar(path)
     if sidecar:
         verify_sidecar(path, sidecar, hash=False)
         num_classes = len(sidecar.class_names) if num_classes is None else num_classes
-        max_objects = sidecar.max_objects if max_objects is None else max_objects
+        max_objects = sidecar.max_objects if max_objects is None and not path_imglist else max_objects
     if num_classes is None:
         raise OptionError(f"{path} has no sidecar (.json) that names its classes; give num_classes")
+    if path_imglist:
+        reader = relabelled = RelabelledReader(path, path_imglist, num_classes)
+        if max_objects is not None and relabelled.max_objects > max_objects:
+            raise OptionError(
+                f"{path_imglist}: an image has {relabelled.max_objects} objects, labels have {max_objects} rows"
+            )
+        max_objects = relabelled.max_objects if max_objects is None else max_objects
     if max_objects is None:
         max_objects = widest_record(reader)
     return Source(reader, sidecar.class_names if sidecar else None, num_classes, max(1, max_objects))

@@ -43,6 +43,11 @@ def pack(label: np.ndarray, image: bytes, index: int) -> bytes:
     return _HEADER.pack(label.size, 0.0, index, 0) + label.tobytes() + image
 
 
+def pack_single(label: float, image: bytes, index: int) -> bytes:
+    """The payload of a record with one label value, kept in the header (flag 0), as in mx.recordio.pack."""
+    return _HEADER.pack(0, label, index, 0) + image
+
+
 def unpack(payload: bytes, where: str) -> Record:
     """Inverse of pack; flag 0 (a single label) gives label (1,). `where` names the record in the DataError."""
     if len(payload) < _HEADER.size:
@@ -67,7 +72,7 @@ class RecordWriter:
         self._rec = AtomicFile(Path(path))
         try:
             self._idx = AtomicFile(Path(path).with_suffix(".idx"))
-        except OSError:
+        except BaseException:
             self._rec.discard()
             raise
 
@@ -144,6 +149,19 @@ class RecordReader:
             parts.append(raw[offset + 8 : offset + 8 + length])
             offset += 8 + _aligned(length)
         return MAGIC_BYTES.join(parts)
+
+    def image_ids(self) -> np.ndarray:
+        """The ids in the headers of the image records, int64 (n,): the keys, where there is an .idx."""
+        return np.array([self._image_id(position) for position in range(len(self))], np.int64)
+
+    def _image_id(self, position: int) -> int:
+        begin = int(self._bounds[position]) + _PART.size
+        count = min(_HEADER.size, int(self._bounds[position + 1]) - begin)
+        head = self._pread(count, begin, position)
+        index = _HEADER.unpack(head)[2] if count == _HEADER.size else -1
+        if not 0 <= index < 1 << 63:
+            raise self._damaged(position, "it is no image record")
+        return index
 
     def _open(self) -> BinaryIO:
         if self._file is None:

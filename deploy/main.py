@@ -4,7 +4,6 @@ import shlex
 from dataclasses import replace
 
 from config import threads
-from config.classic_options import check_model
 from config.deploy_options import DeployOptions
 from config.errors import OptionError
 from config.options import parse_options
@@ -21,6 +20,7 @@ def main(argv: list[str]) -> int:
     from deploy.export import model_from_checkpoint
     from deploy.model_folder import write_model_folder
     from train.checkpoint import load_checkpoint
+    from train.expected_model import check_model
 
     checkpoint = load_checkpoint(options.prefix, options.epoch)
     known = {name: checkpoint.meta[name] for name in ("network", "class_names", "data_shape", "mean_pixels")}

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from config import threads
-from config.classic_options import check_model
 from config.demo_options import DemoOptions
 from config.errors import DataError
 from config.options import boolean_flags, parse_options
@@ -47,6 +46,7 @@ def main(argv: list[str]) -> int:
     threads.configure()
     from detect.detector import Detector
     from train.devices import contexts
+    from train.expected_model import check_model
     from train.run_files import log_to_terminal
 
     log_to_terminal()

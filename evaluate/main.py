@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from config import threads
-from config.classic_options import check_model
 from config.errors import OptionError
 from config.options import parse_options
 from config.run import EvaluateOptions
@@ -22,6 +21,7 @@ def main(argv: list[str]) -> int:
     from evaluate.report import format_table, save_pr_curves
     from train.checkpoint import load_checkpoint
     from train.devices import contexts
+    from train.expected_model import check_model
 
     checkpoint = load_checkpoint(options.prefix, options.epoch)
     known = {name: checkpoint.meta[name] for name in ("network", "class_names", "data_shape", "mean_pixels")}
@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
         workers=options.workers,
         engine=options.engine,
         num_batch=options.num_batch,
+        list_path=options.list_path,
         overlap=options.overlap,
         use_difficult=options.use_difficult,
         voc07=options.voc07,

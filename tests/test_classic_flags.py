@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from config.classic_options import check_model
 from config.demo_options import DemoOptions
 from config.deploy_options import DeployOptions
 from config.errors import OptionError
@@ -15,6 +14,7 @@ from config.prepare_options import PrepareOptions
 from config.run import EvaluateOptions, TrainOptions
 from detect.inputs import split_words
 from tools.visualize_net import VisualizeOptions
+from train.expected_model import check_model
 
 ROOT = Path(__file__).parent.parent
 MEANS = "--mean-r 123 --mean-g 117 --mean-b 104"
@@ -22,6 +22,7 @@ VOC = "--num-class 2 --class-names aeroplane,bicycle"
 # Each line is a flag with a value that both projects accept, and the fields that it sets.
 CLASSIC = {
     TrainOptions: [
+        ("--train-list data/train.lst --val-list data/val.lst", {"train_list": "data/train.lst"}),
         ("--train-path data/train.rec", {"train_path": "data/train.rec"}),
         ("--val-path data/val.rec", {"val_path": "data/val.rec"}),
         ("--network resnet50", {"network": "resnet50"}),
@@ -69,6 +70,7 @@ CLASSIC = {
     ],
     EvaluateOptions: [
         ("--rec-path data/val.rec", {"rec_path": "data/val.rec"}),
+        ("--list-path data/val.lst", {"list_path": "data/val.lst"}),
         (f"--network resnet50 {VOC} {MEANS}", {"network": "resnet50", "num_class": 2, "mean_r": 123.0}),
         ("--data-shape 300", {"data_shape": (300,)}),
         ("--batch-size 32", {"batch_size": 32}),

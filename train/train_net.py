@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from config.errors import DataError, OptionError
 from config.run import TrainOptions, augment_options, network_options
 from config.runtime import mx
+from dataset.class_names import read_class_names
 from dataset.iterator import RecordIter
 from dataset.labels import HEADER_WIDTH, OBJECT_WIDTH
 from dataset.native_iterator import iterator_class
@@ -150,7 +151,7 @@ def symbol_digest(symbol: Symbol) -> str:
 
 def class_names(options: TrainOptions, sidecar: Sidecar | None) -> tuple[str, ...]:
     """Classes of the run: those given, else the record's; OptionError where the two disagree or neither is there."""
-    names = options.class_names or (sidecar.class_names if sidecar else ())
+    names = read_class_names(options.class_names) or (sidecar.class_names if sidecar else ())
     if not names:
         names = tuple(f"class{k}" for k in range(options.num_class or 0))
     if not names:
@@ -206,6 +207,7 @@ def _iterators(
     kind = iterator_class(options.engine)
     train = kind(
         options.train_path,
+        path_imglist=options.train_list,
         augment=augment_options(options),
         assigner=assigner,
         shuffle=True,
@@ -213,14 +215,18 @@ def _iterators(
         epoch=epoch,
         **common,
     )
-    return train, kind(options.val_path, augment=None, **common) if options.val_path else None
+    if not options.val_path:
+        return train, None
+    return train, kind(options.val_path, path_imglist=options.val_list, augment=None, **common)
 
 
 def _label_rows(options: TrainOptions, sidecars: Sequence[Sidecar | None]) -> int | None:
     """Rows of the labels: as many as both records need unless given; None where a record without sidecar must be
-    searched for it."""
+    searched for it, or a list."""
     needed = max((sidecar.max_objects for sidecar in sidecars if sidecar), default=0)
     rows = (options.label_width - HEADER_WIDTH) // OBJECT_WIDTH
+    if options.train_list or options.val_list:
+        return rows if options.label_width else None
     if options.label_width and rows < max(1, needed):
         raise OptionError(
             f"--label-width {options.label_width} has room for {max(0, rows)} objects, but an image of the records has "

@@ -132,6 +132,45 @@ def test_help_lists_each_group_with_its_options_and_defaults(capsys):
     assert "--config NAME|FILE" in text
 
 
+@dataclass(frozen=True)
+class Pack:
+    """Words without flags, and several after one."""
+
+    prefix: str = option("", "what to make", words="positional")
+    root: str = option("", "where it comes from", words="positional")
+    list: bool = option(False, "make a list")
+    exts: tuple[str, ...] = option((".jpg",), "suffixes", words="several")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["a", "b"], Pack("a", "b")),
+        (["--list", "a", "b"], Pack("a", "b", list=True)),
+        (["a", "--no-list", "b"], Pack("a", "b")),
+        (["--exts", ".png", ".bmp", "--list", "a", "b"], Pack("a", "b", True, (".png", ".bmp"))),
+        (["a", "b", "--exts", ".png,.bmp"], Pack("a", "b", exts=(".png", ".bmp"))),
+    ],
+)
+def test_positional_and_several_words(words, expected):
+    assert parse_options(Pack, words, "Packs.") == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["a"], "required: ROOT"), (["a", "b", "c"], "unexpected argument 'c'"), (["a", "b", "--exts"], "--exts")],
+)
+def test_missing_and_superfluous_words_are_named(words, message):
+    with pytest.raises(OptionError, match=message):
+        parse_options(Pack, words, "Packs.")
+
+
+def test_help_shows_positional_words(capsys):
+    with pytest.raises(SystemExit):
+        parse_options(Pack, ["--help"], "Packs.")
+    assert "PREFIX ROOT [--option value ...]" in capsys.readouterr().out
+
+
 def write(folder, text):
     path = folder / "preset.yaml"
     path.write_text(text, encoding="utf-8")
@@ -232,12 +271,14 @@ def option_classes():
 
 @pytest.mark.parametrize("cls", list(option_classes()), ids=lambda cls: cls.__name__)
 def test_every_option_of_the_commands_has_a_valid_default_and_help(cls, capsys):
-    assert parse_options(cls, [], "") == from_mapping(cls, to_mapping(cls())) == cls()
+    required = {f.name: "x" for f in dataclasses.fields(cls) if f.metadata["words"] == "positional"}
+    default = cls(**required)
+    assert parse_options(cls, list(required.values()), "") == from_mapping(cls, to_mapping(default)) == default
     with pytest.raises(SystemExit):
         parse_options(cls, ["--help"], "")
     text = capsys.readouterr().out
     for field in dataclasses.fields(cls):
-        assert f"--{field.name.replace('_', '-')}" in text
+        assert (field.name.upper() if field.name in required else f"--{field.name.replace('_', '-')}") in text
         assert field.metadata["help"]
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from config.errors import DataError
-from dataset.image_check import check_image
+from dataset.image_check import check_image, check_stream
 from tests.dataset.voc import jpeg
 
 
@@ -96,3 +96,61 @@ def test_random_damage_gives_no_other_error(data):
         assert len(check_image(bytes(content)).size) == 2
     except DataError as error:
         assert str(error)  # noqa: PT017 - both outcomes are right
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encode("JPEG"),
+        encode("JPEG", progressive=True),
+        encode("PNG", "P"),
+        encode("BMP"),
+        encode("TIFF"),
+        encode("WEBP"),
+    ],
+    ids=["jpeg", "progressive", "png", "bmp", "tiff", "webp"],
+)
+def test_quick_check_passes_whole_images_of_more_formats(content):
+    info = check_stream(content)
+    assert (info.size, info.orientation) == ((30, 40), 1)
+
+
+WHOLE = {kind: encode(kind) for kind in ("JPEG", "PNG")}
+
+
+@given(st.sampled_from(["JPEG", "PNG"]), st.floats(0, 1, exclude_max=True))
+def test_quick_check_refuses_every_cut(kind, share):
+    content = WHOLE[kind]
+    cut = content[: int(share * (len(content) - 2))]
+    for check in (check_image, check_stream):
+        with pytest.raises(DataError):
+            check(cut)
+
+
+@given(st.data())
+def test_quick_check_notices_any_change_of_a_png(data):
+    content = bytearray(WHOLE["PNG"])
+    at = data.draw(st.integers(8, len(content) - 1))
+    content[at] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(DataError):
+        check_stream(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "empty file"), (b"text", "not an image"), (png_of(9000, 9000), "more than 64 million")],
+)
+def test_quick_check_gives_the_reason(content, message):
+    with pytest.raises(DataError, match=message):
+        check_stream(content)
+
+
+def test_quick_check_reads_the_orientation():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert check_stream(encode("JPEG", exif=exif)).orientation == 6
+
+
+def test_quick_check_decodes_a_jpeg_that_only_lacks_its_end_marker():
+    content = WHOLE["JPEG"][:-2] + b"\0" * 100
+    assert check_stream(content) == check_image(content)

@@ -1,0 +1,174 @@
+"""The classic image list, NAME.lst: a line `index TAB label... TAB path` for each image.
+
+The label is one class number, or a detection label as dataset/labels.py has it. Indices are the ids of the records
+packed from the list.
+"""
+
+import math
+import os
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from config.errors import DataError
+from dataset.labels import parse_label, validate
+
+MAX_INDEX = 2**63 - 1
+_FIELDS = 3
+
+
+@dataclass(frozen=True)
+class ListEntry:
+    """A line of a list: index >= 0, label of at least one finite float, path as written, number of the line from 1."""
+
+    index: int
+    label: tuple[float, ...]
+    path: str
+    line: int
+
+
+@dataclass(frozen=True)
+class ListLabels:
+    """Flat labels one after the other: values (k,) float32, that of the i-th record from bounds[i] to bounds[i + 1]."""
+
+    values: np.ndarray
+    bounds: np.ndarray
+    max_objects: int
+
+    def of(self, position: int) -> np.ndarray:
+        """The flat label of the record at `position`."""
+        return self.values[self.bounds[position] : self.bounds[position + 1]]
+
+
+def read_list(path: str | Path) -> list[ListEntry]:
+    """All lines of a list in order; blank ones do not count.
+
+    A line that cannot be used raises DataError with its number: fields separated by spaces, no label, no path, an
+    index that is no whole number >= 0 or stands there twice, a label that is no finite number of float32. So does a
+    list without lines, or a file that is no text in UTF-8. Paths are taken as they are; see ImageRoot.
+    """
+    lines = _text(Path(path)).split("\n")  # splitlines() would also split at separators that a file name may hold
+    entries = [_entry(line, f"{path}, line {n}", n) for n, line in enumerate(lines, 1) if line.strip()]
+    if not entries:
+        raise DataError(f"{path} lists no images")
+    first_lines: dict[int, int] = {}
+    for entry in entries:
+        first = first_lines.setdefault(entry.index, entry.line)
+        if first != entry.line:
+            raise DataError(f"{path}, line {entry.line}: index {entry.index} stands in line {first} already; renumber")
+    return entries
+
+
+def format_list(entries: Iterable[tuple[int, Sequence[str], str]]) -> bytes:
+    """The content of a list of (index, label as texts, path)."""
+    lines = ("\t".join([str(index), *label, _writable(path)]) + "\n" for index, label, path in entries)
+    return "".join(lines).encode("utf-8")
+
+
+def read_labels(path: str | Path, ids: np.ndarray, num_classes: int | None) -> ListLabels:
+    """The labels that a list of detection labels gives the records with these ids (n,), in their order.
+
+    Lines of other records are ignored. DataError names a record without a line, and a line whose label has a wrong
+    layout or an object that cannot be trained on (num_classes as in labels.validate).
+    """
+    entries = {entry.index: entry for entry in read_list(path)}
+    missing = [index for index in ids.tolist() if index not in entries]
+    if missing:
+        raise DataError(f"{path} has no line for record {missing[0]} ({len(missing)} of {len(ids)} records miss one)")
+    used = [entries[index] for index in ids.tolist()]
+    counts = [len(checked_objects(entry, path, num_classes)) for entry in used]
+    bounds = np.cumsum([0, *(len(entry.label) for entry in used)])
+    values = np.fromiter((value for entry in used for value in entry.label), np.float32, int(bounds[-1]))
+    return ListLabels(values, bounds, max(counts))
+
+
+def checked_objects(entry: ListEntry, path: str | Path, num_classes: int | None) -> np.ndarray:
+    """The objects (n, 6) of a detection label, fit for training; DataError naming the line otherwise."""
+    where = f"{path}, line {entry.line}"
+    objects = parse_label(np.array(entry.label), where)
+    validate(objects, num_classes, where)
+    return objects
+
+
+class ImageRoot:
+    """The folder that the paths of a list are relative to; nothing outside it is opened."""
+
+    def __init__(self, root: str | Path) -> None:
+        """DataError if there is no such folder."""
+        if not Path(root).is_dir():
+            raise DataError(f"{root}: no such folder; it must be the one that the paths of the list start from")
+        self._root = os.path.abspath(root)
+        self._real_root = os.path.realpath(root)
+        self._is_inside = cache(self._folder_is_inside)
+
+    def find(self, path: str) -> str:
+        """The file that a list's path names (whether or not it exists).
+
+        DataError with the reason alone if it lies outside the root: absolute, by `..` or by a symbolic link.
+        """
+        full = os.path.normpath(os.path.join(self._root, path))
+        folder = os.path.dirname(full)
+        inside = self._is_inside(folder) and (not os.path.islink(full) or self._is_inside(os.path.realpath(full)))
+        if not inside or os.path.isabs(path) or ".." in path.split("/"):
+            raise DataError(f"it lies outside {self._root}; paths must stay inside the folder of the images")
+        return full
+
+    def _folder_is_inside(self, folder: str) -> bool:
+        real = os.path.realpath(folder)
+        return real == self._real_root or real.startswith(os.path.join(self._real_root, ""))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such list") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def _entry(line: str, where: str, number: int) -> ListEntry:
+    fields = [field.strip() for field in line.split("\t")]
+    if len(fields) < _FIELDS:
+        spaces = len(line.split()) >= _FIELDS and len(fields) == 1
+        what = "its fields are separated by spaces" if spaces else "it has fewer than three fields"
+        raise DataError(f"{where}: {what}; a line is `index TAB label... TAB path`")
+    index, *label, path = fields
+    if not index.isascii() or not index.isdecimal() or int(index) > MAX_INDEX:
+        raise DataError(f"{where}: the index {index!r:.40} is not a whole number from 0 on")
+    if not path or "\0" in path:
+        raise DataError(f"{where}: the path {path!r:.80} is not a file name")
+    return ListEntry(int(index), tuple(_number(text, where) for text in label), path, number)
+
+
+def _number(text: str, where: str) -> float:
+    """A label value that float32 can hold."""
+    try:
+        value = float(text)
+        if math.isfinite(value):
+            struct.pack("<f", value)  # OverflowError: infinite as float32
+            return value
+    except (ValueError, OverflowError):
+        pass
+    raise DataError(f"{where}: the label {text!r:.40} is not a finite number")
+
+
+def _writable(path: str) -> str:
+    """A path that a line can hold."""
+    if any(character in path for character in "\t\r\n") or path != path.strip() or not _is_utf8(path):
+        raise DataError(f"{path!r}: a list cannot hold a file name with TABs, line ends, outer blanks or broken UTF-8")
+    return path
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

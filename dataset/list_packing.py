@@ -1,0 +1,216 @@
+"""NAME.lst -> NAME.rec, NAME.idx and, for detection labels of named classes, the sidecar NAME.json.
+
+Images are read and encoded in threads (OpenCV leaves Python's lock alone meanwhile) and written in the order of the
+list, whatever the number of threads. A list is of detection labels if a label in it has their layout.
+"""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from config.errors import DataError, OptionError
+from dataset.encode import Encoder
+from dataset.image_check import MAX_BYTES
+from dataset.image_list import ImageRoot, ListEntry, checked_objects, read_list
+from dataset.labels import HEADER_WIDTH, MIN_OBJECT_WIDTH
+from dataset.packing import shortened
+from dataset.recordio import RecordWriter, pack, pack_single
+from dataset.sidecar import Sidecar, file_sha256, read_sidecar, tool_version, write_sidecar
+
+logger = logging.getLogger(__name__)
+_AHEAD = 4  # images in flight for each thread: bounds the memory
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A line of a list with what is to be stored, or the reason why its image cannot be used."""
+
+    entry: ListEntry
+    content: bytes = b""
+    reason: str = ""
+    rotated: bool = False
+
+
+Progress = Callable[[Iterable[Encoded], int], Iterable[Encoded]]
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """A list that was read and checked.
+
+    Attributes:
+        path: the .lst file.
+        entries: its lines.
+        counts: objects of each line, for detection labels; None for others.
+        ids: class ids of all objects.
+        class_names: of the sidecar to write; None = none is written.
+    """
+
+    path: Path
+    entries: list[ListEntry]
+    counts: np.ndarray | None
+    ids: np.ndarray
+    class_names: tuple[str, ...] | None
+
+
+@dataclass
+class PackedList:
+    """What was packed: number of records, values of a label, and lines for the user."""
+
+    count: int = 0
+    label_width: int = 0
+    bad: list[str] = field(default_factory=list)
+    rotated: list[str] = field(default_factory=list)
+
+
+def load_list(path: Path, class_names: tuple[str, ...] | None, check: bool) -> ImageList:
+    """Reads a list and, if check, every detection label; DataError names the line.
+
+    class_names None takes those of a sidecar that is there already.
+    """
+    entries = read_list(path)
+    if not check or not any(has_detection_layout(entry.label) for entry in entries):
+        if class_names:
+            raise OptionError(f"--class-names: {path} has no detection labels ([2, 6, id, xmin, ...]) to name")
+        return ImageList(path, entries, None, np.zeros(0, np.int64), None)
+    sidecar = None if class_names else read_sidecar(path)
+    if sidecar:
+        class_names = sidecar.class_names
+        logger.info("%s: classes of its sidecar: %s", path, ", ".join(class_names))
+    try:
+        objects = [checked_objects(entry, path, len(class_names) if class_names else None) for entry in entries]
+    except DataError as error:
+        raise DataError(f"{error} (--no-check-labels packs labels of any kind)") from error
+    ids = np.concatenate(objects)[:, 0].astype(np.int64)
+    return ImageList(path, entries, np.array([len(rows) for rows in objects]), ids, class_names)
+
+
+def has_detection_layout(label: Sequence[float]) -> bool:
+    """Whether a label is [A, B, ...] with header width A >= 2, object width B >= 5 and whole objects behind."""
+    if len(label) < HEADER_WIDTH or not all(value.is_integer() for value in label[:2]):
+        return False
+    header, width = int(label[0]), int(label[1])
+    return HEADER_WIDTH <= header <= len(label) and width >= MIN_OBJECT_WIDTH and (len(label) - header) % width == 0
+
+
+def pack_list(
+    source: ImageList,
+    root: ImageRoot,
+    encoder: Encoder,
+    *,
+    threads: int,
+    pack_label: bool | None = None,
+    skip_bad: bool = False,
+    progress: Progress = lambda images, total: images,
+) -> PackedList:
+    """Packs a list into the .rec and .idx beside it, records in the order of the lines.
+
+    pack_label False stores the first value of a label, otherwise all are. A damaged or missing image raises DataError
+    with the list of all such images, after the last; with skip_bad it is left out. The files appear at the end, the
+    sidecar last; an error or an interruption leaves those of an earlier run as they were.
+    """
+    if encoder.center_crop and not encoder.pass_through and source.counts is not None:
+        raise OptionError(f"--center-crop: the boxes of {source.path} would not fit the cropped images; use --resize")
+    if pack_label is False and source.counts is not None:
+        raise OptionError(f"--no-pack-label: {source.path} has detection labels, which need all their values")
+    packed, kept, rec = PackedList(), [], source.path.with_suffix(".rec")
+    with RecordWriter(rec) as writer, _encoded(source.entries, root, encoder, threads) as results:
+        for k, encoded in enumerate(progress(results, len(source.entries))):
+            if encoded.reason:
+                packed.bad.append(f"{encoded.entry.path} (line {encoded.entry.line}): {encoded.reason}")
+            elif skip_bad or not packed.bad:
+                kept.append(k)
+                _write(writer, encoded, pack_label is not False, packed)
+        _refuse(packed, skip_bad)
+    if source.class_names:
+        write_sidecar(rec, _sidecar(source, source.class_names, np.array(kept), packed))
+    return packed
+
+
+def _write(writer: RecordWriter, encoded: Encoded, whole: bool, packed: PackedList) -> None:
+    entry, label = encoded.entry, encoded.entry.label
+    if whole and len(label) > 1:
+        payload = pack(np.array(label, np.float32), encoded.content, entry.index)
+    else:
+        label = label[:1]
+        payload = pack_single(label[0], encoded.content, entry.index)
+    writer.write(entry.index, payload)
+    packed.count += 1
+    packed.label_width = max(packed.label_width, len(label))
+    if encoded.rotated:
+        packed.rotated.append(entry.path)
+
+
+def _refuse(packed: PackedList, skip_bad: bool) -> None:
+    listed = "; ".join(shortened(packed.bad))
+    if packed.bad and not skip_bad:
+        raise DataError(f"images that cannot be used: {len(packed.bad)} (mend or --skip-bad them): {listed}")
+    if packed.count == 0:
+        raise DataError(f"no image can be used, nothing was written: {listed}")
+
+
+def _sidecar(source: ImageList, names: tuple[str, ...], kept: np.ndarray, packed: PackedList) -> Sidecar:
+    """The sidecar of the records of the kept lines (positions)."""
+    assert source.counts is not None  # only detection labels have names
+    counts, rec = source.counts[kept], source.path.with_suffix(".rec")
+    ids = source.ids[np.isin(np.repeat(np.arange(len(source.counts)), source.counts), kept)]
+    return Sidecar(
+        class_names=names,
+        num_images=len(counts),
+        num_objects=int(counts.sum()),
+        max_objects=int(counts.max()),
+        objects_per_class=tuple(np.bincount(ids, minlength=len(names)).tolist()),
+        label_width=packed.label_width,
+        source=f"im2rec {source.path.name}",
+        sha256=file_sha256(rec),
+        size=rec.stat().st_size,
+        tool_version=tool_version(),
+    )
+
+
+def _encode(entry: ListEntry, root: ImageRoot, encoder: Encoder) -> Encoded:
+    """Reads and encodes one image, in a thread."""
+    try:
+        path = root.find(entry.path)
+        if os.path.getsize(path) > MAX_BYTES:
+            return Encoded(entry, reason=f"larger than {MAX_BYTES >> 20} MiB")
+        with open(path, "rb") as file:
+            content, info = encoder(file.read())
+        return Encoded(entry, content, rotated=info.orientation != 1)
+    except FileNotFoundError:
+        return Encoded(entry, reason="the image is missing")
+    except OSError as error:
+        return Encoded(entry, reason=f"cannot be read ({error.strerror})")
+    except DataError as error:
+        return Encoded(entry, reason=str(error))
+
+
+@contextmanager
+def _encoded(
+    entries: Sequence[ListEntry], root: ImageRoot, encoder: Encoder, threads: int
+) -> Iterator[Iterator[Encoded]]:
+    """The encoded images in the order of the entries, a bounded number of them ahead."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield _ahead(pool, entries, root, encoder, _AHEAD * threads)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, entries: Sequence[ListEntry], root: ImageRoot, encoder: Encoder, limit: int
+) -> Iterator[Encoded]:
+    waiting: deque[Future[Encoded]] = deque()
+    for entry in entries:
+        if len(waiting) == limit:
+            yield waiting.popleft().result()
+        waiting.append(pool.submit(_encode, entry, root, encoder))
+    while waiting:
+        yield waiting.popleft().result()

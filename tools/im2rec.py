@@ -1,0 +1,151 @@
+"""Makes image lists and packs them into RecordIO: the command line of mxnet's own im2rec, and the same files.
+
+python tools/im2rec.py --list --recursive --train-ratio 0.9 data/flowers images/flowers
+python tools/im2rec.py --resize 256 data/flowers images/flowers
+"""
+
+import importlib
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+
+if not __package__:
+    importlib.import_module("as_module")
+
+from config.errors import DataError, OptionError, run_command
+from config.im2rec_options import Im2recOptions
+from config.options import parse_options
+from config.threads import usable_threads
+from dataset.class_names import read_class_names
+from dataset.encode import DEFAULT_QUALITY, Encoder
+from dataset.files import AtomicFile, publish_all
+from dataset.image_folder import find_images, split
+from dataset.image_list import ImageRoot, format_list
+from dataset.list_packing import ImageList, PackedList, load_list, pack_list
+from tools.packing_output import exit_on_sigterm, print_list, progress
+
+_MADE_LISTS = r"(_\d+)?(_train|_val|_test)?\.lst"  # what --list appends to PREFIX
+logger = logging.getLogger("im2rec")
+
+
+def main(argv: list[str]) -> None:
+    """Makes lists, or packs them one after the other."""
+    options = parse_options(Im2recOptions, argv, "Makes image lists (--list), or packs them into PREFIX.rec and .idx.")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    exit_on_sigterm()
+    try:
+        if options.list:
+            make_lists(options)
+        else:
+            pack_lists(options)
+    except OSError as error:
+        raise DataError(f"{error.filename or options.prefix}: cannot be read or written ({error.strerror})") from error
+
+
+def make_lists(options: Im2recOptions) -> None:
+    """Writes PREFIX.lst, or the lists of the chunks and ratios: all of them or none."""
+    images, classes = find_images(options.root, options.exts, options.recursive)
+    lists = split(images, options.chunks, options.train_ratio, options.test_ratio, options.shuffle)
+    stem = _stem(options.prefix)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    contents = {
+        stem.with_name(f"{stem.name}{name}.lst"): format_list((i.index, [f"{i.label:f}"], i.path) for i in some)
+        for name, some in lists.items()
+    }
+    _write_all(contents)
+    for label, folder in enumerate(classes):
+        print(folder, label)
+    for path, some in zip(contents, lists.values(), strict=True):
+        print(f"{path} written, {len(some)} images")
+
+
+def pack_lists(options: Im2recOptions) -> None:
+    """Reads all lists first, so that a wrong line is found before anything is packed."""
+    encoder, root, names = _encoder(options), ImageRoot(options.root), read_class_names(options.class_names)
+    if names and not options.check_labels:
+        raise OptionError("--class-names and --no-check-labels exclude each other: a sidecar counts checked boxes")
+    sources = [load_list(path, names, options.check_labels) for path in find_lists(options.prefix)]
+    for source in sources:
+        logger.info("packing %s, %d images", source.path, len(source.entries))
+        packed = pack_list(
+            source,
+            root,
+            encoder,
+            threads=options.num_thread or usable_threads(),
+            pack_label=options.pack_label,
+            skip_bad=options.skip_bad,
+            progress=progress,
+        )
+        _print_report(source, packed)
+
+
+def find_lists(prefix: str) -> list[Path]:
+    """PREFIX.lst; without it those that --list makes of PREFIX; for a folder all lists in it.
+
+    Other lists whose names begin with PREFIX are left alone. DataError if there is none.
+    """
+    stem = _stem(prefix)
+    exact = stem.with_name(f"{stem.name}.lst")
+    if exact.is_file():
+        return [exact]
+    if stem.is_dir():
+        found = sorted(stem.glob("*.lst"))
+    else:
+        found = sorted(p for p in stem.parent.glob("*.lst") if re.fullmatch(re.escape(stem.name) + _MADE_LISTS, p.name))
+    if not found:
+        raise DataError(f"{exact}: no such list, nor {stem.name}_train.lst or the like; make it with --list")
+    return found
+
+
+def _stem(prefix: str) -> Path:
+    """PREFIX as an absolute path; a name ending in .lst or .rec is understood too."""
+    path = Path(os.path.abspath(prefix))
+    return path.with_suffix("") if path.suffix in (".lst", ".rec") else path
+
+
+def _encoder(options: Im2recOptions) -> Encoder:
+    quality = options.quality or DEFAULT_QUALITY[options.encoding]
+    if options.encoding == ".png" and quality > DEFAULT_QUALITY[".png"]:
+        raise OptionError(f"--quality {quality}: the compression of PNG is 1 to 9")
+    return Encoder(
+        pass_through=options.pass_through,
+        center_crop=options.center_crop,
+        resize=options.resize,
+        color=options.color,
+        encoding=options.encoding,
+        quality=quality,
+    )
+
+
+def _write_all(contents: dict[Path, bytes]) -> None:
+    """Writes small files that appear together."""
+    files: list[AtomicFile] = []
+    try:
+        for path, content in contents.items():
+            files.append(AtomicFile(path))
+            files[-1].file.write(content)
+    except BaseException:
+        for file in files:
+            file.discard()
+        raise
+    publish_all(files)
+
+
+def _print_report(source: ImageList, packed: PackedList) -> None:
+    print_list("bad images, left out", packed.bad)
+    print_list("images with an EXIF orientation, which is ignored", packed.rotated)
+    suffixes = ".rec .idx .json" if source.class_names else ".rec .idx"
+    print(f"{source.path.with_suffix('')}{suffixes} written")
+    print(f"images: {packed.count}, left out: {len(packed.bad)}, most label values: {packed.label_width}")
+    if source.counts is None and packed.label_width > 1:
+        print("the labels were packed as they are, not as detection labels ([2, 6, id, xmin, ymin, xmax, ymax, ...])")
+    if source.counts is not None:
+        print(f"objects: {source.counts.sum()} in the list, most in one image: {source.counts.max()}")
+        if not source.class_names:
+            print("no class names known, no sidecar written; give --class-names, or --num-class to train.py")
+
+
+if __name__ == "__main__":
+    run_command(main)
