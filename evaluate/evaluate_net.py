@@ -42,8 +42,9 @@ def evaluate_net(
     voc07: bool = True,
     **detection_options: Any,
 ) -> Evaluation:
-    """Evaluates a checkpoint on a record, or its first num_batch batches; labels of list_path (.lst) replace the record's.
+    """Evaluates a checkpoint on a record, or its first num_batch batches.
 
+    Labels of the list list_path (.lst) replace the record's.
     detection_options replace the checkpoint's own (nms, nms_topk, score_threshold, force). With the training's batch
     size the values are those of the training's validation to the last digit, on the same machine. OptionError where
     the record's classes are not the checkpoint's.

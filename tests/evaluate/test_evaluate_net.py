@@ -183,3 +183,11 @@ def test_classic_flags_must_agree_with_the_checkpoint(trained, capsys):
     assert f"{BATCH} images" in capsys.readouterr().out
     with pytest.raises(OptionError, match="--network vgg16_reduced: .* has mobilenet"):
         main([*words, "--network", "vgg16_reduced"])
+
+
+def test_a_list_replaces_the_labels(trained, tmp_path):
+    prefix, record = trained
+    path = tmp_path / "red.lst"
+    path.write_text("".join(f"{k}\t2\t6\t0\t0.1\t0.1\t0.9\t0.9\t0\t{k}.png\n" for k in range(IMAGES)))
+    evaluation = evaluate_net(load_checkpoint(prefix), record, CPU, workers=0, list_path=str(path))
+    assert [one.npos for one in evaluation.result.classes] == [IMAGES, 0, 0]

@@ -4,11 +4,12 @@ import inspect
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from config.errors import UserError
+from config.errors import DataError, UserError
 from config.runtime import mx
-from tests.train.tiny import BATCH, CLASSES, NETWORK
+from tests.train.tiny import BATCH, CLASSES, NETWORK, TRAIN, VAL, metrics
 from train import classic
 from train.checkpoint import list_epochs
 
@@ -102,6 +103,21 @@ def test_mistakes_are_told_before_the_first_batch(arguments, changes, words):
     with pytest.raises(UserError, match=words):
         classic.train_net(**arguments | changes)
     assert not list_epochs(arguments["prefix"])
+
+
+def test_lists_replace_the_labels_of_both_records(arguments, tmp_path):
+    """Of training: without its line for the last image the run is refused. Of validation: all objects are red."""
+    lists = {"train_list": tmp_path / "train.lst", "val_list": tmp_path / "val.lst"}
+    for path, count in zip(lists.values(), (TRAIN, VAL), strict=True):
+        path.write_text("".join(f"{k}\t2\t6\t0\t0.1\t0.1\t0.9\t0.9\t0\t{k}.png\n" for k in range(count)))
+    arguments |= {"iter_monitor": 0, "label_pad_width": 0, **{name: str(path) for name, path in lists.items()}}
+    classic.train_net(**arguments)
+    (line,) = metrics(arguments["prefix"])
+    assert np.isfinite(line["validation"]["red"])
+    assert not {"green", "blue"} & {name for name, value in line["validation"].items() if value is not None}
+    lists["train_list"].write_text("".join(lists["train_list"].read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(DataError, match="train.lst"):
+        classic.train_net(**arguments | {"prefix": str(tmp_path / "other" / "t")})
 
 
 @pytest.mark.parametrize("optimizer", ["rmsprop", "adadelta"])
