@@ -1,5 +1,6 @@
 """Command lines of zhreshold/mxnet-ssd and apache's example/ssd: every flag is known here, with its meaning."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,13 @@ def parse(cls, line):
 def test_every_classic_flag_is_known(cls, line, fields):
     options = parse(cls, line)
     assert {name: getattr(options, name) for name in fields} == fields
+
+
+def test_the_documentation_names_every_flag_of_every_command():
+    parts = (ROOT / "docs/classic.md").read_text("utf-8").split("\n## ")
+    for lines, part in zip(CLASSIC.values(), parts[1:], strict=False):
+        flags = {word for line, _ in lines for word in line.split() if re.match("--[a-z]", word)}
+        assert not [flag for flag in sorted(flags) if f"`{flag}" not in part], part.splitlines()[0]
 
 
 @pytest.mark.parametrize(("cls", "line", "what"), NOT_BUILT)
