@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from boxes.geometry import clip_to_unit
+from boxes.geometry import centres_to_corners, clip_to_unit, corners_to_centres
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class AnchorLayer:
         step: (y, x) distance of the cells as fractions of the image; (-1, -1) = 1 / feature map size.
         offset: (y, x) place of the centre in its cell, in [0, 1].
         clip: limit the corners to the image.
+        clip_centres: limit the four numbers of the centre form to [0, 1], as ssd.pytorch does; the operator cannot.
     """
 
     sizes: tuple[float, ...]
@@ -26,6 +27,7 @@ class AnchorLayer:
     step: tuple[float, float] = (-1.0, -1.0)
     offset: tuple[float, float] = (0.5, 0.5)
     clip: bool = False
+    clip_centres: bool = False
 
     def __post_init__(self) -> None:
         if not self.sizes or not self.ratios or min(*self.sizes, *self.ratios, 1.0) <= 0:
@@ -43,7 +45,8 @@ def multibox_prior(feature_shape: tuple[int, int], layer: AnchorLayer) -> np.nda
     """Corner anchors (h * w * per_cell, 4) float32, as mx.nd.contrib.MultiBoxPrior gives them.
 
     Rows y, columns x, then in each cell all sizes with ratios[0] and sizes[0] with the other ratios. The widths are
-    multiplied by h / w of the feature map, so that ratio 1 is square in pixels. float32 arithmetic as in the operator.
+    multiplied by h / w of the feature map, so that ratio 1 is square in pixels. float32 arithmetic as in the operator;
+    clip_centres is applied to its result.
     """
     height, width = feature_shape
     centre_y = _centres(height, layer.step[0], layer.offset[0])
@@ -55,7 +58,8 @@ def multibox_prior(feature_shape: tuple[int, int], layer: AnchorLayer) -> np.nda
     anchors[..., 2] = centre_x[None, :, None] + half_w
     anchors[..., 3] = centre_y[:, None, None] + half_h
     anchors = anchors.reshape(-1, 4)  # (h * w * per_cell, 4)
-    return clip_to_unit(anchors) if layer.clip else anchors
+    anchors = clip_to_unit(anchors) if layer.clip else anchors
+    return centres_to_corners(clip_to_unit(corners_to_centres(anchors))) if layer.clip_centres else anchors
 
 
 def ssd_priors(prior_config: Mapping[str, Any]) -> np.ndarray:

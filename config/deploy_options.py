@@ -24,8 +24,17 @@ class DeployOptions(ExpectedModel):
         minimum=0.0,
         maximum=1.0,
     )
+    post_process: str | None = option(
+        None,
+        "multibox, or per_class as ssd.pytorch (default: as in training)",
+        "detection",
+        choices=("multibox", "per_class"),
+    )
     nms_topk: int | None = option(
         None, "boxes kept before suppression (default: as in training)", "detection", minimum=1, aliases=("topk",)
+    )
+    keep_topk: int | None = option(
+        None, "boxes kept after suppression by per_class (default: as in training)", "detection", minimum=1
     )
     score_threshold: float | None = option(
         None, "lowest score of a detection (default: as in training)", "detection", minimum=0.0, maximum=1.0

@@ -29,9 +29,25 @@ class NetworkOptions:
     negative_mining_ratio: float = option(3.0, "mined negatives per positive", "losses", minimum=0.0)
     min_neg_samples: int = option(0, "mined negatives of an image at least", "losses", minimum=0)
     loc_weight: float = option(1.0, "weight of the localisation loss (alpha)", "losses", minimum=0.0)
+    variances: tuple[float, ...] = option(
+        (0.1, 0.1, 0.2, 0.2),
+        "by which offsets are divided: x, y, w, h, or centre, size",
+        "losses",
+        minimum=0.001,
+        maximum=10.0,
+    )
+    post_process: str = option(
+        "multibox",
+        "multibox = MultiBoxDetection, an anchor has its best class; per_class = NMS of each class, as ssd.pytorch",
+        "detection",
+        choices=("multibox", "per_class"),
+    )
     nms: float = option(
         0.45, "IoU from which non-maximum suppression removes a box", "detection", minimum=0.0, maximum=1.0
     )
-    nms_topk: int = option(400, "boxes kept before suppression", "detection", minimum=1)
+    nms_topk: int = option(
+        400, "boxes kept before suppression: of an image, with per_class of each class", "detection", minimum=1
+    )
+    keep_topk: int = option(200, "boxes of an image kept after suppression by per_class", "detection", minimum=1)
     score_threshold: float = option(0.01, "lowest score of a detection", "detection", minimum=0.0, maximum=1.0)
     force: bool = option(False, "suppress across classes", "detection")

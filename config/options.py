@@ -1,7 +1,8 @@
 """Options declared once, as dataclass fields: the command line, the YAML preset and the manifest are derived from them.
 
 A field is declared with option(); its annotation is one of bool, int, float, str, tuple[int, ...], tuple[float, ...],
-tuple[str, ...], or one of these with `| None`. Field batch_size is the flag --batch-size (--batch_size works too).
+tuple[str, ...], or one of these with `| None`. Field batch_size is the flag --batch-size (--batch_size works too), and
+from_ is --from.
 A text means the same on the command line and in a preset: `80,160` is a tuple, `none` is None (or the empty tuple). A
 boolean is `--force`, `--no-force`, or `--force true|false`. An alias is another name of the same flag.
 """
@@ -39,6 +40,7 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     words: str = "one",
+    pattern: tuple[str, str] | None = None,
     aliases: tuple[str, ...] = (),
     obsolete: str = "",
     not_built: str = "",
@@ -46,12 +48,13 @@ def option(
     """Declares a field: its default, help text, group in --help, allowed values and inclusive bounds.
 
     words tells how the value stands on the command line: "one" word after the flag, "several" words after the flag
-    (`--exts .jpg .png`, tuples only), or "positional": one word without a flag, required. aliases: further names of the
-    flag (`gpu` is --gpu). obsolete: a sentence on what happens instead; who gives the option reads it. not_built: what
-    is missing; any value but the default is refused with it.
+    (`--exts .jpg .png`, tuples only), or "positional": one word without a flag, required.
+    pattern: of a text, the regular expression that all of it matches, and what to call that in an error.
+    aliases: further names of the flag (`gpu` is --gpu). obsolete: a sentence on what happens instead; who gives the
+    option reads it. not_built: what is missing; any value but the default is refused with it.
     """
     metadata = {"help": help, "group": group, "choices": choices, "minimum": minimum, "maximum": maximum}
-    metadata |= {"words": words, "aliases": aliases, "obsolete": obsolete, "not_built": not_built}
+    metadata |= {"words": words, "pattern": pattern, "aliases": aliases, "obsolete": obsolete, "not_built": not_built}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -183,8 +186,8 @@ def _add_flag(group: Any, name: str, field: dataclasses.Field) -> None:
         text += f" (default: {_shown(field.default)})"
     text = text.replace("%", "%%")
     if _base_type(field) is not bool:
-        several = "+" if field.metadata["words"] == "several" else None
-        group.add_argument(*_flags(field), dest=name, metavar=_metavar(field), help=text, nargs=several)
+        nargs = "+" if field.metadata["words"] == "several" else None
+        group.add_argument(*_flags(field), dest=name, metavar=_metavar(field), help=text, nargs=nargs)
         return
     group.add_argument(*_flags(field), dest=name, nargs="?", const="true", metavar="true|false", help=text)
     opposites = [f"--no-{flag[2:]}" for flag in _flags(field)]
@@ -268,7 +271,7 @@ def _shown(value: Any) -> str:
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "--" + name.rstrip("_").replace("_", "-")  # field from_ is the flag --from
 
 
 def _flags(field: dataclasses.Field) -> list[str]:
@@ -322,6 +325,8 @@ def _check_scalar(field: dataclasses.Field, kind: Any, value: Any, flag: str) ->
         raise OptionError(f"{flag} takes a finite number, not {value}")
     if meta["choices"] and value not in meta["choices"]:
         raise OptionError(f"{flag} is one of {', '.join(map(str, meta['choices']))}, not {value!r}")
+    if meta["pattern"] and not re.fullmatch(meta["pattern"][0], value):
+        raise OptionError(f"{flag} takes {meta['pattern'][1]}, not {value!r:.80}")
     if meta["minimum"] is not None and value < meta["minimum"]:
         raise OptionError(f"{flag} is at least {meta['minimum']}, not {value}")
     if meta["maximum"] is not None and value > meta["maximum"]:

@@ -79,6 +79,12 @@ class RunOptions(InputOptions):
     )
     begin_epoch: int = option(0, "first epoch", "schedule", minimum=0)
     end_epoch: int = option(240, "epoch to stop before", "schedule", minimum=1)
+    max_iter: int = option(
+        0,
+        "updates after which the run ends, in mid-epoch too, in place of --end-epoch; 0 = no limit",
+        "schedule",
+        minimum=0,
+    )
     optimizer: str = option("sgd", "optimizer", "schedule", choices=("sgd", "nag", "adam", "rmsprop", "adadelta"))
     lr: float = option(0.002, "learning rate", "schedule", minimum=0.0, maximum=100.0)
     momentum: float = option(0.9, "momentum of sgd and nag", "schedule", minimum=0.0, maximum=1.0)
@@ -89,8 +95,11 @@ class RunOptions(InputOptions):
         "schedule",
         choices=("steps", "cosine"),
     )
-    lr_steps: tuple[float, ...] = option(
-        (80.0, 160.0), "epochs at which the learning rate changes", "schedule", minimum=0
+    lr_steps: tuple[str, ...] = option(
+        ("80", "160"),
+        "epochs (80) or updates (80000i) at which the learning rate changes",
+        "schedule",
+        pattern=(r"\d+i|\d+(\.\d*)?([eE]\d+)?", "epochs like 80 or updates like 80000i"),
     )
     lr_factor: float = option(0.1, "factor at each of these epochs; >= 1 = constant rate", "schedule", minimum=0.0)
     lr_final: float = option(0.0, "learning rate at the end of the cosine", "schedule", minimum=0.0)
@@ -127,8 +136,17 @@ class EvaluateOptions(ClassicEvaluateOptions, DeviceOptions):
     nms: float | None = option(
         None, "IoU from which non-maximum suppression removes a box (default: as in training)", "detection", minimum=0.0
     )
+    post_process: str | None = option(
+        None,
+        "multibox, or per_class as ssd.pytorch (default: as in training)",
+        "detection",
+        choices=("multibox", "per_class"),
+    )
     nms_topk: int | None = option(
         None, "boxes kept before suppression (default: as in training)", "detection", minimum=1
+    )
+    keep_topk: int | None = option(
+        None, "boxes kept after suppression by per_class (default: as in training)", "detection", minimum=1
     )
     score_threshold: float | None = option(
         None, "lowest score of a detection (default: as in training)", "detection", minimum=0.0, maximum=1.0

@@ -11,7 +11,7 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from config.errors import DataError
 from config.opencv import cv2
@@ -65,7 +65,7 @@ def _read(content: bytes, formats: list[str] | None, kind: str, *, load: bool) -
             exif_in_header = image.format in ("JPEG", "MPO")  # of a PNG it may come after the pixels
             orientation = int(image.getexif().get(_ORIENTATION, 1)) if load or exif_in_header else 1
             if load:
-                image.load()
+                load_strictly(image)
     except UnidentifiedImageError as error:
         raise DataError(f"damaged {kind}: its header cannot be read") from error
     except (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError) as error:
@@ -119,3 +119,12 @@ def _decode(content: bytes, size: tuple[int, int], kind: str) -> None:
         raise DataError(f"OpenCV cannot decode this {kind}: {error}") from error
     if pixels is None or pixels.shape[:2] != size:
         raise DataError(f"OpenCV cannot decode this {kind}")
+
+
+def load_strictly(image: Image.Image) -> None:
+    """Decodes a Pillow image; OSError where it is cut off.
+
+    Importing gluoncv tells Pillow, for the whole process, to fill what is missing with grey.
+    """
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    image.load()

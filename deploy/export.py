@@ -15,6 +15,8 @@ from symbol.symbol_factory import get_symbol, input_size
 from train.checkpoint import Checkpoint, list_epochs, load_checkpoint
 
 logger = logging.getLogger(__name__)
+# What the manifest calls each post_process; keep_topk is in its options.
+_OPERATORS = {"multibox": "MultiBoxDetection", "per_class": "box_nms per class"}
 
 
 def export(
@@ -92,7 +94,7 @@ def _manifest(checkpoint: Checkpoint, size: tuple[int, int], options: NetworkOpt
         network=meta["network"],
         options=to_mapping(options),
         postprocessing=PostProcessing(
-            "MultiBoxDetection", options.nms, options.nms_topk, options.score_threshold, options.force
+            _OPERATORS[options.post_process], options.nms, options.nms_topk, options.score_threshold, options.force
         ),
         versions=versions(),
         source=Source(checkpoint.prefix, checkpoint.epoch, _finite(meta["scores"].get("validation", {}))),

@@ -8,7 +8,7 @@ from config.deploy_options import DeployOptions
 from config.errors import OptionError
 from config.options import parse_options
 
-DETECTION = ("nms", "nms_topk", "score_threshold", "force")
+DETECTION = ("post_process", "nms", "nms_topk", "keep_topk", "score_threshold", "force")
 NOT_BUILT = ("bfloat16", "int8", "onnx")
 
 

@@ -14,7 +14,7 @@ _SUPPORTED = {"format": FORMAT, "resize_mode": "force", "interpolation": "biline
 
 @dataclass(frozen=True)
 class PostProcessing:
-    """What turns predictions into detections, and its settings (those of the symbol's MultiBoxDetection)."""
+    """What turns predictions into detections, and its settings (nms_topk: of a class if per class)."""
 
     operator: str
     nms: float

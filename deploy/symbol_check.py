@@ -31,19 +31,27 @@ OPERATORS = frozenset(
         "_contrib_AdaptiveAvgPooling2D",
         "_contrib_MultiBoxDetection",
         "_contrib_MultiBoxPrior",
+        "_contrib_arange_like",
+        "_contrib_box_decode",
+        "_contrib_box_nms",
         "_div_scalar",
         "_plus_scalar",
         "broadcast_add",
+        "broadcast_like",
         "broadcast_mul",
         "clip",
         "elemwise_add",
         "elemwise_mul",
+        "elemwise_sub",
         "expand_dims",
+        "gather_nd",
         "relu",
         "slice",
         "slice_axis",
         "softmax",
+        "stack",
         "sum",
+        "topk",
         "transpose",
         VARIABLE,
     }
@@ -70,9 +78,11 @@ def checked_json(content: bytes) -> str:
     nodes, heads = (graph.get("nodes"), graph.get("heads")) if isinstance(graph, dict) else (None, None)
     if not isinstance(nodes, list) or not isinstance(heads, list) or len(heads) != 1:
         raise ValueError("a symbol has a list of nodes and one output")
-    clean = [_checked_node(node, position) for position, node in enumerate(nodes)]
+    clean: list[dict[str, Any]] = []
+    for node in nodes:
+        clean.append(_checked_node(node, clean))
     variables = [position for position, node in enumerate(clean) if node["op"] == VARIABLE]
-    outputs = [_checked_entry(entry, len(nodes)) for entry in heads]
+    outputs = [_checked_entry(entry, clean) for entry in heads]
     return json.dumps({"nodes": clean, "arg_nodes": variables, "heads": outputs, "attrs": _MXNET_VERSION})
 
 
@@ -81,7 +91,8 @@ def last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
-def _checked_node(node: Any, position: int) -> dict[str, Any]:
+def _checked_node(node: Any, before: list[dict[str, Any]]) -> dict[str, Any]:
+    position = len(before)
     if not isinstance(node, dict) or not node.keys() <= _NODE_KEYS:
         raise ValueError(f"node {position} has unknown parts")
     if node.get("op") not in OPERATORS:
@@ -94,12 +105,18 @@ def _checked_node(node: Any, position: int) -> dict[str, Any]:
     groups = attrs.get("num_group", "1")
     if not groups.isdecimal() or int(groups) < 1:  # MXNet divides by it
         raise ValueError(f"node {position} has num_group {groups!r:.50}")
-    return {"op": node["op"], "name": name, "attrs": attrs, "inputs": [_checked_entry(e, position) for e in inputs]}
+    return {"op": node["op"], "name": name, "attrs": attrs, "inputs": [_checked_entry(e, before) for e in inputs]}
 
 
-def _checked_entry(entry: Any, end: int) -> list[int]:
-    """[node, output 0, version] with a node before `end`, so that there are no cycles."""
+def _checked_entry(entry: Any, before: list[dict[str, Any]]) -> list[int]:
+    """[node, output, version] with a node among those `before`, so that there are no cycles, and an output it has."""
     whole = isinstance(entry, list) and len(entry) == 3 and all(type(value) is int for value in entry)
-    if not whole or not 0 <= entry[0] < end or entry[1] != 0 or entry[2] not in (0, 1):
+    known = whole and 0 <= entry[0] < len(before)
+    if not known or not 0 <= entry[1] < _num_outputs(before[entry[0]]) or entry[2] not in (0, 1):
         raise ValueError(f"{entry!r:.50} is no output of an earlier node")
     return entry
+
+
+def _num_outputs(node: dict[str, Any]) -> int:
+    """Outputs of a checked node: topk alone may have two."""
+    return 2 if node["op"] == "topk" and node["attrs"].get("ret_typ") == "both" else 1

@@ -10,7 +10,7 @@ from PIL import Image
 from config.errors import DataError
 from config.opencv import cv2
 from dataset.augment import resize_only
-from dataset.image_check import MAX_BYTES, MAX_PIXELS
+from dataset.image_check import MAX_BYTES, MAX_PIXELS, load_strictly
 from dataset.labels import OBJECT_WIDTH
 from dataset.transforms import Size, decode, normalise
 
@@ -67,7 +67,7 @@ def _decoded(content: bytes, name: str) -> np.ndarray:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_size(image.size[1], image.size[0], name)
             image.draft("RGB", (1, 1))
-            image.load()
+            load_strictly(image)
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
         reason = "its format is unknown" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise DataError(f"{name}: not a sound image ({reason}); give a whole {', '.join(FORMATS)}") from error

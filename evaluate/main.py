@@ -9,7 +9,7 @@ from config.errors import OptionError
 from config.options import parse_options
 from config.run import EvaluateOptions
 
-DETECTION = ("nms", "nms_topk", "score_threshold", "force")
+DETECTION = ("post_process", "nms", "nms_topk", "keep_topk", "score_threshold", "force")
 
 
 def main(argv: list[str]) -> int:

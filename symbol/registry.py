@@ -1,7 +1,9 @@
 """The table of networks: a new one is a row here (and, for a new backbone, one file in symbol/backbone/)."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from config.errors import OptionError
 from config.network_options import NetworkOptions
@@ -52,6 +54,8 @@ class SSDRow:
     steps_for: int = 0
     # Smallest side of an input that leaves something of the body's last map.
     smallest_side: int = 32
+    # Limit centres and sides of the anchors to [0, 1] (ssd.pytorch); MultiBoxPrior's own clip limits corners.
+    clip_centres: bool = False
 
 
 def _extras(
@@ -109,6 +113,33 @@ FILTERS_5 = (512, 512, 256, 256, 128)
 FILTERS_4 = FILTERS_5[1:]
 FILTERS_3 = FILTERS_5[2:]
 
+
+def _prior_sizes(side: int, edges: tuple[float, ...]) -> Sizes:
+    """Anchor sizes of each map as fractions of the side: its min_size and sqrt(min_size * max_size).
+
+    edges, in pixels: the min_size of each map and, last, the max_size of the last; a map's max_size is the next map's
+    min_size.
+    """
+    return tuple((low / side, math.sqrt(low * high) / side) for low, high in pairwise(edges))
+
+
+# Priors of ssd.pytorch (data/config.py) for 300 and of Caffe SSD's examples for 512, which it follows.
+VOC_300 = _prior_sizes(300, (30, 60, 111, 162, 213, 264, 315))
+COCO_300 = _prior_sizes(300, (21, 45, 99, 153, 207, 261, 315))
+VOC_512 = _prior_sizes(512, (35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.6))
+COCO_512 = _prior_sizes(512, (20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8, 542.72))
+
+# SSD on VGG16 as ssd.pytorch has it: the layers of vgg16_reduced, but its priors, clipped in centre form.
+_PYTORCH_300 = replace(_vgg_300(vgg16_reduced), sizes=VOC_300, clip_centres=True)
+_PYTORCH_512 = replace(
+    _PYTORCH_300,
+    extras=_extras((512, 256, 256, 256, 256), (2,) * 5, (1,) * 5),  # the last map is 1x1 (Caffe: 4x4 kernel, stride 1)
+    sizes=VOC_512,
+    ratios=RATIOS_7,
+    steps=(8, 16, 32, 64, 128, 256, 512),
+    steps_for=512,
+)
+
 # name -> rows by the smallest input side they are for, largest first.
 NETWORKS: dict[str, Rows] = {
     "densenet-tiny": ((0, _six_maps(densenet_tiny, ("DBstage2_concat12", "DBstage3_concat18"), (256, 256, 256, 128))),),
@@ -119,6 +150,8 @@ NETWORKS: dict[str, Rows] = {
     ),
     "legacy_vgg16_ssd_300": ((0, _legacy(_vgg_300(vgg16_reduced), legacy_vgg16_ssd_300, 11, 268)),),
     "legacy_vgg16_ssd_512": ((0, _legacy(_vgg_512(vgg16_reduced), legacy_vgg16_ssd_512, 12, 268)),),
+    "vgg16_ssd_voc": ((448, _PYTORCH_512), (0, _PYTORCH_300)),
+    "vgg16_ssd_coco": ((448, replace(_PYTORCH_512, sizes=COCO_512)), (0, replace(_PYTORCH_300, sizes=COCO_300))),
     "mobilenet": (
         (
             0,

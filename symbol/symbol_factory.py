@@ -27,14 +27,14 @@ def get_symbol_train(network: str, data_shape: Shape, num_classes: int, **option
     """
     with mx.name.NameManager():
         heads, checked = _heads(network, data_shape, num_classes, options)
-        return ssd.training_symbol(heads, checked)
+        return ssd.training_symbol(heads, checked, input_size(data_shape))
 
 
 def get_symbol(network: str, data_shape: Shape, num_classes: int, **options: Any) -> Symbol:
     """Detection symbol: det (B, N, 6) rows [id, score, xmin, ymin, xmax, ymax], id -1 = no detection."""
     with mx.name.NameManager():
         heads, checked = _heads(network, data_shape, num_classes, options)
-        return ssd.detection_symbol(heads, checked)
+        return ssd.detection_symbol(heads, checked, input_size(data_shape))
 
 
 def get_assigner(network: str, data_shape: Shape, num_classes: int, **options: Any) -> SSDAssigner | None:
@@ -51,7 +51,7 @@ def get_assigner(network: str, data_shape: Shape, num_classes: int, **options: A
         layers=ssd.anchor_layers(row, size),
         feature_shapes={size: tuple((shape[2], shape[3]) for shape in shapes)},
         threshold=checked.overlap_threshold,
-        variances=ssd.VARIANCES,
+        variances=ssd.variances(checked),
     )
 
 

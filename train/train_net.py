@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +22,7 @@ from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, in
 from train.callbacks import FiniteGuard, Progress
 from train.devices import check_batch_size, contexts
 from train.epoch_end import EpochEnd, seed_epoch
+from train.limit import limit_updates, without_end
 from train.metric import MultiBoxMetric
 from train.module import DetectionModule
 from train.monitor import make_monitor
@@ -50,13 +52,14 @@ def train_net(options: TrainOptions) -> None:
         stack.enter_context(log_to_file(Path(options.log or f"{options.prefix}-train.log")))
         devices = contexts(options)
         check_batch_size(options.batch_size, devices)
-        start = find_start(options, classes, symbol_digest(symbol))
+        start = find_start(without_end(options), classes, symbol_digest(symbol))
         train_iter, val_iter = _iterators(options, len(classes), sidecars, start.epoch)
         for iterator in filter(None, (train_iter, val_iter)):
             stack.callback(iterator.close)
         write_run_file(options.prefix, options)
+        options, batches = limit_updates(options, start, train_iter)
         _announce(options, classes, train_iter, start.epoch)
-        _fit(options, devices, classes, symbol, start, train_iter, val_iter)
+        _fit(options, devices, classes, symbol, start, train_iter, batches, val_iter)
 
 
 def _fit(
@@ -66,9 +69,10 @@ def _fit(
     symbol: Symbol,
     start: Start,
     train_iter: RecordIter,
+    batches: mx.io.DataIter,
     val_iter: RecordIter | None,
 ) -> None:
-    """Everything that mx.mod.Module.fit needs, then fit."""
+    """Everything that mx.mod.Module.fit needs, then fit on batches, which train_iter serves."""
     module = _make_module(options, devices, len(classes), symbol, start)
     metric = MultiBoxMetric(num_contexts=len(devices))
     progress = Progress(options.batch_size, options.frequent, train_iter.num_batches, options.end_epoch)
@@ -78,7 +82,7 @@ def _fit(
     seed_epoch(options.seed, start.epoch)
     try:
         module.fit(
-            train_iter,
+            batches,
             eval_data=val_iter,
             eval_metric=metric,
             validation_metric=_validation_metric(options, classes),
@@ -242,7 +246,8 @@ def _validation_metric(options: TrainOptions, classes: tuple[str, ...]) -> MApMe
 
 def _optimizer_params(options: TrainOptions, start: Start, train_iter: RecordIter, num_contexts: int) -> dict[str, Any]:
     """Arguments of the optimizer. A resumed run counts updates from where its first part did: same schedule."""
-    counted_from = start.epoch - round(start.num_update / train_iter.num_batches)
+    # Rounded up: the last epoch of that part may have ended early (--max-iter).
+    counted_from = start.epoch - math.ceil(start.num_update / train_iter.num_batches)
     rate, scheduler = make_schedule(options, train_iter.num_examples, max(0, counted_from))
     # The paper's losses are divided by the positives of the global batch: gradients of the contexts add up. The classic
     # outputs are normalised in each context.

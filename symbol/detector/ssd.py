@@ -2,21 +2,30 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from boxes.anchors import AnchorLayer
+from boxes.coders import expand_variances
 from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.runtime import mx
 from symbol.layers import Layers, Symbol, Tap, l2_normalise
 from symbol.losses import multibox_loss
+from symbol.post_process import multibox_detection, per_class_detection
 from symbol.registry import Sizes, SSDRow
 
 # Labels that the training symbols read, by target rule.
 LABELS = {"paper": ("cls_target", "loc_target", "normaliser"), "mxnet": ("label",)}
 HEAD_LR_MULT = 2.0  # biases of the heads learn twice as fast (apache example/ssd)
 EXTRA_KERNEL = 3
+VARIANCES = NetworkOptions().variances
 
-VARIANCES = (0.1, 0.1, 0.2, 0.2)
+
+def variances(options: NetworkOptions) -> tuple[float, ...]:
+    """The four variances of cx, cy, w, h; OptionError unless 2 (centre, size) or 4 were given."""
+    if len(options.variances) not in (2, 4):
+        raise OptionError(f"--variances takes 2 numbers (centre, size) or 4 (x, y, w, h), not {len(options.variances)}")
+    return tuple(expand_variances(options.variances, float).tolist())
 
 
 def customise(row: SSDRow, options: NetworkOptions) -> SSDRow:
@@ -96,7 +105,7 @@ def anchor_layers(row: SSDRow, size: tuple[int, int]) -> tuple[AnchorLayer, ...]
         [(s / row.steps_for, s / row.steps_for) for s in row.steps] if with_steps else [(-1.0, -1.0)] * len(row.sizes)
     )
     return tuple(
-        AnchorLayer(sizes=sizes, ratios=ratios, step=step)
+        AnchorLayer(sizes=sizes, ratios=ratios, step=step, clip_centres=row.clip_centres)
         for sizes, ratios, step in zip(row.sizes, row.ratios, steps, strict=True)
     )
 
@@ -114,7 +123,7 @@ def multibox_layer(
     maps: list[Tap], anchors: tuple[AnchorLayer, ...], num_classes: int, l2_scales: tuple[float, ...], layers: Layers
 ) -> Heads:
     """3x3 convolutions for classes and offsets on every map, and their anchors (SSD section 2.1)."""
-    cls, loc, boxes = [], [], []
+    cls, loc, priors = [], [], []
     for k, (tap, anchor) in enumerate(zip(maps, anchors, strict=True)):
         net, name = tap.symbol, tap.name
         if k < len(l2_scales) and l2_scales[k] > 0:
@@ -122,11 +131,12 @@ def multibox_layer(
         per_cell = len(anchor.sizes) + len(anchor.ratios) - 1
         loc.append(_head(net, f"{name}_loc_pred_conv", per_cell, 4, layers))
         cls.append(_head(net, f"{name}_cls_pred_conv", per_cell, num_classes + 1, layers))
-        boxes.append(_prior(net, f"{name}_anchors", anchor))
+        priors.append(_prior(net, f"{name}_anchors", anchor))
+    boxes = mx.sym.concat(*priors, dim=1, name="multibox_anchors")  # (1, A, 4)
     return Heads(
         cls_pred=mx.sym.concat(*cls, dim=1, name="multibox_cls_pred"),
         loc_pred=mx.sym.concat(*loc, dim=1, name="multibox_loc_pred"),
-        anchors=mx.sym.concat(*boxes, dim=1, name="multibox_anchors"),
+        anchors=clip_centre_form(boxes) if anchors[0].clip_centres else boxes,
     )
 
 
@@ -148,15 +158,23 @@ def _prior(net: Symbol, name: str, anchor: AnchorLayer) -> Symbol:
     )  # (1, h * w * per_cell, 4)
 
 
-def training_symbol(heads: Heads, options: NetworkOptions) -> Symbol:
-    """The training outputs and, last, det.
+def clip_centre_form(corners: Symbol) -> Symbol:
+    """Corners (1, A, 4) of boxes whose centres, widths and heights are limited to [0, 1] (ssd.pytorch's PriorBox)."""
+    low, high = (mx.sym.slice_axis(corners, axis=2, begin=k, end=k + 2) for k in (0, 2))  # (1, A, 2)
+    centre = mx.sym.clip((low + high) / 2, a_min=0.0, a_max=1.0)
+    half = mx.sym.clip(high - low, a_min=0.0, a_max=1.0) / 2
+    return mx.sym.concat(centre - half, centre + half, dim=2, name="multibox_anchors_clipped")
+
+
+def training_symbol(heads: Heads, options: NetworkOptions, size: tuple[int, int]) -> Symbol:
+    """The training outputs and, last, det, for an input of (height, width).
 
     targets=paper: [cls_loss (B,), loc_loss (B,), det]; reads cls_target (B, A), loc_target (B, A, 4), normaliser (B,
     1). targets=mxnet: the classic [cls_prob (B, C + 1, A), loc_loss (B, 4 A), cls_label (B, A), det]; reads label
     (B, M, 6).
     """
     outputs = _classic_outputs(heads, options) if options.targets == "mxnet" else _paper_outputs(heads, options)
-    det = mx.sym.BlockGrad(detection_symbol(heads, options), name="det_out")
+    det = mx.sym.BlockGrad(detection_symbol(heads, options, size), name="det_out")
     return mx.sym.Group([*outputs, det])
 
 
@@ -185,7 +203,7 @@ def _classic_outputs(heads: Heads, options: NetworkOptions) -> list[Symbol]:
         negative_mining_ratio=options.negative_mining_ratio,
         minimum_negative_samples=options.min_neg_samples,
         negative_mining_thresh=options.overlap_threshold,
-        variances=VARIANCES,
+        variances=variances(options),
         name="multibox_target",
     )
     cls_prob = mx.sym.SoftmaxOutput(
@@ -202,17 +220,18 @@ def _classic_outputs(heads: Heads, options: NetworkOptions) -> list[Symbol]:
     return [cls_prob, loc_loss, mx.sym.MakeLoss(cls_target, grad_scale=0, name="cls_label")]
 
 
-def detection_symbol(heads: Heads, options: NetworkOptions) -> Symbol:
-    """det (B, A, 6) by MultiBoxDetection: softmax, decoding, non-maximum suppression."""
+def detection_symbol(heads: Heads, options: NetworkOptions, size: tuple[int, int]) -> Symbol:
+    """det (B, N, 6) for an input of (height, width); N = A with MultiBoxDetection, else options.keep_topk or less."""
     prob = mx.sym.softmax(heads.cls_pred, axis=-1)  # (B, A, C + 1)
-    return mx.sym.contrib.MultiBoxDetection(
-        mx.sym.transpose(prob, axes=(0, 2, 1)),  # (B, C + 1, A)
-        mx.sym.reshape(heads.loc_pred, shape=(0, -1)),  # (B, 4 A)
-        heads.anchors,
-        threshold=options.score_threshold,
-        nms_threshold=options.nms,
-        force_suppress=options.force,
-        variances=VARIANCES,
-        nms_topk=options.nms_topk,
-        name="detection",
-    )
+    common: dict[str, Any] = {
+        "threshold": options.score_threshold,
+        "nms": options.nms,
+        "force": options.force,
+        "variances": variances(options),
+    }
+    if options.post_process == "multibox":
+        return multibox_detection(prob, heads.loc_pred, heads.anchors, topk=options.nms_topk, **common)
+    _, anchors, classes = heads.cls_pred.infer_shape(data=(1, 3, *size))[1][0]
+    topk = min(options.nms_topk, anchors)
+    keep = min(options.keep_topk, topk * (classes - 1))
+    return per_class_detection(prob, heads.loc_pred, heads.anchors, topk=topk, keep=keep, **common)

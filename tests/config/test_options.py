@@ -278,7 +278,8 @@ def test_every_option_of_the_commands_has_a_valid_default_and_help(cls, capsys):
         parse_options(cls, ["--help"], "")
     text = capsys.readouterr().out
     for field in dataclasses.fields(cls):
-        assert (field.name.upper() if field.name in required else f"--{field.name.replace('_', '-')}") in text
+        flag = f"--{field.name.rstrip('_').replace('_', '-')}"
+        assert (field.name.upper() if field.name in required else flag) in text
         assert field.metadata["help"]
 
 

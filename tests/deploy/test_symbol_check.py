@@ -22,6 +22,19 @@ def test_symbols_of_all_networks_pass_and_stay_as_they_are(network):
     assert load_symbol(symbol.tojson().encode(), "here").tojson() == symbol.tojson()
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_symbols_with_nms_per_class_pass(force):
+    symbol = get_symbol("vgg16_ssd_voc", 300, 3, post_process="per_class", force=force)
+    assert load_symbol(symbol.tojson().encode(), "here").tojson() == symbol.tojson()
+
+
+def test_only_topk_has_a_second_output_and_only_if_it_gives_both():
+    graph = json.loads(get_symbol("mobilenet", 64, 3, post_process="per_class").tojson())
+    topk = next(node for node in graph["nodes"] if node["name"] == "detection_topk")
+    topk["attrs"]["ret_typ"] = "indices"
+    _refused(graph, "earlier node")
+
+
 def _refused(graph, reason):
     text = graph if isinstance(graph, bytes) else json.dumps(graph).encode()
     with pytest.raises(CheckpointError, match=reason) as caught:

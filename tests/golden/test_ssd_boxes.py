@@ -1,12 +1,16 @@
 """Box operations, priors, matching, NMS and detection of ssd.pytorch."""
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pytest
 
-from boxes.anchors import ssd_priors
+from boxes.anchors import AnchorLayer, multibox_prior, ssd_priors
 from boxes.assigners import match
 from boxes.coders import decode, encode
-from boxes.geometry import centres_to_corners, intersection, iou, log_sum_exp
+from boxes.geometry import centres_to_corners, corners_to_centres, intersection, iou, log_sum_exp
 from boxes.nms import nms
 from tests.golden.loader import Case, assert_close, assert_outputs, cases
 
@@ -50,6 +54,34 @@ def test_log_sum_exp(case: Case) -> None:
 @pytest.mark.parametrize("case", cases("ssd_prior_box"), ids=str)
 def test_priors(case: Case) -> None:
     assert_close(case, "priors", ssd_priors(case.args["prior_config"]))
+
+
+@pytest.mark.parametrize("case", cases("ssd_prior_box"), ids=str)
+def test_priors_by_the_parameters_of_multibox_prior(case: Case) -> None:
+    config = case.args["prior_config"]
+    corners = [
+        multibox_prior((cells, cells), layer)
+        for cells, layer in zip(config["feature_maps"], layers(config), strict=True)
+    ]
+    assert_close(case, "priors", corners_to_centres(np.concatenate(corners)))
+
+
+def layers(config: Mapping[str, Any]) -> list[AnchorLayer]:
+    """The maps of a PriorBox configuration with the parameters of MultiBoxPrior."""
+    side, rows = config["min_dim"], []
+    for step, low, high, ratios in zip(
+        config["steps"], config["min_sizes"], config["max_sizes"], config["aspect_ratios"], strict=True
+    ):
+        pairs = [value for ratio in ratios for value in (ratio, 1 / ratio)]
+        rows.append(
+            AnchorLayer(
+                sizes=(low / side, math.sqrt(low * high) / side),
+                ratios=(1.0, *pairs),
+                step=(step / side,) * 2,
+                clip_centres=config["clip"],
+            )
+        )
+    return rows
 
 
 @pytest.mark.parametrize("case", cases("ssd_match"), ids=str)

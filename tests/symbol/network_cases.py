@@ -19,6 +19,8 @@ SMALL = {
     "legacy_vgg16_ssd_512": (272, 280),
     "vgg16_reduced": (272, 280),
     "vgg16_reduced_bn": (272, 280),
+    "vgg16_ssd_coco": (272, 280),
+    "vgg16_ssd_voc": (272, 280),
 }
 SMALLEST = (64, 96)
 CLASSES = 3

@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boxes.anchors import AnchorLayer, multibox_prior
+from boxes.anchors import AnchorLayer, multibox_prior, ssd_priors
+from boxes.geometry import corners_to_centres
 from config.runtime import mx
+from symbol.detector.ssd import clip_centre_form
 from symbol.symbol_factory import (
     get_assigner,
     get_symbol,
@@ -41,7 +43,11 @@ def symbol_anchors(symbol: Any, size: tuple[int, int]) -> np.ndarray:
         node = nodes[name]
         shape = node.get_children().infer_shape(data=(1, 3, *size))[1][0]
         anchors.append(mx.nd.contrib.MultiBoxPrior(mx.nd.zeros(shape), **node.list_attr()).asnumpy()[0])
-    return np.concatenate(anchors)
+    corners = mx.nd.array(np.concatenate(anchors)[None])
+    if "multibox_anchors_clipped_output" in symbol.get_internals().list_outputs():
+        graph = clip_centre_form(mx.sym.var("corners"))
+        corners = graph.bind(mx.cpu(), args={"corners": corners}).forward()[0]
+    return corners.asnumpy()[0]
 
 
 @NETWORKS
@@ -98,6 +104,10 @@ COUNTS = {
     ("vgg16_reduced", 512): (24576, 26.959),  # classic: 24576, 27.0 M
     ("vgg16_reduced_bn", 300): (8732, 26.292),
     ("vgg16_reduced_bn", 512): (24576, 26.966),
+    ("vgg16_ssd_coco", 300): (8732, 26.285),  # ssd.pytorch: 8732
+    ("vgg16_ssd_coco", 512): (24564, 26.959),
+    ("vgg16_ssd_voc", 300): (8732, 26.285),
+    ("vgg16_ssd_voc", 512): (24564, 26.959),
 }
 
 
@@ -165,6 +175,45 @@ def test_vgg16_reduced_has_the_anchors_of_the_paper_at_300() -> None:
     assert [layer.step[0] * 300 for layer in assigner.layers] == pytest.approx([8, 16, 32, 64, 100, 300])
     first = multibox_prior((38, 38), assigner.layers[0])[0]
     np.testing.assert_allclose((first[:2] + first[2:]) / 2 * 300, 4, rtol=1e-5)
+
+
+# PriorBox configurations of ssd.pytorch (data/config.py) and, for 512, of Caffe SSD's examples.
+PRIORS_300 = {
+    "min_dim": 300,
+    "feature_maps": [38, 19, 10, 5, 3, 1],
+    "steps": [8, 16, 32, 64, 100, 300],
+    "aspect_ratios": [[2], [2, 3], [2, 3], [2, 3], [2], [2]],
+    "clip": True,
+}
+PRIORS_512 = {
+    "min_dim": 512,
+    "feature_maps": [64, 32, 16, 8, 4, 2, 1],
+    "steps": [8, 16, 32, 64, 128, 256, 512],
+    "aspect_ratios": [[2], [2, 3], [2, 3], [2, 3], [2, 3], [2], [2]],
+    "clip": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("network", "config", "edges"),
+    [
+        ("vgg16_ssd_voc", PRIORS_300, (30, 60, 111, 162, 213, 264, 315)),
+        ("vgg16_ssd_coco", PRIORS_300, (21, 45, 99, 153, 207, 261, 315)),
+        ("vgg16_ssd_voc", PRIORS_512, (35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.6)),
+        ("vgg16_ssd_coco", PRIORS_512, (20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8, 542.72)),
+    ],
+)
+def test_the_networks_of_ssd_pytorch_have_its_priors(
+    network: str, config: dict[str, Any], edges: tuple[float, ...]
+) -> None:
+    size = (config["min_dim"],) * 2
+    assigner = get_assigner(network, size, CLASSES)
+    assert assigner is not None
+    assert [shape[0] for shape in assigner.feature_shapes[size]] == config["feature_maps"]
+    maps = zip(assigner.feature_shapes[size], assigner.layers, strict=True)
+    anchors = corners_to_centres(np.concatenate([multibox_prior(shape, layer) for shape, layer in maps]))
+    expected = ssd_priors(config | {"min_sizes": edges[:-1], "max_sizes": edges[1:]})
+    np.testing.assert_allclose(anchors, expected, rtol=0, atol=1e-6)
 
 
 def test_anchors_are_square_in_pixels_in_a_wide_input() -> None:

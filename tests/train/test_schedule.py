@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from config.errors import OptionError
+from config.options import from_mapping, parse_options, read_preset
 from config.run import TrainOptions
 from config.runtime import mx
 from train.schedule import get_lr_scheduler, make_schedule
@@ -94,3 +96,35 @@ def test_a_resumed_run_is_on_the_same_curve(changes, begin_epoch, first):
     whole = curve(changes, begin_epoch=first, first=first)
     resumed = curve(changes, begin_epoch=begin_epoch, first=first)
     np.testing.assert_array_equal(resumed, whole[(begin_epoch - first) * BATCHES :])
+
+
+def test_steps_may_be_updates():
+    np.testing.assert_array_equal(rates(classic(["20i", "3"]), 40), rates(classic([2, 3]), 40))
+    np.testing.assert_allclose(rates(classic(["17i"]), 20), np.repeat([1, 0.1], [17, 3]))
+    assert classic(["17i"], begin_epoch=2)[0] == pytest.approx(0.1)  # counted from epoch 0, so it is past
+
+
+@pytest.mark.parametrize("steps", ["80x", "i", "-1", "80000 i", "1.5i", "inf"])
+def test_other_steps_are_refused(steps):
+    with pytest.raises(OptionError, match="--lr-steps takes epochs like 80 or updates like 80000i, not"):
+        parse_options(TrainOptions, [f"--lr-steps={steps}"], "")
+
+
+@pytest.mark.parametrize("begin_epoch", [1, 2, 5])
+def test_a_run_limited_in_updates_resumes_on_the_same_curve(begin_epoch):
+    changes = {"lr_steps": ("15i", "4.5"), "max_iter": 60}
+    np.testing.assert_array_equal(curve(changes, begin_epoch=begin_epoch), curve(changes)[begin_epoch * BATCHES :])
+
+
+def test_the_cosine_ends_with_the_last_update():
+    found = curve({"lr_schedule": "cosine", "lr_final": 0.1, "max_iter": 57})
+    assert found[56] == pytest.approx(0.1)
+    assert (found[:56] > 0.1).all()
+
+
+def test_the_preset_of_ssd_pytorch_has_its_curve():
+    preset = from_mapping(TrainOptions, read_preset(TrainOptions, "ssd_pytorch"))
+    rate, scheduler = make_schedule(preset, 16551)
+    found = [(scheduler(update), rate)[0] for update in (1, 80000, 80001, 100000, 100001, 120000)]
+    np.testing.assert_allclose(found, [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
+    assert (preset.batch_size, preset.wd, preset.max_iter) == (32, 5e-4, 120000)

@@ -1,0 +1,94 @@
+"""The door for weights of other projects: report, files that training and detection take, one-sentence errors."""
+
+import numpy as np
+import pytest
+
+from config.errors import CheckpointError, OptionError
+from config.runtime import mx
+from detect.detector import Detector
+from symbol.symbol_factory import get_symbol
+from tests.golden.loader import cases, formula_parameters
+from tools import convert_weights
+from train.checkpoint import load_checkpoint
+from train.params_file import read_params
+from train.weights import pytorch
+
+
+@pytest.fixture(scope="module")
+def state_dict():
+    """A whole ssd.pytorch state_dict of 20 classes."""
+    case = next((case for case in cases("formula_params") if case.args["network"] == "ssd300_vgg16"), None)
+    if case is None:
+        pytest.skip("the golden data have no ssd300_vgg16")
+    return dict(formula_parameters(case))
+
+
+@pytest.fixture
+def convert(monkeypatch, tmp_path, capsys):
+    """Runs the command on a state_dict in place of a file; returns the prefix and what it printed."""
+
+    def run(arrays, *flags):
+        monkeypatch.setattr(pytorch, "read", lambda path: arrays)
+        prefix = str(tmp_path / "out" / "ssd")
+        convert_weights.main(["weights.pth", "--prefix", prefix, *flags])
+        return prefix, capsys.readouterr().out
+
+    return run
+
+
+def test_a_whole_network_becomes_a_checkpoint_that_detects(convert, state_dict):
+    prefix, text = convert(state_dict, "--from", "ssd.pytorch")
+    assert "loaded (71)" in text
+    assert "missing (0): none" in text
+    assert "unused (0): none" in text
+    meta = load_checkpoint(prefix, 0).meta
+    assert meta["class_names"][:2] == ["aeroplane", "bicycle"]
+    assert (meta["network"], meta["data_shape"]) == ("vgg16_ssd_voc", [300, 300])
+    image = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    found = Detector(prefix, 0, threshold=0.0, ctx=mx.cpu()).detect(image)
+    np.testing.assert_allclose(found, expected_detections(state_dict, image), rtol=1e-4, atol=1e-2)
+
+
+def expected_detections(state_dict, image):
+    """Rows of the network's own det, in pixels clipped to the image."""
+    symbol = get_symbol("vgg16_ssd_voc", 300, 20, post_process="per_class", nms_topk=200, keep_topk=200)
+    arrays, _ = pytorch.rename(state_dict, "", {})
+    arrays["data"] = (image - np.array([123, 117, 104])).transpose(2, 0, 1)[None]
+    args = {name: mx.nd.array(arrays[name]) for name in symbol.list_arguments()}
+    rows = symbol.bind(mx.cpu(), args=args, grad_req="null").forward()[0].asnumpy()[0]
+    rows = rows[rows[:, 0] >= 0]
+    rows[:, 2:] = np.clip(rows[:, 2:], 0, 1) * 300
+    return rows
+
+
+def test_a_body_alone_becomes_a_params_file_to_start_from(convert, state_dict):
+    body = {name.removeprefix("vgg."): array for name, array in state_dict.items() if name.startswith("vgg.")}
+    prefix, text = convert(body | {"40.weight": np.zeros(3)}, "--network", "vgg16_reduced", "--num-class", "3")
+    assert "loaded (30)" in text
+    assert "unused (1): 40.weight" in text
+    assert "relu4_3_cls_pred_conv_weight" in text.partition("missing")[2]
+    args, aux = read_params(f"{prefix}-0000.params")
+    assert (len(args), aux) == (30, {})
+    np.testing.assert_array_equal(args["fc7_bias"].asnumpy(), body["33.bias"])
+    with pytest.raises(CheckpointError, match="no checkpoint there"):
+        load_checkpoint(prefix, 0)
+
+
+def test_heads_of_another_number_of_classes_are_missing_with_their_shapes(convert, state_dict):
+    _, text = convert(state_dict, "--num-class", "3")
+    assert "loaded (59)" in text
+    assert "missing (12): relu4_3_cls_pred_conv_weight (shape (84, 512, 3, 3) in the file, (16," in text
+
+
+def test_mistakes_are_named(convert, state_dict, tmp_path):
+    body = {name: array for name, array in state_dict.items() if name.startswith("vgg.")}
+    for flags, message in (
+        (["--from", "darknet"], "--from darknet: unknown .known: ssd.pytorch, torchvision"),
+        (["other.pth"], "give one file to convert, not 2"),
+        (["--class-names", "a,b", "--num-class", "3"], "--class-names has 2 names, but there are 3 classes"),
+        (["--network", "resnet9000"], "resnet9000: unknown"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            convert(body, *flags)
+    with pytest.raises(CheckpointError, match="none of the .* arrays of the file fits --network mobilenet"):
+        convert(body, "--network", "mobilenet")
