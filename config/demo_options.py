@@ -2,25 +2,39 @@
 
 from dataclasses import dataclass
 
+from config.classic_options import ClassicDemoOptions
 from config.options import option
 
 
 @dataclass(frozen=True)
-class DemoOptions:
-    """What to detect with which model; a word that belongs to no flag is an image, too.
+class DemoOptions(ClassicDemoOptions):
+    """What to detect with which model; a word that belongs to no flag is an image, too."""
 
-    There is no boolean among the fields: a word after a flag is always that flag's value.
-    """
-
-    model: str = option("output/ssd", "model folder (of deploy.py), or prefix of a checkpoint", "model")
+    model: str = option(
+        "output/ssd", "model folder (of deploy.py), or prefix of a checkpoint", "model", aliases=("prefix",)
+    )
     epoch: str = option("auto", "epoch of a checkpoint; auto = the newest, best = the best one", "model")
     gpus: str | None = option(
-        None, "GPU to run on, the first of several; '' = the CPU (default: a usable one, else the CPU)", "model"
+        None,
+        "GPU to run on, the first of several; '' = the CPU (default: a usable one, else the CPU)",
+        "model",
+        aliases=("gpu",),
     )
+    cpu: bool = option(False, "run on the CPU whatever --gpus says", "model")
     images: str = option("", "files, folders and globs, apart by commas", "images")
     dir: str = option("", "folder put before each of the images; alone: its images", "images")
     ext: str = option("", "extension put after each of the images", "images")
     batch_size: int = option(1, "images at a time", "images", minimum=1, maximum=1024)
     thresh: float = option(0.5, "lowest score to show", "detections", minimum=0.0, maximum=1.0)
+    nms: float | None = option(
+        None,
+        "IoU from which non-maximum suppression removes a box; for a checkpoint only (default: the model's)",
+        "detections",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    force: bool | None = option(
+        None, "suppress across classes; for a checkpoint only (default: the model's)", "detections"
+    )
     output: str = option("output/detections", "folder for the pictures with boxes; '' = none", "detections")
     json: str = option("", "file for the detections", "detections")

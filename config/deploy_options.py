@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
+from config.classic_options import ExpectedModel
 from config.options import option
 
 
 @dataclass(frozen=True)
-class DeployOptions:
+class DeployOptions(ExpectedModel):
     """What to export; what is not given is the checkpoint's own, so that the model detects as validation did."""
 
     prefix: str = option("output/ssd", "prefix of the checkpoint", "model")
@@ -30,7 +31,7 @@ class DeployOptions:
         choices=("multibox", "per_class"),
     )
     nms_topk: int | None = option(
-        None, "boxes kept before suppression (default: as in training)", "detection", minimum=1
+        None, "boxes kept before suppression (default: as in training)", "detection", minimum=1, aliases=("topk",)
     )
     keep_topk: int | None = option(
         None, "boxes kept after suppression by per_class (default: as in training)", "detection", minimum=1

@@ -4,12 +4,13 @@ A field is declared with option(); its annotation is one of bool, int, float, st
 tuple[str, ...], or one of these with `| None`. Field batch_size is the flag --batch-size (--batch_size works too), and
 from_ is --from.
 A text means the same on the command line and in a preset: `80,160` is a tuple, `none` is None (or the empty tuple). A
-boolean is `--force`, `--no-force`, or `--force true|false`.
+boolean is `--force`, `--no-force`, or `--force true|false`. An alias is another name of the same flag.
 """
 
 import argparse
 import dataclasses
 import difflib
+import logging
 import math
 import os
 import re
@@ -26,6 +27,7 @@ from config.errors import OptionError
 T = TypeVar("T")
 PRESET_FOLDER = Path(__file__).parent / "presets"
 MAX_PRESET_BYTES = 1 << 20
+logger = logging.getLogger(__name__)
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -39,15 +41,21 @@ def option(
     maximum: float | None = None,
     words: str = "one",
     pattern: tuple[str, str] | None = None,
+    aliases: tuple[str, ...] = (),
+    obsolete: str = "",
+    not_built: str = "",
 ) -> Any:
     """Declares a field: its default, help text, group in --help, allowed values and inclusive bounds.
 
     words tells how the value stands on the command line: "one" word after the flag, "several" words after the flag
     (`--exts .jpg .png`, tuples only), or "positional": one word without a flag, required.
     pattern: of a text, the regular expression that all of it matches, and what to call that in an error.
+    aliases: further names of the flag (`gpu` is --gpu). obsolete: a sentence on what happens instead; who gives the
+    option reads it. not_built: what is missing; any value but the default is refused with it.
     """
     metadata = {"help": help, "group": group, "choices": choices, "minimum": minimum, "maximum": maximum}
-    return dataclasses.field(default=default, metadata=metadata | {"words": words, "pattern": pattern})
+    metadata |= {"words": words, "pattern": pattern, "aliases": aliases, "obsolete": obsolete, "not_built": not_built}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def parse_options(cls: type[T], argv: Sequence[str], description: str, *, presets: bool = False) -> T:
@@ -68,14 +76,21 @@ def parse_options(cls: type[T], argv: Sequence[str], description: str, *, preset
 
 
 def from_mapping(cls: type[T], values: dict[str, Any], origin: str = "") -> T:
-    """Makes a checked instance of cls from {field: value}; unknown fields, types and bounds raise OptionError."""
-    fields = _fields(cls)
-    where = f" in {origin}" if origin else ""
-    for name in values:
-        if name not in fields:
-            raise OptionError(f"unknown option {name!r}{where}{_suggestion(name, fields)}")
-    checked = {name: _check(fields[name], value, where) for name, value in values.items()}
+    """Makes a checked instance of cls from {field: value}; unknown fields, types and bounds raise OptionError.
+
+    An obsolete field is logged.
+    """
+    checked = _checked(cls, values, origin)
+    for name in checked:
+        now = _fields(cls)[name].metadata["obsolete"]
+        if now:
+            logger.warning("%s has no effect: %s", _flag(name), now)
     return cls(**checked)
+
+
+def boolean_flags(cls: type) -> set[str]:
+    """The flags, aliases included, of the boolean fields of an option class: they need no value."""
+    return {flag for field in _fields(cls).values() if _base_type(field) is bool for flag in _flags(field)}
 
 
 def to_mapping(options: Any) -> dict[str, Any]:
@@ -94,7 +109,7 @@ def read_preset(cls: type, name: str) -> dict[str, Any]:
     values = {str(key).replace("-", "_"): value for key, value in content.items()}
     if len(values) < len(content):
         raise OptionError(f"{path}: an option is given twice, once with a dash and once with an underscore")
-    from_mapping(cls, values, str(path))
+    cls(**_checked(cls, values, str(path)))
     return values
 
 
@@ -172,10 +187,11 @@ def _add_flag(group: Any, name: str, field: dataclasses.Field) -> None:
     text = text.replace("%", "%%")
     if _base_type(field) is not bool:
         nargs = "+" if field.metadata["words"] == "several" else None
-        group.add_argument(_flag(name), dest=name, metavar=_metavar(field), help=text, nargs=nargs)
+        group.add_argument(*_flags(field), dest=name, metavar=_metavar(field), help=text, nargs=nargs)
         return
-    group.add_argument(_flag(name), dest=name, nargs="?", const="true", metavar="true|false", help=text)
-    group.add_argument(_flag(f"no_{name}"), dest=name, action="store_const", const="false", help=argparse.SUPPRESS)
+    group.add_argument(*_flags(field), dest=name, nargs="?", const="true", metavar="true|false", help=text)
+    opposites = [f"--no-{flag[2:]}" for flag in _flags(field)]
+    group.add_argument(*opposites, dest=name, action="store_const", const="false", help=argparse.SUPPRESS)
 
 
 def _joined_words(cls: type, argv: Sequence[str]) -> list[str]:
@@ -183,18 +199,23 @@ def _joined_words(cls: type, argv: Sequence[str]) -> list[str]:
 
     argparse would take -1e-3 or -1,2 for a flag, and any word for the value of a boolean.
     """
-    booleans = {_flag(name) for name, field in _fields(cls).items() if _base_type(field) is bool}
+    booleans = boolean_flags(cls)
     words: list[str] = []
     for word in argv:
         if words and words[-1] in booleans:
-            words[-1] += f"={word}" if word.lower() in _TRUTH else "=true"
-            if word.lower() in _TRUTH:
+            words[-1] += f"={word}" if is_truth(word) else "=true"
+            if is_truth(word):
                 continue
         if words and re.match(r"--[a-z][^=]*$", words[-1]) and re.match(r"-[\d.]", word):
             words[-1] += f"={word}"
         else:
             words.append(_dashes(word))
     return words
+
+
+def is_truth(word: str) -> bool:
+    """Whether a word is a value of a boolean: true, false, yes, no, 1, 0."""
+    return word.lower() in _TRUTH
 
 
 def _positionals(cls: type) -> list[str]:
@@ -253,6 +274,10 @@ def _flag(name: str) -> str:
     return "--" + name.rstrip("_").replace("_", "-")  # field from_ is the flag --from
 
 
+def _flags(field: dataclasses.Field) -> list[str]:
+    return [_flag(name) for name in (field.name, *field.metadata["aliases"])]
+
+
 def _parts(field: dataclasses.Field, text: str) -> Any:
     """A text as None or a tuple of texts, where the field can be that; otherwise the text."""
     nothing = text.strip().lower() == "none"
@@ -261,6 +286,21 @@ def _parts(field: dataclasses.Field, text: str) -> Any:
     if typing.get_origin(_base_type(field)) is not tuple:
         return text
     return () if nothing else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _checked(cls: type, values: dict[str, Any], origin: str) -> dict[str, Any]:
+    """The values of known fields, checked; OptionError for unknown ones and those that are not built."""
+    fields = _fields(cls)
+    where = f" in {origin}" if origin else ""
+    for name in values:
+        if name not in fields:
+            raise OptionError(f"unknown option {name!r}{where}{_suggestion(name, fields)}")
+    checked = {name: _check(fields[name], value, where) for name, value in values.items()}
+    for name, value in checked.items():
+        missing = fields[name].metadata["not_built"]
+        if missing and value != fields[name].default:
+            raise OptionError(f"{_flag(name)} {_shown(value)}{where}: {missing} not built yet; leave the option out")
+    return checked
 
 
 def _check(field: dataclasses.Field, value: Any, where: str) -> Any:

@@ -35,7 +35,12 @@ class PrepareOptions:
         "annotations",
         choices=(0, 1),
     )
-    true_negative: bool = option(True, "obsolete: images without objects are always kept", "annotations")
+    true_negative: bool = option(
+        True,
+        "no effect: images without objects are always kept",
+        "annotations",
+        obsolete="images without objects are always kept",
+    )
     target: str = option("data/train.lst", "list to write; .rec, .idx and .json go beside it", "output")
     shuffle: bool = option(True, "shuffle the images; --no-shuffle keeps the order of the sets", "output")
     seed: int = option(233, "seed of the shuffle", "output", minimum=0)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from config.augment_options import TrainAugment
+from config.classic_options import ClassicEvaluateOptions, ClassicTrainOptions
 from config.network_options import NetworkOptions
 from config.options import option
 
@@ -26,7 +27,10 @@ class InputOptions:
 class DeviceOptions:
     """Where to run."""
 
-    gpus: str | None = option(None, "GPUs, e.g. 0,1 (default: all usable ones, else the CPU)", "devices")
+    gpus: str | None = option(
+        None, "GPUs, e.g. 0,1; '' = the CPU (default: all usable ones, else the CPU)", "devices", aliases=("gpu",)
+    )
+    cpu: bool = option(False, "run on the CPU whatever --gpus says", "devices")
     cpus: int = option(1, "CPU contexts, when no GPU is used", "devices", minimum=1, maximum=64)
 
 
@@ -38,9 +42,11 @@ class RunOptions(InputOptions):
     val_path: str = option("data/val.rec", "record to validate on; '' = no validation", "data")
     batch_size: int = option(32, "images per step, over all devices", "data", minimum=1)
     label_width: int = option(
-        0, "objects per image that labels have room for; 0 = as many as the records need", "data", minimum=0
+        0, "numbers in the label of an image: 2 and 6 for each object; 0 = as many as needed", "data", minimum=0
     )
-    num_class: int | None = option(None, "number of classes (default: the record's)", "data", minimum=1)
+    num_class: int | None = option(
+        None, "number of classes (default: the record's)", "data", minimum=1, aliases=("num_classes",)
+    )
     class_names: tuple[str, ...] = option((), "names of the classes (default: the record's)", "data")
     workers: int | None = option(
         None, "processes, or native threads, that prepare batches (default: one per usable core)", "data", minimum=0
@@ -79,7 +85,7 @@ class RunOptions(InputOptions):
         "schedule",
         minimum=0,
     )
-    optimizer: str = option("sgd", "optimizer", "schedule", choices=("sgd", "nag", "adam"))
+    optimizer: str = option("sgd", "optimizer", "schedule", choices=("sgd", "nag", "adam", "rmsprop", "adadelta"))
     lr: float = option(0.002, "learning rate", "schedule", minimum=0.0, maximum=100.0)
     momentum: float = option(0.9, "momentum of sgd and nag", "schedule", minimum=0.0, maximum=1.0)
     wd: float = option(0.0005, "weight decay", "schedule", minimum=0.0, maximum=1.0)
@@ -108,18 +114,19 @@ class RunOptions(InputOptions):
 
 
 @dataclass(frozen=True)
-class TrainOptions(TrainAugment, NetworkOptions, DeviceOptions, RunOptions):
+class TrainOptions(ClassicTrainOptions, TrainAugment, NetworkOptions, DeviceOptions, RunOptions):
     """Options of train.py; --help shows the groups in the order of these classes, the last one first."""
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(DeviceOptions):
+class EvaluateOptions(ClassicEvaluateOptions, DeviceOptions):
     """Options of evaluate.py; what is not given comes from the checkpoint."""
 
     rec_path: str = option("data/val.rec", "record to evaluate on", "data")
     prefix: str = option("output/ssd", "prefix of the checkpoint", "model")
     epoch: str = option("auto", "epoch of the checkpoint; auto = the newest, best = the best one", "model")
     batch_size: int | None = option(None, "images per batch (default: as in training)", "data", minimum=1)
+    num_batch: int | None = option(None, "batches to evaluate (default: all)", "data", minimum=1)
     workers: int | None = option(
         None, "processes, or native threads, that prepare batches (default: one per usable core)", "data", minimum=0
     )

@@ -32,22 +32,35 @@ def export(
     return write_model_folder(folder, model_from_checkpoint(checkpoint, data_shape=data_shape, **detection_options))
 
 
-def load_model(path: str | Path, epoch: int | str = "auto") -> Model:
+def load_model(path: str | Path, epoch: int | str = "auto", **detection_options: Any) -> Model:
     """The model in a model folder, or that of the checkpoint with a prefix.
 
-    epoch (a number, `auto` or `best`) chooses among checkpoints; a model folder holds one model. CheckpointError says
-    what was looked for, or what is damaged.
+    epoch (a number, `auto` or `best`) chooses among checkpoints; a model folder holds one model. detection_options are
+    those of model_from_checkpoint; OptionError where a model folder has others. CheckpointError says what was looked
+    for, or what is damaged.
     """
     if is_model_folder(path):
         if epoch != "auto":
             raise OptionError(f"--epoch {epoch}: {path} is a model folder, which holds one epoch; leave --epoch out")
-        return read_model_folder(path)
+        return _with_options(read_model_folder(path), path, detection_options)
     if not list_epochs(str(path)):
         raise CheckpointError(
             f"{path}: neither a model folder nor the prefix of a checkpoint (looked for {path}/manifest.json and "
             f"{path}-NNNN.json); train or export a model first, or correct the path"
         )
-    return model_from_checkpoint(load_checkpoint(str(path), epoch))
+    return model_from_checkpoint(load_checkpoint(str(path), epoch), **detection_options)
+
+
+def _with_options(model: Model, path: str | Path, detection_options: dict[str, Any]) -> Model:
+    """The model of a folder, if it detects with these options: they are part of its symbol."""
+    for name, value in detection_options.items():
+        exported = getattr(model.manifest.postprocessing, name)
+        if value != exported:
+            flag = f"--{name.replace('_', '-')}"
+            raise OptionError(
+                f"{flag} {value}: {path} was exported with {exported}; export it again with {flag} {value}"
+            )
+    return model
 
 
 def model_from_checkpoint(

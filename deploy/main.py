@@ -1,6 +1,7 @@
 """The command deploy.py."""
 
 import shlex
+from dataclasses import replace
 
 from config import threads
 from config.deploy_options import DeployOptions
@@ -16,11 +17,18 @@ def main(argv: list[str]) -> int:
     options = parse_options(DeployOptions, argv, "Export a checkpoint as a model folder that Detector and demo.py run.")
     _check_dtype(options.dtype)
     threads.configure()
-    from deploy.export import export
+    from deploy.export import model_from_checkpoint
+    from deploy.model_folder import write_model_folder
+    from train.checkpoint import load_checkpoint
+    from train.expected_model import check_model
 
+    checkpoint = load_checkpoint(options.prefix, options.epoch)
+    known = {name: checkpoint.meta[name] for name in ("network", "class_names", "data_shape", "mean_pixels")}
+    check_model(replace(options, data_shape=None), f"{options.prefix}, epoch {checkpoint.epoch},", **known)
     folder = options.output or f"{options.prefix}-deploy"
     chosen = {name: getattr(options, name) for name in DETECTION if getattr(options, name) is not None}
-    manifest = export(options.prefix, options.epoch, folder, data_shape=options.data_shape, **chosen)
+    model = model_from_checkpoint(checkpoint, data_shape=options.data_shape, **chosen)
+    manifest = write_model_folder(folder, model)
     post, (height, width) = manifest.postprocessing, manifest.size
     print(f"{folder}: {manifest.network}, epoch {manifest.source.epoch} of {manifest.source.prefix}")
     print(f"  input {height} x {width} (height x width), {len(manifest.class_names)} classes")

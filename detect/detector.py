@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,7 @@ class Detector:
         ctx: mx.Context | None = None,
         threshold: float | Mapping[str, float] = DEFAULT_THRESHOLD,
         batch_size: int = 1,
+        **detection_options: Any,
     ) -> None:
         """Loads the model and reserves its memory.
 
@@ -49,12 +51,14 @@ class Detector:
             threshold: lowest score of a detection, or {class name: lowest score} (others have DEFAULT_THRESHOLD). The
                 model itself drops what is below its own score threshold (manifest.postprocessing).
             batch_size: images at a time.
+            detection_options: nms, nms_topk, score_threshold, force in place of a checkpoint's own; a model folder must
+                have been exported with them.
 
         CheckpointError where there is no model or it is damaged, OptionError for a threshold of no class.
         """
         if batch_size < 1:
             raise OptionError(f"batch size {batch_size}: expected at least 1")
-        model = load_model(path, epoch)
+        model = load_model(path, epoch, **detection_options)
         self.manifest = model.manifest
         self.class_names = model.manifest.class_names
         self.batch_size = batch_size

@@ -1,25 +1,39 @@
 """Which images the words of a command line mean, and where their pictures go."""
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from config.errors import DataError, OptionError
+from config.options import is_truth
 from detect.preprocess import SUFFIXES
 
 
-def split_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(images, flags with their values): words that are neither a flag nor a flag's value are images."""
+def split_words(argv: Sequence[str], booleans: Collection[str] = ()) -> tuple[list[str], list[str]]:
+    """(images, flags with their values): words that are neither a flag nor a flag's value are images.
+
+    booleans: flags that only a truth value may follow; their opposites (--no-...) take no value at all.
+    """
     images: list[str] = []
     flags: list[str] = []
-    value_expected = False
+    waiting = ""  # the flag whose value the next word may be
     for word in argv:
-        if value_expected or word.startswith("-"):
+        if _is_value(word, waiting, booleans):
             flags.append(word)
-            value_expected = not value_expected and word.startswith("--") and "=" not in word
+            waiting = ""
+        elif word.startswith("-"):
+            flags.append(word)
+            waiting = word.replace("_", "-") if word.startswith("--") and "=" not in word else ""
         else:
             images.append(word)
+            waiting = ""
     return images, flags
+
+
+def _is_value(word: str, flag: str, booleans: Collection[str]) -> bool:
+    if flag in booleans:
+        return is_truth(word)
+    return bool(flag) and flag.replace("--no-", "--", 1) not in booleans
 
 
 def find_images(words: Sequence[str], folder: str = "", extension: str = "") -> list[Path]:

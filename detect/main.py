@@ -15,7 +15,7 @@ import numpy as np
 from config import threads
 from config.demo_options import DemoOptions
 from config.errors import DataError
-from config.options import parse_options
+from config.options import boolean_flags, parse_options
 from config.run import DeviceOptions
 from dataset.files import write_atomically
 from detect.draw import draw
@@ -39,19 +39,30 @@ class Outcome:
 
 def main(argv: list[str]) -> int:
     """Parses the options and detects; status 2 if an image could not be read."""
-    words, flags = split_words(argv)
+    words, flags = split_words(argv, boolean_flags(DemoOptions))
     options = parse_options(DemoOptions, flags, "Detect objects in images; python demo.py [IMAGE ...] --model MODEL.")
     images = find_images([*words, options.images], options.dir, options.ext)
     outputs = plan_outputs(images, Path(options.output)) if options.output else [None] * len(images)
     threads.configure()
     from detect.detector import Detector
     from train.devices import contexts
+    from train.expected_model import check_model
     from train.run_files import log_to_terminal
 
     log_to_terminal()
-    device = contexts(DeviceOptions(gpus=options.gpus))[0]
+    device = contexts(DeviceOptions(gpus=options.gpus, cpu=options.cpu))[0]
+    detection = {name: getattr(options, name) for name in ("nms", "force") if getattr(options, name) is not None}
     detector = Detector(
-        options.model, options.epoch, ctx=device, threshold=options.thresh, batch_size=options.batch_size
+        options.model, options.epoch, ctx=device, threshold=options.thresh, batch_size=options.batch_size, **detection
+    )
+    known = detector.manifest
+    check_model(
+        options,
+        options.model,
+        network=known.network,
+        class_names=known.class_names,
+        data_shape=known.size,
+        mean_pixels=known.mean,
     )
     for folder in [Path(options.output)] * bool(options.output) + [Path(options.json).parent] * bool(options.json):
         folder.mkdir(parents=True, exist_ok=True)

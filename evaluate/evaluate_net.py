@@ -35,13 +35,16 @@ def evaluate_net(
     batch_size: int | None = None,
     workers: int | None = None,
     engine: str = "python",
+    num_batch: int | None = None,
+    list_path: str = "",
     overlap: float = 0.5,
     use_difficult: bool = False,
     voc07: bool = True,
     **detection_options: Any,
 ) -> Evaluation:
-    """Evaluates a checkpoint on a record.
+    """Evaluates a checkpoint on a record, or its first num_batch batches.
 
+    Labels of the list list_path (.lst) replace the record's.
     detection_options replace the checkpoint's own (nms, nms_topk, score_threshold, force). With the training's batch
     size the values are those of the training's validation to the last digit, on the same machine. OptionError where
     the record's classes are not the checkpoint's.
@@ -58,14 +61,16 @@ def evaluate_net(
         mean_pixels=meta["mean_pixels"],
         num_classes=len(meta["class_names"]),
         workers=workers,
+        path_imglist=list_path,
     )
     kind = VOC07MApMetric if voc07 else MApMetric
     metric = kind(ovp_thresh=overlap, use_difficult=use_difficult, class_names=meta["class_names"])
     try:
         module = _inference_module(checkpoint, devices, iterator.provide_data, detection_options)
         started = time.monotonic()
-        score_detections(module, iterator, metric)
-        return Evaluation(metric.result(), iterator.num_examples, time.monotonic() - started)
+        batches = score_detections(module, iterator, metric, num_batch)
+        images = min(iterator.num_examples, batches * batch_size)
+        return Evaluation(metric.result(), images, time.monotonic() - started)
     finally:
         iterator.close()
 

@@ -21,8 +21,11 @@ def main(argv: list[str]) -> int:
     from evaluate.report import format_table, save_pr_curves
     from train.checkpoint import load_checkpoint
     from train.devices import contexts
+    from train.expected_model import check_model
 
     checkpoint = load_checkpoint(options.prefix, options.epoch)
+    known = {name: checkpoint.meta[name] for name in ("network", "class_names", "data_shape", "mean_pixels")}
+    check_model(options, f"{options.prefix}, epoch {checkpoint.epoch},", **known)
     evaluation = evaluate_net(
         checkpoint,
         options.rec_path,
@@ -30,6 +33,8 @@ def main(argv: list[str]) -> int:
         batch_size=options.batch_size,
         workers=options.workers,
         engine=options.engine,
+        num_batch=options.num_batch,
+        list_path=options.list_path,
         overlap=options.overlap,
         use_difficult=options.use_difficult,
         voc07=options.voc07,

@@ -52,8 +52,6 @@ def main(argv: list[str]) -> None:
 def _check_options(options: PrepareOptions) -> None:
     if options.dataset != "pascal":
         raise OptionError(f"--dataset {options.dataset} is not supported yet; pascal is")
-    if not options.true_negative:
-        raise OptionError("--true-negative is obsolete: images without objects are always kept")
 
 
 def _target(options: PrepareOptions) -> Path:

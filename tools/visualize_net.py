@@ -31,7 +31,7 @@ class VisualizeOptions(NetworkOptions):
     """The command line of tools.visualize_net: the classic flags, and the options of the network."""
 
     network: str = option("vgg16_reduced", "network (see docs/networks.md)")
-    num_classes: int = option(20, "classes of objects", minimum=1)
+    num_classes: int = option(20, "classes of objects", minimum=1, aliases=("num_class",))
     data_shape: tuple[int, ...] = option((300,), "input side, or height,width", minimum=32)
     train: bool = option(False, "show the training network, with its losses")
     output_dir: str = option(".", "folder of the picture")

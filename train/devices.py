@@ -13,7 +13,10 @@ logger = logging.getLogger(__name__)
 
 
 def contexts(options: DeviceOptions) -> list[mx.Context]:
-    """Contexts of --gpus and --cpus: the GPUs named, else all usable GPUs, else N CPU contexts (said in one line)."""
+    """Contexts of --gpus, --cpu and --cpus: the GPUs named, else all usable GPUs, else N CPU contexts (said in one
+    line)."""
+    if options.cpu:
+        return [mx.cpu(k) for k in range(options.cpus)]
     usable, problem = usable_gpus()
     if options.gpus is None:
         if not usable:

@@ -11,7 +11,9 @@ from typing import Any, TypeAlias
 from config.errors import DataError, OptionError
 from config.run import TrainOptions, augment_options, network_options
 from config.runtime import mx
+from dataset.class_names import read_class_names
 from dataset.iterator import RecordIter
+from dataset.labels import HEADER_WIDTH, OBJECT_WIDTH
 from dataset.native_iterator import iterator_class
 from dataset.sidecar import Sidecar, read_sidecar
 from evaluate.eval_metric import MApMetric, VOC07MApMetric
@@ -23,6 +25,7 @@ from train.epoch_end import EpochEnd, seed_epoch
 from train.limit import limit_updates, without_end
 from train.metric import MultiBoxMetric
 from train.module import DetectionModule
+from train.monitor import make_monitor
 from train.run_files import command_to_continue, lock_prefix, log_to_file, write_run_file
 from train.schedule import make_schedule
 from train.start import Start, find_start
@@ -37,10 +40,13 @@ def train_net(options: TrainOptions) -> None:
     Mistakes raise a UserError before the first batch. On one CPU context a resumed run ends with the same bits as an
     uninterrupted one (same threads, batch size and CPU type).
     """
+    if options.gpus:
+        contexts(options)  # a GPU that cannot be used is told before anything is read
     sidecars = _read_sidecars(options)
     classes = class_names(options, sidecars[0])
     symbol = get_symbol_train(options.network, options.data_shape, len(classes), **network_options(options))
     frozen_parameters(options, symbol)
+    make_monitor(options.monitor, options.pattern)
     with ExitStack() as stack:
         stack.enter_context(lock_prefix(options.prefix))
         stack.enter_context(log_to_file(Path(options.log or f"{options.prefix}-train.log")))
@@ -83,7 +89,7 @@ def _fit(
             batch_end_callback=[FiniteGuard(), progress],
             epoch_end_callback=None if val_iter else epoch_end.without_validation,
             eval_end_callback=epoch_end.with_validation,
-            kvstore="local",
+            kvstore=options.kv_store,
             optimizer=options.optimizer,
             optimizer_params=_optimizer_params(options, start, train_iter, len(devices)),
             initializer=mx.init.Xavier(),
@@ -92,6 +98,7 @@ def _fit(
             allow_missing=True,
             begin_epoch=start.epoch,
             num_epoch=options.end_epoch,
+            monitor=make_monitor(options.monitor, options.pattern),
         )
     except (KeyboardInterrupt, SystemExit):
         logger.warning("interrupted; continue with: %s", command_to_continue(epoch_end.is_saved))
@@ -148,7 +155,7 @@ def symbol_digest(symbol: Symbol) -> str:
 
 def class_names(options: TrainOptions, sidecar: Sidecar | None) -> tuple[str, ...]:
     """Classes of the run: those given, else the record's; OptionError where the two disagree or neither is there."""
-    names = options.class_names or (sidecar.class_names if sidecar else ())
+    names = read_class_names(options.class_names) or (sidecar.class_names if sidecar else ())
     if not names:
         names = tuple(f"class{k}" for k in range(options.num_class or 0))
     if not names:
@@ -204,6 +211,7 @@ def _iterators(
     kind = iterator_class(options.engine)
     train = kind(
         options.train_path,
+        path_imglist=options.train_list,
         augment=augment_options(options),
         assigner=assigner,
         shuffle=True,
@@ -211,16 +219,24 @@ def _iterators(
         epoch=epoch,
         **common,
     )
-    return train, kind(options.val_path, augment=None, **common) if options.val_path else None
+    if not options.val_path:
+        return train, None
+    return train, kind(options.val_path, path_imglist=options.val_list, augment=None, **common)
 
 
 def _label_rows(options: TrainOptions, sidecars: Sequence[Sidecar | None]) -> int | None:
     """Rows of the labels: as many as both records need unless given; None where a record without sidecar must be
-    searched for it."""
+    searched for it, or a list."""
     needed = max((sidecar.max_objects for sidecar in sidecars if sidecar), default=0)
-    if 0 < options.label_width < needed:
-        raise OptionError(f"--label-width {options.label_width}: an image of the records has {needed} objects")
-    return options.label_width or (needed if all(sidecars) else None)
+    rows = (options.label_width - HEADER_WIDTH) // OBJECT_WIDTH
+    if options.train_list or options.val_list:
+        return rows if options.label_width else None
+    if options.label_width and rows < max(1, needed):
+        raise OptionError(
+            f"--label-width {options.label_width} has room for {max(0, rows)} objects, but an image of the records has "
+            f"{needed}; give {HEADER_WIDTH + OBJECT_WIDTH * max(1, needed)} or leave the option out"
+        )
+    return rows if options.label_width else (needed if all(sidecars) else None)
 
 
 def _validation_metric(options: TrainOptions, classes: tuple[str, ...]) -> MApMetric:

@@ -334,3 +334,31 @@ def test_any_text_as_a_preset_gives_values_or_an_option_error(tmp_path_factory, 
     except OptionError:
         return
     assert values.keys() <= Run.__dataclass_fields__.keys()
+
+
+@dataclass(frozen=True)
+class Old:
+    """Fields as later versions of a command line have them."""
+
+    topk: int = option(400, "boxes kept", aliases=("nms_topk",))
+    quiet: bool = option(False, "say nothing", aliases=("silent",))
+    threads: int = option(1, "no effect", obsolete="all cores are used")
+    store: str = option("local", "where", not_built="other stores are")
+
+
+@pytest.mark.parametrize("word", ["--nms-topk=5", "--nms_topk=5", "--topk=5"])
+def test_an_alias_sets_the_field_and_the_last_one_wins(word):
+    assert parse_options(Old, ["--topk", "7", word], "") == Old(topk=5)
+    assert parse_options(Old, ["--silent"], "") == parse_options(Old, ["--silent", "yes"], "") == Old(quiet=True)
+    assert parse_options(Old, ["--quiet", "--no-silent"], "") == Old()
+
+
+def test_an_obsolete_option_is_told_once_and_has_its_value(caplog, tmp_path):
+    assert parse_options(Old, ["--config", write(tmp_path, "threads: 3")], "", presets=True) == Old(threads=3)
+    assert [record.message for record in caplog.records] == ["--threads has no effect: all cores are used"]
+
+
+def test_what_is_not_built_is_refused_but_for_its_default():
+    assert from_mapping(Old, {"store": "local"}) == Old()
+    with pytest.raises(OptionError, match="--store dist: other stores are not built yet; leave the option out"):
+        from_mapping(Old, {"store": "dist"})

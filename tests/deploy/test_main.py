@@ -29,3 +29,13 @@ def test_the_folder_stands_beside_the_checkpoint_by_default(tmp_path):
 def test_other_number_formats_are_refused_by_name(dtype, reason):
     with pytest.raises(OptionError, match=f"{dtype}: {reason}"):
         main(["--dtype", dtype])
+
+
+def test_classic_flags_must_agree_with_the_checkpoint(tmp_path):
+    prefix = save_tiny(tmp_path / "tiny")
+    words = ["--prefix", prefix, "--output", str(tmp_path / "model")]
+    with pytest.raises(OptionError, match="--num-class 20: .* leave the option out"):
+        main([*words, "--num-class", "20"])
+    assert not (tmp_path / "model").exists()
+    main([*words, "--topk", "50", "--no-force"])
+    assert read_manifest(tmp_path / "model").postprocessing.nms_topk == 50

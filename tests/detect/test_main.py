@@ -94,6 +94,9 @@ def test_without_pictures(folder, photos, monkeypatch):
         (["PHOTOS/one", "--output", "PHOTOS/one"], "is an image to read"),
         (["PHOTOS/one", "--thresh", "2"], "--thresh is at most 1"),
         (["PHOTOS/one", "--model", "MODEL", "--gpus", "77"], "--gpus 77"),
+        (["PHOTOS/one", "--model", "MODEL", "--num-class", "20"], "--num-class 20: MODEL has 3"),
+        (["PHOTOS/one", "--model", "MODEL", "--nms", "0.1"], "--nms 0.1: MODEL was exported with 0.45"),
+        (["--camera"], "--camera True: detection in a camera's pictures is not built yet"),
     ],
 )
 def test_mistakes_are_one_sentence(folder, photos, words, sentence, monkeypatch, capsys):
@@ -107,6 +110,18 @@ def test_mistakes_are_one_sentence(folder, photos, words, sentence, monkeypatch,
     assert ended.value.code == 2
     *others, error = capsys.readouterr().err.strip().splitlines()
     assert error.startswith("error: ")
-    assert sentence in error
+    assert sentence.replace("MODEL", str(folder)) in error
     assert all(line.startswith("running on") for line in others)
     assert sorted(path.name for path in photos.iterdir()) == ["one", "two"]
+
+
+def test_a_classic_line_detects_with_a_checkpoint(photos):
+    """Booleans before an image; --nms and --force take the place of the checkpoint's own."""
+    prefix = save_tiny(photos / "tiny")
+    line = ["--prefix", prefix, "--epoch", "3", "--cpu", f"{photos}/one/a.png", "--no-timer", "--data-shape", "96,80"]
+    line += ["--thresh", "0.1", "--output", "", "--json", f"{photos}/found.json"]
+    numbers = []
+    for flags in (["--nms", "1"], ["--nms", "0.1"], ["--nms", "0.1", "--force"]):
+        assert main([*flags, *line]) == 0
+        numbers.append(len(json.loads((photos / "found.json").read_text("utf-8"))[0]["detections"]))
+    assert numbers[0] > numbers[1] > numbers[2]

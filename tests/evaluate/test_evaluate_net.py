@@ -166,3 +166,28 @@ def test_a_prefix_without_checkpoints(trained, tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint there"):
         main(["--prefix", str(tmp_path / "none"), "--rec-path", trained[1]])
     assert not list(Path(tmp_path).iterdir())
+
+
+def test_a_few_batches(trained):
+    prefix, record = trained
+    evaluation = evaluate_net(load_checkpoint(prefix), record, CPU, workers=0, num_batch=2)
+    whole = evaluate_net(load_checkpoint(prefix), record, CPU, workers=0)
+    assert evaluation.images == 2 * BATCH
+    assert sum(one.npos for one in evaluation.result.classes) < sum(one.npos for one in whole.result.classes)
+
+
+def test_classic_flags_must_agree_with_the_checkpoint(trained, capsys):
+    prefix, record = trained
+    words = ["--prefix", prefix, "--rec-path", record, "--workers", "0", "--cpu", "--num-batch", "1"]
+    main([*words, "--network", "mobilenet", "--num-class", "3", "--data-shape", "64", "--mean-r", "123", "--deploy"])
+    assert f"{BATCH} images" in capsys.readouterr().out
+    with pytest.raises(OptionError, match="--network vgg16_reduced: .* has mobilenet"):
+        main([*words, "--network", "vgg16_reduced"])
+
+
+def test_a_list_replaces_the_labels(trained, tmp_path):
+    prefix, record = trained
+    path = tmp_path / "red.lst"
+    path.write_text("".join(f"{k}\t2\t6\t0\t0.1\t0.1\t0.9\t0.9\t0\t{k}.png\n" for k in range(IMAGES)))
+    evaluation = evaluate_net(load_checkpoint(prefix), record, CPU, workers=0, list_path=str(path))
+    assert [one.npos for one in evaluation.result.classes] == [IMAGES, 0, 0]

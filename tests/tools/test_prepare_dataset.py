@@ -66,7 +66,6 @@ def test_damaged_image_ends_with_status_2_and_its_name(root, tmp_path):
     ("options", "error", "message"),
     [
         (["--dataset", "coco"], OptionError, "coco is not supported"),
-        (["--true-negative", "false"], OptionError, "obsolete"),
         (["--target", "train"], OptionError, "must end in .lst"),
         (["--class-names", "cat,cat"], OptionError, "'cat' is given twice"),
         (["--class-names", "no.json"], OptionError, "no such file"),

@@ -231,7 +231,7 @@ def test_a_second_run_under_the_same_prefix_is_refused(options):
         ({"num_class": 4}, OptionError, "--num-class 4, but there are 3 class names"),
         ({"class_names": ("a", "b")}, OptionError, "red,green,blue"),
         ({"class_names": ("green", "red", "blue")}, OptionError, "red,green,blue"),
-        ({"label_width": 1}, OptionError, "--label-width 1: an image of the records has 3 objects"),
+        ({"label_width": 8}, OptionError, "--label-width 8 has room for 1 objects, but an image of the records has 3"),
         ({"cpus": 4, "batch_size": 3}, OptionError, "--batch-size 3 is too small for 4 devices"),
         ({"gpus": "9"}, OptionError, "--gpus 9"),
         ({"network": "resnet"}, OptionError, "resnet"),
