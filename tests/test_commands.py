@@ -224,7 +224,7 @@ def test_mistakes_of_training(whole, monkeypatch, capsys, changes, expected):
         (["--rec-path", "nowhere.rec"], "nowhere.rec: no such file"),
         (["--epoch", "77"], "no checkpoint of epoch 77 (there are 1, 2, 3, 4)"),
         (["--overlap", "7"], "--overlap is at most 1"),
-        (["--mean-r", "1"], "unknown option --mean-r"),
+        (["--mean-r", "1"], "--mean-r 1.0: "),
     ],
 )
 def test_mistakes_of_evaluating(whole, monkeypatch, capsys, words, expected):
