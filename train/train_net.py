@@ -33,7 +33,7 @@ def train_net(options: TrainOptions) -> None:
     """Trains, validates each epoch and leaves checkpoints, metrics and pictures under options.prefix.
 
     Mistakes raise a UserError before the first batch. On one CPU context a resumed run ends with the same bits as an
-    uninterrupted one (same threads, batch size and CPU type).
+    uninterrupted one (same threads, batch size and CPU type), unless the engine is native (dataset/native_iterator.py).
     """
     sidecars = _read_sidecars(options)
     classes = class_names(options, sidecars[0])
