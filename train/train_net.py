@@ -38,7 +38,7 @@ def train_net(options: TrainOptions) -> None:
     """Trains, validates each epoch and leaves checkpoints, metrics and pictures under options.prefix.
 
     Mistakes raise a UserError before the first batch. On one CPU context a resumed run ends with the same bits as an
-    uninterrupted one (same threads, batch size and CPU type).
+    uninterrupted one (same threads, batch size and CPU type), unless the engine is native (dataset/native_iterator.py).
     """
     if options.gpus:
         contexts(options)  # a GPU that cannot be used is told before anything is read
