@@ -11,7 +11,7 @@ COMPILE := uv pip compile pyproject.toml --extra dev --universal --python-versio
 .PHONY: help python venv demo test test-slow format-check lint types imports unit format lock clean
 
 help:
-	@echo "make demo        install, draw shapes, train a small SSD on them, export it, detect (about 6 minutes)"
+	@echo "make demo        install, draw shapes, train a small SSD on them, export it, detect (a few minutes)"
 	@echo "make test        format check, lint, types, import contracts, default tests"
 	@echo "make test-slow   the tests marked slow as well"
 	@echo "make venv        install only; with LOCK=requirements-cu112.lock for an NVIDIA GPU"

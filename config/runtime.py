@@ -49,7 +49,7 @@ def _set_environment() -> None:
     elif "OMP_NUM_THREADS" not in os.environ:
         threads.configure()
     # Idle OpenMP threads give their core to the data workers after a fraction of a millisecond instead of several.
-    # Measured with benchmarks/train_step.py; OMP_WAIT_POLICY=passive trains as fast but slows single images down.
+    # Figures of benchmarks/train_step.py with this and other settings are in docs/results.md.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     # Optimizer state stays in the Module's own updater, where checkpoints can name it and resuming restores it.
