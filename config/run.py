@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from config.augment_options import TrainAugment
+from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES, TrainAugment
 from config.classic_options import ClassicEvaluateOptions, ClassicTrainOptions
 from config.network_options import NetworkOptions
 from config.options import option
@@ -21,6 +21,16 @@ class InputOptions:
     mean_r: float = option(123.0, "mean of red", "network")
     mean_g: float = option(117.0, "mean of green", "network")
     mean_b: float = option(104.0, "mean of blue", "network")
+    std_r: float = option(1.0, "by which red is divided after the mean has been subtracted", "network", minimum=1e-3)
+    std_g: float = option(1.0, "by which green is divided", "network", minimum=1e-3)
+    std_b: float = option(1.0, "by which blue is divided", "network", minimum=1e-3)
+    resize_mode: str = option(
+        FORCE,
+        "force = images are stretched to the input; letterbox = they keep their proportions and get borders",
+        "network",
+        choices=RESIZE_MODES,
+    )
+    fill: int = option(DEFAULT_FILL, "grey of the letterbox's borders", "network", minimum=0, maximum=255)
 
 
 @dataclass(frozen=True)
@@ -157,6 +167,16 @@ class EvaluateOptions(ClassicEvaluateOptions, DeviceOptions):
     voc07: bool = option(True, "11-point VOC07 average precision; otherwise the area under the curve", "validation")
     json: str = option("", "file for the result: AP per class, mAP, images, seconds", "output")
     curves: str = option("", "picture (PNG) of the precision-recall curves", "output")
+
+
+def pixel_options(options: InputOptions) -> dict[str, Any]:
+    """How an image becomes the network's input: arguments of the iterators and fields of a checkpoint's .json."""
+    return {
+        "mean_pixels": [options.mean_r, options.mean_g, options.mean_b],
+        "std": [options.std_r, options.std_g, options.std_b],
+        "resize_mode": options.resize_mode,
+        "fill": options.fill,
+    }
 
 
 def network_options(options: Any) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from config.augment_options import TrainAugment
+from config.augment_options import DEFAULT_FILL, FORCE, TrainAugment
 from config.errors import OptionError, UserError
 from config.runtime import mx
 from config.threads import usable_threads
 from dataset.labels import parse_label
+from dataset.letterbox import Resize
 from dataset.recordio import RecordReader, unpack
 from dataset.relabelled import RelabelledReader
 from dataset.samples import DATA, GEOMETRY, LABEL, Assigner, BatchLayout, SampleMaker
@@ -65,6 +66,8 @@ class RecordIter(mx.io.DataIter, ABC):
         part_index: int = 0,
         label_name: str = LABEL,
         path_imglist: str | Path | None = None,
+        resize_mode: str = FORCE,
+        fill: int = DEFAULT_FILL,
     ) -> None:
         """Opens the record and starts to make batches.
 
@@ -84,6 +87,8 @@ class RecordIter(mx.io.DataIter, ABC):
             label_name: name of the first label.
             path_imglist: a .lst whose labels replace those of the records with the same ids; lines of other records do
                 not matter. None or "" = the record's own labels.
+            resize_mode: force = the image, or its crop, is stretched to the input; letterbox = it keeps its proportions
+                and has borders of the colour `fill` (0 to 255).
 
         Raises:
             OptionError: arguments that do not fit together.
@@ -105,6 +110,7 @@ class RecordIter(mx.io.DataIter, ABC):
             num_classes=source.num_classes,
             assigner=_importable(assigner),
             seed=seed,
+            resize=Resize(resize_mode, fill),
         )
         self._layout = BatchLayout(batch_size, self._maker.shapes())
         self._shuffle, self._num_parts, self._part_index = shuffle, num_parts, part_index

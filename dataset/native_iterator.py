@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from config.augment_options import FORCE
 from config.config import classic_arguments
 from config.errors import DataError, OptionError
 from config.runtime import mx
@@ -50,6 +51,7 @@ class NativeDetRecordIter(RecordIter):
     - geometry of augmented samples has NaN for scale and offset.
     - Shards are ranges of bytes: their numbers of records differ, and shorter ones end with batches of padding.
     - JPEG files with an EXIF rotation are refused, since C++ rotates the pixels but not the boxes.
+    - Images are stretched to the input: resize_mode letterbox is refused.
     """
 
     _pass: "Ahead | None" = None
@@ -91,6 +93,8 @@ class NativeDetRecordIter(RecordIter):
         return self._pass
 
     def _prepare(self) -> tuple[int, int]:
+        if self._maker.resize.mode != FORCE:
+            raise OptionError(f"the native engine cannot {self._maker.resize.mode}; use --engine python")
         shards = split_by_bytes(self._maker.reader.bounds, self._num_parts, self._shuffle_blocks())
         counts = [len(positions) for positions in shards]
         if min(counts) == 0:

@@ -13,6 +13,7 @@ from config.augment_options import TrainAugment
 from config.errors import DataError
 from dataset.augment import augment, resize_only
 from dataset.labels import OBJECT_WIDTH, parse_label, validate
+from dataset.letterbox import Resize
 from dataset.recordio import RecordReader, unpack
 from dataset.transforms import Size, decode, normalise
 
@@ -47,6 +48,7 @@ class SampleMaker:
         num_classes: valid class ids are below it.
         assigner: None = no targets.
         seed: of the augmentation.
+        resize: how images fill the input.
     """
 
     reader: RecordReader
@@ -58,6 +60,7 @@ class SampleMaker:
     num_classes: int
     assigner: Assigner | None
     seed: int
+    resize: Resize = Resize()
 
     def where(self, position: int) -> str:
         """How errors name a record."""
@@ -85,10 +88,10 @@ class SampleMaker:
         objects = self.objects(record.label, where)
         image = decode(record.image, where)
         if self.augment is None:
-            pixels, objects, view = resize_only(image, objects, self.size)
+            pixels, objects, view = resize_only(image, objects, self.size, self.resize)
         else:
             rng = np.random.default_rng((self.seed, epoch, position))
-            pixels, objects, view = augment(image, objects, self.size, self.augment, rng)
+            pixels, objects, view = augment(image, objects, self.size, self.augment, rng, self.resize)
         normalise(pixels, self.mean, self.std, arrays[DATA][row])
         arrays[GEOMETRY][row] = view
         label = arrays[LABEL][row]

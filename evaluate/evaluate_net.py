@@ -14,7 +14,7 @@ from evaluate.eval_metric import MApMetric, VOC07MApMetric
 from evaluate.scoring import score_detections
 from evaluate.voc_eval import VOCResult
 from symbol.symbol_factory import get_symbol
-from train.checkpoint import Checkpoint
+from train.checkpoint import PIXEL_FIELDS, Checkpoint
 from train.devices import check_batch_size
 
 
@@ -58,7 +58,7 @@ def evaluate_net(
         batch_size,
         (3, *meta["data_shape"]),
         augment=None,
-        mean_pixels=meta["mean_pixels"],
+        **{name: meta[name] for name in PIXEL_FIELDS},
         num_classes=len(meta["class_names"]),
         workers=workers,
         path_imglist=list_path,

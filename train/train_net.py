@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from config.errors import DataError, OptionError
-from config.run import TrainOptions, augment_options, network_options
+from config.run import TrainOptions, augment_options, network_options, pixel_options
 from config.runtime import mx
 from dataset.class_names import read_class_names
 from dataset.iterator import RecordIter
@@ -202,7 +202,7 @@ def _iterators(
     common: dict[str, Any] = {
         "batch_size": options.batch_size,
         "data_shape": (3, *input_size(options.data_shape)),
-        "mean_pixels": (options.mean_r, options.mean_g, options.mean_b),
+        **pixel_options(options),
         "max_objects": _label_rows(options, sidecars),
         "num_classes": num_classes,
         "workers": options.workers,
