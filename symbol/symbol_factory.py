@@ -11,7 +11,15 @@ from symbol.detector import ssd
 from symbol.layers import Layers, Symbol, Tap
 from symbol.registry import SSDRow, find_row, list_networks
 
-__all__ = ["get_assigner", "get_symbol", "get_symbol_train", "input_size", "label_names", "list_networks"]
+__all__ = [
+    "check_any_size",
+    "get_assigner",
+    "get_symbol",
+    "get_symbol_train",
+    "input_size",
+    "label_names",
+    "list_networks",
+]
 
 Shape = int | tuple[int, ...]
 
@@ -58,6 +66,14 @@ def get_assigner(network: str, data_shape: Shape, num_classes: int, **options: A
 def label_names(**options: Any) -> tuple[str, ...]:
     """Names of the labels that the training symbol of these options reads."""
     return ssd.LABELS[from_mapping(NetworkOptions, options).targets]
+
+
+def check_any_size(network: str, data_shape: Shape, option: str) -> None:
+    """OptionError naming `option` unless the network's symbol takes inputs of other sizes than data_shape, too."""
+    if isinstance(find_row(network, input_size(data_shape)), SSDRow):
+        raise OptionError(
+            f"{option}: the anchors of {network} are fractions of an input of one size, {data_shape}; leave it out"
+        )
 
 
 def input_size(data_shape: Shape) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from config.errors import DataError, OptionError
-from config.run import TrainOptions, augment_options, network_options, pixel_options
+from config.run import TrainOptions, augment_options, network_options, pixel_options, rect_multiple
 from config.runtime import mx
 from dataset.class_names import read_class_names
 from dataset.iterator import RecordIter
@@ -18,7 +18,7 @@ from dataset.native_iterator import iterator_class
 from dataset.sidecar import Sidecar, read_sidecar
 from evaluate.eval_metric import MApMetric, VOC07MApMetric
 from symbol.layers import matches
-from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, input_size, label_names
+from symbol.symbol_factory import check_any_size, get_assigner, get_symbol, get_symbol_train, input_size, label_names
 from train.callbacks import FiniteGuard, Progress
 from train.devices import check_batch_size, contexts
 from train.epoch_end import EpochEnd, seed_epoch
@@ -45,6 +45,8 @@ def train_net(options: TrainOptions) -> None:
     sidecars = _read_sidecars(options)
     classes = class_names(options, sidecars[0])
     symbol = get_symbol_train(options.network, options.data_shape, len(classes), **network_options(options))
+    if options.rect_val:
+        check_any_size(options.network, options.data_shape, "--rect-val")
     frozen_parameters(options, symbol)
     make_monitor(options.monitor, options.pattern)
     with ExitStack() as stack:
@@ -221,7 +223,8 @@ def _iterators(
     )
     if not options.val_path:
         return train, None
-    return train, kind(options.val_path, path_imglist=options.val_list, augment=None, **common)
+    val = kind(options.val_path, path_imglist=options.val_list, augment=None, rect=rect_multiple(options), **common)
+    return train, val
 
 
 def _label_rows(options: TrainOptions, sidecars: Sequence[Sidecar | None]) -> int | None:
