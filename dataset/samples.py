@@ -4,11 +4,12 @@ This is what the workers run; it knows nothing of processes and mxnet.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
+from boxes.assigners import AssignerError
 from config.augment_options import TrainAugment
 from config.errors import DataError
 from dataset.augment import augment, resize_only
@@ -41,7 +42,7 @@ class SampleMaker:
 
     Attributes:
         reader: the record file.
-        size: (H, W) of the network input.
+        size: (H, W) of the network input; resized() gives the maker of another.
         augment: None = the whole image resized, otherwise random views.
         mean, std: (3,) RGB, float32.
         max_objects: rows of the label.
@@ -61,6 +62,10 @@ class SampleMaker:
     assigner: Assigner | None
     seed: int
     resize: Resize = Resize()
+
+    def resized(self, size: Size) -> "SampleMaker":
+        """The same for inputs of another (H, W)."""
+        return self if size == self.size else replace(self, size=size)
 
     def where(self, position: int) -> str:
         """How errors name a record."""
@@ -97,8 +102,16 @@ class SampleMaker:
         label = arrays[LABEL][row]
         label[: len(objects)] = objects
         label[len(objects) :] = -1
-        if self.assigner:
-            write_all(arrays, row, self.assigner(objects, self.size))
+        write_all(arrays, row, self.targets(objects, where))
+
+    def targets(self, objects: np.ndarray, where: str) -> Mapping[str, np.ndarray]:
+        """The assigner's arrays for objects (n, 6), {} without one; DataError naming the record that it cannot take."""
+        if not self.assigner:
+            return {}
+        try:
+            return self.assigner(objects, self.size)
+        except AssignerError as error:
+            raise DataError(f"{where}: {error}") from error
 
     def write_padding(self, arrays: Arrays, begin: int) -> None:
         """Makes the rows from `begin` on padding: geometry 0, label -1, ignored targets; the pixels stay."""
@@ -118,22 +131,24 @@ def write_all(arrays: Arrays, rows: int | slice, values: Mapping[str, np.ndarray
 class BatchLayout:
     """How float32 batch arrays lie in memory, several batches ("slots") one after the other.
 
+    A batch has one of several input sizes; a slot has room for the largest.
+
     Attributes:
         batch_size: rows of each array.
-        shapes: shape of one row of each array.
+        shapes: for each input (H, W), the shape of one row of each array.
     """
 
     batch_size: int
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: Mapping[Size, Mapping[str, tuple[int, ...]]]
 
     def slot_bytes(self) -> int:
         """Bytes of one slot."""
-        return sum(self._bytes(shape) for shape in self.shapes.values())
+        return max(sum(map(self._bytes, shapes.values())) for shapes in self.shapes.values())
 
-    def arrays(self, memory: memoryview, slot: int) -> dict[str, np.ndarray]:
-        """The arrays (batch_size, *shape) of a slot, as views of the memory."""
+    def arrays(self, memory: memoryview, slot: int, size: Size) -> dict[str, np.ndarray]:
+        """The arrays (batch_size, *shape) of a slot with a batch of input (H, W), as views of the memory."""
         arrays, offset = {}, slot * self.slot_bytes()
-        for name, shape in self.shapes.items():
+        for name, shape in self.shapes[size].items():
             count = self.batch_size * int(np.prod(shape))
             arrays[name] = np.frombuffer(memory, np.float32, count, offset).reshape(self.batch_size, *shape)
             offset += self._bytes(shape)

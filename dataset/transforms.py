@@ -57,7 +57,7 @@ def decode(image: bytes, where: str) -> np.ndarray:
 
 
 def shape_of(image: np.ndarray) -> Size:
-    """(h, w) of an image (h, w, 3)."""
+    """(h, w) of an image (h, w, ...)."""
     return image.shape[0], image.shape[1]
 
 
