@@ -5,7 +5,6 @@ from types import ModuleType
 from typing import Any
 
 from boxes.assigners import SSDAssigner
-from boxes.assigners import SSDAssigner
 from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.options import from_mapping
