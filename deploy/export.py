@@ -90,8 +90,10 @@ def _manifest(checkpoint: Checkpoint, size: tuple[int, int], options: NetworkOpt
     return Manifest(
         class_names=tuple(map(str, meta["class_names"])),
         mean=tuple(map(float, meta["mean_pixels"])),
-        std=(1.0, 1.0, 1.0),
+        std=tuple(map(float, meta["std"])),
         input_shape=size,
+        resize_mode=meta["resize_mode"],
+        fill=meta["fill"],
         network=meta["network"],
         options=to_mapping(options),
         postprocessing=PostProcessing(

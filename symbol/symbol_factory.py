@@ -5,7 +5,6 @@ from types import ModuleType
 from typing import Any
 
 from boxes.assigners import SSDAssigner
-from boxes.assigners import SSDAssigner
 from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.options import from_mapping
@@ -26,6 +25,7 @@ from symbol.registry import (
 
 __all__ = [
     "carried_options",
+    "check_any_size",
     "feature_maps",
     "get_assigner",
     "get_symbol",
@@ -89,6 +89,14 @@ def carried_options(network: str, darknet_cfg: str) -> dict[str, Any]:
     if not network.startswith(DARKNET_PREFIX) or darknet_cfg:
         return {}
     return {"darknet_cfg": load_cfg(network.removeprefix(DARKNET_PREFIX))}
+
+
+def check_any_size(network: str, data_shape: Shape, option: str) -> None:
+    """OptionError naming `option` unless the network's symbol takes inputs of other sizes than data_shape, too."""
+    if not is_yolo(network):
+        raise OptionError(
+            f"{option}: the anchors of {network} are fractions of an input of one size, {data_shape}; leave it out"
+        )
 
 
 def input_size(data_shape: Shape) -> tuple[int, int]:

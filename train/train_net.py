@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from config.errors import DataError, OptionError
-from config.run import TrainOptions, augment_options, network_options
+from config.run import TrainOptions, augment_options, network_options, pixel_options, rect_multiple
 from config.runtime import mx
 from dataset.class_names import read_class_names
 from dataset.iterator import RecordIter
@@ -21,6 +21,7 @@ from evaluate.eval_metric import MApMetric, VOC07MApMetric
 from symbol.layers import matches
 from symbol.symbol_factory import (
     carried_options,
+    check_any_size,
     get_assigner,
     get_symbol,
     get_symbol_train,
@@ -54,6 +55,8 @@ def train_net(options: TrainOptions) -> None:
     sidecars = _read_sidecars(options)
     classes = class_names(options, sidecars[0])
     symbol = get_symbol_train(options.network, options.data_shape, len(classes), **network_options(options))
+    if options.rect_val:
+        check_any_size(options.network, options.data_shape, "--rect-val")
     frozen_parameters(options, symbol)
     make_monitor(options.monitor, options.pattern)
     with ExitStack() as stack:
@@ -211,7 +214,7 @@ def _iterators(
     common: dict[str, Any] = {
         "batch_size": options.batch_size,
         "data_shape": (3, *input_size(options.data_shape)),
-        "mean_pixels": (options.mean_r, options.mean_g, options.mean_b),
+        **pixel_options(options),
         "max_objects": _label_rows(options, sidecars),
         "num_classes": num_classes,
         "workers": options.workers,
@@ -230,7 +233,8 @@ def _iterators(
     )
     if not options.val_path:
         return train, None
-    return train, kind(options.val_path, path_imglist=options.val_list, augment=None, **common)
+    val = kind(options.val_path, path_imglist=options.val_list, augment=None, rect=rect_multiple(options), **common)
+    return train, val
 
 
 def _label_rows(options: TrainOptions, sidecars: Sequence[Sidecar | None]) -> int | None:
