@@ -152,6 +152,11 @@ class RecordIter(mx.io.DataIter, ABC):
         return self._data_desc(self._maker.size)
 
     @property
+    def smallest_size(self) -> Size:
+        """(H, W) of the batches with the fewest pixels; a symbol that is built for it finds boxes in all of them."""
+        return min(self._layout.shapes, key=lambda size: size[0] * size[1])
+
+    @property
     def provide_label(self) -> list[mx.io.DataDesc]:
         """Names and shapes of the label and of the assigner's arrays, for batches of data_shape."""
         return self._label_desc(self._maker.size)
