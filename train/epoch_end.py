@@ -14,7 +14,7 @@ from symbol.symbol_factory import input_size
 from train.callbacks import Progress, finite_values
 from train.checkpoint import drop_after, list_epochs, remove_checkpoint, save_checkpoint, write_best
 from train.curves import save_curves
-from train.metric import MultiBoxMetric
+from train.metric import LossMetric
 from train.module import DetectionModule
 from train.run_files import MetricsFile, ScalarWriter
 
@@ -39,7 +39,7 @@ class EpochEnd:
         symbol_json: str,
         symbol_sha256: str,
         classes: tuple[str, ...],
-        metric: MultiBoxMetric,
+        metric: LossMetric,
         kept_epochs: int,
         progress: Progress,
     ) -> None:

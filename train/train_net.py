@@ -32,7 +32,7 @@ from train.callbacks import FiniteGuard, Progress
 from train.devices import check_batch_size, contexts
 from train.epoch_end import EpochEnd, seed_epoch
 from train.limit import limit_updates, without_end
-from train.metric import MultiBoxMetric
+from train.metric import make_metric
 from train.module import DetectionModule
 from train.monitor import make_monitor
 from train.run_files import command_to_continue, lock_prefix, log_to_file, write_run_file
@@ -86,7 +86,7 @@ def _fit(
 ) -> None:
     """Everything that mx.mod.Module.fit needs, then fit on batches, which train_iter serves."""
     module = _make_module(options, devices, len(classes), symbol, start)
-    metric = MultiBoxMetric(num_contexts=len(devices))
+    metric = make_metric(without_det(symbol), len(devices))
     progress = Progress(options.batch_size, options.frequent, train_iter.num_batches, options.end_epoch)
     epoch_end = EpochEnd(
         options, module, symbol.tojson(), symbol_digest(symbol), classes, metric, start.kept_epochs, progress
