@@ -20,7 +20,8 @@ class Darknet(nn.Module):
         """sections: type and keys as in a .cfg, without [net]; lists of layers and anchors as lists."""
         super().__init__()
         self.sections = sections
-        channels, layers = [], []
+        channels: list[int] = []
+        layers: list[nn.Module] = []
         previous = 3
         for number, section in enumerate(sections):
             layer, previous = _layer(section, previous, channels, number)

@@ -133,7 +133,12 @@ def ssd_loss(model: SSD, data: Any) -> Callable[[], Any]:
         shape = model(data)[0].shape[:2]  # (B, A)
     cls_target = torch.randint(1, model.classes + 1, shape) * (torch.rand(shape) < POSITIVES)
     loc_target = torch.randn(*shape, 4)
-    return lambda: multibox_loss(*model(data), cls_target, loc_target)
+
+    def loss() -> Any:
+        cls_pred, loc_pred = model(data)
+        return multibox_loss(cls_pred, loc_pred, cls_target, loc_target)
+
+    return loss
 
 
 def darknet_loss(model: Darknet, data: Any) -> Callable[[], Any]:
