@@ -119,8 +119,8 @@ class WorkerPool:
     """Fills slots of shared memory in worker processes.
 
     Usage: submit(slot, epoch, positions, size), later wait(slot), then read arrays(slot, size) until the next submit
-    for that slot. Batches are made in the order of submission. close() ends the processes; so do garbage collection and the end of
-    this process. After any exception but a DataError from wait() the pool is of no use and should be closed.
+    for that slot. Batches are made in the order of submission. close() ends the processes; so do garbage collection and
+    the end of this process. After any exception but a DataError from wait() the pool is of no use and should be closed.
     """
 
     def __init__(self, maker: SampleMaker, layout: BatchLayout, slots: int, workers: int) -> None:
@@ -153,7 +153,7 @@ class WorkerPool:
         return self._layout.arrays(self._memory, slot, size)
 
     def submit(self, slot: int, epoch: int, positions: np.ndarray, size: Size) -> None:
-        """Queues a batch of inputs (H, W): records at `positions` in the first rows of the slot; it has no open task."""
+        """Queues a batch of inputs (H, W): records at `positions` in the first rows of a slot without open tasks."""
         tasks = split(slot, epoch, positions, size, max(1, MAX_TASKS // len(self._open)))
         self._open[slot], self._failures[slot] = len(tasks), []
         with contextlib.suppress(ConnectionError):  # no worker is left: wait() says so
