@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from config.augment_options import DEFAULT_FILL, FORCE, TrainAugment
+from config.augment_options import DEFAULT_FILL, FORCE, LETTERBOX, TrainAugment
 from config.errors import OptionError, UserError
 from config.runtime import mx
 from config.threads import usable_threads
 from dataset.labels import parse_label
 from dataset.letterbox import Resize
 from dataset.recordio import RecordReader, unpack
+from dataset.rectangular import find_rectangles
 from dataset.relabelled import RelabelledReader
 from dataset.samples import DATA, GEOMETRY, LABEL, Assigner, BatchLayout, SampleMaker
 from dataset.sidecar import read_sidecar, verify_sidecar
@@ -74,6 +75,7 @@ class RecordIter(mx.io.DataIter, ABC):
         fill: int = DEFAULT_FILL,
         accumulate: int = 1,
         sizes: Sequence[Size] = (),
+        rect: int = 0,
     ) -> None:
         """Opens the record and starts to make batches.
 
@@ -99,6 +101,9 @@ class RecordIter(mx.io.DataIter, ABC):
                 served: memory holds accumulate + AHEAD batches.
             sizes: inputs (H, W) of which each group has one, chosen by (seed, epoch, number of the group); () = always
                 data_shape. Memory is reserved for the largest.
+            rect: for validation with letterbox: the order is that of the images' proportions, and each batch has the
+                smallest input, in multiples of `rect` pixels, in which its images have longer sides like data_shape's
+                (dataset/rectangular.py); data_shape's longer side must be such a multiple. 0 = one size.
 
         Raises:
             OptionError: arguments that do not fit together.
@@ -111,6 +116,12 @@ class RecordIter(mx.io.DataIter, ABC):
         if batch_size < 1 or num_parts < 1 or not 0 <= part_index < num_parts:
             raise OptionError(f"batch_size {batch_size} and part {part_index} of {num_parts} do not make batches")
         source = open_source(path_imgrec, num_classes, max_objects, path_imglist)
+        if rect and (augment or shuffle or sizes or num_parts > 1 or resize_mode != LETTERBOX):
+            raise OptionError(
+                "rectangular batches are for validation with --resize-mode letterbox: no augmentation, shuffling, parts"
+            )
+        self._rectangles = find_rectangles(source.reader, batch_size, max(size), rect) if rect else None
+        size = self._rectangles.largest if self._rectangles else size
         self.class_names, self.num_classes = source.class_names, source.num_classes
         self._maker = SampleMaker(
             reader=source.reader,
@@ -126,7 +137,7 @@ class RecordIter(mx.io.DataIter, ABC):
         )
         self._accumulate, self._sizes = accumulate, tuple(map(_size, sizes)) or (size,)
         self._total: np.ndarray | None = None  # normalisers of the current group
-        self._layout = self._make_layout((size, *self._sizes))
+        self._layout = self._make_layout((size, *(self._rectangles.sizes if self._rectangles else self._sizes)))
         self._shuffle, self._num_parts, self._part_index = shuffle, num_parts, part_index
         self._label_name = label_name
         if len(source.reader) < num_parts:
@@ -137,8 +148,13 @@ class RecordIter(mx.io.DataIter, ABC):
 
     @property
     def provide_data(self) -> list[mx.io.DataDesc]:
-        """Name and shape of the data, for batches of data_shape."""
+        """Name and shape of the data, for batches of data_shape; with `rect`, of the largest batch."""
         return self._data_desc(self._maker.size)
+
+    @property
+    def smallest_size(self) -> Size:
+        """(H, W) of the batches with the fewest pixels; a symbol that is built for it finds boxes in all of them."""
+        return min(self._layout.shapes, key=lambda size: size[0] * size[1])
 
     @property
     def provide_label(self) -> list[mx.io.DataDesc]:
@@ -276,12 +292,16 @@ class DetRecordIter(RecordIter):
     def _epoch_order(self) -> np.ndarray:
         """Positions of this shard's samples in the order of the epoch."""
         count = len(self._maker.reader)
+        if self._rectangles:
+            return self._rectangles.order
         if not self._shuffle:
             return np.arange(count)[self._part]
         return np.random.default_rng((self._maker.seed, self.epoch)).permutation(count)[self._part]
 
     def _epoch_sizes(self) -> list[Size]:
         """The input (H, W) of each batch of the epoch, one for each group."""
+        if self._rectangles:
+            return list(self._rectangles.sizes)
         groups = np.arange(self.num_batches) // self._accumulate
         rng = np.random.default_rng((self._maker.seed, self.epoch, *SIZE_STREAM))
         choices = rng.integers(len(self._sizes), size=self.num_batches)  # (groups or more,)

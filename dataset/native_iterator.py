@@ -105,7 +105,7 @@ class NativeDetRecordIter(RecordIter):
 
     def _prepare(self) -> tuple[int, int]:
         if self._maker.resize.mode != FORCE:
-            raise OptionError(f"the native engine cannot {self._maker.resize.mode}; use --engine python")
+            raise OptionError(f"the native engine cannot do {self._maker.resize.mode}; use --engine python")
         if self._sizes != (self._maker.size,):
             raise OptionError("the native engine has inputs of one size; use --engine python for --multi-scale")
         shards = split_by_bytes(self._maker.reader.bounds, self._num_parts, self._shuffle_blocks())

@@ -5,7 +5,6 @@ from types import ModuleType
 from typing import Any
 
 from boxes.assigners import SSDAssigner
-from boxes.assigners import SSDAssigner
 from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.options import from_mapping
@@ -94,7 +93,7 @@ def carried_options(network: str, darknet_cfg: str) -> dict[str, Any]:
 
 def check_any_size(network: str, data_shape: Shape, option: str) -> None:
     """OptionError naming `option` unless the network's symbol takes inputs of other sizes than data_shape, too."""
-    if _family(network) is ssd:
+    if not is_yolo(network):
         raise OptionError(
             f"{option}: the anchors of {network} are fractions of an input of one size, {data_shape}; leave it out"
         )
