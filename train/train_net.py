@@ -86,7 +86,8 @@ def _fit(
     val_iter: RecordIter | None,
 ) -> None:
     """Everything that mx.mod.Module.fit needs, then fit on batches, which train_iter serves."""
-    module = _make_module(options, devices, len(classes), symbol, start)
+    validated = val_iter.smallest_size if val_iter else input_size(options.data_shape)
+    module = _make_module(options, devices, len(classes), symbol, start, validated)
     metric = make_metric(without_det(symbol), len(devices))
     progress = Progress(options.batch_size, options.frequent, train_iter.num_batches, options.end_epoch)
     epoch_end = EpochEnd(
@@ -119,12 +120,18 @@ def _fit(
 
 
 def _make_module(
-    options: TrainOptions, devices: Sequence[mx.Context], num_classes: int, symbol: Symbol, start: Start
+    options: TrainOptions,
+    devices: Sequence[mx.Context],
+    num_classes: int,
+    symbol: Symbol,
+    start: Start,
+    validated: tuple[int, int],
 ) -> DetectionModule:
+    """validated: (H, W) of the smallest input of the validation."""
     settings = network_options(options)
     return DetectionModule(
         without_det(symbol),
-        get_symbol(options.network, options.data_shape, num_classes, **settings),
+        get_symbol(options.network, validated, num_classes, **settings),
         label_names(options.network, **settings),
         devices,
         fixed_param_names=frozen_parameters(options, symbol),
