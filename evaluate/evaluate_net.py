@@ -16,8 +16,8 @@ from evaluate.coco_metric import COCOResult
 from evaluate.eval_metric import ValidationMetric
 from evaluate.scoring import score_detections
 from evaluate.voc_eval import VOCResult
-from symbol.symbol_factory import get_symbol
-from train.checkpoint import Checkpoint
+from symbol.symbol_factory import check_any_size, get_symbol
+from train.checkpoint import PIXEL_FIELDS, Checkpoint
 from train.devices import check_batch_size
 
 
@@ -57,6 +57,7 @@ def evaluate_net(
     engine: str = "python",
     num_batch: int | None = None,
     list_path: str = "",
+    rect: int | None = None,
     overlap: float = 0.5,
     use_difficult: bool = False,
     voc07: bool = True,
@@ -66,7 +67,8 @@ def evaluate_net(
 ) -> Evaluation:
     """Evaluates a checkpoint on a record, or its first num_batch batches.
 
-    Labels of the list list_path (.lst) replace the record's. metrics are kinds out of config.run.METRICS (none: voc07
+    Labels of the list list_path (.lst) replace the record's. rect: see RecordIter; None = as the training's validation.
+    metrics are kinds out of config.run.METRICS (none: voc07
     or, without voc07, voc). keep_rows keeps detections and objects, too.
     detection_options replace the checkpoint's own (nms, nms_topk, score_threshold, force). With the training's batch
     size the values are those of the training's validation to the last digit, on the same machine. OptionError where
@@ -76,15 +78,19 @@ def evaluate_net(
     _check_classes(rec_path, meta["class_names"], checkpoint.prefix)
     batch_size = batch_size or meta["batch_size"]
     check_batch_size(batch_size, devices)
+    rect = meta["rect"] if rect is None else rect
+    if rect:
+        check_any_size(meta["network"], tuple(meta["data_shape"]), "--rect-val")
     iterator = iterator_class(engine)(
         rec_path,
         batch_size,
         (3, *meta["data_shape"]),
         augment=None,
-        mean_pixels=meta["mean_pixels"],
+        **{name: meta[name] for name in PIXEL_FIELDS},
         num_classes=len(meta["class_names"]),
         workers=workers,
         path_imglist=list_path,
+        rect=rect,
     )
     kinds = tuple(metrics) or ("voc07" if voc07 else "voc",)
     needed = tuple(dict.fromkeys((*kinds, "coco"))) if keep_rows else kinds

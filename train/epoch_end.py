@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from config.run import TrainOptions, best_metric, network_options
+from config.run import TrainOptions, best_metric, network_options, pixel_options, rect_multiple
 from config.runtime import mx
 from symbol.symbol_factory import input_size
 from train.callbacks import Progress, finite_values
 from train.checkpoint import drop_after, list_epochs, remove_checkpoint, save_checkpoint, write_best
 from train.curves import save_curves
-from train.metric import MultiBoxMetric
+from train.metric import LossMetric
 from train.module import DetectionModule
 from train.run_files import MetricsFile, ScalarWriter
 
@@ -39,7 +39,7 @@ class EpochEnd:
         symbol_json: str,
         symbol_sha256: str,
         classes: tuple[str, ...],
-        metric: MultiBoxMetric,
+        metric: LossMetric,
         kept_epochs: int,
         progress: Progress,
     ) -> None:
@@ -143,7 +143,8 @@ class EpochEnd:
             "scores": {"train": record["train"], "validation": record["validation"]},
             "seed": options.seed,
             "class_names": list(self.classes),
-            "mean_pixels": [options.mean_r, options.mean_g, options.mean_b],
+            **pixel_options(options),
+            "rect": rect_multiple(options),
             "data_shape": list(input_size(options.data_shape)),
             "network": options.network,
             "options": network_options(options),
