@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from config.errors import OptionError
 from config.options import option
 
+FORCE, LETTERBOX = RESIZE_MODES = ("force", "letterbox")
+DEFAULT_FILL = 127  # grey, of all that lies beside an image
 CENTER, OVERLAP = "center", "overlap"
 AUTO_INTERPOLATION, RANDOM_INTERPOLATION = 9, 10
 _PER_SAMPLER = (
@@ -78,7 +80,7 @@ class TrainAugment:
     max_pad_scale: float = option(
         4.0, "largest side of the canvas relative to the image", _GROUP, minimum=1.0, maximum=20.0
     )
-    fill_value: int = option(127, "colour of the canvas", _GROUP, minimum=0, maximum=255)
+    fill_value: int = option(DEFAULT_FILL, "colour of the canvas", _GROUP, minimum=0, maximum=255)
     random_hue_prob: float = _probability(0.5, "changing the hue")
     max_random_hue: int = option(18, "largest change of hue, of 180", _GROUP, minimum=0, maximum=90)
     random_saturation_prob: float = _probability(0.5, "changing the saturation")

@@ -4,13 +4,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from config.augment_options import TrainAugment
+from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES, TrainAugment
 from config.classic_options import ClassicEvaluateOptions, ClassicTrainOptions
 from config.network_options import NetworkOptions
 from config.options import option
 from config.recipe_options import RecipeOptions
 
 ENGINES = ("python", "native")
+RECT_MULTIPLE = 32  # the stride of a detector's deepest map
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,16 @@ class InputOptions:
     mean_r: float = option(123.0, "mean of red", "network")
     mean_g: float = option(117.0, "mean of green", "network")
     mean_b: float = option(104.0, "mean of blue", "network")
+    std_r: float = option(1.0, "by which red is divided after the mean has been subtracted", "network", minimum=1e-3)
+    std_g: float = option(1.0, "by which green is divided", "network", minimum=1e-3)
+    std_b: float = option(1.0, "by which blue is divided", "network", minimum=1e-3)
+    resize_mode: str = option(
+        FORCE,
+        "force = images are stretched to the input; letterbox = they keep their proportions and get borders",
+        "network",
+        choices=RESIZE_MODES,
+    )
+    fill: int = option(DEFAULT_FILL, "grey of the letterbox's borders", "network", minimum=0, maximum=255)
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,14 @@ class RunOptions(InputOptions):
     overlap: float = option(0.5, "IoU above which a detection counts as right", "validation", minimum=0.0, maximum=1.0)
     use_difficult: bool = option(False, "count difficult objects", "validation")
     voc07: bool = option(True, "11-point VOC07 average precision; otherwise the area under the curve", "validation")
+    rect_val: bool = option(
+        False,
+        "validate images of like proportions together in inputs that are no larger than they need (with letterbox)",
+        "validation",
+    )
+    rect_multiple: int = option(
+        RECT_MULTIPLE, "what sides of the inputs of --rect-val are multiples of", "validation", minimum=1
+    )
 
 
 @dataclass(frozen=True)
@@ -133,11 +152,35 @@ class EvaluateOptions(ClassicEvaluateOptions, DeviceOptions):
         None, "lowest score of a detection (default: as in training)", "detection", minimum=0.0, maximum=1.0
     )
     force: bool | None = option(None, "suppress across classes (default: as in training)", "detection")
+    rect_val: bool | None = option(
+        None, "images of like proportions together in inputs no larger than they need (default: as in training)", "data"
+    )
+    rect_multiple: int | None = option(
+        None,
+        f"what sides of these inputs are multiples of (default: as in training, or {RECT_MULTIPLE})",
+        "data",
+        minimum=1,
+    )
     overlap: float = option(0.5, "IoU above which a detection counts as right", "validation", minimum=0.0, maximum=1.0)
     use_difficult: bool = option(False, "count difficult objects", "validation")
     voc07: bool = option(True, "11-point VOC07 average precision; otherwise the area under the curve", "validation")
     json: str = option("", "file for the result: AP per class, mAP, images, seconds", "output")
     curves: str = option("", "picture (PNG) of the precision-recall curves", "output")
+
+
+def pixel_options(options: InputOptions) -> dict[str, Any]:
+    """How an image becomes the network's input: arguments of the iterators and fields of a checkpoint's .json."""
+    return {
+        "mean_pixels": [options.mean_r, options.mean_g, options.mean_b],
+        "std": [options.std_r, options.std_g, options.std_b],
+        "resize_mode": options.resize_mode,
+        "fill": options.fill,
+    }
+
+
+def rect_multiple(options: RunOptions) -> int:
+    """What the sides of rectangular validation batches are multiples of; 0 = all batches have the same size."""
+    return options.rect_multiple if options.rect_val else 0
 
 
 def network_options(options: Any) -> dict[str, Any]:

@@ -10,26 +10,34 @@ import numpy as np
 
 from boxes.geometry import area, intersection
 from config.augment_options import OVERLAP, RANDOM_INTERPOLATION, TrainAugment
+from dataset.letterbox import Frame, Resize
 from dataset.transforms import WHOLE, ColourShift, Size, draw, geometry, map_boxes, place, shape_of
 
 MIN_PAD_SCALE = 1.05  # det_aug_default does not pad for less
 MIN_SIDE = 1e-3  # of the input; a third of a pixel at 300, nothing that could be learnt
 LINEAR = 1
 INTERPOLATIONS = 5
+STRETCHED = Resize()
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def resize_only(image: np.ndarray, objects: np.ndarray, size: Size) -> Sample:
-    """As augment(), with nothing random: the whole image resized bilinearly, objects as they are."""
+def resize_only(image: np.ndarray, objects: np.ndarray, size: Size, resize: Resize = STRETCHED) -> Sample:
+    """As augment(), with nothing random: the whole image resized bilinearly, with all objects."""
     shape = shape_of(image)
-    placement = place(WHOLE, shape, size)
-    pixels = draw(image, placement, size, 0, LINEAR, ColourShift())
-    return pixels, objects, geometry(placement, shape, size)
+    frame = resize.frame(shape, size)
+    placement = place(WHOLE, shape, frame.inner)
+    pixels = frame.surround(draw(image, placement, frame.inner, 0, LINEAR, ColourShift()), resize.fill)
+    return pixels, _framed(objects, frame), frame.move_view(geometry(placement, shape, frame.inner))
 
 
 def augment(
-    image: np.ndarray, objects: np.ndarray, size: Size, options: TrainAugment, rng: np.random.Generator
+    image: np.ndarray,
+    objects: np.ndarray,
+    size: Size,
+    options: TrainAugment,
+    rng: np.random.Generator,
+    resize: Resize = STRETCHED,
 ) -> Sample:
     """A random view of an image for training.
 
@@ -39,6 +47,7 @@ def augment(
         size: (H, W) of the network input.
         options: probabilities and ranges.
         rng: source of all randomness.
+        resize: how the crop, or the canvas, fills the input.
 
     Returns:
         The pixels (H, W, 3) uint8 BGR; the objects (k, 6), k <= n, normalised to and clipped at the input: those that
@@ -46,20 +55,30 @@ def augment(
     """
     shape = shape_of(image)
     rectangle, kept = choose_rectangle(objects[:, 1:5], shape[1] / shape[0], options, rng)
-    placement = place(rectangle, shape, size, mirror=bool(rng.random() < options.rand_mirror_prob))
+    frame = resize.frame(tuple((rectangle[2:] - rectangle[:2])[::-1] * shape), size)
+    placement = place(rectangle, shape, frame.inner, mirror=bool(rng.random() < options.rand_mirror_prob))
     interpolation = options.inter_method
     if interpolation == RANDOM_INTERPOLATION:
         interpolation = int(rng.integers(INTERPOLATIONS))
-    pixels = draw(image, placement, size, options.fill_value, interpolation, choose_colours(options, rng))
-    view = geometry(placement, shape, size)
-    return pixels, _map_objects(objects[kept], view, size), view
+    pixels = draw(image, placement, frame.inner, options.fill_value, interpolation, choose_colours(options, rng))
+    view = geometry(placement, shape, frame.inner)
+    found = _framed(_map_objects(objects[kept], view, frame.inner), frame)
+    return frame.surround(pixels, resize.fill), found[_large(found)], frame.move_view(view)
 
 
 def _map_objects(objects: np.ndarray, view: np.ndarray, size: Size) -> np.ndarray:
-    """Objects in the view, without those that have become too small to be seen."""
-    boxes = map_boxes(objects[:, 1:5], view, size)
-    large = (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(axis=1)
-    return np.concatenate([objects[:, :1], boxes, objects[:, 5:]], axis=1)[large]
+    """Objects in a view (H, W), clipped to it."""
+    return np.concatenate([objects[:, :1], map_boxes(objects[:, 1:5], view, size), objects[:, 5:]], axis=1)
+
+
+def _framed(objects: np.ndarray, frame: Frame) -> np.ndarray:
+    """Objects normalised to the frame -> normalised to the input."""
+    return np.concatenate([objects[:, :1], frame.move_boxes(objects[:, 1:5]), objects[:, 5:]], axis=1)
+
+
+def _large(objects: np.ndarray) -> np.ndarray:
+    """(n,): is it large enough to be seen?"""
+    return (objects[:, 3:5] - objects[:, 1:3] >= MIN_SIDE).all(axis=1)
 
 
 def choose_colours(options: TrainAugment, rng: np.random.Generator) -> ColourShift:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from config.augment_options import FORCE
 from config.config import classic_arguments
 from config.errors import DataError, OptionError
 from config.runtime import mx
@@ -50,6 +51,7 @@ class NativeDetRecordIter(RecordIter):
     - geometry of augmented samples has NaN for scale and offset.
     - Shards are ranges of bytes: their numbers of records differ, and shorter ones end with batches of padding.
     - JPEG files with an EXIF rotation are refused, since C++ rotates the pixels but not the boxes.
+    - Images are stretched to the input: resize_mode letterbox is refused.
     """
 
     _pass: "Ahead | None" = None
@@ -76,7 +78,7 @@ class NativeDetRecordIter(RecordIter):
             self.close()
             raise
         self._cursor += 1
-        return self._batch(arrays, positions)
+        return self._batch(arrays, positions, self._maker.size)
 
     def close(self) -> None:
         """Ends the thread and the C++ iterator; next() would start them again."""
@@ -91,6 +93,8 @@ class NativeDetRecordIter(RecordIter):
         return self._pass
 
     def _prepare(self) -> tuple[int, int]:
+        if self._maker.resize.mode != FORCE or self._rectangles:
+            raise OptionError("the native engine stretches all images to one size; use --engine python for letterbox")
         shards = split_by_bytes(self._maker.reader.bounds, self._num_parts, self._shuffle_blocks())
         counts = [len(positions) for positions in shards]
         if min(counts) == 0:
@@ -203,7 +207,7 @@ class NativeSource:
         arrays[GEOMETRY][:count] = self._geometry(positions)
         if maker.assigner:
             for row, sample in enumerate(real_objects(objects)):
-                write_all(arrays, row, maker.assigner(sample, maker.size))
+                write_all(arrays, row, maker.targets(sample, maker.size, maker.where(int(positions[row]))))
         return {DATA: data} | arrays
 
     def _geometry(self, positions: np.ndarray) -> np.ndarray:

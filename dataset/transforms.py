@@ -83,14 +83,14 @@ def _place_axis(low: float, high: float, length: int, out: int) -> tuple[Span, S
 
 
 def geometry(placement: Placement, image: Size, size: Size) -> np.ndarray:
-    """(6,) float32: h, w of the image, scale y, x, offset y, x; input pixel = image pixel * scale + offset.
+    """(6,) float64: h, w of the image, scale y, x, offset y, x; input pixel = image pixel * scale + offset.
 
     Scale x is negative if mirrored.
     """
     (scale_x, offset_x), (scale_y, offset_y) = map(_linear, placement.source, placement.target)
     if placement.mirror:
         scale_x, offset_x = -scale_x, size[1] - offset_x
-    return np.array([*image, scale_y, scale_x, offset_y, offset_x], np.float32)
+    return np.array([*image, scale_y, scale_x, offset_y, offset_x], np.float64)
 
 
 def _linear(source: Span, target: Span) -> tuple[float, float]:
@@ -106,6 +106,16 @@ def map_boxes(boxes: np.ndarray, geometry: np.ndarray, size: Size) -> np.ndarray
     corners = boxes.astype(np.float64).reshape(-1, 2, 2) * scale + offset  # (n, 2 corners, xy)
     ordered = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)  # (n, 4), also if mirrored
     return clip_to_unit(ordered).astype(np.float32)
+
+
+def to_image(boxes: np.ndarray, geometry: np.ndarray) -> np.ndarray:
+    """Boxes (n, 4) in pixels of the input -> (n, 4) float64 in pixels of the image, clipped to it.
+
+    geometry (6,) is that of a view without mirror; edges reach from 0 to the width and height of the image.
+    """
+    h, w, scale_y, scale_x, offset_y, offset_x = geometry.astype(np.float64)
+    offset, scale = np.array([offset_x, offset_y] * 2), np.array([scale_x, scale_y] * 2)
+    return np.clip((boxes - offset) / scale, 0, [w, h, w, h])
 
 
 def draw(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from config.run import TrainOptions, network_options
+from config.run import TrainOptions, network_options, pixel_options, rect_multiple
 from config.runtime import mx
 from symbol.symbol_factory import input_size
 from train.callbacks import Progress, finite_values
@@ -137,7 +137,8 @@ class EpochEnd:
             "scores": {"train": record["train"], "validation": record["validation"]},
             "seed": options.seed,
             "class_names": list(self.classes),
-            "mean_pixels": [options.mean_r, options.mean_g, options.mean_b],
+            **pixel_options(options),
+            "rect": rect_multiple(options),
             "data_shape": list(input_size(options.data_shape)),
             "network": options.network,
             "options": network_options(options),
