@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+MEANS = {"mAP": (2.5, "black"), "AP": (2.5, "tab:red")}  # line width and colour; other values are thin
+
 
 def save_curves(records: Sequence[dict[str, Any]], path: Path, live: Sequence[dict[str, Any]] = ()) -> None:
     """Draws the lines of metrics.jsonl as a PNG, replaced atomically. Nothing is drawn without any.
@@ -49,9 +51,9 @@ def _draw_scores(scores: Axes, records: Sequence[dict[str, Any]]) -> None:
     validated = [record for record in records if record["validation"]]
     epochs = [record["epoch"] for record in validated]
     for name in validated[-1]["validation"] if validated else ():
-        is_mean = name == "mAP"
         values = [record["validation"].get(name) for record in validated]
-        scores.plot(epochs, values, label=name, linewidth=2.5 if is_mean else 1, color="black" if is_mean else None)
+        width, colour = MEANS.get(name, (1.0, None))
+        scores.plot(epochs, values, label=name, linewidth=width, color=colour)
     scores.set(xlabel="epoch", title="validation average precision", ylim=(0, 1))
     if validated:
         scores.legend()

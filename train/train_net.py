@@ -12,14 +12,14 @@ from typing import Any, TypeAlias
 from config.errors import DataError, OptionError
 from config.options import obsolete_options
 from config.recipe_options import batches_per_update
-from config.run import TrainOptions, augment_options, network_options, pixel_options, rect_multiple
+from config.run import TrainOptions, augment_options, metric_kinds, network_options, pixel_options, rect_multiple
 from config.runtime import mx
 from dataset.class_names import read_class_names
 from dataset.iterator import RecordIter
 from dataset.labels import HEADER_WIDTH, OBJECT_WIDTH
 from dataset.native_iterator import iterator_class
 from dataset.sidecar import Sidecar, read_sidecar
-from evaluate.eval_metric import MApMetric, VOC07MApMetric
+from evaluate.eval_metric import ValidationMetric
 from symbol.layers import matches
 from symbol.symbol_factory import (
     carried_options,
@@ -68,6 +68,7 @@ def train_net(options: TrainOptions) -> None:
     frozen_parameters(options, symbol)
     make_monitor(options.monitor, options.pattern)
     check_recipe(options)
+    validation_metric(options, classes)
     with ExitStack() as stack:
         stack.enter_context(lock_prefix(options.prefix))
         log = Path(options.log or f"{options.prefix}-train.log")
@@ -111,7 +112,7 @@ def _fit(
             batches,
             eval_data=val_iter,
             eval_metric=metric,
-            validation_metric=_validation_metric(options, classes),
+            validation_metric=validation_metric(options, classes),
             batch_end_callback=[FiniteGuard(), progress, snapshots, epoch_end.curves],
             epoch_end_callback=epoch_end.without_validation,
             eval_end_callback=epoch_end.with_validation,
@@ -271,9 +272,13 @@ def _label_rows(options: TrainOptions, sidecars: Sequence[Sidecar | None]) -> in
     return rows if options.label_width else (needed if all(sidecars) else None)
 
 
-def _validation_metric(options: TrainOptions, classes: tuple[str, ...]) -> MApMetric:
-    kind = VOC07MApMetric if options.voc07 else MApMetric
-    return kind(ovp_thresh=options.overlap, use_difficult=options.use_difficult, class_names=list(classes))
+def validation_metric(options: TrainOptions, classes: Sequence[str]) -> ValidationMetric:
+    """The metrics of each epoch's validation; OptionError where --best-metric is none of their values."""
+    metric = ValidationMetric(metric_kinds(options), classes, options.overlap, options.use_difficult)
+    names = metric.get()[0]
+    if options.best_metric not in ("", *names):
+        raise OptionError(f"--best-metric {options.best_metric}: the validation gives {', '.join(names)}")
+    return metric
 
 
 def _optimizer_params(options: TrainOptions, start: Start, train_iter: RecordIter, num_contexts: int) -> dict[str, Any]:
