@@ -207,7 +207,7 @@ class NativeSource:
         arrays[GEOMETRY][:count] = self._geometry(positions)
         if maker.assigner:
             for row, sample in enumerate(real_objects(objects)):
-                write_all(arrays, row, maker.assigner(sample, maker.size))
+                write_all(arrays, row, maker.targets(sample, maker.where(int(positions[row]))))
         return {DATA: data} | arrays
 
     def _geometry(self, positions: np.ndarray) -> np.ndarray:

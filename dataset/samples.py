@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from boxes.assigners import AssignerError
 from config.augment_options import TrainAugment
 from config.errors import DataError
 from dataset.augment import augment, resize_only
@@ -97,8 +98,16 @@ class SampleMaker:
         label = arrays[LABEL][row]
         label[: len(objects)] = objects
         label[len(objects) :] = -1
-        if self.assigner:
-            write_all(arrays, row, self.assigner(objects, self.size))
+        write_all(arrays, row, self.targets(objects, where))
+
+    def targets(self, objects: np.ndarray, where: str) -> Mapping[str, np.ndarray]:
+        """The assigner's arrays for objects (n, 6), {} without one; DataError naming the record that it cannot take."""
+        if not self.assigner:
+            return {}
+        try:
+            return self.assigner(objects, self.size)
+        except AssignerError as error:
+            raise DataError(f"{where}: {error}") from error
 
     def write_padding(self, arrays: Arrays, begin: int) -> None:
         """Makes the rows from `begin` on padding: geometry 0, label -1, ignored targets; the pixels stay."""
