@@ -190,7 +190,9 @@ def make_module(options: TrainStepOptions, num_classes: int) -> DetectionModule:
     setting = SETTINGS[options.network]
     arguments = (options.network, setting.size, num_classes)
     symbol = without_det(get_symbol_train(*arguments, width=setting.width))
-    return DetectionModule(symbol, get_symbol(*arguments, width=setting.width), label_names(), [mx.cpu()])
+    return DetectionModule(
+        symbol, get_symbol(*arguments, width=setting.width), label_names(options.network), [mx.cpu()]
+    )
 
 
 def train(options: TrainStepOptions, iterator: DetRecordIter, peer: TorchPeer | None) -> dict[str, Seconds]:

@@ -10,6 +10,7 @@ from config.network_options import NetworkOptions
 from config.options import option
 
 ENGINES = ("python", "native")
+RECT_MULTIPLE = 32  # the stride of a detector's deepest map
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,14 @@ class RunOptions(InputOptions):
     overlap: float = option(0.5, "IoU above which a detection counts as right", "validation", minimum=0.0, maximum=1.0)
     use_difficult: bool = option(False, "count difficult objects", "validation")
     voc07: bool = option(True, "11-point VOC07 average precision; otherwise the area under the curve", "validation")
+    rect_val: bool = option(
+        False,
+        "validate images of like proportions together in inputs that are no larger than they need (with letterbox)",
+        "validation",
+    )
+    rect_multiple: int = option(
+        RECT_MULTIPLE, "what sides of the inputs of --rect-val are multiples of", "validation", minimum=1
+    )
 
 
 @dataclass(frozen=True)
@@ -162,6 +171,15 @@ class EvaluateOptions(ClassicEvaluateOptions, DeviceOptions):
         None, "lowest score of a detection (default: as in training)", "detection", minimum=0.0, maximum=1.0
     )
     force: bool | None = option(None, "suppress across classes (default: as in training)", "detection")
+    rect_val: bool | None = option(
+        None, "images of like proportions together in inputs no larger than they need (default: as in training)", "data"
+    )
+    rect_multiple: int | None = option(
+        None,
+        f"what sides of these inputs are multiples of (default: as in training, or {RECT_MULTIPLE})",
+        "data",
+        minimum=1,
+    )
     overlap: float = option(0.5, "IoU above which a detection counts as right", "validation", minimum=0.0, maximum=1.0)
     use_difficult: bool = option(False, "count difficult objects", "validation")
     voc07: bool = option(True, "11-point VOC07 average precision; otherwise the area under the curve", "validation")
@@ -177,6 +195,11 @@ def pixel_options(options: InputOptions) -> dict[str, Any]:
         "resize_mode": options.resize_mode,
         "fill": options.fill,
     }
+
+
+def rect_multiple(options: RunOptions) -> int:
+    """What the sides of rectangular validation batches are multiples of; 0 = all batches have the same size."""
+    return options.rect_multiple if options.rect_val else 0
 
 
 def network_options(options: Any) -> dict[str, Any]:

@@ -20,6 +20,9 @@ class YOLOOptions:
         "anchors in pixels of the input, the smallest first: '10,13, 16,30, ...'; '' = the network's",
         "yolo network",
     )
+    darknet_cfg: str = option(
+        "", "text of the .cfg of --network darknet:FILE (a checkpoint keeps it); '' = that of the file", "yolo network"
+    )
 
     iou_t: float = option(
         0.2, "IoU of width and height above which an anchor learns an object", "yolo losses", minimum=0.0, maximum=1.0

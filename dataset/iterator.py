@@ -8,16 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from config.augment_options import DEFAULT_FILL, FORCE, TrainAugment
+from config.augment_options import DEFAULT_FILL, FORCE, LETTERBOX, TrainAugment
 from config.errors import OptionError, UserError
 from config.runtime import mx
 from config.threads import usable_threads
 from dataset.labels import parse_label
 from dataset.letterbox import Resize
 from dataset.recordio import RecordReader, unpack
+from dataset.rectangular import find_rectangles
 from dataset.relabelled import RelabelledReader
-from dataset.samples import DATA, GEOMETRY, LABEL, Assigner, BatchLayout, SampleMaker
+from dataset.samples import DATA, GEOMETRY, LABEL, Assigner, BatchLayout, SampleMaker, of_size
 from dataset.sidecar import read_sidecar, verify_sidecar
+from dataset.transforms import Size
 from dataset.workers import InProcess, WorkerPool
 
 SLOTS = 3  # batches made ahead
@@ -68,6 +70,7 @@ class RecordIter(mx.io.DataIter, ABC):
         path_imglist: str | Path | None = None,
         resize_mode: str = FORCE,
         fill: int = DEFAULT_FILL,
+        rect: int = 0,
     ) -> None:
         """Opens the record and starts to make batches.
 
@@ -89,6 +92,9 @@ class RecordIter(mx.io.DataIter, ABC):
                 not matter. None or "" = the record's own labels.
             resize_mode: force = the image, or its crop, is stretched to the input; letterbox = it keeps its proportions
                 and has borders of the colour `fill` (0 to 255).
+            rect: for validation with letterbox: the order is that of the images' proportions, and each batch has the
+                smallest input, in multiples of `rect` pixels, in which its images have longer sides like data_shape's
+                (dataset/rectangular.py); data_shape's longer side must be such a multiple. 0 = one size.
 
         Raises:
             OptionError: arguments that do not fit together.
@@ -99,10 +105,16 @@ class RecordIter(mx.io.DataIter, ABC):
         if batch_size < 1 or num_parts < 1 or not 0 <= part_index < num_parts:
             raise OptionError(f"batch_size {batch_size} and part {part_index} of {num_parts} do not make batches")
         source = open_source(path_imgrec, num_classes, max_objects, path_imglist)
+        resize = Resize(resize_mode, fill)
+        if rect and (augment or shuffle or num_parts > 1 or resize.mode != LETTERBOX):
+            raise OptionError(
+                "rectangular batches are for validation with --resize-mode letterbox: no augmentation, shuffling, parts"
+            )
+        self._rectangles = find_rectangles(source.reader, batch_size, max(size), rect) if rect else None
         self.class_names, self.num_classes = source.class_names, source.num_classes
         self._maker = SampleMaker(
             reader=source.reader,
-            size=size,
+            size=self._rectangles.largest if self._rectangles else size,
             augment=augment,
             mean=_channels("mean_pixels", mean_pixels),
             std=_channels("std", std),
@@ -110,7 +122,7 @@ class RecordIter(mx.io.DataIter, ABC):
             num_classes=source.num_classes,
             assigner=_importable(assigner),
             seed=seed,
-            resize=Resize(resize_mode, fill),
+            resize=resize,
         )
         self._layout = BatchLayout(batch_size, self._maker.shapes())
         self._shuffle, self._num_parts, self._part_index = shuffle, num_parts, part_index
@@ -123,7 +135,7 @@ class RecordIter(mx.io.DataIter, ABC):
 
     @property
     def provide_data(self) -> list[mx.io.DataDesc]:
-        """Name and shape of the data."""
+        """Name and shape of the data; the largest, where batches have inputs of their own."""
         return [mx.io.DataDesc(DATA, (self.batch_size, *self._layout.shapes[DATA]), np.float32, "NCHW")]
 
     @property
@@ -151,11 +163,12 @@ class RecordIter(mx.io.DataIter, ABC):
     def _prepare(self) -> tuple[int, int]:
         """Gets ready to make batches; returns num_examples and num_batches."""
 
-    def _batch(self, arrays: dict[str, np.ndarray], positions: np.ndarray) -> mx.io.DataBatch:
-        """Arrays with the samples at `positions` in their first rows, completed by padding and the normaliser."""
+    def _batch(self, arrays: dict[str, np.ndarray], positions: np.ndarray, size: Size) -> mx.io.DataBatch:
+        """Arrays with the samples at `positions`, in inputs (H, W), in their first rows, completed by padding and the
+        normaliser."""
         pad = self.batch_size - len(positions)
         if pad:
-            self._maker.write_padding(arrays, len(positions))
+            self._maker.write_padding(arrays, len(positions), size)
         if NORMALISER in arrays:
             arrays[NORMALISER][:] = arrays[NORMALISER].sum()
         batch = mx.io.DataBatch(
@@ -163,7 +176,7 @@ class RecordIter(mx.io.DataIter, ABC):
             label=[_to_mxnet(array) for name, array in arrays.items() if name not in (DATA, GEOMETRY)],
             pad=pad,
             index=np.append(self._maker.reader.keys[positions], [PAD_INDEX] * pad).astype(np.int64),
-            provide_data=self.provide_data,
+            provide_data=[mx.io.DataDesc(DATA, arrays[DATA].shape, np.float32, "NCHW")],
             provide_label=self.provide_label,
         )
         batch.geometry = arrays[GEOMETRY].copy()
@@ -203,7 +216,8 @@ class DetRecordIter(RecordIter):
             self._submit(pool)
             slot = self._cursor % SLOTS
             pool.wait(slot)
-            batch = self._batch(pool.slots[slot], self._positions(self._cursor))
+            size = self._input_of(self._cursor)
+            batch = self._batch(of_size(pool.slots[slot], size), self._positions(self._cursor), size)
         except UserError:
             self._cursor += 1
             raise
@@ -244,9 +258,15 @@ class DetRecordIter(RecordIter):
     def _epoch_order(self) -> np.ndarray:
         """Positions of this shard's samples in the order of the epoch."""
         count = len(self._maker.reader)
+        if self._rectangles:
+            return self._rectangles.order
         if not self._shuffle:
             return np.arange(count)[self._part]
         return np.random.default_rng((self._maker.seed, self.epoch)).permutation(count)[self._part]
+
+    def _input_of(self, batch: int) -> Size:
+        """(H, W) of a batch."""
+        return self._rectangles.sizes[batch] if self._rectangles else self._maker.size
 
     def _positions(self, batch: int) -> np.ndarray:
         return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
@@ -255,7 +275,8 @@ class DetRecordIter(RecordIter):
         """Has batches made ahead, as far as there are slots."""
         while self._submitted < min(self._cursor + SLOTS, self.num_batches):
             rows = np.arange(self._submitted * self.batch_size, (self._submitted + 1) * self.batch_size)
-            pool.submit(self._submitted % SLOTS, self.epoch, self._order.take(rows, mode="wrap"))
+            positions, size = self._order.take(rows, mode="wrap"), self._input_of(self._submitted)
+            pool.submit(self._submitted % SLOTS, self.epoch, positions, size)
             self._submitted += 1
 
 

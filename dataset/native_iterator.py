@@ -78,7 +78,7 @@ class NativeDetRecordIter(RecordIter):
             self.close()
             raise
         self._cursor += 1
-        return self._batch(arrays, positions)
+        return self._batch(arrays, positions, self._maker.size)
 
     def close(self) -> None:
         """Ends the thread and the C++ iterator; next() would start them again."""
@@ -93,8 +93,8 @@ class NativeDetRecordIter(RecordIter):
         return self._pass
 
     def _prepare(self) -> tuple[int, int]:
-        if self._maker.resize.mode != FORCE:
-            raise OptionError(f"the native engine cannot {self._maker.resize.mode}; use --engine python")
+        if self._maker.resize.mode != FORCE or self._rectangles:
+            raise OptionError("the native engine stretches all images to one size; use --engine python for letterbox")
         shards = split_by_bytes(self._maker.reader.bounds, self._num_parts, self._shuffle_blocks())
         counts = [len(positions) for positions in shards]
         if min(counts) == 0:
@@ -207,7 +207,7 @@ class NativeSource:
         arrays[GEOMETRY][:count] = self._geometry(positions)
         if maker.assigner:
             for row, sample in enumerate(real_objects(objects)):
-                write_all(arrays, row, maker.targets(sample, maker.where(int(positions[row]))))
+                write_all(arrays, row, maker.targets(sample, maker.size, maker.where(int(positions[row]))))
         return {DATA: data} | arrays
 
     def _geometry(self, positions: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ class SampleMaker:
 
     Attributes:
         reader: the record file.
-        size: (H, W) of the network input.
+        size: (H, W) of the network input, the largest where batches have inputs of their own.
         augment: None = the whole image resized, otherwise random views.
         mean, std: (3,) RGB, float32.
         max_objects: rows of the label.
@@ -82,39 +82,52 @@ class SampleMaker:
             )
         return objects
 
-    def write(self, arrays: Arrays, row: int, epoch: int, position: int) -> None:
-        """Fills row `row` of the batch arrays with the record at `position`; DataError naming a damaged record."""
+    def write(self, arrays: Arrays, row: int, epoch: int, position: int, size: Size) -> None:
+        """Fills row `row` of the arrays of a batch of (H, W) with the record at `position`.
+
+        DataError names a damaged record.
+        """
         where = self.where(position)
         record = unpack(self.reader.read(position), where)
         objects = self.objects(record.label, where)
         image = decode(record.image, where)
         if self.augment is None:
-            pixels, objects, view = resize_only(image, objects, self.size, self.resize)
+            pixels, objects, view = resize_only(image, objects, size, self.resize)
         else:
             rng = np.random.default_rng((self.seed, epoch, position))
-            pixels, objects, view = augment(image, objects, self.size, self.augment, rng, self.resize)
+            pixels, objects, view = augment(image, objects, size, self.augment, rng, self.resize)
         normalise(pixels, self.mean, self.std, arrays[DATA][row])
         arrays[GEOMETRY][row] = view
         label = arrays[LABEL][row]
         label[: len(objects)] = objects
         label[len(objects) :] = -1
-        write_all(arrays, row, self.targets(objects, where))
+        write_all(arrays, row, self.targets(objects, size, where))
 
-    def targets(self, objects: np.ndarray, where: str) -> Mapping[str, np.ndarray]:
+    def targets(self, objects: np.ndarray, size: Size, where: str) -> Mapping[str, np.ndarray]:
         """The assigner's arrays for objects (n, 6), {} without one; DataError naming the record that it cannot take."""
         if not self.assigner:
             return {}
         try:
-            return self.assigner(objects, self.size)
+            return self.assigner(objects, size)
         except AssignerError as error:
             raise DataError(f"{where}: {error}") from error
 
-    def write_padding(self, arrays: Arrays, begin: int) -> None:
+    def write_padding(self, arrays: Arrays, begin: int, size: Size) -> None:
         """Makes the rows from `begin` on padding: geometry 0, label -1, ignored targets; the pixels stay."""
         arrays[GEOMETRY][begin:] = 0
         arrays[LABEL][begin:] = -1
         if self.assigner:
-            write_all(arrays, slice(begin, None), self.assigner.ignored(self.size))
+            write_all(arrays, slice(begin, None), self.assigner.ignored(size))
+
+
+def of_size(arrays: Arrays, size: Size) -> dict[str, np.ndarray]:
+    """The arrays of a batch with inputs (H, W) in the memory of arrays for inputs that are as large or larger.
+
+    The data's rows begin where they lie in the smaller array; everything else stays.
+    """
+    rows, channels = arrays[DATA].shape[:2]
+    count = rows * channels * size[0] * size[1]
+    return {**arrays, DATA: arrays[DATA].reshape(-1)[:count].reshape(rows, channels, *size)}
 
 
 def write_all(arrays: Arrays, rows: int | slice, values: Mapping[str, np.ndarray]) -> None:

@@ -23,7 +23,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from config.errors import DataError
-from dataset.samples import BatchLayout, SampleMaker
+from dataset.samples import BatchLayout, SampleMaker, of_size
+from dataset.transforms import Size
 
 ROOT = Path(__file__).parent.parent
 MAX_TASKS = 32  # for each batch, few enough for the socket's buffer to hold those of all slots
@@ -35,17 +36,20 @@ ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", 
 
 @dataclass(frozen=True)
 class Task:
-    """Rows of a batch to make: the records at `positions`, from row `row` of slot `slot` on."""
+    """Rows of a batch to make: the records at `positions`, from row `row` of slot `slot` on, in inputs of `size`."""
 
     slot: int
     row: int
     epoch: int
     positions: list[int]
+    size: Size
 
     def perform(self, maker: SampleMaker, arrays: dict[str, np.ndarray]) -> None:
         """Writes the samples into the arrays of the slot."""
+        size = (self.size[0], self.size[1])
+        arrays = of_size(arrays, size)
         for k, position in enumerate(self.positions):
-            maker.write(arrays, self.row + k, self.epoch, position)
+            maker.write(arrays, self.row + k, self.epoch, position, size)
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,10 @@ def encode(message: Task | Reply) -> bytes:
     return json.dumps(vars(message)).encode()
 
 
-def split(slot: int, epoch: int, positions: np.ndarray) -> list[Task]:
+def split(slot: int, epoch: int, positions: np.ndarray, size: Size) -> list[Task]:
     """The tasks of a batch, at most MAX_TASKS."""
-    size = -(-len(positions) // MAX_TASKS)
-    return [Task(slot, k, epoch, positions[k : k + size].tolist()) for k in range(0, len(positions), size or 1)]
+    rows = max(1, -(-len(positions) // MAX_TASKS))
+    return [Task(slot, k, epoch, positions[k : k + rows].tolist(), size) for k in range(0, len(positions), rows)]
 
 
 class InProcess:
@@ -82,10 +86,10 @@ class InProcess:
         self._maker = maker
         self._errors: dict[int, Exception] = {}
 
-    def submit(self, slot: int, epoch: int, positions: np.ndarray) -> None:
+    def submit(self, slot: int, epoch: int, positions: np.ndarray, size: Size) -> None:
         """Makes a batch; an error waits for wait()."""
         try:
-            Task(slot, 0, epoch, positions.tolist()).perform(self._maker, self.slots[slot])
+            Task(slot, 0, epoch, positions.tolist(), size).perform(self._maker, self.slots[slot])
         except DataError as error:
             self._errors[slot] = error
 
@@ -106,9 +110,9 @@ class InProcess:
 class WorkerPool:
     """Fills slots of shared memory in worker processes.
 
-    Usage: submit(slot, epoch, positions), later wait(slot), then read slots[slot] until the next submit for that slot.
-    Batches are made in the order of submission. close() ends the processes; so do garbage collection and the end of
-    this process. After any exception but a DataError from wait() the pool is of no use and should be closed.
+    Usage: submit(slot, epoch, positions, size), later wait(slot), then read slots[slot] until the next submit for that
+    slot. Batches are made in the order of submission. close() ends the processes; so do garbage collection and the end
+    of this process. After any exception but a DataError from wait() the pool is of no use and should be closed.
     """
 
     def __init__(self, maker: SampleMaker, layout: BatchLayout, slots: int, workers: int) -> None:
@@ -136,9 +140,12 @@ class WorkerPool:
         """The workers' process ids."""
         return [process.pid for process in self._processes]
 
-    def submit(self, slot: int, epoch: int, positions: np.ndarray) -> None:
-        """Queues a batch: records at `positions` in the first rows of the slot, none of whose tasks may be open."""
-        tasks = split(slot, epoch, positions)
+    def submit(self, slot: int, epoch: int, positions: np.ndarray, size: Size) -> None:
+        """Queues a batch: records at `positions` in the first rows of the slot, none of whose tasks may be open.
+
+        size: (H, W) of its inputs, not larger than the maker's.
+        """
+        tasks = split(slot, epoch, positions, size)
         self._open[slot], self._failures[slot] = len(tasks), []
         with contextlib.suppress(ConnectionError):  # no worker is left: wait() says so
             for task in tasks:

@@ -13,7 +13,7 @@ from dataset.sidecar import read_sidecar
 from evaluate.eval_metric import MApMetric, VOC07MApMetric
 from evaluate.scoring import score_detections
 from evaluate.voc_eval import VOCResult
-from symbol.symbol_factory import get_symbol
+from symbol.symbol_factory import check_any_size, get_symbol
 from train.checkpoint import PIXEL_FIELDS, Checkpoint
 from train.devices import check_batch_size
 
@@ -37,6 +37,7 @@ def evaluate_net(
     engine: str = "python",
     num_batch: int | None = None,
     list_path: str = "",
+    rect: int | None = None,
     overlap: float = 0.5,
     use_difficult: bool = False,
     voc07: bool = True,
@@ -44,7 +45,7 @@ def evaluate_net(
 ) -> Evaluation:
     """Evaluates a checkpoint on a record, or its first num_batch batches.
 
-    Labels of the list list_path (.lst) replace the record's.
+    Labels of the list list_path (.lst) replace the record's. rect: see RecordIter; None = as the training's validation.
     detection_options replace the checkpoint's own (nms, nms_topk, score_threshold, force). With the training's batch
     size the values are those of the training's validation to the last digit, on the same machine. OptionError where
     the record's classes are not the checkpoint's.
@@ -53,6 +54,9 @@ def evaluate_net(
     _check_classes(rec_path, meta["class_names"], checkpoint.prefix)
     batch_size = batch_size or meta["batch_size"]
     check_batch_size(batch_size, devices)
+    rect = meta["rect"] if rect is None else rect
+    if rect:
+        check_any_size(meta["network"], tuple(meta["data_shape"]), "--rect-val")
     iterator = iterator_class(engine)(
         rec_path,
         batch_size,
@@ -62,6 +66,7 @@ def evaluate_net(
         num_classes=len(meta["class_names"]),
         workers=workers,
         path_imglist=list_path,
+        rect=rect,
     )
     kind = VOC07MApMetric if voc07 else MApMetric
     metric = kind(ovp_thresh=overlap, use_difficult=use_difficult, class_names=meta["class_names"])

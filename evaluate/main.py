@@ -7,7 +7,7 @@ from typing import Any
 from config import threads
 from config.errors import OptionError
 from config.options import parse_options
-from config.run import EvaluateOptions
+from config.run import RECT_MULTIPLE, EvaluateOptions
 
 DETECTION = ("post_process", "nms", "nms_topk", "keep_topk", "score_threshold", "force")
 
@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
         engine=options.engine,
         num_batch=options.num_batch,
         list_path=options.list_path,
+        rect=_rect(options, checkpoint.meta["rect"]),
         overlap=options.overlap,
         use_difficult=options.use_difficult,
         voc07=options.voc07,
@@ -48,6 +49,12 @@ def main(argv: list[str]) -> int:
     if options.curves:
         save_pr_curves(evaluation.result, options.curves)
     return 0
+
+
+def _rect(options: EvaluateOptions, trained: int) -> int:
+    """What sides of inputs are multiples of, 0 = one size; `trained` is what the training's validation had."""
+    wanted = bool(trained) if options.rect_val is None else options.rect_val
+    return (options.rect_multiple or trained or RECT_MULTIPLE) if wanted else 0
 
 
 def _check_outputs(options: EvaluateOptions) -> None:

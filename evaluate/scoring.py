@@ -8,7 +8,8 @@ def score_detections(
 ) -> int:
     """Resets the metric and updates it with `det` (B, N, 6) and the labels of each batch, without the padding rows.
 
-    The metric works on one batch while the next is computed. Returns the number of batches. The caller resets `data`.
+    Batches may have inputs of different sizes, if the module's symbol takes them. The metric works on one batch while
+    the next is computed. Returns the number of batches. The caller resets `data`.
     """
     metric.reset()
     waiting: tuple[mx.io.DataBatch, mx.nd.NDArray] | None = None
@@ -16,7 +17,8 @@ def score_detections(
     for batch in data:
         if count == num_batch:
             break
-        module.forward(batch, is_train=False)
+        # Without labels, which the module does not know: it reshapes itself for another size.
+        module.forward(mx.io.DataBatch(batch.data), is_train=False)
         # A copy: the executor's output is overwritten by the next forward.
         det = module.get_outputs()[0].copy()
         if waiting:

@@ -40,6 +40,7 @@ META_FIELDS: dict[str, type | tuple[type, ...]] = {
     "std": list,
     "resize_mode": str,
     "fill": int,
+    "rect": int,
     "data_shape": list,
     "network": str,
     "options": dict,
@@ -49,7 +50,7 @@ META_FIELDS: dict[str, type | tuple[type, ...]] = {
 }
 # Fields that earlier versions did not write, and what they did.
 PIXEL_FIELDS = ("mean_pixels", "std", "resize_mode", "fill")
-META_DEFAULTS: dict[str, Any] = {"std": [1.0, 1.0, 1.0], "resize_mode": FORCE, "fill": DEFAULT_FILL}
+META_DEFAULTS: dict[str, Any] = {"std": [1.0, 1.0, 1.0], "resize_mode": FORCE, "fill": DEFAULT_FILL, "rect": 0}
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from config.run import TrainOptions, network_options, pixel_options
+from config.run import TrainOptions, network_options, pixel_options, rect_multiple
 from config.runtime import mx
 from symbol.symbol_factory import input_size
 from train.callbacks import Progress, finite_values
@@ -138,6 +138,7 @@ class EpochEnd:
             "seed": options.seed,
             "class_names": list(self.classes),
             **pixel_options(options),
+            "rect": rect_multiple(options),
             "data_shape": list(input_size(options.data_shape)),
             "network": options.network,
             "options": network_options(options),

@@ -5,11 +5,12 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from config.errors import DataError, OptionError
-from config.run import TrainOptions, augment_options, network_options, pixel_options
+from config.run import TrainOptions, augment_options, network_options, pixel_options, rect_multiple
 from config.runtime import mx
 from dataset.class_names import read_class_names
 from dataset.iterator import RecordIter
@@ -18,7 +19,15 @@ from dataset.native_iterator import iterator_class
 from dataset.sidecar import Sidecar, read_sidecar
 from evaluate.eval_metric import MApMetric, VOC07MApMetric
 from symbol.layers import matches
-from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, input_size, label_names
+from symbol.symbol_factory import (
+    carried_options,
+    check_any_size,
+    get_assigner,
+    get_symbol,
+    get_symbol_train,
+    input_size,
+    label_names,
+)
 from train.callbacks import FiniteGuard, Progress
 from train.devices import check_batch_size, contexts
 from train.epoch_end import EpochEnd, seed_epoch
@@ -42,9 +51,12 @@ def train_net(options: TrainOptions) -> None:
     """
     if options.gpus:
         contexts(options)  # a GPU that cannot be used is told before anything is read
+    options = replace(options, **carried_options(options.network, options.darknet_cfg))
     sidecars = _read_sidecars(options)
     classes = class_names(options, sidecars[0])
     symbol = get_symbol_train(options.network, options.data_shape, len(classes), **network_options(options))
+    if options.rect_val:
+        check_any_size(options.network, options.data_shape, "--rect-val")
     frozen_parameters(options, symbol)
     make_monitor(options.monitor, options.pattern)
     with ExitStack() as stack:
@@ -112,7 +124,7 @@ def _make_module(
     return DetectionModule(
         without_det(symbol),
         get_symbol(options.network, options.data_shape, num_classes, **settings),
-        label_names(**settings),
+        label_names(options.network, **settings),
         devices,
         fixed_param_names=frozen_parameters(options, symbol),
         optimizer_state=start.optimizer_state,
@@ -122,7 +134,7 @@ def _make_module(
 
 def frozen_parameters(options: TrainOptions, symbol: Symbol) -> list[str]:
     """Names that --freeze matches; OptionError where it matches nothing, or all there is to train."""
-    inputs = {"data", *label_names(**network_options(options))}
+    inputs = {"data", *label_names(options.network, **network_options(options))}
     names = [name for name in symbol.list_arguments() if name not in inputs]
     frozen = [name for name in names if matches(options.freeze, name)]
     if options.freeze and len(frozen) in (0, len(names)):
@@ -221,7 +233,8 @@ def _iterators(
     )
     if not options.val_path:
         return train, None
-    return train, kind(options.val_path, path_imglist=options.val_list, augment=None, **common)
+    val = kind(options.val_path, path_imglist=options.val_list, augment=None, rect=rect_multiple(options), **common)
+    return train, val
 
 
 def _label_rows(options: TrainOptions, sidecars: Sequence[Sidecar | None]) -> int | None:

@@ -33,7 +33,7 @@ def make_module(batch, contexts=1, state=None, optimizer="sgd", parameters=None,
     symbol = without_det(get_symbol_train("mobilenet", 64, len(CLASSES), **settings))
     det = get_symbol("mobilenet", 64, len(CLASSES), **settings)
     devices = [mx.cpu(k) for k in range(contexts)]
-    module = DetectionModule(symbol, det, label_names(**settings), devices, optimizer_state=state)
+    module = DetectionModule(symbol, det, label_names("mobilenet", **settings), devices, optimizer_state=state)
     module.bind(batch.provide_data, batch.provide_label)
     mx.random.seed(0)
     module.init_params(mx.init.Xavier())
