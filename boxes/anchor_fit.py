@@ -18,6 +18,7 @@ RATIO_BOUNDS = (0.1, 10.0)
 TINY_STEP = 1e-6  # between the sizes of maps whose clusters are equal
 # Parameters (p,) -> anchors (k, 2), or None where the parameters are not allowed.
 Build = Callable[[np.ndarray], np.ndarray | None]
+Numbers = Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def fit_anchors(
     return _by_area(found.reshape(count, 2))
 
 
-def ssd_sizes(layers: Sequence[tuple[Sequence[float], Sequence[float]]]) -> np.ndarray:
+def ssd_sizes(layers: Sequence[tuple[Numbers, Numbers]]) -> np.ndarray:
     """(k, 2) sizes of the anchors that (sizes, ratios) of each map make, in the order of MultiBoxPrior's cells.
 
     All sizes with ratios[0], then sizes[0] with the other ratios; w = size * sqrt(ratio), h = size / sqrt(ratio).
@@ -127,7 +128,7 @@ def fit_ssd(
     shapes: Sequence[MapShape],
     generations: int,
     seed: int,
-    start: Sequence[tuple[Sequence[float], Sequence[float]]] | None = None,
+    start: Sequence[tuple[Numbers, Numbers]] | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(sizes, ratios) for every map, so that MultiBoxPrior's boxes cover objects of sizes (n, 2), n > 0, all positive.
 
@@ -216,7 +217,7 @@ def _is_ordered(layers: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool:
     return bool((np.diff(firsts) > 0).all()) and all(((low <= r) & (r <= high)).all() for _, r in layers)
 
 
-def _flat(layers: Sequence[tuple[Sequence[float], Sequence[float]]]) -> np.ndarray:
+def _flat(layers: Sequence[tuple[Numbers, Numbers]]) -> np.ndarray:
     """Parameters (p,) of (sizes, ratios) of each map, without the first ratios, which are 1."""
     return np.concatenate([np.asarray([*sizes, *ratios[1:]], float) for sizes, ratios in layers])
 
