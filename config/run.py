@@ -6,11 +6,22 @@ from typing import Any
 
 from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES, TrainAugment
 from config.classic_options import ClassicEvaluateOptions, ClassicTrainOptions
+from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.options import option
 
 ENGINES = ("python", "native")
 RECT_MULTIPLE = 32  # the stride of a detector's deepest map
+METRICS = ("voc07", "voc", "coco")
+
+
+def _metrics() -> Any:
+    return option(
+        (),
+        "what to measure, in one pass: voc07, voc (area under the curve), coco (12 numbers) (default: as --voc07 says)",
+        "validation",
+        choices=METRICS,
+    )
 
 
 @dataclass(frozen=True)
@@ -130,6 +141,10 @@ class RunOptions(InputOptions):
     rect_multiple: int = option(
         RECT_MULTIPLE, "what sides of the inputs of --rect-val are multiples of", "validation", minimum=1
     )
+    metrics: tuple[str, ...] = _metrics()
+    best_metric: str = option(
+        "", "value of the validation that the best checkpoint is best in (default: mAP; AP without VOC)", "validation"
+    )
 
 
 @dataclass(frozen=True)
@@ -183,7 +198,15 @@ class EvaluateOptions(ClassicEvaluateOptions, DeviceOptions):
     overlap: float = option(0.5, "IoU above which a detection counts as right", "validation", minimum=0.0, maximum=1.0)
     use_difficult: bool = option(False, "count difficult objects", "validation")
     voc07: bool = option(True, "11-point VOC07 average precision; otherwise the area under the curve", "validation")
+    metrics: tuple[str, ...] = _metrics()
     json: str = option("", "file for the result: AP per class, mAP, images, seconds", "output")
+    coco_json: str = option("", "file for the detections in COCO's results format", "output")
+    coco_truth: str = option("", "file for the record's objects as a COCO annotation file, with the same ids", "output")
+    coco_annotations: str = option(
+        "",
+        "COCO annotation file whose ids --coco-json takes (default: the record's image ids, classes from 1)",
+        "data",
+    )
     curves: str = option("", "picture (PNG) of the precision-recall curves", "output")
 
 
@@ -200,6 +223,18 @@ def pixel_options(options: InputOptions) -> dict[str, Any]:
 def rect_multiple(options: RunOptions) -> int:
     """What the sides of rectangular validation batches are multiples of; 0 = all batches have the same size."""
     return options.rect_multiple if options.rect_val else 0
+
+
+def metric_kinds(options: RunOptions | EvaluateOptions) -> tuple[str, ...]:
+    """The metrics of a command, each once, out of METRICS; OptionError where --no-voc07 contradicts --metrics."""
+    if "voc07" in options.metrics and not options.voc07:
+        raise OptionError("--no-voc07 contradicts --metrics voc07: leave one of them out")
+    return tuple(dict.fromkeys(options.metrics)) or ("voc07" if options.voc07 else "voc",)
+
+
+def best_metric(options: RunOptions) -> str:
+    """The value of the validation by which checkpoints are compared."""
+    return options.best_metric or ("AP" if metric_kinds(options) == ("coco",) else "mAP")
 
 
 def network_options(options: Any) -> dict[str, Any]:

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from config.errors import DataError, OptionError
-from config.run import TrainOptions, augment_options, network_options, pixel_options, rect_multiple
+from config.run import TrainOptions, augment_options, metric_kinds, network_options, pixel_options, rect_multiple
 from config.runtime import mx
 from dataset.class_names import read_class_names
 from dataset.iterator import RecordIter
 from dataset.labels import HEADER_WIDTH, OBJECT_WIDTH
 from dataset.native_iterator import iterator_class
 from dataset.sidecar import Sidecar, read_sidecar
-from evaluate.eval_metric import MApMetric, VOC07MApMetric
+from evaluate.eval_metric import ValidationMetric
 from symbol.layers import matches
 from symbol.symbol_factory import (
     carried_options,
@@ -32,7 +32,7 @@ from train.callbacks import FiniteGuard, Progress
 from train.devices import check_batch_size, contexts
 from train.epoch_end import EpochEnd, seed_epoch
 from train.limit import limit_updates, without_end
-from train.metric import MultiBoxMetric
+from train.metric import make_metric
 from train.module import DetectionModule
 from train.monitor import make_monitor
 from train.run_files import command_to_continue, lock_prefix, log_to_file, write_run_file
@@ -59,6 +59,7 @@ def train_net(options: TrainOptions) -> None:
         check_any_size(options.network, options.data_shape, "--rect-val")
     frozen_parameters(options, symbol)
     make_monitor(options.monitor, options.pattern)
+    validation_metric(options, classes)
     with ExitStack() as stack:
         stack.enter_context(lock_prefix(options.prefix))
         stack.enter_context(log_to_file(Path(options.log or f"{options.prefix}-train.log")))
@@ -85,8 +86,9 @@ def _fit(
     val_iter: RecordIter | None,
 ) -> None:
     """Everything that mx.mod.Module.fit needs, then fit on batches, which train_iter serves."""
-    module = _make_module(options, devices, len(classes), symbol, start)
-    metric = MultiBoxMetric(num_contexts=len(devices))
+    validated = val_iter.smallest_size if val_iter else input_size(options.data_shape)
+    module = _make_module(options, devices, len(classes), symbol, start, validated)
+    metric = make_metric(without_det(symbol), len(devices))
     progress = Progress(options.batch_size, options.frequent, train_iter.num_batches, options.end_epoch)
     epoch_end = EpochEnd(
         options, module, symbol.tojson(), symbol_digest(symbol), classes, metric, start.kept_epochs, progress
@@ -97,7 +99,7 @@ def _fit(
             batches,
             eval_data=val_iter,
             eval_metric=metric,
-            validation_metric=_validation_metric(options, classes),
+            validation_metric=validation_metric(options, classes),
             batch_end_callback=[FiniteGuard(), progress],
             epoch_end_callback=None if val_iter else epoch_end.without_validation,
             eval_end_callback=epoch_end.with_validation,
@@ -118,12 +120,18 @@ def _fit(
 
 
 def _make_module(
-    options: TrainOptions, devices: Sequence[mx.Context], num_classes: int, symbol: Symbol, start: Start
+    options: TrainOptions,
+    devices: Sequence[mx.Context],
+    num_classes: int,
+    symbol: Symbol,
+    start: Start,
+    validated: tuple[int, int],
 ) -> DetectionModule:
+    """validated: (H, W) of the smallest input of the validation."""
     settings = network_options(options)
     return DetectionModule(
         without_det(symbol),
-        get_symbol(options.network, options.data_shape, num_classes, **settings),
+        get_symbol(options.network, validated, num_classes, **settings),
         label_names(options.network, **settings),
         devices,
         fixed_param_names=frozen_parameters(options, symbol),
@@ -252,9 +260,13 @@ def _label_rows(options: TrainOptions, sidecars: Sequence[Sidecar | None]) -> in
     return rows if options.label_width else (needed if all(sidecars) else None)
 
 
-def _validation_metric(options: TrainOptions, classes: tuple[str, ...]) -> MApMetric:
-    kind = VOC07MApMetric if options.voc07 else MApMetric
-    return kind(ovp_thresh=options.overlap, use_difficult=options.use_difficult, class_names=list(classes))
+def validation_metric(options: TrainOptions, classes: Sequence[str]) -> ValidationMetric:
+    """The metrics of each epoch's validation; OptionError where --best-metric is none of their values."""
+    metric = ValidationMetric(metric_kinds(options), classes, options.overlap, options.use_difficult)
+    names = metric.get()[0]
+    if options.best_metric not in ("", *names):
+        raise OptionError(f"--best-metric {options.best_metric}: the validation gives {', '.join(names)}")
+    return metric
 
 
 def _optimizer_params(options: TrainOptions, start: Start, train_iter: RecordIter, num_contexts: int) -> dict[str, Any]:
