@@ -99,7 +99,7 @@ class SampleMaker:
         write_all(arrays, row, self.targets(objects, self.where(position)))
 
     def view(self, epoch: int, position: int) -> Sample:
-        """Pixels (H, W, 3) uint8 BGR, objects (n, 6) and geometry (6,) of a sample; DataError naming a damaged record."""
+        """Pixels (H, W, 3) uint8 BGR, objects (n, 6), geometry (6,) of a sample; DataError naming a damaged record."""
         own = self.read(position)
         if self.augment is None:
             return resize_only(*own, self.size, self.resize)
