@@ -81,7 +81,10 @@ def levels(
     """The maps of raw predictions; OptionError where the input or the anchors do not suit the network."""
     sections = customise(row, options)
     _check_size(network, sections, size)
-    return darknet(mx.sym.var("data"), sections, num_classes, Layers(freeze=options.freeze))
+    try:
+        return darknet(mx.sym.var("data"), sections, num_classes, Layers(freeze=options.freeze))
+    except ValueError as error:  # a .cfg that uses predictions for something else, and their number has changed
+        raise OptionError(f"--network {network}, for {num_classes} classes: {error}") from error
 
 
 def customise(row: YOLORow, options: NetworkOptions) -> Sections:
