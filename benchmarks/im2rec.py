@@ -27,7 +27,7 @@ from config.threads import usable_threads
 REQUIRED = 1.5  # times mxnet's images/s
 ROOT = Path(__file__).parents[1]
 OURS, MXNET = "tools/im2rec.py", "mxnet's im2rec"
-MODES = {"encode anew": [], "resize to 256": ["--resize", "256"], "pass through": ["--pass-through"]}
+MODES = {"encode": [], "resize": ["--resize", "256"], "pass-through": ["--pass-through"]}
 NOISE = 8  # of the images' pixels, so that their JPEGs are as large as photographs'
 JPEG_QUALITY = 90
 # mxnet 1.9.1 needs numpy's removed aliases, which config.runtime supplies.
@@ -47,6 +47,7 @@ class Im2recBenchmarkOptions:
     images: int = option(5000, "number of images", minimum=1)
     size: tuple[int, ...] = option((375, 500), "their height,width", minimum=32)
     threads: tuple[int, ...] = option((0, 1, 2), "values of --num-thread; 0 = without: each tool's default", minimum=0)
+    modes: tuple[str, ...] = option(tuple(MODES), "what to do with the images", choices=tuple(MODES))
     rounds: int = option(3, "measurements of each tool, in turns; the table has medians", minimum=1)
 
 
@@ -56,8 +57,8 @@ def main(argv: list[str]) -> None:
     rows, ratios = [], {}
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), options)
-        for (mode, words), threads in itertools.product(MODES.items(), options.threads):
-            more = [*words, *(["--num-thread", str(threads)] if threads else [])]
+        for mode, threads in itertools.product(options.modes, options.threads):
+            more = [*MODES[mode], *(["--num-thread", str(threads)] if threads else [])]
             candidates = {name: partial(run, Path(folder), name, more) for name in (MXNET, OURS)}
             seconds = in_turns({name: partial(seconds_of, call) for name, call in candidates.items()}, options.rounds)
             check_same_files(Path(folder), candidates)
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> None:
     load = f"{usable_threads()} cores, load average {os.getloadavg()[0]:.1f}"
     print(f"{options.images} images of {'x'.join(map(str, options.size))}, {load}\n")
     print_table(["mode", "--num-thread", f"{MXNET}, images/s", f"{OURS}, images/s", "ratio"], rows)
-    for mode in MODES:
+    for mode in options.modes:
         ratio = ratios[mode, options.threads[0]]
         print(f"\n{mode}, first row: {ratio:.2f} times mxnet's; {verdict(ratio, REQUIRED, at_most=False)}")
 

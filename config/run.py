@@ -6,11 +6,23 @@ from typing import Any
 
 from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES, TrainAugment
 from config.classic_options import ClassicEvaluateOptions, ClassicTrainOptions
+from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.options import option
+from config.recipe_options import RecipeOptions
 
 ENGINES = ("python", "native")
 RECT_MULTIPLE = 32  # the stride of a detector's deepest map
+METRICS = ("voc07", "voc", "coco")
+
+
+def _metrics() -> Any:
+    return option(
+        (),
+        "what to measure, in one pass: voc07, voc (area under the curve), coco (12 numbers) (default: as --voc07 says)",
+        "validation",
+        choices=METRICS,
+    )
 
 
 @dataclass(frozen=True)
@@ -72,9 +84,6 @@ class RunOptions(InputOptions):
 
     prefix: str = option("output/ssd", "path and first part of the name of everything the run writes", "output")
     overwrite: bool = option(False, "start anew although the prefix has checkpoints, which are lost", "output")
-    save_every: int = option(
-        1, "epochs between checkpoints; the last and the best are always kept", "output", minimum=1
-    )
     keep: int = option(0, "checkpoints to keep beside the best one; 0 = all", "output", minimum=0)
     frequent: int = option(20, "batches between log lines", "output", minimum=1)
     tensorboard: bool = option(False, "write TensorBoard scalars to PREFIX-tensorboard", "output")
@@ -100,23 +109,6 @@ class RunOptions(InputOptions):
     lr: float = option(0.002, "learning rate", "schedule", minimum=0.0, maximum=100.0)
     momentum: float = option(0.9, "momentum of sgd and nag", "schedule", minimum=0.0, maximum=1.0)
     wd: float = option(0.0005, "weight decay", "schedule", minimum=0.0, maximum=1.0)
-    lr_schedule: str = option(
-        "steps",
-        "steps = multiply by --lr-factor at --lr-steps; cosine = down to --lr-final",
-        "schedule",
-        choices=("steps", "cosine"),
-    )
-    lr_steps: tuple[str, ...] = option(
-        ("80", "160"),
-        "epochs (80) or updates (80000i) at which the learning rate changes",
-        "schedule",
-        pattern=(r"\d+i|\d+(\.\d*)?([eE]\d+)?", "epochs like 80 or updates like 80000i"),
-    )
-    lr_factor: float = option(0.1, "factor at each of these epochs; >= 1 = constant rate", "schedule", minimum=0.0)
-    lr_final: float = option(0.0, "learning rate at the end of the cosine", "schedule", minimum=0.0)
-    warmup_epochs: float = option(
-        0.0, "epochs over which the learning rate rises linearly from 0", "schedule", minimum=0.0
-    )
     clip_gradient: float = option(0.0, "limit of each gradient element; 0 = none", "schedule", minimum=0.0)
 
     overlap: float = option(0.5, "IoU above which a detection counts as right", "validation", minimum=0.0, maximum=1.0)
@@ -130,10 +122,14 @@ class RunOptions(InputOptions):
     rect_multiple: int = option(
         RECT_MULTIPLE, "what sides of the inputs of --rect-val are multiples of", "validation", minimum=1
     )
+    metrics: tuple[str, ...] = _metrics()
+    best_metric: str = option(
+        "", "value of the validation that the best checkpoint is best in (default: mAP; AP without VOC)", "validation"
+    )
 
 
 @dataclass(frozen=True)
-class TrainOptions(ClassicTrainOptions, TrainAugment, NetworkOptions, DeviceOptions, RunOptions):
+class TrainOptions(ClassicTrainOptions, TrainAugment, NetworkOptions, DeviceOptions, RecipeOptions, RunOptions):
     """Options of train.py; --help shows the groups in the order of these classes, the last one first."""
 
 
@@ -183,7 +179,15 @@ class EvaluateOptions(ClassicEvaluateOptions, DeviceOptions):
     overlap: float = option(0.5, "IoU above which a detection counts as right", "validation", minimum=0.0, maximum=1.0)
     use_difficult: bool = option(False, "count difficult objects", "validation")
     voc07: bool = option(True, "11-point VOC07 average precision; otherwise the area under the curve", "validation")
+    metrics: tuple[str, ...] = _metrics()
     json: str = option("", "file for the result: AP per class, mAP, images, seconds", "output")
+    coco_json: str = option("", "file for the detections in COCO's results format", "output")
+    coco_truth: str = option("", "file for the record's objects as a COCO annotation file, with the same ids", "output")
+    coco_annotations: str = option(
+        "",
+        "COCO annotation file whose ids --coco-json takes (default: the record's image ids, classes from 1)",
+        "data",
+    )
     curves: str = option("", "picture (PNG) of the precision-recall curves", "output")
 
 
@@ -200,6 +204,18 @@ def pixel_options(options: InputOptions) -> dict[str, Any]:
 def rect_multiple(options: RunOptions) -> int:
     """What the sides of rectangular validation batches are multiples of; 0 = all batches have the same size."""
     return options.rect_multiple if options.rect_val else 0
+
+
+def metric_kinds(options: RunOptions | EvaluateOptions) -> tuple[str, ...]:
+    """The metrics of a command, each once, out of METRICS; OptionError where --no-voc07 contradicts --metrics."""
+    if "voc07" in options.metrics and not options.voc07:
+        raise OptionError("--no-voc07 contradicts --metrics voc07: leave one of them out")
+    return tuple(dict.fromkeys(options.metrics)) or ("voc07" if options.voc07 else "voc",)
+
+
+def best_metric(options: RunOptions) -> str:
+    """The value of the validation by which checkpoints are compared."""
+    return options.best_metric or ("AP" if metric_kinds(options) == ("coco",) else "mAP")
 
 
 def network_options(options: Any) -> dict[str, Any]:

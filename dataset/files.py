@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+_BUFFER = 1 << 20  # bytes; records come in pieces, and a call of the system for each would cost more than the bytes
+
 
 class AtomicFile:
     """A binary file written beside `path` under a temporary name; publish() gives it its name, discard() removes it."""
@@ -12,7 +14,7 @@ class AtomicFile:
         """Creates the temporary file; its folder must exist (OSError otherwise)."""
         self.path = path
         self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self.file = open(self.temporary, "wb")  # noqa: SIM115 - closed by sync() or discard()
+        self.file = open(self.temporary, "wb", buffering=_BUFFER)  # noqa: SIM115 - closed by sync() or discard()
 
     def sync(self) -> None:
         """Closes the file with its bytes on the disk."""

@@ -43,8 +43,7 @@ def _header(flat: np.ndarray, where: str) -> tuple[int, int]:
         raise DataError(
             f"{where}: the label has {flat.size} values, not a detection label; pack with objects (im2rec --pack-label)"
         )
-    with np.errstate(invalid="ignore"):
-        header, width = (int(v) if np.isfinite(v) and v == np.floor(v) else -1 for v in flat[:2])
+    header, width = (int(v) if v.is_integer() else -1 for v in flat[:2].tolist())
     if not HEADER_WIDTH <= header <= flat.size:
         raise DataError(f"{where}: the label's header width is {flat[0]:g}, not between 2 and its {flat.size} values")
     if width < MIN_OBJECT_WIDTH:

@@ -25,7 +25,8 @@ from dataset.recordio import RecordWriter, pack, pack_single
 from dataset.sidecar import Sidecar, file_sha256, read_sidecar, tool_version, write_sidecar
 
 logger = logging.getLogger(__name__)
-_AHEAD = 4  # images in flight for each thread: bounds the memory
+_CHUNK = 8  # images a thread takes at a time
+_AHEAD = 2  # chunks in flight for each thread: bounds the memory
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def load_list(path: Path, class_names: tuple[str, ...] | None, check: bool) -> I
         class_names = sidecar.class_names
         logger.info("%s: classes of its sidecar: %s", path, ", ".join(class_names))
     try:
-        objects = [checked_objects(entry, path, len(class_names) if class_names else None) for entry in entries]
+        objects = checked_objects(entries, path, len(class_names) if class_names else None)
     except DataError as error:
         raise DataError(f"{error} (--no-check-labels packs labels of any kind)") from error
     ids = np.concatenate(objects)[:, 0].astype(np.int64)
@@ -175,8 +176,12 @@ def _sidecar(source: ImageList, names: tuple[str, ...], kept: np.ndarray, packed
     )
 
 
+def _encode_some(entries: Sequence[ListEntry], root: ImageRoot, encoder: Encoder) -> list[Encoded]:
+    """Reads and encodes images, in a thread."""
+    return [_encode(entry, root, encoder) for entry in entries]
+
+
 def _encode(entry: ListEntry, root: ImageRoot, encoder: Encoder) -> Encoded:
-    """Reads and encodes one image, in a thread."""
     try:
         path = root.find(entry.path)
         if os.path.getsize(path) > MAX_BYTES:
@@ -207,10 +212,10 @@ def _encoded(
 def _ahead(
     pool: ThreadPoolExecutor, entries: Sequence[ListEntry], root: ImageRoot, encoder: Encoder, limit: int
 ) -> Iterator[Encoded]:
-    waiting: deque[Future[Encoded]] = deque()
-    for entry in entries:
+    waiting: deque[Future[list[Encoded]]] = deque()
+    for begin in range(0, len(entries), _CHUNK):
         if len(waiting) == limit:
-            yield waiting.popleft().result()
-        waiting.append(pool.submit(_encode, entry, root, encoder))
+            yield from waiting.popleft().result()
+        waiting.append(pool.submit(_encode_some, entries[begin : begin + _CHUNK], root, encoder))
     while waiting:
-        yield waiting.popleft().result()
+        yield from waiting.popleft().result()

@@ -75,18 +75,21 @@ class RecordWriter:
         except BaseException:
             self._rec.discard()
             raise
+        self._offset = 0
 
     def write(self, index: int, payload: bytes) -> None:
         """Appends one record of id `index`; the payload is shorter than 2^29 bytes (ValueError otherwise)."""
         if len(payload) > MAX_PART_BYTES:
             raise ValueError(f"a record of {len(payload)} bytes: RecordIO holds at most {MAX_PART_BYTES}")
-        self._idx.file.write(f"{index}\t{self._rec.file.tell()}\n".encode())
+        self._idx.file.write(f"{index}\t{self._offset}\n".encode())
         cuts = _aligned_magics(payload)
         begins, ends = [0] + [cut + 4 for cut in cuts], [*cuts, len(payload)]
+        view = memoryview(payload)
         for k, (begin, end) in enumerate(zip(begins, ends, strict=True)):
             self._rec.file.write(_PART.pack(MAGIC, _part_flag(k, len(cuts)) << 29 | (end - begin)))
-            self._rec.file.write(payload[begin:end])
-        self._rec.file.write(bytes(-len(payload) % 4))
+            self._rec.file.write(view[begin:end])
+            self._offset += _PART.size + end - begin
+        self._offset += self._rec.file.write(bytes(-len(payload) % 4))
 
     def __enter__(self) -> "RecordWriter":
         return self
@@ -222,12 +225,8 @@ def _part_flag(part: int, cuts: int) -> int:
 
 def _aligned_magics(payload: bytes) -> list[int]:
     """The multiples of 4 at which the payload holds the magic."""
-    found, at = [], payload.find(MAGIC_BYTES)
-    while at >= 0:
-        if at % 4 == 0:
-            found.append(at)
-        at = payload.find(MAGIC_BYTES, at + 1)
-    return found
+    words = np.frombuffer(payload, "<u4", len(payload) // 4)
+    return (4 * np.flatnonzero(words == MAGIC)).tolist()
 
 
 def _read_index(path: Path, rec_path: Path, bounds: np.ndarray) -> np.ndarray:

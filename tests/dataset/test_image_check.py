@@ -154,3 +154,27 @@ def test_quick_check_reads_the_orientation():
 def test_quick_check_decodes_a_jpeg_that_only_lacks_its_end_marker():
     content = WHOLE["JPEG"][:-2] + b"\0" * 100
     assert check_stream(content) == check_image(content)
+
+
+def damaged_jpeg(at, value, content=WHOLE["JPEG"]):
+    return content[:at] + bytes([value]) + content[at + 1 :]
+
+
+@given(st.data())
+def test_quick_check_of_a_damaged_jpeg_header_never_passes_what_pillow_refuses(data):
+    """The header is read without Pillow where it is a usual one; both must say the same of what is left."""
+    header = WHOLE["JPEG"].index(b"\xff\xda")
+    content = damaged_jpeg(data.draw(st.integers(2, header - 1)), data.draw(st.integers(0, 255)))
+    try:
+        info = check_stream(content)
+    except DataError:
+        return
+    with Image.open(io.BytesIO(content)) as image:
+        assert info.size == image.size[::-1]
+
+
+@pytest.mark.parametrize("kind", [{}, {"progressive": True}, {"mode": "L"}, {"comment": b"text"}, {"dpi": (72, 72)}])
+def test_usual_jpegs_are_read_without_pillow(kind, monkeypatch):
+    content = encode("JPEG", **kind)
+    monkeypatch.setattr(Image, "open", lambda *args, **kwargs: pytest.fail("Pillow was asked"))
+    assert check_stream(content).size == (30, 40)
