@@ -57,7 +57,7 @@ def decode(image: bytes, where: str) -> np.ndarray:
 
 
 def shape_of(image: np.ndarray) -> Size:
-    """(h, w) of an image (h, w, 3)."""
+    """(h, w) of an image (h, w, ...)."""
     return image.shape[0], image.shape[1]
 
 
@@ -139,7 +139,19 @@ def draw(
         canvas = np.full((*size, 3), fill, np.uint8)
         canvas[y0:y1, x0:x1] = visible
         visible = canvas
-    return cv2.flip(visible, 1) if placement.mirror else visible
+    return mirror_pixels(visible) if placement.mirror else visible
+
+
+def mirror_pixels(image: np.ndarray) -> np.ndarray:
+    """An image (h, w, 3) with left and right exchanged."""
+    return cv2.flip(image, 1)
+
+
+def mirror_objects(objects: np.ndarray) -> np.ndarray:
+    """Objects (n, 6) of a normalised image with left and right exchanged."""
+    mirrored = objects.copy()
+    mirrored[:, [1, 3]] = 1 - objects[:, [3, 1]]
+    return mirrored
 
 
 def resize(image: np.ndarray, size: Size, interpolation: int) -> np.ndarray:
@@ -168,6 +180,17 @@ def _hls_table(shift: ColourShift) -> np.ndarray:
     values = np.arange(256)
     lightness, saturation = (np.clip(values + change, 0, 255) for change in (shift.lightness, shift.saturation))
     return np.stack([(values + shift.hue) % HUE_RANGE, lightness, saturation], axis=1).astype(np.uint8)[:, None]
+
+
+def scale_hsv(image: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """An image (h, w, 3) uint8 BGR whose hue, saturation and value (OpenCV's 8-bit HSV) are multiplied by gains (3,).
+
+    Hue wraps around, the others are clipped to 255. As augment_hsv of ultralytics/yolov3 (utils/datasets.py).
+    """
+    scaled = (np.arange(256)[:, None] * gains).astype(np.int64)  # (256, 3)
+    scaled[:, 0] %= HUE_RANGE
+    table = np.minimum(scaled, 255).astype(np.uint8)[:, None]  # (256, 1, 3)
+    return cv2.cvtColor(cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), table), cv2.COLOR_HSV2BGR)
 
 
 def normalise(image: np.ndarray, mean: np.ndarray, std: np.ndarray, out: np.ndarray) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from config.errors import DataError, OptionError
 from config.runtime import mx
+from dataset.iterator import RecordIter
 from dataset.native_iterator import iterator_class
 from dataset.sidecar import read_sidecar
 from evaluate.coco_metric import COCOResult
@@ -68,11 +69,10 @@ def evaluate_net(
     """Evaluates a checkpoint on a record, or its first num_batch batches.
 
     Labels of the list list_path (.lst) replace the record's. rect: see RecordIter; None = as the training's validation.
-    metrics are kinds out of config.run.METRICS (none: voc07
-    or, without voc07, voc). keep_rows keeps detections and objects, too.
-    detection_options replace the checkpoint's own (nms, nms_topk, score_threshold, force). With the training's batch
-    size the values are those of the training's validation to the last digit, on the same machine. OptionError where
-    the record's classes are not the checkpoint's.
+    metrics are kinds out of config.run.METRICS (none: voc07 or, without voc07, voc); keep_rows keeps detections and
+    objects, too. detection_options replace the checkpoint's own (nms, nms_topk, score_threshold, force). With the
+    training's batch size the values are those of the training's validation to the last digit, on the same machine.
+    OptionError where the record's classes are not the checkpoint's.
     """
     meta = checkpoint.meta
     _check_classes(rec_path, meta["class_names"], checkpoint.prefix)
@@ -97,7 +97,7 @@ def evaluate_net(
     metric = ValidationMetric(needed, meta["class_names"], overlap, use_difficult)
     served: list[tuple[np.ndarray, np.ndarray]] = []
     try:
-        module = _inference_module(checkpoint, devices, iterator.provide_data, detection_options)
+        module = _inference_module(checkpoint, devices, iterator, detection_options)
         started = time.monotonic()
         batches = score_detections(module, _noted(iterator, served), metric, num_batch)
         images = min(iterator.num_examples, batches * batch_size)
@@ -121,13 +121,13 @@ def _noted(batches: mx.io.DataIter, served: list[tuple[np.ndarray, np.ndarray]])
 
 
 def _inference_module(
-    checkpoint: Checkpoint, devices: Sequence[mx.Context], data_shapes: Any, detection_options: dict[str, Any]
+    checkpoint: Checkpoint, devices: Sequence[mx.Context], iterator: RecordIter, detection_options: dict[str, Any]
 ) -> mx.mod.Module:
     meta = checkpoint.meta
     options = {**meta["options"], **detection_options}
-    symbol = get_symbol(meta["network"], tuple(meta["data_shape"]), len(meta["class_names"]), **options)
+    symbol = get_symbol(meta["network"], iterator.smallest_size, len(meta["class_names"]), **options)
     module = mx.mod.Module(symbol, data_names=("data",), label_names=None, context=list(devices))
-    module.bind(data_shapes, for_training=False)
+    module.bind(iterator.provide_data, for_training=False)
     module.set_params(checkpoint.arg_params, checkpoint.aux_params)
     return module
 

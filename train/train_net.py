@@ -99,7 +99,8 @@ def _fit(
     """Everything that mx.mod.Module.fit needs, then fit on batches, which train_iter serves."""
     validates = validated_epochs(options)
     recipe = make_recipe(options, start, train_iter.num_examples, validates)
-    module = _make_module(options, devices, len(classes), symbol, start, recipe)
+    validated = val_iter.smallest_size if val_iter else input_size(options.data_shape)
+    module = _make_module(options, devices, len(classes), symbol, start, validated, recipe)
     metric = make_metric(without_det(symbol), len(devices))
     progress = Progress(options.batch_size, options.frequent, train_iter.num_batches, options.end_epoch)
     writer = CheckpointWriter(options, module, symbol.tojson(), symbol_digest(symbol), classes)
@@ -138,12 +139,14 @@ def _make_module(
     num_classes: int,
     symbol: Symbol,
     start: Start,
+    validated: tuple[int, int],
     recipe: Recipe,
 ) -> DetectionModule:
+    """validated: (H, W) of the smallest input of the validation."""
     settings = network_options(options)
     return DetectionModule(
         without_det(symbol),
-        get_symbol(options.network, options.data_shape, num_classes, **settings),
+        get_symbol(options.network, validated, num_classes, **settings),
         label_names(options.network, **settings),
         devices,
         fixed_param_names=frozen_parameters(options, symbol),
@@ -238,8 +241,6 @@ def _iterators(
     }
     assigner = get_assigner(options.network, options.data_shape, num_classes, **network_options(options))
     kind = iterator_class(options.engine)
-    group = batches_per_update(options, options.batch_size)
-    grouping: dict[str, Any] = {"accumulate": group} if group > 1 else {}
     train = kind(
         options.train_path,
         path_imglist=options.train_list,
@@ -248,7 +249,7 @@ def _iterators(
         shuffle=True,
         seed=options.seed,
         epoch=epoch,
-        **grouping,
+        accumulate=batches_per_update(options, options.batch_size),
         **common,
     )
     if not options.val_path:

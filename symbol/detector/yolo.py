@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from boxes.yolo_assigner import YOLOAssigner
 from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.runtime import mx
@@ -11,6 +12,7 @@ from symbol.darknet_sections import BOX_VALUES, Sections, trace, with_anchors, w
 from symbol.layers import Layers, Symbol
 from symbol.post_process import take_rows
 from symbol.registry import FeatureMap, YOLORow
+from symbol.yolo_losses import LABELS, yolo_losses
 
 # Words of the option freeze: Darknet-53, or what lies before the heads; all but the predicting convolutions.
 FREEZE = {"body": r"body_\d+_", "all-but-heads": r"(?!pred_\d+_)"}
@@ -30,6 +32,34 @@ UNUSED = frozenset(
         "post_process",
     }
 )
+
+
+def training(network: str, row: YOLORow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> Symbol:
+    """[box_loss, obj_loss, cls_loss (for more than one class), det], the losses (B,); labels are those of `assigner`."""
+    maps = levels(network, row, size, num_classes, options)
+    raw, strides = [level.symbol for level in maps], [level.stride for level in maps]
+    det = detection_symbol(maps, size, num_classes, options)
+    losses = yolo_losses(raw, strides, num_classes, options)
+    return mx.sym.Group([*losses, mx.sym.BlockGrad(det, name="det_out")])
+
+
+def assigner(
+    network: str, row: YOLORow, size: tuple[int, int], num_classes: int, options: NetworkOptions
+) -> YOLOAssigner:
+    """What makes the labels of `training`, for any input size that suits the network."""
+    maps = levels(network, row, size, num_classes, options)
+    return YOLOAssigner(
+        anchors=tuple(level.anchors for level in maps),
+        strides=tuple(level.stride for level in maps),
+        iou_threshold=options.iou_t,
+        max_targets=options.max_targets,
+    )
+
+
+def label_names(options: NetworkOptions) -> tuple[str, ...]:
+    """Names of the labels that `training` reads."""
+    del options
+    return LABELS
 
 
 def detection(network: str, row: YOLORow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> Symbol:

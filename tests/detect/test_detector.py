@@ -137,6 +137,14 @@ def test_selection_skips_holes_sorts_and_clips():
         select(rows, np.array([0.5]), VIEW, (50, 50))
 
 
+def test_selection_maps_back_from_a_letterbox_and_leaves_its_borders_out():
+    """An image of 50 x 200 in an input of 100 x 100: scale 0.5, 37 rows above, 38 below."""
+    rows = np.array([[0, 0.9, 0.2, 0.37, 0.6, 0.62], [0, 0.8, 0.2, 0.1, 0.6, 0.5], [0, 0.7, 0, 0, 1, 0.36]], np.float32)
+    view = np.array([50, 200, 0.5, 0.5, 37, 0])
+    found = select(rows, np.array([0.5]), view, (100, 100))
+    np.testing.assert_allclose(found[:, 2:], [[40, 0, 120, 50], [40, 0, 120, 26]], atol=1e-4)
+
+
 def test_damaged_images_are_named(detector, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"bad\.jpg: not a sound image"):

@@ -262,6 +262,8 @@ def test_a_second_run_under_the_same_prefix_is_refused(options):
         ({"gpus": "9"}, OptionError, "--gpus 9"),
         ({"network": "resnet"}, OptionError, "resnet"),
         ({"freeze": "("}, OptionError, "--freeze"),
+        ({"resize_mode": "letterbox", "engine": "native"}, OptionError, "--engine python"),
+        ({"resize_mode": "letterbox", "rect_val": True}, OptionError, "--rect-val: the anchors of mobilenet"),
         ({"freeze": ".*"}, OptionError, "--freeze '.*' matches every parameter"),
         ({"freeze": "^(conv1_|conv2_).*"}, OptionError, "matches no parameter (there is conv_1_conv2d_weight)"),
         ({"taps": ("conv_99", "conv_12_relu")}, OptionError, "conv_99"),
