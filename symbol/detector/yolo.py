@@ -210,10 +210,11 @@ def _every_class(candidates: Candidates, options: NetworkOptions) -> Symbol:
     scores, corners = (take_rows(data, best, axes=2) for data in (scores, candidates.corners))  # (B, count, C or 4)
     pairs = min(options.nms_topk, candidates.count * candidates.num_classes)
     flat = mx.sym.reshape(scores, shape=(0, -1))  # (B, count * C)
-    chosen = mx.sym.topk(flat, axis=1, k=pairs, ret_typ="both", name="detection_pairs")  # scores, places (B, K)
-    rows = mx.sym.floor(chosen[1] / candidates.num_classes)
-    ids = chosen[1] - rows * candidates.num_classes
-    return mx.sym.concat(mx.sym.stack(ids, chosen[0], axis=2), take_rows(corners, rows, axes=2), dim=2)
+    places = mx.sym.topk(flat, axis=1, k=pairs, name="detection_pairs")  # (B, K)
+    rows = mx.sym.floor(places / candidates.num_classes)
+    ids = mx.sym.expand_dims(places - rows * candidates.num_classes, axis=2)  # (B, K, 1)
+    chosen = take_rows(mx.sym.expand_dims(flat, axis=2), places, axes=2)  # (B, K, 1)
+    return mx.sym.concat(ids, chosen, take_rows(corners, rows, axes=2), dim=2)
 
 
 def _best_class(candidates: Candidates, options: NetworkOptions) -> Symbol:
