@@ -14,6 +14,8 @@ from symbol.post_process import take_rows
 from symbol.registry import FeatureMap, YOLORow
 from symbol.yolo_losses import LABELS, yolo_losses
 
+# Words of the option freeze: Darknet-53, or what lies before the heads; all but the predicting convolutions.
+FREEZE = {"body": r"body_\d+_", "all-but-heads": r"(?!pred_\d+_)"}
 # Options of other families; given with one of these networks they are refused.
 UNUSED = frozenset(
     {
