@@ -3,7 +3,7 @@
     NAME.names    one class name a line
     NAME.data     key = value lines: classes, train, valid, names; the values are paths, nothing else is done with them
     list          a line for each image: its path
-    labels        beside images/ (or in its folder) a .txt for each image: lines `class cx cy w h`, fractions of the image
+    labels        beside images/ (or in its folder) a .txt for each image: `class cx cy w h`, fractions of the image
 
 Relative paths are those from the folder of the .data file, of its parent, or (lists) of the list. Source: Darknet,
 src/option_list.c and src/data.c (fill_truth_detection).

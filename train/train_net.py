@@ -97,9 +97,9 @@ def _fit(
     val_iter: RecordIter | None,
 ) -> None:
     """Everything that mx.mod.Module.fit needs, then fit on batches, which train_iter serves."""
+    validated = val_iter.smallest_size if val_iter else input_size(options.data_shape)
     validates = validated_epochs(options)
     recipe = make_recipe(options, start, train_iter.num_examples, validates)
-    validated = val_iter.smallest_size if val_iter else input_size(options.data_shape)
     module = _make_module(options, devices, len(classes), symbol, start, validated, recipe)
     metric = make_metric(without_det(symbol), len(devices))
     progress = Progress(options.batch_size, options.frequent, train_iter.num_batches, options.end_epoch)
@@ -241,6 +241,8 @@ def _iterators(
     }
     assigner = get_assigner(options.network, options.data_shape, num_classes, **network_options(options))
     kind = iterator_class(options.engine)
+    group = batches_per_update(options, options.batch_size)
+    grouping: dict[str, Any] = {"accumulate": group} if group > 1 else {}
     train = kind(
         options.train_path,
         path_imglist=options.train_list,
@@ -249,7 +251,7 @@ def _iterators(
         shuffle=True,
         seed=options.seed,
         epoch=epoch,
-        accumulate=batches_per_update(options, options.batch_size),
+        **grouping,
         **common,
     )
     if not options.val_path:
