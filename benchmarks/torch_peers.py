@@ -1,4 +1,4 @@
-"""The SSDs of this project in PyTorch, to compare the speed of a training step.
+"""The SSDs and YOLOs of this project in PyTorch, to compare the speed of a training step.
 
 Run by benchmarks.train_step in a process of its own (two OpenMP run-times in one process disturb each other): each line
 `VARIANT STEPS` on standard input answers with the seconds that the steps took; the first line of output has the number
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from benchmarks.torch_darknet import Darknet, make_targets, yolo_loss
 
 VGG_STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 MOBILENET_BLOCKS = (
@@ -125,22 +127,39 @@ def multibox_loss(cls_pred: Any, loc_pred: Any, cls_target: Any, loc_target: Any
     return (positive_loss + negative_loss + error.sum()) / count.sum()
 
 
-def make_variant(model: SSD, data: Any, memory_format: Any) -> Variant:
-    """A function that makes training steps on a constant batch and returns their seconds."""
-    model = model.to(memory_format=memory_format).train()
-    data = data.to(memory_format=memory_format)
-    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=5e-4)
+def ssd_loss(model: SSD, data: Any) -> Callable[[], Any]:
+    """The loss of one batch, with random targets."""
     with torch.no_grad():
         shape = model(data)[0].shape[:2]  # (B, A)
     cls_target = torch.randint(1, model.classes + 1, shape) * (torch.rand(shape) < POSITIVES)
     loc_target = torch.randn(*shape, 4)
 
+    def loss() -> Any:
+        cls_pred, loc_pred = model(data)
+        return multibox_loss(cls_pred, loc_pred, cls_target, loc_target)
+
+    return loss
+
+
+def darknet_loss(model: Darknet, data: Any) -> Callable[[], Any]:
+    """The same for networks of Darknet sections."""
+    with torch.no_grad():
+        targets = make_targets(model(data), model.sections)
+    return lambda: yolo_loss(model(data), targets)
+
+
+def make_variant(model: nn.Module, data: Any, memory_format: Any) -> Variant:
+    """A function that makes training steps on a constant batch and returns their seconds."""
+    model = model.to(memory_format=memory_format).train()
+    data = data.to(memory_format=memory_format)
+    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=5e-4)
+    loss = darknet_loss(model, data) if isinstance(model, Darknet) else ssd_loss(model, data)
+
     def run(steps: int) -> float:
         begin = time.perf_counter()
         for _ in range(steps):
             optimizer.zero_grad(set_to_none=True)
-            cls_pred, loc_pred = model(data)
-            multibox_loss(cls_pred, loc_pred, cls_target, loc_target).backward()
+            loss().backward()
             optimizer.step()
         return time.perf_counter() - begin
 
@@ -150,14 +169,15 @@ def make_variant(model: SSD, data: Any, memory_format: Any) -> Variant:
 def main(argv: Sequence[str]) -> None:
     """Serves one network, given as JSON.
 
-    network, width, extras (filters, stride, pad), anchors in a cell of each map, l2_scale of the first map or 0, size
-    (H, W), batch, classes without background, threads.
+    size (H, W), batch, threads, and of an SSD network, width, extras (filters, stride, pad), anchors in a cell of each
+    map, l2_scale of the first map or 0, classes without background; of others `sections`, see torch_darknet.
     """
     given = json.loads(argv[0])
     torch.set_num_threads(given["threads"])
     torch.manual_seed(0)
-    data = torch.from_numpy(np.random.default_rng(0).normal(0, 60, (given["batch"], 3, *given["size"]))).float()
-    models = [SSD(given) for _ in range(2)]
+    spread = 0.25 if "sections" in given else 60.0  # of pixels minus mean, or of pixels / 255
+    data = torch.from_numpy(np.random.default_rng(0).normal(0, spread, (given["batch"], 3, *given["size"]))).float()
+    models = [Darknet(given["sections"]) if "sections" in given else SSD(given) for _ in range(2)]
     variants = {
         "eager": make_variant(models[0], data, torch.contiguous_format),
         "channels-last": make_variant(models[1], data, torch.channels_last),

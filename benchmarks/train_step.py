@@ -34,7 +34,7 @@ from symbol.detector.ssd import anchor_layers
 from symbol.registry import find_row
 from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, input_size, label_names
 from train.callbacks import FiniteGuard, Progress
-from train.metric import MultiBoxMetric
+from train.metric import make_metric
 from train.module import DetectionModule
 from train.train_net import without_det
 
@@ -190,7 +190,9 @@ def make_module(options: TrainStepOptions, num_classes: int) -> DetectionModule:
     setting = SETTINGS[options.network]
     arguments = (options.network, setting.size, num_classes)
     symbol = without_det(get_symbol_train(*arguments, width=setting.width))
-    return DetectionModule(symbol, get_symbol(*arguments, width=setting.width), label_names(), [mx.cpu()])
+    return DetectionModule(
+        symbol, get_symbol(*arguments, width=setting.width), label_names(options.network), [mx.cpu()]
+    )
 
 
 def train(options: TrainStepOptions, iterator: DetRecordIter, peer: TorchPeer | None) -> dict[str, Seconds]:
@@ -201,7 +203,7 @@ def train(options: TrainStepOptions, iterator: DetRecordIter, peer: TorchPeer | 
     iterator.reset()
     module.fit(
         mx.io.ResizeIter(iterator, rounds.batches),
-        eval_metric=MultiBoxMetric(),
+        eval_metric=make_metric(module.symbol),
         batch_end_callback=[FiniteGuard(), Progress(iterator.batch_size, 20, rounds.batches, 1), rounds],
         kvstore="local",
         optimizer_params={"learning_rate": 1e-4, "momentum": 0.9, "wd": 5e-4, "rescale_grad": 1.0},

@@ -8,10 +8,14 @@ import numpy as np
 
 from boxes.anchors import AnchorLayer, multibox_prior
 from boxes.coders import encode
-from boxes.geometry import area, corners_to_centres, iou
+from boxes.geometry import corners_to_centres, has_area, iou
 
 Size = tuple[int, int]
 CACHED_GRIDS = 64  # input sizes whose anchors a process keeps
+
+
+class AssignerError(ValueError):
+    """An assigner cannot take an image's objects; the message names the remedy, whoever catches it the record."""
 
 
 def match(boxes: np.ndarray, anchors: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +66,7 @@ class SSDAssigner:
             normaliser (1,): number of positives. All float32.
         """
         corners, centres = self._anchors(size)
-        objects = objects[_has_area(objects[:, 1:5])]
+        objects = objects[has_area(objects[:, 1:5])]
         targets = {name: np.zeros(shape, np.float32) for name, shape in self.shapes(size).items()}
         owner, positive = match(objects[:, 1:5], corners, self.threshold)
         rows = np.flatnonzero(positive)
@@ -87,11 +91,6 @@ class SSDAssigner:
         if size not in self.feature_shapes:
             raise ValueError(f"no anchors for input size {size}; known are {sorted(self.feature_shapes)}")
         return _anchor_grid(self.layers, self.feature_shapes[size])
-
-
-def _has_area(boxes: np.ndarray) -> np.ndarray:
-    """(n,) bool: boxes (n, 4) that are finite and have an area."""
-    return np.isfinite(boxes).all(axis=1) & (area(boxes) > 0)
 
 
 @lru_cache(maxsize=CACHED_GRIDS)

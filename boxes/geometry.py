@@ -30,6 +30,11 @@ def area(boxes: np.ndarray) -> np.ndarray:
     return width * np.maximum(boxes[..., 3] - boxes[..., 1], 0)
 
 
+def has_area(boxes: np.ndarray) -> np.ndarray:
+    """(n,) bool: corner boxes (n, 4) that are finite and have an area."""
+    return np.isfinite(boxes).all(axis=1) & (area(boxes) > 0)
+
+
 def intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Intersection areas (n, m) of corner boxes a (n, 4) and b (m, 4); 0 where they do not overlap."""
     common = _overlap(a, b, 0)

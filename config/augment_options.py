@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from config.errors import OptionError
 from config.options import option
 
+FORCE, LETTERBOX = RESIZE_MODES = ("force", "letterbox")
+DEFAULT_FILL = 127  # grey, of all that lies beside an image
 CENTER, OVERLAP = "center", "overlap"
 AUTO_INTERPOLATION, RANDOM_INTERPOLATION = 9, 10
 _PER_SAMPLER = (
@@ -30,6 +32,10 @@ def _probability(default: float, what: str) -> float:
     return option(default, f"probability of {what}", _GROUP, minimum=0.0, maximum=1.0)
 
 
+def _strength(what: str, maximum: float) -> float:
+    return option(0.0, what, _GROUP, minimum=0.0, maximum=maximum)
+
+
 def _ratio(default: float, what: str) -> tuple[float, ...]:
     return option((default,) * 5, f"for each crop sampler: {what}", _GROUP, minimum=0.0, maximum=1.0)
 
@@ -42,6 +48,9 @@ class TrainAugment:
     in pixels) until one fits an object within its limits. The fields named ..._crop_... in the plural have one entry
     for each sampler: their length is the classic num_crop_sampler, () everywhere = no sampler. OptionError if lengths
     differ or a range is empty.
+
+    The last eight fields are those of the YOLOv3-SPP recipe (ultralytics/yolov3), all of them off: mosaic, an affine
+    map of what the classic part or the mosaic shows, and gains in HSV.
     """
 
     rand_crop_prob: float = _probability(5 / 6, "cropping")
@@ -78,7 +87,13 @@ class TrainAugment:
     max_pad_scale: float = option(
         4.0, "largest side of the canvas relative to the image", _GROUP, minimum=1.0, maximum=20.0
     )
-    fill_value: int = option(127, "colour of the canvas", _GROUP, minimum=0, maximum=255)
+    fill_value: int = option(
+        DEFAULT_FILL,
+        "colour of the canvas, and of what mosaic and affine maps leave empty",
+        _GROUP,
+        minimum=0,
+        maximum=255,
+    )
     random_hue_prob: float = _probability(0.5, "changing the hue")
     max_random_hue: int = option(18, "largest change of hue, of 180", _GROUP, minimum=0, maximum=90)
     random_saturation_prob: float = _probability(0.5, "changing the saturation")
@@ -94,6 +109,14 @@ class TrainAugment:
         _GROUP,
         choices=(0, 1, 2, 3, 4, AUTO_INTERPOLATION, RANDOM_INTERPOLATION),
     )
+    mosaic_prob: float = _probability(0.0, "showing four images side by side, in place of canvas and crop")
+    degrees: float = _strength("largest rotation, degrees", 180.0)
+    translate: float = _strength("largest shift, as a part of the input's sides", 1.0)
+    scale: float = _strength("largest change of the scale, which becomes 1 - it to 1 + it", 0.95)
+    shear: float = _strength("largest angle of shear along each axis, degrees", 60.0)
+    hsv_h: float = _strength("largest change of hue, relative to its value (HSV)", 1.0)
+    hsv_s: float = _strength("largest change of saturation, relative to its value", 1.0)
+    hsv_v: float = _strength("largest change of brightness, relative to its value", 1.0)
 
     def __post_init__(self) -> None:
         """Checks that there is one entry per sampler and no empty range."""
@@ -107,6 +130,16 @@ class TrainAugment:
             low, high = getattr(self, name), getattr(self, name.replace("min", "max", 1))
             if any(a > b for a, b in zip(low, high, strict=True)):
                 raise OptionError(f"{name} exceeds {name.replace('min', 'max', 1)}: {low} and {high}")
+
+    @property
+    def affine(self) -> bool:
+        """Is there a random affine map?"""
+        return any((self.degrees, self.translate, self.scale, self.shear))
+
+    @property
+    def hsv(self) -> bool:
+        """Are hue, saturation and brightness changed in HSV?"""
+        return any((self.hsv_h, self.hsv_s, self.hsv_v))
 
     @property
     def num_crop_sampler(self) -> int:

@@ -116,7 +116,7 @@ def iterator_options(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _changes_nothing(augment: TrainAugment) -> bool:
     probabilities = (getattr(augment, field.name) for field in fields(augment) if field.name.endswith("_prob"))
-    return augment.inter_method == LINEAR and not any(probabilities)
+    return augment.inter_method == LINEAR and not (any(probabilities) or augment.affine or augment.hsv)
 
 
 def classic_arguments(augment: TrainAugment | None) -> dict[str, Any]:

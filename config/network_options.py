@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 from config.options import option
+from config.yolo_options import YOLOOptions
 
 
 @dataclass(frozen=True)
-class NetworkOptions:
+class NetworkOptions(YOLOOptions):
     """Options of the network, its losses and its post-processing; the command line offers them all."""
 
     targets: str = option(

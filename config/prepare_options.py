@@ -9,38 +9,35 @@ from config.options import option
 class PrepareOptions:
     """What to pack and where to; the flags of the classic command line and a few more."""
 
-    dataset: str = option("pascal", "kind of annotations: pascal", "annotations")
+    dataset: str = option("pascal", "kind of annotations", "annotations", choices=("pascal", "coco"))
     root: str = option(
         "data/VOCdevkit",
-        "VOCdevkit with VOC2007/..., or a folder with Annotations/, JPEGImages/ and perhaps ImageSets/Main/",
+        "pascal: VOCdevkit with VOC2007/..., or a folder with Annotations/, JPEGImages/ and perhaps ImageSets/Main/; "
+        "coco: folder with annotations/instances_SET.json and SET/ or images/SET/",
         "annotations",
     )
-    year: tuple[str, ...] = option((), "years of a VOCdevkit; none means 2007,2012", "annotations")
+    year: tuple[str, ...] = option((), "years of a VOCdevkit; none means 2007,2012; coco has none", "annotations")
     set: tuple[str, ...] = option(
         (),
-        "image sets: one for all years, or one for each; none means trainval, or every image of a bare folder "
-        "without ImageSets/",
+        "image sets. pascal: one for all years, or one for each; none means trainval, or every image of a bare folder "
+        "without ImageSets/. coco: one or several, packed together; none means train2017",
         "annotations",
     )
     class_names: tuple[str, ...] = option(
         (),
         "names in the order of the ids: a list, a file with one a line, or the .json of a record packed before; none "
-        "means the 20 of VOC if they cover the annotations, else the names found, sorted",
+        "means those of the COCO file by category id, the 20 of VOC if they cover the annotations, or the names found, "
+        "sorted",
         "annotations",
     )
     pixel_origin: int = option(
         1,
         "1: coordinates count pixels from 1 and include both ends (VOC); 0: they are edges measured from 0 (labelImg, "
-        "CVAT)",
+        "CVAT). coco is always 0",
         "annotations",
         choices=(0, 1),
     )
-    true_negative: bool = option(
-        True,
-        "no effect: images without objects are always kept",
-        "annotations",
-        obsolete="images without objects are always kept",
-    )
+    true_negative: bool = option(True, "keep images without objects, to learn from them what is none", "annotations")
     target: str = option("data/train.lst", "list to write; .rec, .idx and .json go beside it", "output")
     shuffle: bool = option(True, "shuffle the images; --no-shuffle keeps the order of the sets", "output")
     seed: int = option(233, "seed of the shuffle", "output", minimum=0)

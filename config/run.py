@@ -4,12 +4,24 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from config.augment_options import TrainAugment
+from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES, TrainAugment
 from config.classic_options import ClassicEvaluateOptions, ClassicTrainOptions
+from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.options import option
 
 ENGINES = ("python", "native")
+RECT_MULTIPLE = 32  # the stride of a detector's deepest map
+METRICS = ("voc07", "voc", "coco")
+
+
+def _metrics() -> Any:
+    return option(
+        (),
+        "what to measure, in one pass: voc07, voc (area under the curve), coco (12 numbers) (default: as --voc07 says)",
+        "validation",
+        choices=METRICS,
+    )
 
 
 @dataclass(frozen=True)
@@ -21,6 +33,16 @@ class InputOptions:
     mean_r: float = option(123.0, "mean of red", "network")
     mean_g: float = option(117.0, "mean of green", "network")
     mean_b: float = option(104.0, "mean of blue", "network")
+    std_r: float = option(1.0, "by which red is divided after the mean has been subtracted", "network", minimum=1e-3)
+    std_g: float = option(1.0, "by which green is divided", "network", minimum=1e-3)
+    std_b: float = option(1.0, "by which blue is divided", "network", minimum=1e-3)
+    resize_mode: str = option(
+        FORCE,
+        "force = images are stretched to the input; letterbox = they keep their proportions and get borders",
+        "network",
+        choices=RESIZE_MODES,
+    )
+    fill: int = option(DEFAULT_FILL, "grey of the letterbox's borders", "network", minimum=0, maximum=255)
 
 
 @dataclass(frozen=True)
@@ -111,6 +133,18 @@ class RunOptions(InputOptions):
     overlap: float = option(0.5, "IoU above which a detection counts as right", "validation", minimum=0.0, maximum=1.0)
     use_difficult: bool = option(False, "count difficult objects", "validation")
     voc07: bool = option(True, "11-point VOC07 average precision; otherwise the area under the curve", "validation")
+    rect_val: bool = option(
+        False,
+        "validate images of like proportions together in inputs that are no larger than they need (with letterbox)",
+        "validation",
+    )
+    rect_multiple: int = option(
+        RECT_MULTIPLE, "what sides of the inputs of --rect-val are multiples of", "validation", minimum=1
+    )
+    metrics: tuple[str, ...] = _metrics()
+    best_metric: str = option(
+        "", "value of the validation that the best checkpoint is best in (default: mAP; AP without VOC)", "validation"
+    )
 
 
 @dataclass(frozen=True)
@@ -152,11 +186,55 @@ class EvaluateOptions(ClassicEvaluateOptions, DeviceOptions):
         None, "lowest score of a detection (default: as in training)", "detection", minimum=0.0, maximum=1.0
     )
     force: bool | None = option(None, "suppress across classes (default: as in training)", "detection")
+    rect_val: bool | None = option(
+        None, "images of like proportions together in inputs no larger than they need (default: as in training)", "data"
+    )
+    rect_multiple: int | None = option(
+        None,
+        f"what sides of these inputs are multiples of (default: as in training, or {RECT_MULTIPLE})",
+        "data",
+        minimum=1,
+    )
     overlap: float = option(0.5, "IoU above which a detection counts as right", "validation", minimum=0.0, maximum=1.0)
     use_difficult: bool = option(False, "count difficult objects", "validation")
     voc07: bool = option(True, "11-point VOC07 average precision; otherwise the area under the curve", "validation")
+    metrics: tuple[str, ...] = _metrics()
     json: str = option("", "file for the result: AP per class, mAP, images, seconds", "output")
+    coco_json: str = option("", "file for the detections in COCO's results format", "output")
+    coco_truth: str = option("", "file for the record's objects as a COCO annotation file, with the same ids", "output")
+    coco_annotations: str = option(
+        "",
+        "COCO annotation file whose ids --coco-json takes (default: the record's image ids, classes from 1)",
+        "data",
+    )
     curves: str = option("", "picture (PNG) of the precision-recall curves", "output")
+
+
+def pixel_options(options: InputOptions) -> dict[str, Any]:
+    """How an image becomes the network's input: arguments of the iterators and fields of a checkpoint's .json."""
+    return {
+        "mean_pixels": [options.mean_r, options.mean_g, options.mean_b],
+        "std": [options.std_r, options.std_g, options.std_b],
+        "resize_mode": options.resize_mode,
+        "fill": options.fill,
+    }
+
+
+def rect_multiple(options: RunOptions) -> int:
+    """What the sides of rectangular validation batches are multiples of; 0 = all batches have the same size."""
+    return options.rect_multiple if options.rect_val else 0
+
+
+def metric_kinds(options: RunOptions | EvaluateOptions) -> tuple[str, ...]:
+    """The metrics of a command, each once, out of METRICS; OptionError where --no-voc07 contradicts --metrics."""
+    if "voc07" in options.metrics and not options.voc07:
+        raise OptionError("--no-voc07 contradicts --metrics voc07: leave one of them out")
+    return tuple(dict.fromkeys(options.metrics)) or ("voc07" if options.voc07 else "voc",)
+
+
+def best_metric(options: RunOptions) -> str:
+    """The value of the validation by which checkpoints are compared."""
+    return options.best_metric or ("AP" if metric_kinds(options) == ("coco",) else "mAP")
 
 
 def network_options(options: Any) -> dict[str, Any]:

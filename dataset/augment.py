@@ -1,4 +1,4 @@
-"""The random choices of SSD augmentation for one image: canvas, crop, mirror, colours, interpolation.
+"""The random choices of augmentation: SSD's canvas, crop, mirror, colours, interpolation; YOLO's mosaic, affine, HSV.
 
 The recipe is that of the classic ImageDetRecordIter (det_aug_default): colours, mirror, expand, crop, resize. Here
 everything that moves pixels is chosen first and drawn in one go (dataset/transforms.py), and the mirror comes last,
@@ -6,30 +6,55 @@ which gives the same distribution since canvas and crop do not prefer a side. Tw
 around (the classic code clips it at red), and colours shift at the lower resolution of the resize.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from boxes.geometry import area, intersection
 from config.augment_options import OVERLAP, RANDOM_INTERPOLATION, TrainAugment
-from dataset.transforms import WHOLE, ColourShift, Size, draw, geometry, map_boxes, place, shape_of
+from dataset.affine import choose_matrix, map_objects, warp
+from dataset.letterbox import Frame, Resize
+from dataset.mosaic import Tile, compose
+from dataset.transforms import (
+    WHOLE,
+    ColourShift,
+    Size,
+    draw,
+    geometry,
+    map_boxes,
+    mirror_objects,
+    mirror_pixels,
+    place,
+    scale_hsv,
+    shape_of,
+    shift_colours,
+)
 
 MIN_PAD_SCALE = 1.05  # det_aug_default does not pad for less
 MIN_SIDE = 1e-3  # of the input; a third of a pixel at 300, nothing that could be learnt
 LINEAR = 1
 INTERPOLATIONS = 5
+STRETCHED = Resize()
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def resize_only(image: np.ndarray, objects: np.ndarray, size: Size) -> Sample:
-    """As augment(), with nothing random: the whole image resized bilinearly, objects as they are."""
+def resize_only(image: np.ndarray, objects: np.ndarray, size: Size, resize: Resize = STRETCHED) -> Sample:
+    """As augment(), with nothing random: the whole image resized bilinearly, with all objects."""
     shape = shape_of(image)
-    placement = place(WHOLE, shape, size)
-    pixels = draw(image, placement, size, 0, LINEAR, ColourShift())
-    return pixels, objects, geometry(placement, shape, size)
+    frame = resize.frame(shape, size)
+    placement = place(WHOLE, shape, frame.inner)
+    pixels = frame.surround(draw(image, placement, frame.inner, 0, LINEAR, ColourShift()), resize.fill)
+    return pixels, _framed(objects, frame), frame.move_view(geometry(placement, shape, frame.inner))
 
 
 def augment(
-    image: np.ndarray, objects: np.ndarray, size: Size, options: TrainAugment, rng: np.random.Generator
+    image: np.ndarray,
+    objects: np.ndarray,
+    size: Size,
+    options: TrainAugment,
+    rng: np.random.Generator,
+    resize: Resize = STRETCHED,
 ) -> Sample:
     """A random view of an image for training.
 
@@ -39,27 +64,90 @@ def augment(
         size: (H, W) of the network input.
         options: probabilities and ranges.
         rng: source of all randomness.
+        resize: how the crop, or the canvas, fills the input.
 
     Returns:
         The pixels (H, W, 3) uint8 BGR; the objects (k, 6), k <= n, normalised to and clipped at the input: those that
-        the crop keeps and whose sides are at least MIN_SIDE; the geometry (6,) of dataset.transforms.geometry.
+        the crop keeps and whose sides are at least MIN_SIDE, and that dataset.affine.map_objects keeps; the geometry
+        (6,) of dataset.transforms.geometry, NaN for scale and offset after an affine map.
     """
+    pixels, found, view = _classic_view(image, objects, size, options, rng, resize)
+    if options.affine:
+        matrix = choose_matrix(size, size, options, rng)
+        pixels, found = warp(pixels, matrix, size, options.fill_value), map_objects(found, size, matrix, size)
+        view = _unknown_view(image)
+    return _scale_hsv(pixels, options, rng), found, view
+
+
+def augment_mosaic(
+    tiles: Sequence[Tile], size: Size, options: TrainAugment, rng: np.random.Generator, resize: Resize = STRETCHED
+) -> Sample:
+    """A random mosaic of four images; as augment(), with (image, objects) of each tile, the sample's own one first.
+
+    The canvas of dataset.mosaic.compose is twice as large as the input, which shows its middle, moved by the affine
+    map. Mirror and colours are those of the classic part.
+    """
+    canvas, objects = compose(tiles, size, options.fill_value, _interpolation(options, rng), rng, resize)
+    shape = shape_of(canvas)
+    matrix = choose_matrix(shape, size, options, rng)
+    pixels, found = warp(canvas, matrix, size, options.fill_value), map_objects(objects, shape, matrix, size)
+    if rng.random() < options.rand_mirror_prob:
+        pixels, found = mirror_pixels(pixels), mirror_objects(found)
+    pixels = shift_colours(pixels, choose_colours(options, rng))
+    return _scale_hsv(pixels, options, rng), found, _unknown_view(tiles[0][0])
+
+
+def _unknown_view(image: np.ndarray) -> np.ndarray:
+    """The geometry (6,) of an image whose place in the input is not one scale and offset: NaN."""
+    return np.array([*shape_of(image), *[np.nan] * 4])
+
+
+def _scale_hsv(pixels: np.ndarray, options: TrainAugment, rng: np.random.Generator) -> np.ndarray:
+    """Pixels with random gains of hue, saturation and value."""
+    if not options.hsv:
+        return pixels
+    return scale_hsv(pixels, 1 + rng.uniform(-1, 1, 3) * (options.hsv_h, options.hsv_s, options.hsv_v))
+
+
+def _classic_view(
+    image: np.ndarray,
+    objects: np.ndarray,
+    size: Size,
+    options: TrainAugment,
+    rng: np.random.Generator,
+    resize: Resize,
+) -> Sample:
+    """The view by canvas, crop, mirror and colours; arguments and result as those of augment()."""
     shape = shape_of(image)
     rectangle, kept = choose_rectangle(objects[:, 1:5], shape[1] / shape[0], options, rng)
-    placement = place(rectangle, shape, size, mirror=bool(rng.random() < options.rand_mirror_prob))
-    interpolation = options.inter_method
-    if interpolation == RANDOM_INTERPOLATION:
-        interpolation = int(rng.integers(INTERPOLATIONS))
-    pixels = draw(image, placement, size, options.fill_value, interpolation, choose_colours(options, rng))
-    view = geometry(placement, shape, size)
-    return pixels, _map_objects(objects[kept], view, size), view
+    frame = resize.frame(tuple((rectangle[2:] - rectangle[:2])[::-1] * shape), size)
+    placement = place(rectangle, shape, frame.inner, mirror=bool(rng.random() < options.rand_mirror_prob))
+    interpolation = _interpolation(options, rng)
+    pixels = draw(image, placement, frame.inner, options.fill_value, interpolation, choose_colours(options, rng))
+    view = geometry(placement, shape, frame.inner)
+    found = _framed(_map_objects(objects[kept], view, frame.inner), frame)
+    return frame.surround(pixels, resize.fill), found[_large(found)], frame.move_view(view)
+
+
+def _interpolation(options: TrainAugment, rng: np.random.Generator) -> int:
+    """Number of the interpolation as dataset.transforms.resize takes it."""
+    random = options.inter_method == RANDOM_INTERPOLATION
+    return int(rng.integers(INTERPOLATIONS)) if random else options.inter_method
 
 
 def _map_objects(objects: np.ndarray, view: np.ndarray, size: Size) -> np.ndarray:
-    """Objects in the view, without those that have become too small to be seen."""
-    boxes = map_boxes(objects[:, 1:5], view, size)
-    large = (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(axis=1)
-    return np.concatenate([objects[:, :1], boxes, objects[:, 5:]], axis=1)[large]
+    """Objects in a view (H, W), clipped to it."""
+    return np.concatenate([objects[:, :1], map_boxes(objects[:, 1:5], view, size), objects[:, 5:]], axis=1)
+
+
+def _framed(objects: np.ndarray, frame: Frame) -> np.ndarray:
+    """Objects normalised to the frame -> normalised to the input."""
+    return np.concatenate([objects[:, :1], frame.move_boxes(objects[:, 1:5]), objects[:, 5:]], axis=1)
+
+
+def _large(objects: np.ndarray) -> np.ndarray:
+    """(n,): is it large enough to be seen?"""
+    return (objects[:, 3:5] - objects[:, 1:3] >= MIN_SIDE).all(axis=1)
 
 
 def choose_colours(options: TrainAugment, rng: np.random.Generator) -> ColourShift:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from config.errors import DataError
 from dataset.labels import OBJECT_WIDTH
 
 
@@ -51,3 +52,13 @@ class Imdb(Protocol):
     @property
     def dropped(self) -> Sequence[str]:
         """One line for each box that was left out."""
+
+
+def require_inside(path: Path, folder: Path, root: Path) -> None:
+    """Refuses a path that leaves its folder by '..', as an absolute name or by a symbolic link out of the root."""
+    try:
+        real = path.resolve()
+    except (ValueError, RuntimeError, OSError) as error:  # a NUL byte, a loop of links
+        raise DataError(f"{str(path)!r}: not a usable file name ({error})") from error
+    if not (real.is_relative_to(folder.resolve()) or real.is_relative_to(root.resolve())) or ".." in path.parts:
+        raise DataError(f"{path} lies outside {root}; names must stay inside the data set")

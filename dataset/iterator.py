@@ -2,26 +2,30 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from config.augment_options import TrainAugment
+from config.augment_options import DEFAULT_FILL, FORCE, LETTERBOX, TrainAugment
 from config.errors import OptionError, UserError
 from config.runtime import mx
 from config.threads import usable_threads
 from dataset.labels import parse_label
+from dataset.letterbox import Resize
 from dataset.recordio import RecordReader, unpack
+from dataset.rectangular import find_rectangles
 from dataset.relabelled import RelabelledReader
 from dataset.samples import DATA, GEOMETRY, LABEL, Assigner, BatchLayout, SampleMaker
 from dataset.sidecar import read_sidecar, verify_sidecar
+from dataset.transforms import Size, shape_of
 from dataset.workers import InProcess, WorkerPool
 
-SLOTS = 3  # batches made ahead
+AHEAD = 2  # batches made ahead, beside those of the current group
 NORMALISER = "normaliser"
 PAD_INDEX = -1
+SIZE_STREAM = (0, 1)  # after (seed, epoch): random numbers that no sample and no order has
 
 
 class RecordIter(mx.io.DataIter, ABC):
@@ -33,9 +37,11 @@ class RecordIter(mx.io.DataIter, ABC):
     [id, corners normalised to the input, difficult], -1 beyond the objects, then the assigner's arrays]; pad, index
     (B,) int64 ids of the records; and geometry (B, 6) float32: h, w of the image, scale y, x, offset y, x with input
     pixel = image pixel * scale + offset (scale x < 0: mirrored). The last `pad` rows are no samples: geometry 0, label
-    -1, index -1, ignored targets, and the pixels of the epoch's first samples, as batch norm sees them. The label
-    `normaliser` (B, 1) holds in each row the number of positives of the batch. A damaged record raises DataError with
-    its id; reset() goes on with the next epoch.
+    -1, index -1, ignored targets, and the pixels of the epoch's first samples, as batch norm sees them. The batches of
+    an epoch form groups of `accumulate`, the last one may be smaller; completes_update is true in the last batch of a
+    group, and the label `normaliser` (B, k) holds in each row the sums of the assigner's normalisers (k,) over all
+    samples of the group. H and W may differ between batches, as provide_data and provide_label of each batch say. A
+    damaged record raises DataError with its id; reset() goes on with the next epoch.
 
     Attributes:
         class_names: from the sidecar, None without one.
@@ -65,6 +71,11 @@ class RecordIter(mx.io.DataIter, ABC):
         part_index: int = 0,
         label_name: str = LABEL,
         path_imglist: str | Path | None = None,
+        resize_mode: str = FORCE,
+        fill: int = DEFAULT_FILL,
+        accumulate: int = 1,
+        sizes: Sequence[Size] = (),
+        rect: int = 0,
     ) -> None:
         """Opens the record and starts to make batches.
 
@@ -84,6 +95,15 @@ class RecordIter(mx.io.DataIter, ABC):
             label_name: name of the first label.
             path_imglist: a .lst whose labels replace those of the records with the same ids; lines of other records do
                 not matter. None or "" = the record's own labels.
+            resize_mode: force = the image, or its crop, is stretched to the input; letterbox = it keeps its proportions
+                and has borders of the colour `fill` (0 to 255).
+            accumulate: batches whose gradients make one update together. All of them are made before the first is
+                served: memory holds accumulate + AHEAD batches.
+            sizes: inputs (H, W) of which each group has one, chosen by (seed, epoch, number of the group); () = always
+                data_shape. Memory is reserved for the largest.
+            rect: for validation with letterbox: the order is that of the images' proportions, and each batch has the
+                smallest input, in multiples of `rect` pixels, in which its images have longer sides like data_shape's
+                (dataset/rectangular.py); data_shape's longer side must be such a multiple. 0 = one size.
 
         Raises:
             OptionError: arguments that do not fit together.
@@ -91,9 +111,17 @@ class RecordIter(mx.io.DataIter, ABC):
         """
         super().__init__(batch_size)
         size = _size(data_shape)
+        if accumulate < 1:
+            raise OptionError(f"accumulate {accumulate}: an update needs at least one batch")
         if batch_size < 1 or num_parts < 1 or not 0 <= part_index < num_parts:
             raise OptionError(f"batch_size {batch_size} and part {part_index} of {num_parts} do not make batches")
         source = open_source(path_imgrec, num_classes, max_objects, path_imglist)
+        if rect and (augment or shuffle or sizes or num_parts > 1 or resize_mode != LETTERBOX):
+            raise OptionError(
+                "rectangular batches are for validation with --resize-mode letterbox: no augmentation, shuffling, parts"
+            )
+        self._rectangles = find_rectangles(source.reader, batch_size, max(size), rect) if rect else None
+        size = self._rectangles.largest if self._rectangles else size
         self.class_names, self.num_classes = source.class_names, source.num_classes
         self._maker = SampleMaker(
             reader=source.reader,
@@ -105,8 +133,11 @@ class RecordIter(mx.io.DataIter, ABC):
             num_classes=source.num_classes,
             assigner=_importable(assigner),
             seed=seed,
+            resize=Resize(resize_mode, fill),
         )
-        self._layout = BatchLayout(batch_size, self._maker.shapes())
+        self._accumulate, self._sizes = accumulate, tuple(map(_size, sizes)) or (size,)
+        self._total: np.ndarray | None = None  # normalisers of the current group
+        self._layout = self._make_layout((size, *(self._rectangles.sizes if self._rectangles else self._sizes)))
         self._shuffle, self._num_parts, self._part_index = shuffle, num_parts, part_index
         self._label_name = label_name
         if len(source.reader) < num_parts:
@@ -117,17 +148,18 @@ class RecordIter(mx.io.DataIter, ABC):
 
     @property
     def provide_data(self) -> list[mx.io.DataDesc]:
-        """Name and shape of the data."""
-        return [mx.io.DataDesc(DATA, (self.batch_size, *self._layout.shapes[DATA]), np.float32, "NCHW")]
+        """Name and shape of the data, for batches of data_shape; with `rect`, of the largest batch."""
+        return self._data_desc(self._maker.size)
+
+    @property
+    def smallest_size(self) -> Size:
+        """(H, W) of the batches with the fewest pixels; a symbol that is built for it finds boxes in all of them."""
+        return min(self._layout.shapes, key=lambda size: size[0] * size[1])
 
     @property
     def provide_label(self) -> list[mx.io.DataDesc]:
-        """Names and shapes of the label and of the assigner's arrays."""
-        return [
-            mx.io.DataDesc(self._label_name if name == LABEL else name, (self.batch_size, *shape), np.float32)
-            for name, shape in self._layout.shapes.items()
-            if name not in (DATA, GEOMETRY)
-        ]
+        """Names and shapes of the label and of the assigner's arrays, for batches of data_shape."""
+        return self._label_desc(self._maker.size)
 
     def reset(self) -> None:
         """Begins the next epoch, in mid-epoch too."""
@@ -145,22 +177,41 @@ class RecordIter(mx.io.DataIter, ABC):
     def _prepare(self) -> tuple[int, int]:
         """Gets ready to make batches; returns num_examples and num_batches."""
 
-    def _batch(self, arrays: dict[str, np.ndarray], positions: np.ndarray) -> mx.io.DataBatch:
-        """Arrays with the samples at `positions` in their first rows, completed by padding and the normaliser."""
-        pad = self.batch_size - len(positions)
+    def _make_layout(self, sizes: Iterable[Size]) -> BatchLayout:
+        return BatchLayout(self.batch_size, {size: self._maker.resized(size).shapes() for size in sizes})
+
+    def _data_desc(self, size: Size) -> list[mx.io.DataDesc]:
+        return [mx.io.DataDesc(DATA, (self.batch_size, *self._layout.shapes[size][DATA]), np.float32, "NCHW")]
+
+    def _label_desc(self, size: Size) -> list[mx.io.DataDesc]:
+        return [
+            mx.io.DataDesc(self._label_name if name == LABEL else name, (self.batch_size, *shape), np.float32)
+            for name, shape in self._layout.shapes[size].items()
+            if name not in (DATA, GEOMETRY)
+        ]
+
+    def _group_end(self, batch: int) -> int:
+        """The number of the batch after the group of this one."""
+        return min((batch // self._accumulate + 1) * self._accumulate, self.num_batches)
+
+    def _batch(self, arrays: dict[str, np.ndarray], positions: np.ndarray, number: int) -> mx.io.DataBatch:
+        """Batch `number` of arrays with the samples at `positions` in their first rows, completed by padding and the
+        normaliser."""
+        pad, size = self.batch_size - len(positions), shape_of(arrays[DATA][0, 0])
         if pad:
-            self._maker.write_padding(arrays, len(positions))
-        if NORMALISER in arrays:
-            arrays[NORMALISER][:] = arrays[NORMALISER].sum()
+            self._maker.resized(size).write_padding(arrays, len(positions))
+        if self._total is not None:
+            arrays[NORMALISER][:] = self._total
         batch = mx.io.DataBatch(
             data=[_to_mxnet(arrays[DATA])],
             label=[_to_mxnet(array) for name, array in arrays.items() if name not in (DATA, GEOMETRY)],
             pad=pad,
             index=np.append(self._maker.reader.keys[positions], [PAD_INDEX] * pad).astype(np.int64),
-            provide_data=self.provide_data,
-            provide_label=self.provide_label,
+            provide_data=self._data_desc(size),
+            provide_label=self._label_desc(size),
         )
         batch.geometry = arrays[GEOMETRY].copy()
+        batch.completes_update = number + 1 == self._group_end(number)
         return batch
 
 
@@ -169,7 +220,7 @@ class DetRecordIter(RecordIter):
 
     The order is a permutation of all records that (seed, epoch) decides, and a sample depends on (seed, epoch, its
     place in the file) alone, not on the number of workers. Shard k of n serves every n-th sample of this order. A
-    damaged record raises when its batch is due; next() then goes on with the following batch. A worker that dies raises
+    damaged record raises when its group is due; next() then goes on with the following group. A worker that dies raises
     RuntimeError; next() and reset() then start new ones.
     """
 
@@ -187,6 +238,7 @@ class DetRecordIter(RecordIter):
         self.epoch = epoch
         self._cursor = self._submitted = 0
         self._order = self._epoch_order()
+        self._batch_sizes = self._epoch_sizes()
 
     def next(self) -> mx.io.DataBatch:
         """The next batch; StopIteration at the end of the epoch."""
@@ -195,11 +247,12 @@ class DetRecordIter(RecordIter):
         pool = self._running_pool()
         try:
             self._submit(pool)
-            slot = self._cursor % SLOTS
-            pool.wait(slot)
-            batch = self._batch(pool.slots[slot], self._positions(self._cursor))
+            if self._cursor % self._accumulate == 0:
+                self._total = self._group_total(pool)
+            pool.wait(self._cursor % self._slots)
+            batch = self._batch(self._arrays(pool, self._cursor), self._positions(self._cursor), self._cursor)
         except UserError:
-            self._cursor += 1
+            self._cursor = self._group_end(self._cursor)
             raise
         except BaseException:  # Ctrl-C, a dead worker, a bug: nobody knows what the workers do now
             self.close()
@@ -216,6 +269,7 @@ class DetRecordIter(RecordIter):
 
     def _prepare(self) -> tuple[int, int]:
         count = len(self._maker.reader)
+        self._slots = self._accumulate + AHEAD
         self._part = slice(self._part_index, None, self._num_parts)
         self._running_pool()
         return len(range(count)[self._part]), math.ceil(math.ceil(count / self._num_parts) / self.batch_size)
@@ -223,9 +277,9 @@ class DetRecordIter(RecordIter):
     def _running_pool(self) -> WorkerPool | InProcess:
         if self._pool is None:
             if self._workers:
-                self._pool = WorkerPool(self._maker, self._layout, SLOTS, self._workers)
+                self._pool = WorkerPool(self._maker, self._layout, self._slots, self._workers)
             else:
-                self._pool = InProcess(self._maker, self._layout, SLOTS)
+                self._pool = InProcess(self._maker, self._layout, self._slots)
         return self._pool
 
     def _drain(self, pool: WorkerPool | InProcess) -> None:
@@ -238,18 +292,46 @@ class DetRecordIter(RecordIter):
     def _epoch_order(self) -> np.ndarray:
         """Positions of this shard's samples in the order of the epoch."""
         count = len(self._maker.reader)
+        if self._rectangles:
+            return self._rectangles.order
         if not self._shuffle:
             return np.arange(count)[self._part]
         return np.random.default_rng((self._maker.seed, self.epoch)).permutation(count)[self._part]
+
+    def _epoch_sizes(self) -> list[Size]:
+        """The input (H, W) of each batch of the epoch, one for each group."""
+        if self._rectangles:
+            return list(self._rectangles.sizes)
+        groups = np.arange(self.num_batches) // self._accumulate
+        rng = np.random.default_rng((self._maker.seed, self.epoch, *SIZE_STREAM))
+        choices = rng.integers(len(self._sizes), size=self.num_batches)  # (groups or more,)
+        return [self._sizes[k] for k in choices[groups]]
+
+    def _group_total(self, pool: WorkerPool | InProcess) -> np.ndarray | None:
+        """Waits for all batches of the group that begins; the sums (k,) of their normalisers, None without any."""
+        numbers = range(self._cursor, self._group_end(self._cursor))
+        errors = []
+        for number in numbers:
+            try:
+                pool.wait(number % self._slots)
+            except UserError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return group_total((self._arrays(pool, n), len(self._positions(n))) for n in numbers)
+
+    def _arrays(self, pool: WorkerPool | InProcess, batch: int) -> dict[str, np.ndarray]:
+        return pool.arrays(batch % self._slots, self._batch_sizes[batch])
 
     def _positions(self, batch: int) -> np.ndarray:
         return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
     def _submit(self, pool: WorkerPool | InProcess) -> None:
         """Has batches made ahead, as far as there are slots."""
-        while self._submitted < min(self._cursor + SLOTS, self.num_batches):
+        while self._submitted < min(self._cursor + self._slots, self.num_batches):
             rows = np.arange(self._submitted * self.batch_size, (self._submitted + 1) * self.batch_size)
-            pool.submit(self._submitted % SLOTS, self.epoch, self._order.take(rows, mode="wrap"))
+            positions, size = self._order.take(rows, mode="wrap"), self._batch_sizes[self._submitted]
+            pool.submit(self._submitted % self._slots, self.epoch, positions, size)
             self._submitted += 1
 
 
@@ -298,6 +380,13 @@ def widest_record(reader: RecordReader) -> int:
 
 def _count(payload: bytes, where: str) -> int:
     return len(parse_label(unpack(payload, where).label, where))
+
+
+def group_total(batches: Iterable[tuple[dict[str, np.ndarray], int]]) -> np.ndarray | None:
+    """The column sums (k,) of the normalisers (B, k) of batches, each given as arrays and its number of samples; None
+    if there are no normalisers."""
+    rows = [arrays[NORMALISER][:count] for arrays, count in batches if NORMALISER in arrays]
+    return np.concatenate(rows).sum(axis=0) if rows else None
 
 
 def _to_mxnet(array: np.ndarray) -> mx.nd.NDArray:

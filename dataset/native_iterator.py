@@ -7,7 +7,7 @@ that tells each sample's place in the file; every epoch is one pass through the 
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BufferedReader
 from pathlib import Path
@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from config.augment_options import FORCE
 from config.config import classic_arguments
 from config.errors import DataError, OptionError
 from config.runtime import mx
-from dataset.iterator import DetRecordIter, RecordIter
+from dataset.iterator import DetRecordIter, RecordIter, group_total
 from dataset.native_labels import label_width, parse_rows, read_labels, real_objects, split_by_bytes
 from dataset.recordio import unpack
 from dataset.samples import DATA, GEOMETRY, LABEL, BatchLayout, SampleMaker, write_all
@@ -50,9 +51,12 @@ class NativeDetRecordIter(RecordIter):
     - geometry of augmented samples has NaN for scale and offset.
     - Shards are ranges of bytes: their numbers of records differ, and shorter ones end with batches of padding.
     - JPEG files with an EXIF rotation are refused, since C++ rotates the pixels but not the boxes.
+    - All batches have the same size.
+    - Images are stretched to the input: resize_mode letterbox is refused.
     """
 
     _pass: "Ahead | None" = None
+    _group: Sequence[Batch] = ()  # made, but not yet served
     _cursor = 0
     epoch = 0
 
@@ -71,18 +75,27 @@ class NativeDetRecordIter(RecordIter):
         if self._cursor >= self.num_batches:
             raise StopIteration
         try:
-            arrays, positions = (self._pass or self._begin()).take()
+            if not self._group:
+                self._make_group()
         except BaseException:
             self.close()
             raise
+        (arrays, positions), self._group = self._group[0], self._group[1:]
         self._cursor += 1
-        return self._batch(arrays, positions)
+        return self._batch(arrays, positions, self._cursor - 1)
+
+    def _make_group(self) -> None:
+        """Takes the group's batches from the cursor on; the sum of its normalisers is known if some were served."""
+        running = self._pass or self._begin()
+        self._group = [running.take() for _ in range(self._cursor, self._group_end(self._cursor))]
+        if self._cursor % self._accumulate == 0:
+            self._total = group_total((arrays, len(positions)) for arrays, positions in self._group)
 
     def close(self) -> None:
         """Ends the thread and the C++ iterator; next() would start them again."""
         if self._pass is not None:
             self._pass.close()
-        self._pass = None
+        self._pass, self._group = None, ()
         self._source.release()
 
     def _begin(self) -> "Ahead":
@@ -91,6 +104,10 @@ class NativeDetRecordIter(RecordIter):
         return self._pass
 
     def _prepare(self) -> tuple[int, int]:
+        if self._maker.resize.mode != FORCE:
+            raise OptionError(f"the native engine cannot do {self._maker.resize.mode}; use --engine python")
+        if self._sizes != (self._maker.size,):
+            raise OptionError("the native engine has inputs of one size; use --engine python for --multi-scale")
         shards = split_by_bytes(self._maker.reader.bounds, self._num_parts, self._shuffle_blocks())
         counts = [len(positions) for positions in shards]
         if min(counts) == 0:
@@ -185,7 +202,7 @@ class NativeSource:
         """Pixels (B, 3, H, W), positions (n,) and objects (n, M, 6) of the next batch; n = 0 at the end."""
         batch = next(self._native, None) if more else None
         if batch is None:
-            shape = self._layout.shapes
+            shape = self._maker.shapes()
             return (
                 np.empty((self._layout.batch_size, *shape[DATA]), np.float32),
                 np.empty(0, int),
@@ -198,12 +215,12 @@ class NativeSource:
     def _arrays(self, data: np.ndarray, positions: np.ndarray, objects: np.ndarray) -> dict[str, np.ndarray]:
         """The arrays of a batch with samples in the first rows."""
         maker, count = self._maker, len(positions)
-        arrays = {n: np.empty((len(data), *shape), np.float32) for n, shape in self._layout.shapes.items() if n != DATA}
+        arrays = {n: np.empty((len(data), *shape), np.float32) for n, shape in maker.shapes().items() if n != DATA}
         arrays[LABEL][:count] = objects
         arrays[GEOMETRY][:count] = self._geometry(positions)
         if maker.assigner:
             for row, sample in enumerate(real_objects(objects)):
-                write_all(arrays, row, maker.assigner(sample, maker.size))
+                write_all(arrays, row, maker.targets(sample, maker.where(int(positions[row]))))
         return {DATA: data} | arrays
 
     def _geometry(self, positions: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ class Checked:
 
 @dataclass
 class Report:
-    """What was packed and what was not: lists of lines for the user."""
+    """What was packed and what was not: lists of lines for the user; empty = images left out for want of objects."""
 
     class_names: tuple[str, ...]
     counts: list[int] = field(default_factory=list)
@@ -51,6 +51,7 @@ class Report:
     bad: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
     rotated: list[str] = field(default_factory=list)
+    empty: int = 0
 
 
 def pack_dataset(
@@ -60,18 +61,20 @@ def pack_dataset(
     seed: int | None,
     workers: int,
     skip_bad: bool = False,
+    keep_empty: bool = True,
     source: str = "",
     progress: Progress = lambda images, total: images,
 ) -> Report:
     """Packs the images of imdb, in an order shuffled by seed (None: as they come), ids counting from 0 in that order.
 
     target is the .lst; the other files go beside it. Every image is decoded once, completely. A damaged or missing one
-    raises DataError with the list of all such images, after the last; with skip_bad it is left out. Files appear at the
+    raises DataError with the list of all such images, after the last; with skip_bad it is left out. Images annotated
+    without objects are left out unless keep_empty. Files appear at the
     end, the sidecar last; an error or an interruption leaves those of an earlier run as they were. The result depends
     neither on `workers` nor on timing.
     """
-    images = _in_order(imdb.images, seed)
-    report = Report(imdb.class_names, dropped=list(imdb.dropped))
+    images = _in_order([image for image in imdb.images if keep_empty or len(image.objects)], seed)
+    report = Report(imdb.class_names, dropped=list(imdb.dropped), empty=len(imdb.images) - len(images))
     report.objects_per_class = np.zeros(len(imdb.class_names), np.int64)
     lines: list[str] = []
     rec = target.with_suffix(".rec")

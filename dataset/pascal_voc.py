@@ -17,7 +17,7 @@ import defusedxml.ElementTree
 import numpy as np
 
 from config.errors import DataError
-from dataset.imdb import AnnotatedImage
+from dataset.imdb import AnnotatedImage, require_inside
 
 VOC_CLASSES = tuple(
     """
@@ -148,7 +148,7 @@ def _names(folder: Path, image_set: str | None) -> list[str]:
             raise DataError(f"{folder / 'Annotations'} holds no annotations (*.xml)")
         return names
     path = sets / f"{image_set or DEFAULT_SET}.txt"
-    _inside(path, sets, sets)
+    require_inside(path, sets, sets)
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in sets.glob("*.txt"))[:20]) or "none"
         raise DataError(f"{path} is missing; sets that are there (--set): {known}")
@@ -161,23 +161,13 @@ def _names(folder: Path, image_set: str | None) -> list[str]:
     return names
 
 
-def _inside(path: Path, folder: Path, root: Path) -> None:
-    """Refuses a path that leaves its folder by '..', as an absolute name or by a symbolic link out of the root."""
-    try:
-        real = path.resolve()
-    except (ValueError, RuntimeError, OSError) as error:  # a NUL byte, a loop of links
-        raise DataError(f"{str(path)!r}: not a usable file name ({error})") from error
-    if not (real.is_relative_to(folder.resolve()) or real.is_relative_to(root.resolve())) or ".." in path.parts:
-        raise DataError(f"{path} lies outside {root}; names must stay inside the data set")
-
-
 def _read(root: Path, folder: Path, name: str) -> _Annotation:
     """Parses one annotation file."""
     path = folder / "Annotations" / f"{name}.xml"
-    _inside(path, folder / "Annotations", root)
+    require_inside(path, folder / "Annotations", root)
     tree = _parse(path)
     image = _image_path(folder / "JPEGImages", name)
-    _inside(image, folder / "JPEGImages", root)
+    require_inside(image, folder / "JPEGImages", root)
     objects = tree.findall("object")
     boxes = [_box(element, path) for element in objects]
     return _Annotation(

@@ -4,15 +4,18 @@ This is what the workers run; it knows nothing of processes and mxnet.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
+from boxes.assigners import AssignerError
 from config.augment_options import TrainAugment
 from config.errors import DataError
-from dataset.augment import augment, resize_only
+from dataset.augment import Sample, augment, augment_mosaic, resize_only
 from dataset.labels import OBJECT_WIDTH, parse_label, validate
+from dataset.letterbox import Resize
+from dataset.mosaic import TILES, Tile
 from dataset.recordio import RecordReader, unpack
 from dataset.transforms import Size, decode, normalise
 
@@ -40,13 +43,14 @@ class SampleMaker:
 
     Attributes:
         reader: the record file.
-        size: (H, W) of the network input.
+        size: (H, W) of the network input; resized() gives the maker of another.
         augment: None = the whole image resized, otherwise random views.
         mean, std: (3,) RGB, float32.
-        max_objects: rows of the label.
+        max_objects: of a record, at most; the label has as many rows, or those of four records where mosaics are made.
         num_classes: valid class ids are below it.
         assigner: None = no targets.
         seed: of the augmentation.
+        resize: how images fill the input.
     """
 
     reader: RecordReader
@@ -58,6 +62,11 @@ class SampleMaker:
     num_classes: int
     assigner: Assigner | None
     seed: int
+    resize: Resize = Resize()
+
+    def resized(self, size: Size) -> "SampleMaker":
+        """The same for inputs of another (H, W)."""
+        return self if size == self.size else replace(self, size=size)
 
     def where(self, position: int) -> str:
         """How errors name a record."""
@@ -65,7 +74,8 @@ class SampleMaker:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each float32 array of one sample."""
-        own = {DATA: (3, *self.size), LABEL: (self.max_objects, OBJECT_WIDTH), GEOMETRY: (6,)}
+        rows = self.max_objects * (TILES if self.augment and self.augment.mosaic_prob else 1)
+        own = {DATA: (3, *self.size), LABEL: (rows, OBJECT_WIDTH), GEOMETRY: (6,)}
         return own | (self.assigner.shapes(self.size) if self.assigner else {})
 
     def objects(self, label: np.ndarray, where: str) -> np.ndarray:
@@ -80,22 +90,40 @@ class SampleMaker:
 
     def write(self, arrays: Arrays, row: int, epoch: int, position: int) -> None:
         """Fills row `row` of the batch arrays with the record at `position`; DataError naming a damaged record."""
-        where = self.where(position)
-        record = unpack(self.reader.read(position), where)
-        objects = self.objects(record.label, where)
-        image = decode(record.image, where)
-        if self.augment is None:
-            pixels, objects, view = resize_only(image, objects, self.size)
-        else:
-            rng = np.random.default_rng((self.seed, epoch, position))
-            pixels, objects, view = augment(image, objects, self.size, self.augment, rng)
+        pixels, objects, view = self.view(epoch, position)
         normalise(pixels, self.mean, self.std, arrays[DATA][row])
         arrays[GEOMETRY][row] = view
         label = arrays[LABEL][row]
         label[: len(objects)] = objects
         label[len(objects) :] = -1
-        if self.assigner:
-            write_all(arrays, row, self.assigner(objects, self.size))
+        write_all(arrays, row, self.targets(objects, self.where(position)))
+
+    def view(self, epoch: int, position: int) -> Sample:
+        """Pixels (H, W, 3) uint8 BGR, objects (n, 6), geometry (6,) of a sample; DataError naming a damaged record."""
+        own = self.read(position)
+        if self.augment is None:
+            return resize_only(*own, self.size, self.resize)
+        rng = np.random.default_rng((self.seed, epoch, position))
+        if self.augment.mosaic_prob and rng.random() < self.augment.mosaic_prob:
+            others = rng.integers(len(self.reader), size=TILES - 1)
+            return augment_mosaic([own, *map(self.read, others.tolist())], self.size, self.augment, rng, self.resize)
+        return augment(*own, self.size, self.augment, rng, self.resize)
+
+    def read(self, position: int) -> Tile:
+        """The image (h, w, 3) and the objects (n, 6) of a record; DataError naming it if it is damaged."""
+        where = self.where(position)
+        record = unpack(self.reader.read(position), where)
+        objects = self.objects(record.label, where)
+        return decode(record.image, where), objects
+
+    def targets(self, objects: np.ndarray, where: str) -> Mapping[str, np.ndarray]:
+        """The assigner's arrays for objects (n, 6), {} without one; DataError naming the record that it cannot take."""
+        if not self.assigner:
+            return {}
+        try:
+            return self.assigner(objects, self.size)
+        except AssignerError as error:
+            raise DataError(f"{where}: {error}") from error
 
     def write_padding(self, arrays: Arrays, begin: int) -> None:
         """Makes the rows from `begin` on padding: geometry 0, label -1, ignored targets; the pixels stay."""
@@ -115,22 +143,24 @@ def write_all(arrays: Arrays, rows: int | slice, values: Mapping[str, np.ndarray
 class BatchLayout:
     """How float32 batch arrays lie in memory, several batches ("slots") one after the other.
 
+    A batch has one of several input sizes; a slot has room for the largest.
+
     Attributes:
         batch_size: rows of each array.
-        shapes: shape of one row of each array.
+        shapes: for each input (H, W), the shape of one row of each array.
     """
 
     batch_size: int
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: Mapping[Size, Mapping[str, tuple[int, ...]]]
 
     def slot_bytes(self) -> int:
         """Bytes of one slot."""
-        return sum(self._bytes(shape) for shape in self.shapes.values())
+        return max(sum(map(self._bytes, shapes.values())) for shapes in self.shapes.values())
 
-    def arrays(self, memory: memoryview, slot: int) -> dict[str, np.ndarray]:
-        """The arrays (batch_size, *shape) of a slot, as views of the memory."""
+    def arrays(self, memory: memoryview, slot: int, size: Size) -> dict[str, np.ndarray]:
+        """The arrays (batch_size, *shape) of a slot with a batch of input (H, W), as views of the memory."""
         arrays, offset = {}, slot * self.slot_bytes()
-        for name, shape in self.shapes.items():
+        for name, shape in self.shapes[size].items():
             count = self.batch_size * int(np.prod(shape))
             arrays[name] = np.frombuffer(memory, np.float32, count, offset).reshape(self.batch_size, *shape)
             offset += self._bytes(shape)

@@ -57,7 +57,7 @@ def decode(image: bytes, where: str) -> np.ndarray:
 
 
 def shape_of(image: np.ndarray) -> Size:
-    """(h, w) of an image (h, w, 3)."""
+    """(h, w) of an image (h, w, ...)."""
     return image.shape[0], image.shape[1]
 
 
@@ -83,14 +83,14 @@ def _place_axis(low: float, high: float, length: int, out: int) -> tuple[Span, S
 
 
 def geometry(placement: Placement, image: Size, size: Size) -> np.ndarray:
-    """(6,) float32: h, w of the image, scale y, x, offset y, x; input pixel = image pixel * scale + offset.
+    """(6,) float64: h, w of the image, scale y, x, offset y, x; input pixel = image pixel * scale + offset.
 
     Scale x is negative if mirrored.
     """
     (scale_x, offset_x), (scale_y, offset_y) = map(_linear, placement.source, placement.target)
     if placement.mirror:
         scale_x, offset_x = -scale_x, size[1] - offset_x
-    return np.array([*image, scale_y, scale_x, offset_y, offset_x], np.float32)
+    return np.array([*image, scale_y, scale_x, offset_y, offset_x], np.float64)
 
 
 def _linear(source: Span, target: Span) -> tuple[float, float]:
@@ -106,6 +106,16 @@ def map_boxes(boxes: np.ndarray, geometry: np.ndarray, size: Size) -> np.ndarray
     corners = boxes.astype(np.float64).reshape(-1, 2, 2) * scale + offset  # (n, 2 corners, xy)
     ordered = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)  # (n, 4), also if mirrored
     return clip_to_unit(ordered).astype(np.float32)
+
+
+def to_image(boxes: np.ndarray, geometry: np.ndarray) -> np.ndarray:
+    """Boxes (n, 4) in pixels of the input -> (n, 4) float64 in pixels of the image, clipped to it.
+
+    geometry (6,) is that of a view without mirror; edges reach from 0 to the width and height of the image.
+    """
+    h, w, scale_y, scale_x, offset_y, offset_x = geometry.astype(np.float64)
+    offset, scale = np.array([offset_x, offset_y] * 2), np.array([scale_x, scale_y] * 2)
+    return np.clip((boxes - offset) / scale, 0, [w, h, w, h])
 
 
 def draw(
@@ -129,7 +139,19 @@ def draw(
         canvas = np.full((*size, 3), fill, np.uint8)
         canvas[y0:y1, x0:x1] = visible
         visible = canvas
-    return cv2.flip(visible, 1) if placement.mirror else visible
+    return mirror_pixels(visible) if placement.mirror else visible
+
+
+def mirror_pixels(image: np.ndarray) -> np.ndarray:
+    """An image (h, w, 3) with left and right exchanged."""
+    return cv2.flip(image, 1)
+
+
+def mirror_objects(objects: np.ndarray) -> np.ndarray:
+    """Objects (n, 6) of a normalised image with left and right exchanged."""
+    mirrored = objects.copy()
+    mirrored[:, [1, 3]] = 1 - objects[:, [3, 1]]
+    return mirrored
 
 
 def resize(image: np.ndarray, size: Size, interpolation: int) -> np.ndarray:
@@ -158,6 +180,17 @@ def _hls_table(shift: ColourShift) -> np.ndarray:
     values = np.arange(256)
     lightness, saturation = (np.clip(values + change, 0, 255) for change in (shift.lightness, shift.saturation))
     return np.stack([(values + shift.hue) % HUE_RANGE, lightness, saturation], axis=1).astype(np.uint8)[:, None]
+
+
+def scale_hsv(image: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """An image (h, w, 3) uint8 BGR whose hue, saturation and value (OpenCV's 8-bit HSV) are multiplied by gains (3,).
+
+    Hue wraps around, the others are clipped to 255. As augment_hsv of ultralytics/yolov3 (utils/datasets.py).
+    """
+    scaled = (np.arange(256)[:, None] * gains).astype(np.int64)  # (256, 3)
+    scaled[:, 0] %= HUE_RANGE
+    table = np.minimum(scaled, 255).astype(np.uint8)[:, None]  # (256, 1, 3)
+    return cv2.cvtColor(cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), table), cv2.COLOR_HSV2BGR)
 
 
 def normalise(image: np.ndarray, mean: np.ndarray, std: np.ndarray, out: np.ndarray) -> None:

@@ -7,19 +7,17 @@ import socket
 import sys
 import traceback
 
-import numpy as np
-
 from config.errors import DataError
-from dataset.samples import SampleMaker
+from dataset.samples import BatchLayout, SampleMaker
 from dataset.workers import MAX_MESSAGE, Reply, Task, encode
 
 MAX_TEXT = 8192
 
 
-def perform(task: Task, maker: SampleMaker, slots: list[dict[str, np.ndarray]]) -> Reply:
+def perform(task: Task, maker: SampleMaker, layout: BatchLayout, memory: memoryview) -> Reply:
     """Runs a task; what goes wrong is in the reply."""
     try:
-        task.perform(maker, slots[task.slot])
+        task.perform(maker, layout.arrays(memory, task.slot, task.size))
     except DataError as error:
         return Reply(task.slot, task.row, str(error)[:MAX_TEXT], data=True)
     except Exception:  # a bug: the parent raises it, with this traceback
@@ -30,12 +28,12 @@ def perform(task: Task, maker: SampleMaker, slots: list[dict[str, np.ndarray]]) 
 def main(connection: int, memory: int, specification: int) -> None:
     """Performs tasks until the parent closes its end of the connection."""
     shared = mmap.mmap(memory, 0)
-    maker, layout, count = pickle.loads(shared[specification:])  # noqa: S301 - written by our parent
-    slots = [layout.arrays(memoryview(shared), slot) for slot in range(count)]
+    maker, layout = pickle.loads(shared[specification:])  # noqa: S301 - written by our parent
+    memory_view = memoryview(shared)
     with socket.socket(fileno=connection) as parent:
         try:
             while message := parent.recv(MAX_MESSAGE):
-                parent.sendall(encode(perform(Task(**json.loads(message)), maker, slots)))
+                parent.sendall(encode(perform(Task(**json.loads(message)), maker, layout, memory_view)))
         except ConnectionError:  # the parent has gone
             return
 

@@ -23,10 +23,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 from config.errors import DataError
-from dataset.samples import BatchLayout, SampleMaker
+from dataset.samples import Arrays, BatchLayout, SampleMaker
+from dataset.transforms import Size
 
 ROOT = Path(__file__).parent.parent
-MAX_TASKS = 32  # for each batch, few enough for the socket's buffer to hold those of all slots
+MAX_TASKS = 96  # of all slots together, few enough for the socket's buffer
 MAX_MESSAGE = 1 << 16
 CHECK_MILLISECONDS = 500  # how often a waiting parent looks whether its workers live
 STOP_SECONDS = 5.0
@@ -35,15 +36,23 @@ ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", 
 
 @dataclass(frozen=True)
 class Task:
-    """Rows of a batch to make: the records at `positions`, from row `row` of slot `slot` on."""
+    """Rows of a batch to make: the records at `positions`, from row `row` of slot `slot` on, in inputs of (H, W)."""
 
     slot: int
     row: int
     epoch: int
     positions: list[int]
+    height: int
+    width: int
 
-    def perform(self, maker: SampleMaker, arrays: dict[str, np.ndarray]) -> None:
-        """Writes the samples into the arrays of the slot."""
+    @property
+    def size(self) -> Size:
+        """(H, W)."""
+        return self.height, self.width
+
+    def perform(self, maker: SampleMaker, arrays: Arrays) -> None:
+        """Writes the samples into the slot's arrays of this size."""
+        maker = maker.resized(self.size)
         for k, position in enumerate(self.positions):
             maker.write(arrays, self.row + k, self.epoch, position)
 
@@ -67,25 +76,28 @@ def encode(message: Task | Reply) -> bytes:
     return json.dumps(vars(message)).encode()
 
 
-def split(slot: int, epoch: int, positions: np.ndarray) -> list[Task]:
-    """The tasks of a batch, at most MAX_TASKS."""
-    size = -(-len(positions) // MAX_TASKS)
-    return [Task(slot, k, epoch, positions[k : k + size].tolist()) for k in range(0, len(positions), size or 1)]
+def split(slot: int, epoch: int, positions: np.ndarray, size: Size, limit: int) -> list[Task]:
+    """The tasks of a batch, at most `limit`."""
+    rows = -(-len(positions) // limit)
+    return [Task(slot, k, epoch, positions[k : k + rows].tolist(), *size) for k in range(0, len(positions), rows or 1)]
 
 
 class InProcess:
     """The interface of WorkerPool without processes: submit() makes the batch at once."""
 
     def __init__(self, maker: SampleMaker, layout: BatchLayout, slots: int) -> None:
-        memory = memoryview(bytearray(slots * layout.slot_bytes()))
-        self.slots = [layout.arrays(memory, slot) for slot in range(slots)]
-        self._maker = maker
+        self._memory = memoryview(bytearray(slots * layout.slot_bytes()))
+        self._maker, self._layout = maker, layout
         self._errors: dict[int, Exception] = {}
 
-    def submit(self, slot: int, epoch: int, positions: np.ndarray) -> None:
+    def arrays(self, slot: int, size: Size) -> dict[str, np.ndarray]:
+        """The arrays of a slot whose batch has the input (H, W)."""
+        return self._layout.arrays(self._memory, slot, size)
+
+    def submit(self, slot: int, epoch: int, positions: np.ndarray, size: Size) -> None:
         """Makes a batch; an error waits for wait()."""
         try:
-            Task(slot, 0, epoch, positions.tolist()).perform(self._maker, self.slots[slot])
+            Task(slot, 0, epoch, positions.tolist(), *size).perform(self._maker, self.arrays(slot, size))
         except DataError as error:
             self._errors[slot] = error
 
@@ -99,21 +111,21 @@ class InProcess:
         self._errors.clear()
 
     def close(self) -> None:
-        """Nothing to end."""
-        self.slots = []
+        """Frees the memory."""
+        self._memory = memoryview(b"")
 
 
 class WorkerPool:
     """Fills slots of shared memory in worker processes.
 
-    Usage: submit(slot, epoch, positions), later wait(slot), then read slots[slot] until the next submit for that slot.
-    Batches are made in the order of submission. close() ends the processes; so do garbage collection and the end of
-    this process. After any exception but a DataError from wait() the pool is of no use and should be closed.
+    Usage: submit(slot, epoch, positions, size), later wait(slot), then read arrays(slot, size) until the next submit
+    for that slot. Batches are made in the order of submission. close() ends the processes; so do garbage collection and
+    the end of this process. After any exception but a DataError from wait() the pool is of no use and should be closed.
     """
 
     def __init__(self, maker: SampleMaker, layout: BatchLayout, slots: int, workers: int) -> None:
         """Reserves the memory (DataError if there is too little) and starts the workers; does not wait for them."""
-        specification = pickle.dumps((maker, layout, slots))
+        specification = pickle.dumps((maker, layout))
         begin = slots * layout.slot_bytes()
         descriptor = _reserve(begin + len(specification))
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -124,7 +136,7 @@ class WorkerPool:
         finally:
             os.close(descriptor)
             theirs.close()
-        self.slots = [layout.arrays(memoryview(memory), slot) for slot in range(slots)]
+        self._memory, self._layout = memoryview(memory), layout
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         self._open = [0] * slots
@@ -136,9 +148,13 @@ class WorkerPool:
         """The workers' process ids."""
         return [process.pid for process in self._processes]
 
-    def submit(self, slot: int, epoch: int, positions: np.ndarray) -> None:
-        """Queues a batch: records at `positions` in the first rows of the slot, none of whose tasks may be open."""
-        tasks = split(slot, epoch, positions)
+    def arrays(self, slot: int, size: Size) -> dict[str, np.ndarray]:
+        """The arrays of a slot whose batch has the input (H, W)."""
+        return self._layout.arrays(self._memory, slot, size)
+
+    def submit(self, slot: int, epoch: int, positions: np.ndarray, size: Size) -> None:
+        """Queues a batch of inputs (H, W): records at `positions` in the first rows of a slot without open tasks."""
+        tasks = split(slot, epoch, positions, size, max(1, MAX_TASKS // len(self._open)))
         self._open[slot], self._failures[slot] = len(tasks), []
         with contextlib.suppress(ConnectionError):  # no worker is left: wait() says so
             for task in tasks:

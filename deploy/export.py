@@ -11,11 +11,12 @@ from config.options import from_mapping, to_mapping
 from config.version import versions
 from deploy.manifest import Manifest, PostProcessing, Source
 from deploy.model_folder import Model, check_params, is_model_folder, read_model_folder, write_model_folder
+from symbol.registry import is_yolo
 from symbol.symbol_factory import get_symbol, input_size
 from train.checkpoint import Checkpoint, list_epochs, load_checkpoint
 
 logger = logging.getLogger(__name__)
-# What the manifest calls each post_process; keep_topk is in its options.
+# What the manifest calls each post_process of an SSD; keep_topk is in its options.
 _OPERATORS = {"multibox": "MultiBoxDetection", "per_class": "box_nms per class"}
 
 
@@ -89,16 +90,22 @@ def _manifest(checkpoint: Checkpoint, size: tuple[int, int], options: NetworkOpt
     return Manifest(
         class_names=tuple(map(str, meta["class_names"])),
         mean=tuple(map(float, meta["mean_pixels"])),
-        std=(1.0, 1.0, 1.0),
+        std=tuple(map(float, meta["std"])),
         input_shape=size,
+        resize_mode=meta["resize_mode"],
+        fill=meta["fill"],
         network=meta["network"],
         options=to_mapping(options),
         postprocessing=PostProcessing(
-            _OPERATORS[options.post_process], options.nms, options.nms_topk, options.score_threshold, options.force
+            _operator(meta["network"], options), options.nms, options.nms_topk, options.score_threshold, options.force
         ),
         versions=versions(),
         source=Source(checkpoint.prefix, checkpoint.epoch, _finite(meta["scores"].get("validation", {}))),
     )
+
+
+def _operator(network: str, options: NetworkOptions) -> str:
+    return "box_nms" if is_yolo(network) else _OPERATORS[options.post_process]
 
 
 def _finite(scores: dict[str, Any]) -> dict[str, float]:

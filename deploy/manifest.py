@@ -7,9 +7,11 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
+from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES
+
 FORMAT = 1
 MAX_SIDE = 8192  # of the network input
-_SUPPORTED = {"format": FORMAT, "resize_mode": "force", "interpolation": "bilinear", "dtype": "float32"}
+_SUPPORTED = {"format": FORMAT, "interpolation": "bilinear", "dtype": "float32"}
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Manifest:
         class_names: names in the order of the ids.
         mean, std: RGB, of pixels 0..255; the network reads (pixel - mean) / std.
         input_shape: (height, width).
-        resize_mode: `force` = height and width are scaled each for itself.
-        fill: colour of canvas beside the image; `force` shows none.
+        resize_mode: `force` = height and width are scaled each for itself; `letterbox` = by one factor, with borders.
+        fill: colour of the borders; `force` has none.
         interpolation: of the resize.
         dtype: of weights and input.
         network, options: what the symbol was built from.
@@ -70,8 +72,8 @@ class Manifest:
     versions: dict[str, str]
     source: Source
     format: int = FORMAT
-    resize_mode: str = "force"
-    fill: int = 127
+    resize_mode: str = FORCE
+    fill: int = DEFAULT_FILL
     interpolation: str = "bilinear"
     dtype: str = "float32"
     files: dict[str, FileRecord] = field(default_factory=dict)
@@ -81,6 +83,10 @@ class Manifest:
         for name, value in _SUPPORTED.items():
             if getattr(self, name) != value:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, this version runs {value!r} only")
+        if self.resize_mode not in RESIZE_MODES:
+            raise ValueError(f"resize_mode is {self.resize_mode!r}, this version runs {' and '.join(RESIZE_MODES)}")
+        if not 0 <= self.fill <= 255:
+            raise ValueError(f"fill is {self.fill}, not 0 to 255")
         if not self.class_names or not all(self.class_names) or len(set(self.class_names)) != len(self.class_names):
             raise ValueError("class_names is empty, or a name is empty or stands there twice")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:

@@ -13,6 +13,8 @@ import numpy as np
 from config.errors import CheckpointError, OptionError
 from config.run import DeviceOptions
 from config.runtime import mx
+from dataset.letterbox import Resize
+from dataset.transforms import to_image
 from deploy.export import load_model
 from detect.preprocess import ImageInput, read_image, write_input
 from train.devices import contexts
@@ -64,6 +66,7 @@ class Detector:
         self.batch_size = batch_size
         self._thresholds = class_thresholds(threshold, self.class_names)
         self._mean, self._std = (np.array(x, np.float32) for x in (model.manifest.mean, model.manifest.std))
+        self._resize = Resize(model.manifest.resize_mode, model.manifest.fill)
         self._shape = (batch_size, 3, *model.manifest.size)
         self._lock = threading.Lock()
         ctx = ctx or contexts(DeviceOptions())[0]
@@ -93,10 +96,12 @@ class Detector:
         while chunk := list(itertools.islice(numbered, self.batch_size)):
             pictures = [read_image(image, f"image {number}") for number, image in chunk]
             data = np.zeros(self._shape, np.float32)
-            for picture, row in zip(pictures, data, strict=False):
-                write_input(picture, self._mean, self._std, row)
-            for picture, rows in zip(pictures, self._forward(data), strict=False):
-                yield select(rows, self._thresholds, (picture.shape[0], picture.shape[1]))
+            views = [
+                write_input(picture, self._mean, self._std, row, self._resize)
+                for picture, row in zip(pictures, data, strict=False)
+            ]
+            for view, rows in zip(views, self._forward(data), strict=False):
+                yield select(rows, self._thresholds, view, self.manifest.size)
 
     def _forward(self, data: np.ndarray) -> np.ndarray:
         """det (B, N, 6) of a batch (B, 3, H, W)."""
@@ -105,19 +110,19 @@ class Detector:
             return self._executor.forward(is_train=False)[0].asnumpy()
 
 
-def select(rows: np.ndarray, thresholds: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def select(rows: np.ndarray, thresholds: np.ndarray, view: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Rows (N, 6) of det with id >= 0 and the score of their class's threshold (C,), by falling score, in pixels.
 
-    size: (height, width) of the image; coordinates are clipped to it. CheckpointError for an id that has no threshold.
+    view: the image's geometry (6,) in the input `size` (H, W); boxes are clipped to the image, and those beside it, in
+    the border of a letterbox, left out. CheckpointError for an id that has no threshold.
     """
     rows = rows[rows[:, 0] >= 0]
     if len(rows) and rows[:, 0].max() >= len(thresholds):
         raise CheckpointError(f"the model finds more classes than the {len(thresholds)} that its manifest names")
     rows = rows[rows[:, 1] >= thresholds[rows[:, 0].astype(int)]]
     rows = rows[np.argsort(-rows[:, 1], kind="stable")]
-    height, width = size
-    rows[:, 2:] = np.clip(rows[:, 2:], 0, 1) * np.array([width, height, width, height], rows.dtype)
-    return rows
+    rows[:, 2:] = to_image(rows[:, 2:] * (size[::-1] * 2), view)
+    return rows[(rows[:, 4:] > rows[:, 2:4]).all(axis=1)]
 
 
 def class_thresholds(threshold: float | Mapping[str, float], class_names: Sequence[str]) -> np.ndarray:

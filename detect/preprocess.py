@@ -9,9 +9,10 @@ from PIL import Image
 
 from config.errors import DataError
 from config.opencv import cv2
-from dataset.augment import resize_only
+from dataset.augment import STRETCHED, resize_only
 from dataset.image_check import MAX_BYTES, MAX_PIXELS, load_strictly
 from dataset.labels import OBJECT_WIDTH
+from dataset.letterbox import Resize
 from dataset.transforms import Size, decode, normalise
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
@@ -36,12 +37,18 @@ def read_image(image: ImageInput, name: str) -> np.ndarray:
     raise DataError(f"{name}: an image is a path, its encoded bytes or an array, not {type(image).__name__}")
 
 
-def write_input(pixels: np.ndarray, mean: np.ndarray, std: np.ndarray, out: np.ndarray) -> None:
-    """Writes pixels (h, w, 3) uint8 RGB, resized bilinearly to (H, W), less mean, over std (3,), to out (3, H, W)."""
+def write_input(
+    pixels: np.ndarray, mean: np.ndarray, std: np.ndarray, out: np.ndarray, resize: Resize = STRETCHED
+) -> np.ndarray:
+    """Writes pixels (h, w, 3) uint8 RGB, resized bilinearly to (H, W), less mean, over std (3,), to out (3, H, W).
+
+    Returns the geometry (6,) that dataset.transforms.to_image needs.
+    """
     size: Size = (out.shape[1], out.shape[2])
     bgr = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR)
-    resized, _, _ = resize_only(bgr, _NO_OBJECTS, size)
+    resized, _, view = resize_only(bgr, _NO_OBJECTS, size, resize)
     normalise(resized, mean, std, out)
+    return view
 
 
 def encode_image(pixels: np.ndarray, suffix: str) -> bytes:

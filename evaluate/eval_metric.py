@@ -1,49 +1,41 @@
-"""Mean average precision as mx.metric.EvalMetric, for Module.fit and Module.score."""
+"""Average precision by the rules of VOC and COCO as mx.metric.EvalMetric, for Module.fit and Module.score."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from config.runtime import mx
+from evaluate.coco_metric import COCOResult, coco_eval
+from evaluate.frames import to_image_pixels
 from evaluate.voc_eval import VOCResult, VOCRule, voc_eval
 
 
-class MApMetric(mx.metric.EvalMetric):
-    """VOC mAP; AP is the area under the precision-recall curve.
+class DetectionMetric(mx.metric.EvalMetric, ABC):
+    """A metric of detections that is computed from all of them at once.
 
     `get` covers what came since the last `reset` or `reset_local`, `get_global` what came since the last `reset`; both
-    may be asked at any time and are computed once per state. Without objects to find the value is nan.
+    may be asked at any time and are computed once per state. Without objects to find a value is nan.
+
+    Attributes:
+        uses_frames: whether `update` wants labels [label, frames]: where the images lie in the network input (see
+            evaluate.frames).
     """
 
-    use_07_metric = False
+    uses_frames = False
 
-    def __init__(
-        self,
-        ovp_thresh: float = 0.5,
-        use_difficult: bool = False,
-        class_names: Sequence[str] | None = None,
-        pred_idx: int = 0,
-    ) -> None:
-        """Sets up the metric.
-
-        Args:
-            ovp_thresh: IoU above which a detection finds an object.
-            use_difficult: count difficult objects like all others.
-            class_names: names by class id; rows of other ids are left out. None = no values per class.
-            pred_idx: which output of the network holds the detections.
-        """
-        self.rule = VOCRule(iou_threshold=ovp_thresh, use_07_metric=self.use_07_metric, use_difficult=use_difficult)
+    def __init__(self, name: str, class_names: Sequence[str] | None, use_difficult: bool, pred_idx: int) -> None:
+        """class_names: names by class id; pred_idx: which output of the network holds the detections."""
         self.class_names = None if class_names is None else list(class_names)
-        self.pred_idx = pred_idx
-        super().__init__("mAP", has_global_stats=True)
+        self.use_difficult, self.pred_idx = use_difficult, pred_idx
+        super().__init__(name, has_global_stats=True)
 
     def get_config(self) -> dict[str, Any]:
         """Arguments for mx.metric.create."""
         return {
             "metric": type(self).__name__,
-            "ovp_thresh": self.rule.iou_threshold,
-            "use_difficult": self.rule.use_difficult,
+            "use_difficult": self.use_difficult,
             "class_names": self.class_names,
             "pred_idx": self.pred_idx,
         }
@@ -54,7 +46,7 @@ class MApMetric(mx.metric.EvalMetric):
         self._detections: list[np.ndarray] = []
         self._truths: list[np.ndarray] = []
         self._local_start = 0  # first batch that get() counts
-        self._results: dict[int, VOCResult] = {}
+        self._results: dict[int, Any] = {}
 
     def reset_local(self) -> None:
         """Starts a new window for `get`; `get_global` still counts all."""
@@ -81,32 +73,80 @@ class MApMetric(mx.metric.EvalMetric):
             )
         if label.shape[2] == 5:
             label = np.pad(label, ((0, 0), (0, 0), (0, 1)))
-        count = len(label) - pad
-        self._truths.append(_valid_rows(label[:count, :, :6], self.global_num_inst))
-        self._detections.append(_valid_rows(pred[:count, :, :6], self.global_num_inst))
+        count, frames = len(label) - pad, self._frames(labels)
+        self._truths.append(self._located(_valid_rows(label[:count, :, :6], self.global_num_inst), 2, frames))
+        self._detections.append(self._located(_valid_rows(pred[:count, :, :6], self.global_num_inst), 3, frames))
         self.num_inst += count
         self.global_num_inst += count
         self._results.clear()
 
-    def result(self) -> VOCResult:
+    def result(self) -> Any:
         """Curves and counts of every class since the last reset."""
         return self._evaluate(0)
 
     def get(self) -> tuple[Any, Any]:
-        """Names and values since the last reset or reset_local: the classes and mAP, or just ("mAP", value)."""
+        """Names and values since the last reset or reset_local."""
         return self._named(self._evaluate(self._local_start))
 
     def get_global(self) -> tuple[Any, Any]:
         """Names and values since the last reset, in the form of `get`."""
         return self._named(self.result())
 
-    def _evaluate(self, start: int) -> VOCResult:
+    @abstractmethod
+    def _compute(self, detections: np.ndarray, truths: np.ndarray) -> Any:
+        """The result of detections (n, 7) and truths (g, 7), whose first column is the number of the image."""
+
+    @abstractmethod
+    def _named(self, result: Any) -> tuple[Any, Any]:
+        """What `get` returns of a result."""
+
+    def _frames(self, labels: Any) -> np.ndarray | None:
+        """The frames of a batch, where they are used and given."""
+        given = self.uses_frames and isinstance(labels, list | tuple) and len(labels) > 1
+        return np.asarray(_to_numpy(labels, 1), np.float64) if given else None
+
+    def _located(self, rows: np.ndarray, box: int, frames: np.ndarray | None) -> np.ndarray:
+        """Rows (n, 7) of one batch as they are kept; their corners begin in column `box`."""
+        return rows
+
+    def _evaluate(self, start: int) -> Any:
         if start not in self._results:
             empty = [np.empty((0, 7), np.float32)]
             detections = np.concatenate(empty + self._detections[start:])
             truths = np.concatenate(empty + self._truths[start:])
-            self._results[start] = voc_eval(detections, truths, self.class_names, self.rule)
+            self._results[start] = self._compute(detections, truths)
         return self._results[start]
+
+
+class MApMetric(DetectionMetric):
+    """VOC mAP; AP is the area under the precision-recall curve. `get` gives the classes and mAP, or just mAP."""
+
+    use_07_metric = False
+
+    def __init__(
+        self,
+        ovp_thresh: float = 0.5,
+        use_difficult: bool = False,
+        class_names: Sequence[str] | None = None,
+        pred_idx: int = 0,
+    ) -> None:
+        """Sets up the metric.
+
+        Args:
+            ovp_thresh: IoU above which a detection finds an object.
+            use_difficult: count difficult objects like all others.
+            class_names: names by class id; rows of other ids are left out. None = no values per class.
+            pred_idx: which output of the network holds the detections.
+        """
+        self.rule = VOCRule(iou_threshold=ovp_thresh, use_07_metric=self.use_07_metric, use_difficult=use_difficult)
+        super().__init__("mAP", class_names, use_difficult, pred_idx)
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments for mx.metric.create."""
+        return super().get_config() | {"ovp_thresh": self.rule.iou_threshold}
+
+    def _compute(self, detections: np.ndarray, truths: np.ndarray) -> VOCResult:
+        return voc_eval(detections, truths, self.class_names, self.rule)
 
     def _named(self, result: VOCResult) -> tuple[Any, Any]:
         if self.class_names is None:
@@ -120,8 +160,139 @@ class VOC07MApMetric(MApMetric):
     use_07_metric = True
 
 
+class COCOMetric(DetectionMetric):
+    """The twelve numbers of COCO (evaluate.coco_metric.STAT_NAMES), areas in pixels of the original images.
+
+    Difficult objects are what crowds are in COCO: any number of detections may lie on one, and neither these nor the
+    object count; with use_difficult they are objects like all others. The area of an object is that of its box (COCO's
+    own annotations state the smaller one of its mask). Detections are clipped to their image. Images without a frame
+    have the size image_size; where that is None, too, the numbers of one range of areas are nan, and the others, as IoU
+    does not depend on the scale of the axes, are right.
+    """
+
+    uses_frames = True
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        use_difficult: bool = False,
+        image_size: tuple[int, int] | None = None,
+        pred_idx: int = 0,
+    ) -> None:
+        """class_names: by class id; image_size: (height, width) of images that come without a frame."""
+        self.image_size = image_size
+        super().__init__("COCO", class_names, use_difficult, pred_idx)
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments for mx.metric.create."""
+        return super().get_config() | {"image_size": self.image_size}
+
+    def _located(self, rows: np.ndarray, box: int, frames: np.ndarray | None) -> np.ndarray:
+        """Corners in pixels of the image."""
+        if frames is not None:
+            rows = rows.astype(np.float64)
+            number = rows[:, 0].astype(np.int64) - self.global_num_inst
+            rows[:, box : box + 4] = to_image_pixels(rows[:, box : box + 4], frames[number])
+        elif self.image_size:
+            rows[:, box : box + 4] *= np.tile(self.image_size[::-1], 2)
+        return rows
+
+    def _frames(self, labels: Any) -> np.ndarray | None:
+        frames = super()._frames(labels)
+        self._has_areas &= frames is not None or self.image_size is not None
+        return frames
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        super().reset()
+        self._has_areas = True
+
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Detections (n, 7) and objects (g, 8) since the last reset as coco_eval takes them, images numbered from 0."""
+        empty = [np.empty((0, 7))]
+        return self._coco_rows(np.concatenate(empty + self._detections), np.concatenate(empty + self._truths))
+
+    def _compute(self, detections: np.ndarray, truths: np.ndarray) -> COCOResult:
+        assert self.class_names is not None
+        return coco_eval(*self._coco_rows(detections, truths), self.class_names)
+
+    def _coco_rows(self, detections: np.ndarray, truths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        sides = truths[:, 4:6] - truths[:, 2:4]
+        area = sides.prod(axis=1) if self._has_areas else np.full(len(truths), np.nan)
+        crowd = (truths[:, 6] > 0) & (not self.use_difficult)
+        found = np.column_stack([detections[:, :5], detections[:, 5:7] - detections[:, 3:5]])
+        return found, np.column_stack([truths[:, :4], sides, area, crowd])
+
+    def _named(self, result: COCOResult) -> tuple[list[str], list[float]]:
+        return list(result.stats), list(result.stats.values())
+
+
+class ValidationMetric(mx.metric.EvalMetric):
+    """Several metrics of one pass.
+
+    The names that `get` gives: of the first VOC metric the classes and mAP, of a second one mAP_KIND alone, of COCO its
+    twelve numbers.
+
+    Attributes:
+        parts: the metrics by kind (METRICS).
+    """
+
+    uses_frames = True
+
+    def __init__(
+        self, kinds: Sequence[str], class_names: Sequence[str], overlap: float = 0.5, use_difficult: bool = False
+    ) -> None:
+        """kinds: of METRICS, each once; overlap: IoU above which VOC takes a detection for right."""
+        self.parts: dict[str, DetectionMetric] = {}
+        for kind in kinds:
+            if kind == "coco":
+                self.parts[kind] = COCOMetric(class_names, use_difficult)
+            else:
+                voc = VOC07MApMetric if kind == "voc07" else MApMetric
+                self.parts[kind] = voc(overlap, use_difficult, class_names)
+        self._first = next((kind for kind in kinds if kind != "coco"), "")
+        super().__init__("validation", has_global_stats=True)
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        for part in self.parts.values():
+            part.reset()
+
+    def reset_local(self) -> None:
+        """Starts a new window for `get`."""
+        for part in self.parts.values():
+            part.reset_local()
+
+    def update(self, labels: Any, preds: Any) -> None:
+        """Adds a batch, as DetectionMetric.update does."""
+        for part in self.parts.values():
+            part.update(labels, preds)
+
+    def get(self) -> tuple[list[str], list[float]]:
+        """Names and values since the last reset or reset_local."""
+        return self._joined({kind: part.get() for kind, part in self.parts.items()})
+
+    def get_global(self) -> tuple[list[str], list[float]]:
+        """Names and values since the last reset."""
+        return self._joined({kind: part.get_global() for kind, part in self.parts.items()})
+
+    def results(self) -> dict[str, VOCResult | COCOResult]:
+        """Everything that is known, by kind."""
+        return {kind: part.result() for kind, part in self.parts.items()}
+
+    def _joined(self, found: dict[str, tuple[list[str], list[float]]]) -> tuple[list[str], list[float]]:
+        names: list[str] = []
+        values: list[float] = []
+        for kind, (part_names, part_values) in found.items():
+            second = kind not in (self._first, "coco")
+            names += [f"mAP_{kind}"] if second else part_names
+            values += part_values[-1:] if second else part_values
+        return names, values
+
+
 mx.metric.register(MApMetric)
 mx.metric.register(VOC07MApMetric)
+mx.metric.register(COCOMetric)
 
 
 def _to_numpy(arrays: Any, index: int) -> np.ndarray:

@@ -1,30 +1,51 @@
 """Accuracy of a checkpoint on a record, as training's own validation computes it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from config.errors import DataError, OptionError
 from config.runtime import mx
+from dataset.iterator import RecordIter
 from dataset.native_iterator import iterator_class
 from dataset.sidecar import read_sidecar
-from evaluate.eval_metric import MApMetric, VOC07MApMetric
+from evaluate.coco_metric import COCOResult
+from evaluate.eval_metric import ValidationMetric
 from evaluate.scoring import score_detections
 from evaluate.voc_eval import VOCResult
-from symbol.symbol_factory import get_symbol
-from train.checkpoint import Checkpoint
+from symbol.symbol_factory import check_any_size, get_symbol
+from train.checkpoint import PIXEL_FIELDS, Checkpoint
 from train.devices import check_batch_size
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of evaluate_net: the VOC curves, the number of images and the seconds of the pass."""
+    """The outcome of evaluate_net.
 
-    result: VOCResult
+    Attributes:
+        results: by kind of metric, in the order asked for.
+        images: how many were evaluated.
+        seconds: duration of the pass.
+        rows: with keep_rows detections (n, 7) and objects (g, 8) as coco_eval takes them.
+        records: with keep_rows the record ids (images,) of the images that rows count from 0.
+        sizes: with keep_rows (images, 2) their heights and widths.
+    """
+
+    results: dict[str, VOCResult | COCOResult]
     images: int
     seconds: float
+    rows: tuple[np.ndarray, np.ndarray] | None = None
+    records: np.ndarray | None = None
+    sizes: np.ndarray | None = None
+
+    @property
+    def result(self) -> VOCResult:
+        """The first VOC result; StopIteration if none was asked for."""
+        return next(one for one in self.results.values() if isinstance(one, VOCResult))
 
 
 def evaluate_net(
@@ -37,52 +58,76 @@ def evaluate_net(
     engine: str = "python",
     num_batch: int | None = None,
     list_path: str = "",
+    rect: int | None = None,
     overlap: float = 0.5,
     use_difficult: bool = False,
     voc07: bool = True,
+    metrics: Sequence[str] = (),
+    keep_rows: bool = False,
     **detection_options: Any,
 ) -> Evaluation:
     """Evaluates a checkpoint on a record, or its first num_batch batches.
 
-    Labels of the list list_path (.lst) replace the record's.
-    detection_options replace the checkpoint's own (nms, nms_topk, score_threshold, force). With the training's batch
-    size the values are those of the training's validation to the last digit, on the same machine. OptionError where
-    the record's classes are not the checkpoint's.
+    Labels of the list list_path (.lst) replace the record's. rect: see RecordIter; None = as the training's validation.
+    metrics are kinds out of config.run.METRICS (none: voc07 or, without voc07, voc); keep_rows keeps detections and
+    objects, too. detection_options replace the checkpoint's own (nms, nms_topk, score_threshold, force). With the
+    training's batch size the values are those of the training's validation to the last digit, on the same machine.
+    OptionError where the record's classes are not the checkpoint's.
     """
     meta = checkpoint.meta
     _check_classes(rec_path, meta["class_names"], checkpoint.prefix)
     batch_size = batch_size or meta["batch_size"]
     check_batch_size(batch_size, devices)
+    rect = meta["rect"] if rect is None else rect
+    if rect:
+        check_any_size(meta["network"], tuple(meta["data_shape"]), "--rect-val")
     iterator = iterator_class(engine)(
         rec_path,
         batch_size,
         (3, *meta["data_shape"]),
         augment=None,
-        mean_pixels=meta["mean_pixels"],
+        **{name: meta[name] for name in PIXEL_FIELDS},
         num_classes=len(meta["class_names"]),
         workers=workers,
         path_imglist=list_path,
+        rect=rect,
     )
-    kind = VOC07MApMetric if voc07 else MApMetric
-    metric = kind(ovp_thresh=overlap, use_difficult=use_difficult, class_names=meta["class_names"])
+    kinds = tuple(metrics) or ("voc07" if voc07 else "voc",)
+    needed = tuple(dict.fromkeys((*kinds, "coco"))) if keep_rows else kinds
+    metric = ValidationMetric(needed, meta["class_names"], overlap, use_difficult)
+    served: list[tuple[np.ndarray, np.ndarray]] = []
     try:
-        module = _inference_module(checkpoint, devices, iterator.provide_data, detection_options)
+        module = _inference_module(checkpoint, devices, iterator, detection_options)
         started = time.monotonic()
-        batches = score_detections(module, iterator, metric, num_batch)
+        batches = score_detections(module, _noted(iterator, served), metric, num_batch)
         images = min(iterator.num_examples, batches * batch_size)
-        return Evaluation(metric.result(), images, time.monotonic() - started)
+        results = {kind: metric.parts[kind].result() for kind in kinds}
+        seconds = time.monotonic() - started
     finally:
         iterator.close()
+    if not keep_rows:
+        return Evaluation(results, images, seconds)
+    records = np.concatenate([index for index, _ in served])[:images]
+    sizes = np.concatenate([geometry[:, :2] for _, geometry in served])[:images]
+    return Evaluation(results, images, seconds, metric.parts["coco"].rows(), records, sizes)
+
+
+def _noted(batches: mx.io.DataIter, served: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[mx.io.DataBatch]:
+    """The batches; record ids and geometry of their samples are noted."""
+    for batch in batches:
+        rows = len(batch.index) - batch.pad
+        served.append((batch.index[:rows], batch.geometry[:rows]))
+        yield batch
 
 
 def _inference_module(
-    checkpoint: Checkpoint, devices: Sequence[mx.Context], data_shapes: Any, detection_options: dict[str, Any]
+    checkpoint: Checkpoint, devices: Sequence[mx.Context], iterator: RecordIter, detection_options: dict[str, Any]
 ) -> mx.mod.Module:
     meta = checkpoint.meta
     options = {**meta["options"], **detection_options}
-    symbol = get_symbol(meta["network"], tuple(meta["data_shape"]), len(meta["class_names"]), **options)
+    symbol = get_symbol(meta["network"], iterator.smallest_size, len(meta["class_names"]), **options)
     module = mx.mod.Module(symbol, data_names=("data",), label_names=None, context=list(devices))
-    module.bind(data_shapes, for_training=False)
+    module.bind(iterator.provide_data, for_training=False)
     module.set_params(checkpoint.arg_params, checkpoint.aux_params)
     return module
 

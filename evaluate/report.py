@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from evaluate.coco_metric import COCOResult
 from evaluate.voc_eval import ClassResult, VOCResult
 
 LABELLED_CURVES = 20  # with more classes the legend would hide the curves
@@ -22,6 +23,15 @@ def format_table(result: VOCResult) -> str:
         for one in result.classes
     ]
     return "\n".join([*lines, f"{'mAP':<{width}}  {_cell(result.mean_ap)}"])
+
+
+def format_coco(result: COCOResult) -> str:
+    """Text table of COCO's AP per class and the twelve numbers; '-' where there is nothing to find."""
+    width = max([len("class"), *(len(name) for name in result.class_names)])
+    lines = [f"{'class':<{width}}  {'COCO AP':>7}"]
+    lines += [f"{name:<{width}}  {_cell(value):>7}" for name, value in result.class_ap.items()]
+    cells = [f"{name:<5} {_cell(value)}" for name, value in result.stats.items()]
+    return "\n".join([*lines, *("   ".join(cells[k : k + 3]) for k in range(0, len(cells), 3))])
 
 
 def save_pr_curves(result: VOCResult, path: str | Path) -> None:

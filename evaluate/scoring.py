@@ -1,14 +1,19 @@
 """One pass of an inference Module over an iterator, its detections handed to a metric."""
 
+from collections.abc import Iterable
+
 from config.runtime import mx
+from evaluate.frames import frames_of
 
 
 def score_detections(
-    module: mx.mod.Module, data: mx.io.DataIter, metric: mx.metric.EvalMetric, num_batch: int | None = None
+    module: mx.mod.Module, data: Iterable[mx.io.DataBatch], metric: mx.metric.EvalMetric, num_batch: int | None = None
 ) -> int:
     """Resets the metric and updates it with `det` (B, N, 6) and the labels of each batch, without the padding rows.
 
-    The metric works on one batch while the next is computed. Returns the number of batches. The caller resets `data`.
+    A metric with a true attribute uses_frames gets labels [label, frames] (evaluate/frames.py). Batches may have inputs
+    of different sizes, if the module's symbol takes them. The metric works on one batch while the next is computed.
+    Returns the number of batches. The caller resets `data`.
     """
     metric.reset()
     waiting: tuple[mx.io.DataBatch, mx.nd.NDArray] | None = None
@@ -16,7 +21,8 @@ def score_detections(
     for batch in data:
         if count == num_batch:
             break
-        module.forward(batch, is_train=False)
+        # Without labels, which the module does not know: it reshapes itself for another size.
+        module.forward(mx.io.DataBatch(batch.data), is_train=False)
         # A copy: the executor's output is overwritten by the next forward.
         det = module.get_outputs()[0].copy()
         if waiting:
@@ -30,4 +36,7 @@ def score_detections(
 
 def _update(metric: mx.metric.EvalMetric, batch: mx.io.DataBatch, det: mx.nd.NDArray) -> None:
     rows = det.shape[0] - (batch.pad or 0)
-    metric.update([batch.label[0].asnumpy()[:rows]], [det.asnumpy()[:rows]])
+    labels = [batch.label[0].asnumpy()[:rows]]
+    if getattr(metric, "uses_frames", False):
+        labels.append(frames_of(batch.geometry[:rows], batch.data[0].shape[2:4]))
+    metric.update(labels, [det.asnumpy()[:rows]])

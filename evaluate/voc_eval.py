@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from boxes.geometry import paired_iou
+from evaluate.pairing import pairs_by_group
 
 RECALL_POINTS = np.arange(0.0, 1.1, 0.1)  # VOC2007; as in the devkit, point 3 lies above a recall of exactly 3 / 10
-PAIRS_AT_ONCE = 1 << 20  # detection-object pairs held in memory, about 200 bytes each
 DETECTION_COLUMNS = 7  # image, id, score, xmin, ymin, xmax, ymax
 TRUTH_COLUMNS = 7  # image, id, xmin, ymin, xmax, ymax, difficult
 
@@ -159,29 +159,15 @@ def _best_truths(detections: np.ndarray, truths: np.ndarray, border: float) -> t
 
     Truths are sorted by image. -1 and 0 where the image has no object.
     """
-    start = np.searchsorted(truths[:, 0], detections[:, 0], side="left")
-    count = np.searchsorted(truths[:, 0], detections[:, 0], side="right") - start
     best, owner = np.full(len(detections), -1.0), np.zeros(len(detections), np.int64)
-    for rows in _chunks(count):
-        pairs = count[rows]
-        ends = np.cumsum(pairs)
-        truth = np.arange(ends[-1]) + np.repeat(start[rows] - (ends - pairs), pairs)  # one entry a pair
+    for pairs in pairs_by_group(detections[:, 0], truths[:, 0]):
         with np.errstate(invalid="ignore"):  # a box that is not finite overlaps nothing
-            overlap = paired_iou(detections[np.repeat(rows, pairs), 3:7], truths[truth, 2:6], border)
+            overlap = paired_iou(detections[pairs.detection, 3:7], truths[pairs.truth, 2:6], border)
         overlap = np.nan_to_num(overlap, nan=0.0)
-        best[rows] = np.maximum.reduceat(overlap, ends - pairs)
-        attained = np.where(overlap == np.repeat(best[rows], pairs), truth, len(truths))
-        owner[rows] = np.minimum.reduceat(attained, ends - pairs)
+        best[pairs.rows] = np.maximum.reduceat(overlap, pairs.starts)
+        attained = np.where(overlap == np.repeat(best[pairs.rows], pairs.counts), pairs.truth, len(truths))
+        owner[pairs.rows] = np.minimum.reduceat(attained, pairs.starts)
     return best, owner
-
-
-def _chunks(count: np.ndarray) -> list[np.ndarray]:
-    """Splits the rows with count > 0 into runs of about PAIRS_AT_ONCE pairs."""
-    rows = np.flatnonzero(count)
-    ends = np.cumsum(count[rows])
-    total = int(ends[-1]) if len(ends) else 0
-    cuts = np.searchsorted(ends, np.arange(PAIRS_AT_ONCE, total, PAIRS_AT_ONCE))
-    return [run for run in np.split(rows, cuts) if len(run)]
 
 
 def _warn_of_unknown(ids: np.ndarray, num_classes: int) -> None:

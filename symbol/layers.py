@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
+
 from config.errors import OptionError
 from config.runtime import mx
 
@@ -46,11 +48,13 @@ class Layers:
         groups: int = 1,
         bias: bool = True,
         bias_lr_mult: float = 1.0,
+        bias_start: np.ndarray | None = None,
     ) -> Symbol:
         """Convolution with parameters NAME_weight and NAME_bias; pad None keeps H and W at stride 1.
 
-        kernel: side, or (height, width).
+        kernel: side, or (height, width). bias_start: (filters,) biases before training, None = 0.
         """
+        start = mx.init.Zero() if bias_start is None else mx.init.Constant(bias_start)
         kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
         return mx.sym.Convolution(
             data,
@@ -62,7 +66,7 @@ class Layers:
             dilate=(dilate, dilate),
             num_group=groups,
             no_bias=not bias,
-            **({"bias": mx.sym.var(f"{name}_bias", lr_mult=bias_lr_mult, init=mx.init.Zero())} if bias else {}),
+            **({"bias": mx.sym.var(f"{name}_bias", lr_mult=bias_lr_mult, init=start)} if bias else {}),
         )
 
     def batch_norm(self, data: Symbol, name: str) -> Symbol:

@@ -58,7 +58,7 @@ def per_class_detection(
     best = mx.sym.topk(scores, axis=2, k=topk, ret_typ="both", name="detection_topk")  # scores and anchors (B, C, topk)
     std = {f"std{k}": float(value) for k, value in enumerate(variances)}
     boxes = mx.sym.contrib.box_decode(loc_pred, anchors, format="corner", **std)  # (B, A, 4)
-    boxes = _take_rows(boxes, best[1], axes=3)  # (B, C, topk, 4)
+    boxes = take_rows(boxes, best[1], axes=3)  # (B, C, topk, 4)
     ids = mx.sym.contrib.arange_like(best[0], axis=1)  # (C,)
     ids = mx.sym.broadcast_like(mx.sym.reshape(ids, shape=(1, -1, 1)), best[0])  # (B, C, topk)
     found = mx.sym.concat(mx.sym.stack(ids, best[0], axis=3), boxes, dim=3)  # (B, C, topk, 6)
@@ -71,10 +71,10 @@ def per_class_detection(
         found = mx.sym.reshape(found, shape=(0, -3, 0))  # (B, C * topk, 6)
     scores = mx.sym.reshape(mx.sym.slice_axis(found, axis=2, begin=1, end=2), shape=(0, -1))  # (B, C * topk)
     rows = mx.sym.topk(scores, axis=1, k=keep, name="detection_keep")  # (B, keep)
-    return _take_rows(found, rows, axes=2, name="detection")
+    return take_rows(found, rows, axes=2, name="detection")
 
 
-def _take_rows(data: Symbol, rows: Symbol, axes: int, name: str | None = None) -> Symbol:
+def take_rows(data: Symbol, rows: Symbol, axes: int, name: str | None = None) -> Symbol:
     """Rows of each image's own data (B, N, W): rows (B, ...) of `axes` axes hold their numbers; gives (B, ..., W)."""
     images = mx.sym.reshape(mx.sym.contrib.arange_like(data, axis=0), shape=(-1,) + (1,) * (axes - 1))
     return mx.sym.gather_nd(data, mx.sym.stack(mx.sym.broadcast_like(images, rows), rows, axis=0), name=name)

@@ -4,10 +4,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 from config.errors import OptionError
 from config.network_options import NetworkOptions
 from symbol.backbone import gluon_body, inceptionv3
+from symbol.backbone.darknet import yolov3, yolov3_tiny
 from symbol.backbone.densenet import densenet121, densenet_tiny
 from symbol.backbone.legacy_vgg16_ssd import legacy_vgg16_ssd_300, legacy_vgg16_ssd_512
 from symbol.backbone.mobilenet import mobilenet
@@ -15,6 +17,8 @@ from symbol.backbone.mobilenet_v2 import mobilenet_v2
 from symbol.backbone.resnet import resnet50, resnet101
 from symbol.backbone.vgg16_reduced import vgg16_reduced
 from symbol.backbone.vgg16_reduced_bn import vgg16_reduced_bn
+from symbol.darknet_cfg import load_cfg, parse_cfg
+from symbol.darknet_sections import Sections
 from symbol.layers import Layers, Symbol, Tap
 
 Sizes = tuple[tuple[float, ...], ...]
@@ -56,6 +60,22 @@ class SSDRow:
     smallest_side: int = 32
     # Limit centres and sides of the anchors to [0, 1] (ssd.pytorch); MultiBoxPrior's own clip limits corners.
     clip_centres: bool = False
+
+
+@dataclass(frozen=True)
+class YOLORow:
+    """One YOLOv3: its sections, whose yolo sections hold the anchors."""
+
+    sections: Sections
+
+
+class FeatureMap(NamedTuple):
+    """A map that heads read, for one input size."""
+
+    name: str
+    height: int
+    width: int
+    anchors: int  # of a place
 
 
 def _extras(
@@ -174,9 +194,32 @@ NETWORKS: dict[str, Rows] = {
     "vgg16_reduced_bn": ((448, _vgg_512(vgg16_reduced_bn)), (0, _vgg_300(vgg16_reduced_bn))),
 }
 
+# YOLOv3's; the small ones have SPP and three levels too, with fewer channels and residual blocks.
+YOLO_NETWORKS: dict[str, YOLORow] = {
+    "yolov3": YOLORow(yolov3(spp=False)),
+    "yolov3_spp": YOLORow(yolov3(spp=True)),
+    "yolov3_spp_small": YOLORow(yolov3(spp=True, width=0.5, depth=0.5)),
+    "yolov3_spp_mini": YOLORow(yolov3(spp=True, width=0.25, depth=0.25)),
+    "yolov3_tiny": YOLORow(yolov3_tiny()),
+}
+DARKNET_PREFIX = "darknet:"
+
+
+def is_yolo(network: str) -> bool:
+    """Whether a network is a YOLOv3: one of the table, or darknet:FILE."""
+    return network in YOLO_NETWORKS or network.startswith(DARKNET_PREFIX)
+
+
+def find_yolo_row(network: str, cfg: str = "") -> YOLORow:
+    """The row of a YOLOv3; darknet:FILE is that of the .cfg text `cfg`, or of the file where there is none."""
+    if network.startswith(DARKNET_PREFIX):
+        path = network.removeprefix(DARKNET_PREFIX)
+        return YOLORow(parse_cfg(cfg or load_cfg(path), path))
+    return YOLO_NETWORKS[network]
+
 
 def find_row(network: str, size: tuple[int, int]) -> SSDRow:
-    """The row of a network for an input of (height, width); an unknown name raises OptionError with the known ones.
+    """The row of an SSD for an input of (height, width); an unknown name raises OptionError with the known ones.
 
     gluoncv:NAME is any classifier of gluoncv, with the anchors of inceptionv3. A side below the smallest one
     that the row allows raises OptionError.
@@ -193,7 +236,7 @@ def _rows(network: str) -> Rows:
     if network.startswith(gluon_body.PREFIX):
         return _gluoncv_rows(network.removeprefix(gluon_body.PREFIX))
     if network not in NETWORKS:
-        known = ", ".join([*list_networks(), f"{gluon_body.PREFIX}NAME"])
+        known = ", ".join([*list_networks(), f"{gluon_body.PREFIX}NAME", f"{DARKNET_PREFIX}FILE"])
         raise OptionError(f"--network {network}: unknown (known: {known})")
     return NETWORKS[network]
 
@@ -207,4 +250,4 @@ def _gluoncv_rows(model: str) -> Rows:
 
 def list_networks() -> list[str]:
     """Names of all networks, sorted."""
-    return sorted(NETWORKS)
+    return sorted([*NETWORKS, *YOLO_NETWORKS])

@@ -1,63 +1,103 @@
 """The door to all networks: training symbols, detection symbols and the assigners that make their targets."""
 
+import dataclasses
+from types import ModuleType
 from typing import Any
 
 from boxes.assigners import SSDAssigner
+from boxes.yolo_assigner import YOLOAssigner
 from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.options import from_mapping
 from config.runtime import mx
-from symbol.detector import ssd
-from symbol.layers import Layers, Symbol, Tap
-from symbol.registry import SSDRow, find_row, list_networks
+from symbol.darknet_cfg import load_cfg
+from symbol.detector import ssd, yolo
+from symbol.layers import Symbol
+from symbol.registry import (
+    DARKNET_PREFIX,
+    FeatureMap,
+    SSDRow,
+    YOLORow,
+    find_row,
+    find_yolo_row,
+    is_yolo,
+    list_networks,
+)
 
-__all__ = ["get_assigner", "get_symbol", "get_symbol_train", "input_size", "label_names", "list_networks"]
+__all__ = [
+    "carried_options",
+    "check_any_size",
+    "feature_maps",
+    "get_assigner",
+    "get_symbol",
+    "get_symbol_train",
+    "input_size",
+    "label_names",
+    "list_networks",
+]
 
 Shape = int | tuple[int, ...]
+Assigner = SSDAssigner | YOLOAssigner
+Wanted = tuple[str, SSDRow | YOLORow, tuple[int, int], int, NetworkOptions]
 
 MINIMUM_SIDE = 32
 
 
 def get_symbol_train(network: str, data_shape: Shape, num_classes: int, **options: Any) -> Symbol:
-    """Training symbol of a network; its outputs end with det (see symbol/detector/ssd.py:training_symbol).
+    """Training symbol of a network; its outputs are losses and, last, det (see `training` of symbol/detector/).
 
     data_shape is an int, (H, W) or (3, H, W); num_classes counts the objects' classes without background. Options
-    are the fields of NetworkOptions; an unknown one raises OptionError. The symbol is the same whatever was built
-    before it.
+    are the fields of NetworkOptions; an unknown one, or one that the network does not use, raises OptionError. The
+    symbol is the same whatever was built before it.
     """
     with mx.name.NameManager():
-        heads, checked = _heads(network, data_shape, num_classes, options)
-        return ssd.training_symbol(heads, checked, input_size(data_shape))
+        family, wanted = _wanted(network, data_shape, num_classes, options)
+        return family.training(*wanted)
 
 
 def get_symbol(network: str, data_shape: Shape, num_classes: int, **options: Any) -> Symbol:
     """Detection symbol: det (B, N, 6) rows [id, score, xmin, ymin, xmax, ymax], id -1 = no detection."""
     with mx.name.NameManager():
-        heads, checked = _heads(network, data_shape, num_classes, options)
-        return ssd.detection_symbol(heads, checked, input_size(data_shape))
+        family, wanted = _wanted(network, data_shape, num_classes, options)
+        return family.detection(*wanted)
 
 
-def get_assigner(network: str, data_shape: Shape, num_classes: int, **options: Any) -> SSDAssigner | None:
+def get_assigner(network: str, data_shape: Shape, num_classes: int, **options: Any) -> Assigner | None:
     """The assigner whose arrays the training symbol reads, or None where the graph matches by itself
     (targets=mxnet)."""
-    checked = from_mapping(NetworkOptions, options)
-    if checked.targets == "mxnet":
-        return None
-    size = input_size(data_shape)
     with mx.name.NameManager():
-        row, maps = _maps(network, size, checked)
-        shapes = mx.sym.Group([tap.symbol for tap in maps]).infer_shape(data=(1, 3, *size))[1]
-    return SSDAssigner(
-        layers=ssd.anchor_layers(row, size),
-        feature_shapes={size: tuple((shape[2], shape[3]) for shape in shapes)},
-        threshold=checked.overlap_threshold,
-        variances=ssd.variances(checked),
-    )
+        family, wanted = _wanted(network, data_shape, num_classes, options)
+        return family.assigner(*wanted)
 
 
-def label_names(**options: Any) -> tuple[str, ...]:
+def label_names(network: str, **options: Any) -> tuple[str, ...]:
     """Names of the labels that the training symbol of these options reads."""
-    return ssd.LABELS[from_mapping(NetworkOptions, options).targets]
+    return _family(network).label_names(_checked(network, options))
+
+
+def feature_maps(network: str, data_shape: Shape, **options: Any) -> list[FeatureMap]:
+    """The maps that the heads read, with the number of anchors at each place."""
+    with mx.name.NameManager():
+        family, (name, row, size, _, checked) = _wanted(network, data_shape, 1, options)
+        return family.feature_maps(name, row, size, checked)
+
+
+def carried_options(network: str, darknet_cfg: str) -> dict[str, Any]:
+    """The options that let a checkpoint rebuild its network without the user's file: the text of a .cfg.
+
+    darknet_cfg: the option as given; a text there stays. Other networks than darknet:FILE need none.
+    """
+    if not network.startswith(DARKNET_PREFIX) or darknet_cfg:
+        return {}
+    return {"darknet_cfg": load_cfg(network.removeprefix(DARKNET_PREFIX))}
+
+
+def check_any_size(network: str, data_shape: Shape, option: str) -> None:
+    """OptionError naming `option` unless the network's symbol takes inputs of other sizes than data_shape, too."""
+    if not is_yolo(network):
+        raise OptionError(
+            f"{option}: the anchors of {network} are fractions of an input of one size, {data_shape}; leave it out"
+        )
 
 
 def input_size(data_shape: Shape) -> tuple[int, int]:
@@ -74,21 +114,25 @@ def input_size(data_shape: Shape) -> tuple[int, int]:
     return int(shape[0]), int(shape[1])
 
 
-def _maps(network: str, size: tuple[int, int], options: NetworkOptions) -> tuple[SSDRow, list[Tap]]:
-    row = ssd.customise(find_row(network, size), options)
-    layers = Layers(freeze=options.freeze)
-    taps = row.backbone(mx.sym.var("data"), layers, options)
-    maps = ssd.feature_maps(row, taps, layers)
-    ssd.check_room(network, row, maps[len(row.taps) - 1], size)
-    return row, maps
+def _family(network: str) -> ModuleType:
+    """The module of symbol/detector/ that builds a network."""
+    return yolo if is_yolo(network) else ssd
 
 
-def _heads(
-    network: str, data_shape: Shape, num_classes: int, options: dict[str, Any]
-) -> tuple[ssd.Heads, NetworkOptions]:
+def _wanted(network: str, data_shape: Shape, num_classes: int, options: dict[str, Any]) -> tuple[ModuleType, Wanted]:
+    """The family, and what its functions take: network, row, size, classes, checked options."""
     if num_classes < 1:
         raise OptionError(f"{num_classes} classes: a detector needs at least one")
-    checked, size = from_mapping(NetworkOptions, options), input_size(data_shape)
-    row, maps = _maps(network, size, checked)
-    layers = Layers(freeze=checked.freeze)
-    return ssd.multibox_layer(maps, ssd.anchor_layers(row, size), num_classes, row.l2_scales, layers), checked
+    size = input_size(data_shape)
+    checked = _checked(network, options)
+    row = find_yolo_row(network, checked.darknet_cfg) if is_yolo(network) else find_row(network, size)
+    return _family(network), (network, row, size, num_classes, checked)
+
+
+def _checked(network: str, options: dict[str, Any]) -> NetworkOptions:
+    """The options, each of which the network's family uses where it is not at its default."""
+    checked, unused = from_mapping(NetworkOptions, options), _family(network).UNUSED
+    for field in dataclasses.fields(NetworkOptions):
+        if field.name in unused and getattr(checked, field.name) != field.default:
+            raise OptionError(f"--{field.name.replace('_', '-')}: {network} does not use it; leave it out")
+    return checked

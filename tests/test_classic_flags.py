@@ -111,7 +111,8 @@ CLASSIC = {
         ("--shuffle True", {"shuffle": True}),
         ("--shuffle False", {"shuffle": False}),
         ("--no-shuffle --num-thread 2", {"shuffle": False, "num_thread": 2}),
-        ("--class-names names.txt --true-negative False", {"class_names": ("names.txt",)}),
+        ("--class-names names.txt --true-negative False", {"class_names": ("names.txt",), "true_negative": False}),
+        ("--dataset coco --root data/coco --set train2014,valminusminival2014", {"dataset": "coco"}),
     ],
     VisualizeOptions: [
         ("--network resnet50 --num-classes 20", {"network": "resnet50", "num_classes": 20}),
@@ -131,7 +132,6 @@ OBSOLETE = [
     (EvaluateOptions, "--deploy", "--deploy has no effect"),
     (EvaluateOptions, "--frequent 20", "--frequent has no effect"),
     (DemoOptions, "--no-timer", "the seconds are always logged"),
-    (PrepareOptions, "--true-negative", "always kept"),
 ]
 MODEL = {"network": "mobilenet", "class_names": ["a", "b"], "data_shape": [320, 512], "mean_pixels": [123, 117, 104]}
 

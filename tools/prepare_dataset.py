@@ -2,6 +2,7 @@
 
 python tools/prepare_dataset.py --dataset pascal --root data/VOCdevkit --year 2007,2012 --set trainval \\
     --target data/train.lst
+python tools/prepare_dataset.py --dataset coco --root data/coco --set train2017 --target data/train.lst
 """
 
 import importlib
@@ -19,6 +20,8 @@ from config.options import parse_options
 from config.prepare_options import PrepareOptions
 from config.threads import usable_threads
 from dataset.class_names import read_class_names
+from dataset.coco import Coco
+from dataset.imdb import Imdb
 from dataset.packing import Report, pack_dataset
 from dataset.pascal_voc import PascalVoc
 from tools.packing_output import exit_on_sigterm, print_list, progress
@@ -30,9 +33,7 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     exit_on_sigterm()
     target = _target(options)
-    _check_options(options)
-    names = read_class_names(options.class_names)
-    imdb = PascalVoc(options.root, options.year, options.set, names, options.pixel_origin)
+    imdb = _read(options)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         report = pack_dataset(
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> None:
             seed=options.seed if options.shuffle else None,
             workers=options.num_thread or usable_threads(),
             skip_bad=options.skip_bad,
+            keep_empty=options.true_negative,
             source=_source(options),
             progress=progress,
         )
@@ -49,9 +51,14 @@ def main(argv: list[str]) -> None:
     _print_report(report, target)
 
 
-def _check_options(options: PrepareOptions) -> None:
-    if options.dataset != "pascal":
-        raise OptionError(f"--dataset {options.dataset} is not supported yet; pascal is")
+def _read(options: PrepareOptions) -> Imdb:
+    """The annotations that --dataset, --root, --year and --set name."""
+    names = read_class_names(options.class_names)
+    if options.dataset == "coco":
+        if options.year:
+            logging.warning("--year has no effect: the sets of COCO have their year in their name, as train2017")
+        return Coco(options.root, options.set, names)
+    return PascalVoc(options.root, options.year, options.set, names, options.pixel_origin)
 
 
 def _target(options: PrepareOptions) -> Path:
@@ -64,7 +71,8 @@ def _target(options: PrepareOptions) -> Path:
 
 def _source(options: PrepareOptions) -> str:
     parts = [options.dataset, Path(options.root).resolve().name, ",".join(options.year), ",".join(options.set)]
-    return " ".join(part for part in parts if part) + f", pixel origin {options.pixel_origin}"
+    origin = f", pixel origin {options.pixel_origin}" if options.dataset == "pascal" else ""
+    return " ".join(part for part in parts if part) + origin
 
 
 def _print_report(report: Report, target: Path) -> None:
@@ -74,7 +82,8 @@ def _print_report(report: Report, target: Path) -> None:
     print_list("images of another size than annotated, the decoded one was used", report.resized)
     print_list("images with an EXIF orientation, which is ignored", report.rotated)
     print(f"{target.with_suffix('')}.lst .rec .idx .json written")
-    print(f"images: {counts.size}, without objects: {int((counts == 0).sum())}, left out: {len(report.bad)}")
+    left_out = len(report.bad) + report.empty
+    print(f"images: {counts.size}, without objects: {int((counts == 0).sum())}, left out: {left_out}")
     print(f"objects: {counts.sum()}, most in one image: {counts.max()}, dropped boxes: {len(report.dropped)}")
     width = max(len(name) for name in report.class_names)
     for name, number in zip(report.class_names, report.objects_per_class, strict=True):

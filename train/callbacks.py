@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config.errors import TrainingError
-from train.metric import MultiBoxMetric
+from train.metric import LossMetric
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Progress:
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
-def _values(metric: MultiBoxMetric) -> str:
+def _values(metric: LossMetric) -> str:
     return " ".join(f"{name}={value:.4f}" for name, value in metric.get_name_value())
 
 

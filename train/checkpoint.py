@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from config.augment_options import DEFAULT_FILL, FORCE
 from config.errors import CheckpointError
 from dataset.files import AtomicFile, publish_all, write_atomically
 from dataset.sidecar import file_sha256
@@ -36,6 +37,10 @@ META_FIELDS: dict[str, type | tuple[type, ...]] = {
     "seed": int,
     "class_names": list,
     "mean_pixels": list,
+    "std": list,
+    "resize_mode": str,
+    "fill": int,
+    "rect": int,
     "data_shape": list,
     "network": str,
     "options": dict,
@@ -43,6 +48,9 @@ META_FIELDS: dict[str, type | tuple[type, ...]] = {
     "symbol_sha256": str,
     "files": dict,
 }
+# Fields that earlier versions did not write, and what they did.
+PIXEL_FIELDS = ("mean_pixels", "std", "resize_mode", "fill")
+META_DEFAULTS: dict[str, Any] = {"std": [1.0, 1.0, 1.0], "resize_mode": FORCE, "fill": DEFAULT_FILL, "rect": 0}
 
 logger = logging.getLogger(__name__)
 
@@ -156,11 +164,11 @@ def read_meta(prefix: str, epoch: int) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_META_BYTES:
             raise ValueError(f"larger than {MAX_META_BYTES} bytes")
-        meta = json.loads(path.read_text("utf-8"))
+        meta = META_DEFAULTS | json.loads(path.read_text("utf-8"))
         wrong = [name for name, kind in META_FIELDS.items() if not isinstance(meta.get(name), kind)]
         if wrong or meta["epoch"] != epoch:
             raise ValueError(f"field {wrong[0] if wrong else 'epoch'} is missing or wrong")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged ({error})") from error
     return meta
 

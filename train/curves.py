@@ -8,6 +8,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+MEANS = {"mAP": (2.5, "black"), "AP": (2.5, "tab:red")}  # line width and colour; other values are thin
+
 
 def save_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws the lines of metrics.jsonl as a PNG, replaced atomically. Nothing is drawn without records."""
@@ -26,9 +28,9 @@ def save_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
     rate.plot(epochs, [record["learning_rate"] for record in records], color="0.7", linewidth=1)
     rate.set_ylabel("learning rate", color="0.5")
     for name in records[-1]["validation"]:
-        is_mean = name == "mAP"
         values = [record["validation"].get(name) for record in records]
-        scores.plot(epochs, values, label=name, linewidth=2.5 if is_mean else 1, color="black" if is_mean else None)
+        width, colour = MEANS.get(name, (1.0, None))
+        scores.plot(epochs, values, label=name, linewidth=width, color=colour)
     scores.set(xlabel="epoch", title="validation average precision", ylim=(0, 1))
     if records[-1]["validation"]:
         scores.legend()

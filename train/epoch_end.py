@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from config.run import TrainOptions, network_options
+from config.run import TrainOptions, best_metric, network_options, pixel_options, rect_multiple
 from config.runtime import mx
 from symbol.symbol_factory import input_size
 from train.callbacks import Progress, finite_values
 from train.checkpoint import drop_after, list_epochs, remove_checkpoint, save_checkpoint, write_best
 from train.curves import save_curves
-from train.metric import MultiBoxMetric
+from train.metric import LossMetric
 from train.module import DetectionModule
 from train.run_files import MetricsFile, ScalarWriter
 
@@ -39,7 +39,7 @@ class EpochEnd:
         symbol_json: str,
         symbol_sha256: str,
         classes: tuple[str, ...],
-        metric: MultiBoxMetric,
+        metric: LossMetric,
         kept_epochs: int,
         progress: Progress,
     ) -> None:
@@ -50,6 +50,7 @@ class EpochEnd:
         self.progress = progress
         self.metrics = MetricsFile(options.prefix, kept_epochs)
         self.scalars = ScalarWriter(options.prefix) if options.tensorboard else None
+        self.best_metric = best_metric(options)
         self.best: dict[str, Any] | None = None  # the record of the best epoch that has a checkpoint
         saved = list_epochs(options.prefix)
         for record in self.metrics.records:
@@ -85,7 +86,7 @@ class EpochEnd:
             if self._is_best(record):
                 self.best = record
                 self._write_best()
-                logger.info("checkpoint %d is the best so far: mAP=%.4f", number, validation["mAP"])
+                logger.info("checkpoint %d is the best so far: %s=%.4f", number, *self._best_score())
             self._prune()
         if self.scalars:
             self.scalars.write(record)
@@ -98,7 +99,7 @@ class EpochEnd:
     def _say_what_is_there(self, number: int) -> None:
         prefix = self.options.prefix
         if self.best:
-            logger.info("best: checkpoint %d with mAP=%.4f", self.best["epoch"], self.best["validation"]["mAP"])
+            logger.info("best: checkpoint %d with %s=%.4f", self.best["epoch"], *self._best_score())
         logger.info("newest: checkpoint %d; curves: %s-curves.png", number, prefix)
         logger.info("export it with: python deploy.py --prefix %s --output %s-model", prefix, prefix)
 
@@ -111,12 +112,17 @@ class EpochEnd:
         self._took_over = True
 
     def _is_best(self, record: dict[str, Any]) -> bool:
-        score = record["validation"].get("mAP")
-        return score is not None and (self.best is None or score > self.best["validation"]["mAP"])
+        score = record["validation"].get(self.best_metric)
+        return score is not None and (self.best is None or score > self.best["validation"][self.best_metric])
+
+    def _best_score(self) -> tuple[str, float]:
+        """Name and value of the best epoch's score."""
+        assert self.best is not None
+        return self.best_metric, self.best["validation"][self.best_metric]
 
     def _write_best(self) -> None:
         if self.best:
-            write_best(self.options.prefix, self.best["epoch"], "mAP", self.best["validation"]["mAP"])
+            write_best(self.options.prefix, self.best["epoch"], *self._best_score())
 
     def _record(self, number: int, validation: dict[str, float]) -> dict[str, Any]:
         return {
@@ -137,7 +143,8 @@ class EpochEnd:
             "scores": {"train": record["train"], "validation": record["validation"]},
             "seed": options.seed,
             "class_names": list(self.classes),
-            "mean_pixels": [options.mean_r, options.mean_g, options.mean_b],
+            **pixel_options(options),
+            "rect": rect_multiple(options),
             "data_shape": list(input_size(options.data_shape)),
             "network": options.network,
             "options": network_options(options),

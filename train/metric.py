@@ -10,42 +10,57 @@ import numpy as np
 from config.runtime import mx
 
 NDArray: TypeAlias = mx.nd.NDArray
+CLASSIC_OUTPUTS = ("cls_prob", "loc_loss", "cls_label")
+CLASSIC_NAMES = ("CrossEntropy", "SmoothL1")
+# Outputs of SSD's paper losses: they are shown under the names of the classic ones.
+SSD_OUTPUTS = ("cls_loss", "loc_loss")
 
 
-class MultiBoxMetric(mx.metric.EvalMetric):
-    """CrossEntropy and SmoothL1 of a training symbol, for both target rules.
+def make_metric(symbol: mx.sym.Symbol, num_contexts: int = 1) -> "LossMetric":
+    """The metric for a training symbol without det: its losses by output name, SSD's as CrossEntropy and SmoothL1."""
+    names = output_names(symbol)
+    if names == CLASSIC_OUTPUTS:
+        return ClassicMetric(num_contexts=num_contexts)
+    return LossMetric(CLASSIC_NAMES if names == SSD_OUTPUTS else names, num_contexts)
 
-    targets=paper: the mean over batches of the two losses (their sums over the batch's positives divided by that
-    number). targets=mxnet: CrossEntropy per valid anchor and the smooth L1 sum over the same number, as in apache's
-    example. A batch with nothing to count is 0. first_bad is the number of the epoch's first batch whose losses or
-    gradients are not finite, or None: losses alone do not tell, as ReLU of a NaN is 0 (mxnet 1.9.1, oneDNN).
+
+def output_names(symbol: mx.sym.Symbol) -> tuple[str, ...]:
+    """Names of the operators that make the outputs: without the `_output`, or make_loss's `_loss`, that mxnet adds."""
+    names = (name.removesuffix("_output") for name in symbol.list_outputs())
+    return tuple(name.removesuffix("_loss") if name.endswith("_loss_loss") else name for name in names)
+
+
+class LossMetric(mx.metric.EvalMetric):
+    """Mean over updates of losses (B,), each summed over the images (and batches and contexts) of one update.
+
+    Such outputs are divided by a number of the whole update already, so that their sum is the loss. A value of no
+    update is 0. first_bad is the number of the epoch's first batch whose losses or gradients are not finite, or None:
+    losses alone do not tell, as ReLU of a NaN is 0 (mxnet 1.9.1, oneDNN).
     """
 
-    def __init__(self, num_contexts: int = 1) -> None:
-        """num_contexts: how many times update() is called for each batch."""
-        self.num_contexts = num_contexts
+    def __init__(self, names: Sequence[str] = CLASSIC_NAMES, num_contexts: int = 1) -> None:
+        """names: of the outputs, in their order; num_contexts: how many times update() is called for each batch."""
+        self.names, self.num_contexts = list(names), num_contexts
         self.first_bad: int | None = None
-        super().__init__("MultiBox")
+        super().__init__("losses")
 
     def reset(self) -> None:
         """Forgets everything, at the start of an epoch."""
-        self._waiting: deque[NDArray] = deque()  # (4,) losses, number to divide by, sum of squared gradients
-        self._sums, self._count = np.zeros(2), 0.0
+        self._waiting: deque[NDArray] = deque()  # losses, number to divide by, sum of squared gradients
+        self._sums, self._count = np.zeros(len(self.names)), 0.0
         self._read_updates = 0
         self.first_bad = None
 
     def reset_local(self) -> None:
         """Does nothing: values are those of the epoch so far."""
 
-    def update(self, labels: Sequence[NDArray], preds: Sequence[NDArray]) -> None:
+    def update(self, labels: Sequence[NDArray], preds: Sequence[NDArray], completes_update: bool = True) -> None:
         """Queues the losses of one context's outputs and reads those of the batch before.
 
-        labels: the sum of the context's squared gradients (1,), or nothing.
+        labels: the sum of the context's squared gradients (1,), or nothing. completes_update: whether this batch is the
+        last of those whose gradients make one update.
         """
-        if len(preds) > 2:
-            losses = _classic_losses(*preds[:3])
-        else:
-            losses = (preds[0].sum(), preds[1].sum(), mx.nd.full((1,), 1.0 / self.num_contexts, preds[0].context))
+        losses = self._losses(preds, completes_update)
         self._waiting.append(mx.nd.concat(*losses, *labels, dim=0))
         while len(self._waiting) > self.num_contexts:
             self._read_one()
@@ -55,9 +70,13 @@ class MultiBoxMetric(mx.metric.EvalMetric):
         while self._waiting:
             self._read_one()
 
+    def totals(self) -> tuple[np.ndarray, float]:
+        """(sums of the losses, number they are divided by) of the batches read so far."""
+        return self._sums.copy(), self._count
+
     def get(self) -> tuple[list[str], list[float]]:
         """Names and values of the batches read so far (the newest may be missing)."""
-        return ["CrossEntropy", "SmoothL1"], (self._sums / (self._count or 1.0)).tolist()
+        return self.names, (self._sums / (self._count or 1.0)).tolist()
 
     def get_global(self) -> tuple[list[str], list[float]]:
         """Names and values of all batches."""
@@ -68,20 +87,31 @@ class MultiBoxMetric(mx.metric.EvalMetric):
         """The same as pairs."""
         return list(zip(*self.get_global(), strict=True))
 
+    def _losses(self, preds: Sequence[NDArray], completes_update: bool) -> list[NDArray]:
+        """The loss sums (1,) and what one context's part of a batch adds to the number they are divided by."""
+        part = completes_update / self.num_contexts
+        return [*(loss.sum() for loss in preds), mx.nd.full((1,), part, preds[0].context)]
+
     def _read_one(self) -> None:
         values = self._waiting.popleft().asnumpy()
         if self.first_bad is None and not np.isfinite(values).all():
             self.first_bad = self._read_updates // self.num_contexts
         self._read_updates += 1
-        self._sums += values[:2]
-        self._count += values[2]
+        losses = len(self.names)
+        self._sums += values[:losses]
+        self._count += values[losses]
 
 
-def _classic_losses(cls_prob: NDArray, loc_loss: NDArray, cls_target: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """Sums of cross entropy and smooth L1, and the number of valid anchors, without waiting.
+class ClassicMetric(LossMetric):
+    """CrossEntropy per valid anchor and the smooth L1 sum over the same number, of the outputs of targets=mxnet, as in
+    apache's example/ssd."""
 
-    cls_prob (B, C + 1, A), loc_loss (B, 4 A), cls_target (B, A) with -1 = ignored.
-    """
-    valid = cls_target >= 0
-    prob = mx.nd.pick(cls_prob, mx.nd.maximum(cls_target, 0), axis=1)  # (B, A)
-    return -(mx.nd.log(prob + 1e-8) * valid).sum(), loc_loss.sum(), valid.sum()
+    def _losses(self, preds: Sequence[NDArray], completes_update: bool) -> list[NDArray]:
+        """Sums of cross entropy and smooth L1, and the number of valid anchors, without waiting.
+
+        preds: cls_prob (B, C + 1, A), loc_loss (B, 4 A), cls_label (B, A) with -1 = ignored.
+        """
+        cls_prob, loc_loss, cls_label = preds
+        valid = cls_label >= 0
+        prob = mx.nd.pick(cls_prob, mx.nd.maximum(cls_label, 0), axis=1)  # (B, A)
+        return [-(mx.nd.log(prob + 1e-8) * valid).sum(), loc_loss.sum(), valid.sum()]

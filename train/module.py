@@ -1,7 +1,8 @@
 """The one subclass of mx.mod.Module: labels by name, exact optimizer state, validation by a shared inference Module."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -9,9 +10,13 @@ import numpy as np
 from config.errors import CheckpointError
 from config.runtime import mx
 from evaluate.scoring import score_detections
+from train.average import WeightAverage
+from train.params_file import Params
+from train.recipe import Recipe
 
 Symbol: TypeAlias = mx.sym.Symbol
 LOGGER = logging.getLogger(__name__)
+RAW = "raw:"  # optimizer_state's prefix of the weights that training continues from, where others are saved
 
 
 class DetectionModule(mx.mod.Module):
@@ -26,6 +31,7 @@ class DetectionModule(mx.mod.Module):
         fixed_param_names: Sequence[str] = (),
         optimizer_state: Mapping[str, np.ndarray] | None = None,
         logger: logging.Logger = LOGGER,
+        recipe: Recipe = Recipe(),  # noqa: B008 - it is immutable
     ) -> None:
         """symbol: training outputs without det; detection_symbol: get_symbol's det.
 
@@ -43,24 +49,47 @@ class DetectionModule(mx.mod.Module):
         self._detection_symbol = detection_symbol
         self._restored_state = optimizer_state
         self._used_labels: list[int] = []
+        self._recipe = recipe
+        self._average: WeightAverage | None = None
+        self._completes_update = True
+        self._batches = 0  # of the update that is being made
+        self._squares: list[mx.nd.NDArray] = []
+        self._rescale = 1.0
 
     def bind(self, data_shapes: Any, label_shapes: Any = None, **options: Any) -> None:
         """Binds only the labels that the graph reads; an iterator may offer more."""
+        if self._recipe.accumulates:
+            options["grad_req"] = "add"
         offered = [desc[0] for desc in label_shapes or ()]
         self._used_labels = [k for k, name in enumerate(offered) if name in self._label_names]
         super().bind(data_shapes, [label_shapes[k] for k in self._used_labels] or None, **options)
 
     def forward(self, data_batch: mx.io.DataBatch, is_train: bool | None = None) -> None:
-        """As Module.forward, with the batch's labels reduced to those bound."""
+        """As Module.forward, with the batch's labels reduced to those bound; gradients begin at 0 after an update."""
+        if self._completes_update:
+            self._begin_update()
+        self._completes_update = getattr(data_batch, "completes_update", True)
+        self._batches += 1
         labels = [data_batch.label[k] for k in self._used_labels]
         super().forward(mx.io.DataBatch(data_batch.data, labels, pad=data_batch.pad), is_train)
+
+    def update(self) -> None:
+        """As Module.update, where the batch completes an update; then takes the weights into their average."""
+        self._squares = [mx.nd.multi_sum_sq(*g, num_arrays=len(g)).sum() for g in self._gradients() if g]
+        if not self._completes_update:
+            return
+        if self._recipe.means:
+            self._optimizer.rescale_grad = self._rescale / self._batches
+        self._recipe.before_update(self._optimizer)
+        super().update()
+        if self._average:
+            aux = list(zip(*self._exec_group.aux_arrays, strict=True))
+            self._average.update(self._trained_arrays(), aux, self._squares, self.num_update)
 
     def update_metric(self, eval_metric: mx.metric.EvalMetric, labels: Any, pre_sliced: bool = False) -> None:
         """Hands the outputs of each context to the metric, and in place of labels the sum of its squared gradients."""
         for k, executor in enumerate(self._exec_group.execs):
-            gradients = [arrays[k] for arrays in self._exec_group.grad_arrays if arrays[k] is not None]
-            square = [mx.nd.multi_sum_sq(*gradients, num_arrays=len(gradients)).sum()] if gradients else []
-            eval_metric.update(square, executor.outputs)
+            eval_metric.update(self._squares[k : k + 1], executor.outputs, self._completes_update)
 
     def get_params(self) -> tuple[dict, dict]:
         """As Module.get_params, after all work is done.
@@ -71,20 +100,37 @@ class DetectionModule(mx.mod.Module):
         mx.nd.waitall()
         return super().get_params()
 
+    def params_to_save(self) -> tuple[Params, Params]:
+        """(arg_params, aux_params) to validate and save: the averaged ones where there are, else get_params()."""
+        return self._average.params() if self._average else self.get_params()
+
     def init_optimizer(self, *args: Any, **options: Any) -> None:
-        """Creates the optimizer, then restores the state given to the constructor."""
+        """Creates the optimizer, then restores the state given to the constructor; begins the average of the
+        weights."""
         super().init_optimizer(*args, **options)
+        self._rescale = self._optimizer.rescale_grad
+        if self._recipe.ema:
+            mx.nd.waitall()
+            arrays = self._exec_group
+            args_0 = dict(zip(arrays.param_names, (a[0] for a in arrays.param_arrays), strict=True))
+            aux_0 = dict(zip(self._aux_names, (a[0] for a in arrays.aux_arrays), strict=True))
+            self._average = WeightAverage(self._recipe.ema, args_0, aux_0, self._recipe.averages)
         if self._restored_state is not None:
             self._restore_optimizer(self._restored_state)
             self._restored_state = None
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
-        """{parameter:k} -> k-th state array (momentum; adam: mean, variance) of the first context."""
+        """{parameter:k} -> k-th state array (momentum; adam: mean, variance) of the first context.
+
+        With averaged weights, {raw:parameter} -> the weights that training continues from, too.
+        """
         states: dict[str, np.ndarray] = {}
         for index, name in enumerate(self._exec_group.param_names):
             state = self._updater.states.get(index * len(self._context))
             for k, array in enumerate(_as_arrays(state)):
                 states[f"{name}:{k}"] = array.asnumpy()
+        if self._average:
+            states |= {RAW + name: array.asnumpy() for params in self.get_params() for name, array in params.items()}
         return states
 
     @property
@@ -128,17 +174,56 @@ class DetectionModule(mx.mod.Module):
         epoch: int = 0,
         sparse_row_id_fn: Callable | None = None,
     ) -> list[tuple[str, float]]:
-        """Validates `det` over one pass of eval_data; padding rows are not counted. Returns the metric's pairs."""
+        """Validates `det` over one pass of eval_data; padding rows are not counted. Returns the metric's pairs.
+
+        Nothing is done, and score_end_callback not called, in an epoch that the recipe does not validate.
+        """
+        if not self._recipe.validates(epoch):
+            return []
         inference = self._inference_module(eval_data.provide_data)
         if reset:
             eval_data.reset()
         mx.nd.waitall()  # see get_params
-        batches = score_detections(inference, eval_data, eval_metric, num_batch)
+        with self._weights_to_save():
+            batches = score_detections(inference, eval_data, eval_metric, num_batch)
         param = mx.model.BatchEndParam(epoch=epoch, nbatch=batches, eval_metric=eval_metric, locals=None)
         callbacks = score_end_callback if isinstance(score_end_callback, (list, tuple)) else [score_end_callback]
         for callback in filter(None, callbacks):
             callback(param)
         return eval_metric.get_global_name_value()
+
+    @contextmanager
+    def _weights_to_save(self) -> Iterator[None]:
+        """Puts the averaged weights, where there are any, in the place of those being trained."""
+        if not self._average:
+            yield
+            return
+        places = [*self._exec_group.param_arrays, *self._exec_group.aux_arrays]
+        raw = [[array.copy() for array in arrays] for arrays in places]
+        self._exec_group.set_params(*self._average.params())
+        try:
+            yield
+        finally:
+            for arrays, kept in zip(places, raw, strict=True):
+                for array, value in zip(arrays, kept, strict=True):
+                    value.copyto(array)
+
+    def _begin_update(self) -> None:
+        """Forgets the gradients of the last update, without waiting."""
+        self._batches = 0
+        for gradients in self._gradients() if self._recipe.accumulates else ():
+            mx.nd.reset_arrays(*gradients, num_arrays=len(gradients))
+
+    def _gradients(self) -> list[list[mx.nd.NDArray]]:
+        """The gradients of each context, without those of frozen parameters."""
+        contexts = zip(*self._exec_group.grad_arrays, strict=True)
+        return [[array for array in arrays if array is not None] for arrays in contexts]
+
+    def _trained_arrays(self) -> dict[str, mx.nd.NDArray]:
+        """{name: array of the first context} of the parameters that are not frozen."""
+        group = self._exec_group
+        names = zip(group.param_names, group.param_arrays, group.grad_arrays, strict=True)
+        return {name: arrays[0] for name, arrays, gradients in names if gradients[0] is not None}
 
     def _inference_module(self, data_shapes: Any) -> mx.mod.Module:
         """A Module for `det` that shares this one's parameters and memory.

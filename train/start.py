@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from config.errors import CheckpointError, OptionError
-from config.run import TrainOptions, network_options
+from config.run import TrainOptions, network_options, pixel_options
 from symbol.layers import matches
 from symbol.symbol_factory import input_size
 from train.checkpoint import Checkpoint, list_epochs, load_checkpoint, load_optimizer_state, params_path
@@ -80,12 +80,12 @@ def _resume(options: TrainOptions, classes: tuple[str, ...], symbol_sha256: str)
 def _refuse_other_run(
     options: TrainOptions, checkpoint: Checkpoint, classes: tuple[str, ...], symbol_sha256: str
 ) -> None:
-    """A resumed run has the network, classes, mean, batch size and seed of its prefix."""
+    """A resumed run has the network, classes, pixels, batch size and seed of its prefix."""
     given: dict[str, Any] = {
         "network": options.network,
         "data_shape": list(input_size(options.data_shape)),
         "class_names": list(classes),
-        "mean_pixels": [options.mean_r, options.mean_g, options.mean_b],
+        **pixel_options(options),
         "batch_size": options.batch_size,
         "seed": options.seed,
         "symbol_sha256": symbol_sha256,

@@ -5,25 +5,34 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from config.errors import DataError, OptionError
-from config.run import TrainOptions, augment_options, network_options
+from config.run import TrainOptions, augment_options, metric_kinds, network_options, pixel_options, rect_multiple
 from config.runtime import mx
 from dataset.class_names import read_class_names
 from dataset.iterator import RecordIter
 from dataset.labels import HEADER_WIDTH, OBJECT_WIDTH
 from dataset.native_iterator import iterator_class
 from dataset.sidecar import Sidecar, read_sidecar
-from evaluate.eval_metric import MApMetric, VOC07MApMetric
+from evaluate.eval_metric import ValidationMetric
 from symbol.layers import matches
-from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, input_size, label_names
+from symbol.symbol_factory import (
+    carried_options,
+    check_any_size,
+    get_assigner,
+    get_symbol,
+    get_symbol_train,
+    input_size,
+    label_names,
+)
 from train.callbacks import FiniteGuard, Progress
 from train.devices import check_batch_size, contexts
 from train.epoch_end import EpochEnd, seed_epoch
 from train.limit import limit_updates, without_end
-from train.metric import MultiBoxMetric
+from train.metric import make_metric
 from train.module import DetectionModule
 from train.monitor import make_monitor
 from train.run_files import command_to_continue, lock_prefix, log_to_file, write_run_file
@@ -42,11 +51,15 @@ def train_net(options: TrainOptions) -> None:
     """
     if options.gpus:
         contexts(options)  # a GPU that cannot be used is told before anything is read
+    options = replace(options, **carried_options(options.network, options.darknet_cfg))
     sidecars = _read_sidecars(options)
     classes = class_names(options, sidecars[0])
     symbol = get_symbol_train(options.network, options.data_shape, len(classes), **network_options(options))
+    if options.rect_val:
+        check_any_size(options.network, options.data_shape, "--rect-val")
     frozen_parameters(options, symbol)
     make_monitor(options.monitor, options.pattern)
+    validation_metric(options, classes)
     with ExitStack() as stack:
         stack.enter_context(lock_prefix(options.prefix))
         stack.enter_context(log_to_file(Path(options.log or f"{options.prefix}-train.log")))
@@ -73,8 +86,9 @@ def _fit(
     val_iter: RecordIter | None,
 ) -> None:
     """Everything that mx.mod.Module.fit needs, then fit on batches, which train_iter serves."""
-    module = _make_module(options, devices, len(classes), symbol, start)
-    metric = MultiBoxMetric(num_contexts=len(devices))
+    validated = val_iter.smallest_size if val_iter else input_size(options.data_shape)
+    module = _make_module(options, devices, len(classes), symbol, start, validated)
+    metric = make_metric(without_det(symbol), len(devices))
     progress = Progress(options.batch_size, options.frequent, train_iter.num_batches, options.end_epoch)
     epoch_end = EpochEnd(
         options, module, symbol.tojson(), symbol_digest(symbol), classes, metric, start.kept_epochs, progress
@@ -85,7 +99,7 @@ def _fit(
             batches,
             eval_data=val_iter,
             eval_metric=metric,
-            validation_metric=_validation_metric(options, classes),
+            validation_metric=validation_metric(options, classes),
             batch_end_callback=[FiniteGuard(), progress],
             epoch_end_callback=None if val_iter else epoch_end.without_validation,
             eval_end_callback=epoch_end.with_validation,
@@ -106,13 +120,19 @@ def _fit(
 
 
 def _make_module(
-    options: TrainOptions, devices: Sequence[mx.Context], num_classes: int, symbol: Symbol, start: Start
+    options: TrainOptions,
+    devices: Sequence[mx.Context],
+    num_classes: int,
+    symbol: Symbol,
+    start: Start,
+    validated: tuple[int, int],
 ) -> DetectionModule:
+    """validated: (H, W) of the smallest input of the validation."""
     settings = network_options(options)
     return DetectionModule(
         without_det(symbol),
-        get_symbol(options.network, options.data_shape, num_classes, **settings),
-        label_names(**settings),
+        get_symbol(options.network, validated, num_classes, **settings),
+        label_names(options.network, **settings),
         devices,
         fixed_param_names=frozen_parameters(options, symbol),
         optimizer_state=start.optimizer_state,
@@ -122,7 +142,7 @@ def _make_module(
 
 def frozen_parameters(options: TrainOptions, symbol: Symbol) -> list[str]:
     """Names that --freeze matches; OptionError where it matches nothing, or all there is to train."""
-    inputs = {"data", *label_names(**network_options(options))}
+    inputs = {"data", *label_names(options.network, **network_options(options))}
     names = [name for name in symbol.list_arguments() if name not in inputs]
     frozen = [name for name in names if matches(options.freeze, name)]
     if options.freeze and len(frozen) in (0, len(names)):
@@ -202,7 +222,7 @@ def _iterators(
     common: dict[str, Any] = {
         "batch_size": options.batch_size,
         "data_shape": (3, *input_size(options.data_shape)),
-        "mean_pixels": (options.mean_r, options.mean_g, options.mean_b),
+        **pixel_options(options),
         "max_objects": _label_rows(options, sidecars),
         "num_classes": num_classes,
         "workers": options.workers,
@@ -221,7 +241,8 @@ def _iterators(
     )
     if not options.val_path:
         return train, None
-    return train, kind(options.val_path, path_imglist=options.val_list, augment=None, **common)
+    val = kind(options.val_path, path_imglist=options.val_list, augment=None, rect=rect_multiple(options), **common)
+    return train, val
 
 
 def _label_rows(options: TrainOptions, sidecars: Sequence[Sidecar | None]) -> int | None:
@@ -239,9 +260,13 @@ def _label_rows(options: TrainOptions, sidecars: Sequence[Sidecar | None]) -> in
     return rows if options.label_width else (needed if all(sidecars) else None)
 
 
-def _validation_metric(options: TrainOptions, classes: tuple[str, ...]) -> MApMetric:
-    kind = VOC07MApMetric if options.voc07 else MApMetric
-    return kind(ovp_thresh=options.overlap, use_difficult=options.use_difficult, class_names=list(classes))
+def validation_metric(options: TrainOptions, classes: Sequence[str]) -> ValidationMetric:
+    """The metrics of each epoch's validation; OptionError where --best-metric is none of their values."""
+    metric = ValidationMetric(metric_kinds(options), classes, options.overlap, options.use_difficult)
+    names = metric.get()[0]
+    if options.best_metric not in ("", *names):
+        raise OptionError(f"--best-metric {options.best_metric}: the validation gives {', '.join(names)}")
+    return metric
 
 
 def _optimizer_params(options: TrainOptions, start: Start, train_iter: RecordIter, num_contexts: int) -> dict[str, Any]:

@@ -5,20 +5,76 @@ from dataclasses import dataclass
 from typing import Any
 
 from boxes.anchors import AnchorLayer
+from boxes.assigners import SSDAssigner
 from boxes.coders import expand_variances
 from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.runtime import mx
+from config.yolo_options import YOLOOptions
 from symbol.layers import Layers, Symbol, Tap, l2_normalise
 from symbol.losses import multibox_loss
 from symbol.post_process import multibox_detection, per_class_detection
-from symbol.registry import Sizes, SSDRow
+from symbol.registry import FeatureMap, Sizes, SSDRow
 
 # Labels that the training symbols read, by target rule.
 LABELS = {"paper": ("cls_target", "loc_target", "normaliser"), "mxnet": ("label",)}
 HEAD_LR_MULT = 2.0  # biases of the heads learn twice as fast (apache example/ssd)
 EXTRA_KERNEL = 3
 VARIANCES = NetworkOptions().variances
+# Options of other families; given with one of these networks they are refused.
+UNUSED = frozenset(field.name for field in dataclasses.fields(YOLOOptions))
+
+
+def training(network: str, row: SSDRow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> Symbol:
+    """The training symbol of an SSD for an input of (height, width); see training_symbol."""
+    return training_symbol(_heads(network, row, size, num_classes, options), options, size)
+
+
+def detection(network: str, row: SSDRow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> Symbol:
+    """The detection symbol of an SSD for an input of (height, width); see detection_symbol."""
+    return detection_symbol(_heads(network, row, size, num_classes, options), options, size)
+
+
+def assigner(
+    network: str, row: SSDRow, size: tuple[int, int], num_classes: int, options: NetworkOptions
+) -> SSDAssigner | None:
+    """What makes the labels of `training`; None for targets=mxnet, where the graph matches by itself."""
+    del num_classes
+    if options.targets == "mxnet":
+        return None
+    return SSDAssigner(
+        layers=anchor_layers(customise(row, options), size),
+        feature_shapes={size: tuple((m.height, m.width) for m in feature_maps(network, row, size, options))},
+        threshold=options.overlap_threshold,
+        variances=variances(options),
+    )
+
+
+def label_names(options: NetworkOptions) -> tuple[str, ...]:
+    """Names of the labels that `training` reads."""
+    return LABELS[options.targets]
+
+
+def feature_maps(network: str, row: SSDRow, size: tuple[int, int], options: NetworkOptions) -> list[FeatureMap]:
+    """The maps that heads read in an input of (height, width)."""
+    row, taps = _taps(network, row, size, options)
+    shapes = mx.sym.Group([tap.symbol for tap in taps]).infer_shape(data=(1, 3, *size))[1]
+    maps = zip(taps, shapes, anchor_layers(row, size), strict=True)
+    return [FeatureMap(tap.name, shape[2], shape[3], layer.per_cell) for tap, shape, layer in maps]
+
+
+def _taps(network: str, row: SSDRow, size: tuple[int, int], options: NetworkOptions) -> tuple[SSDRow, list[Tap]]:
+    row, layers = customise(row, options), Layers(freeze=options.freeze)
+    maps = tapped_maps(row, row.backbone(mx.sym.var("data"), layers, options), layers)
+    check_room(network, row, maps[len(row.taps) - 1], size)
+    return row, maps
+
+
+def _heads(
+    network: str, row: SSDRow, size: tuple[int, int], num_classes: int, options: NetworkOptions
+) -> "Heads":
+    row, maps = _taps(network, row, size, options)
+    return multibox_layer(maps, anchor_layers(row, size), num_classes, row.l2_scales, Layers(freeze=options.freeze))
 
 
 def variances(options: NetworkOptions) -> tuple[float, ...]:
@@ -55,7 +111,7 @@ def _parse_lists(name: str, text: str) -> Sizes:
     return lists
 
 
-def feature_maps(row: SSDRow, taps: list[Tap], layers: Layers) -> list[Tap]:
+def tapped_maps(row: SSDRow, taps: list[Tap], layers: Layers) -> list[Tap]:
     """The maps that heads read: the row's taps of the backbone, then its extra layers (1x1, then 3x3 with stride)."""
     by_name = {tap.name: tap for tap in taps}
     unknown = [name for name in row.taps if name not in by_name]

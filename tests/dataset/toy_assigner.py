@@ -32,3 +32,21 @@ class ToyAssigner:
             "knows_mxnet": np.zeros(1, np.float32),
             "normaliser": np.zeros(1, np.float32),
         }
+
+
+@dataclass(frozen=True)
+class ColumnAssigner:
+    """An array as large as the input, and normalisers of two columns: objects and images."""
+
+    def __call__(self, objects, size):
+        return {"cells": np.full(size[0] * size[1], len(objects), np.float32), "normaliser": _columns(len(objects), 1)}
+
+    def shapes(self, size):
+        return {"cells": (size[0] * size[1],), "normaliser": (2,)}
+
+    def ignored(self, size):
+        return {"cells": np.full(size[0] * size[1], IGNORED, np.float32), "normaliser": _columns(0, 0)}
+
+
+def _columns(*values):
+    return np.array(values, np.float32)

@@ -12,6 +12,7 @@ from detect.detector import Detector, class_thresholds, select
 from detect.preprocess import encode_image, write_input
 from tests.deploy.tiny import CLASSES, MEAN, SIZE, picture, save_tiny, tiny_params, tiny_symbol
 
+VIEW = np.array([100, 200, 0.5, 0.25, 0, 0])  # an image of 100 x 200 in an input of 50 x 50
 IMAGES = [picture(seed, 60 + 30 * seed, 150 - 20 * seed) for seed in range(3)]
 
 
@@ -129,11 +130,19 @@ def test_selection_skips_holes_sorts_and_clips():
         ],
         np.float32,
     )
-    found = select(rows, np.array([0.5, 0.5]), (100, 200))
+    found = select(rows, np.array([0.5, 0.5]), VIEW, (50, 50))
     np.testing.assert_allclose(found, [[0, 0.8, 0, 0, 100, 50], [1, 0.6, 0, 20, 100, 100]], rtol=1e-6)
-    assert select(rows[1:2], np.array([0.5]), (100, 200)).shape == (0, 6)
+    assert select(rows[1:2], np.array([0.5]), VIEW, (50, 50)).shape == (0, 6)
     with pytest.raises(CheckpointError, match="more classes"):
-        select(rows, np.array([0.5]), (100, 200))
+        select(rows, np.array([0.5]), VIEW, (50, 50))
+
+
+def test_selection_maps_back_from_a_letterbox_and_leaves_its_borders_out():
+    """An image of 50 x 200 in an input of 100 x 100: scale 0.5, 37 rows above, 38 below."""
+    rows = np.array([[0, 0.9, 0.2, 0.37, 0.6, 0.62], [0, 0.8, 0.2, 0.1, 0.6, 0.5], [0, 0.7, 0, 0, 1, 0.36]], np.float32)
+    view = np.array([50, 200, 0.5, 0.5, 37, 0])
+    found = select(rows, np.array([0.5]), view, (100, 100))
+    np.testing.assert_allclose(found[:, 2:], [[40, 0, 120, 50], [40, 0, 120, 26]], atol=1e-4)
 
 
 def test_damaged_images_are_named(detector, tmp_path):

@@ -9,9 +9,11 @@ import pytest
 from config.errors import CheckpointError, DataError, OptionError
 from config.run import TrainOptions
 from config.runtime import mx
+from evaluate.coco_metric import STAT_NAMES
 from evaluate.evaluate_net import evaluate_net
 from evaluate.main import main
-from tests.train.tiny import BATCH, CLASSES, NETWORK, write_record
+from tests.evaluate.coco_cases import pycocotools_stats
+from tests.train.tiny import BATCH, CLASSES, NETWORK, SIDE, write_record
 from train.checkpoint import list_epochs, load_checkpoint
 from train.train_net import train_net
 
@@ -160,6 +162,74 @@ def test_mistakes_of_the_command(trained, words, error, message):
         command(trained, *words)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_all_metrics_in_one_pass(trained, tmp_path, capsys):
+    result = tmp_path / "result.json"
+    assert command(trained, "--metrics", "coco,voc,voc07", "--json", str(result)) == 0
+    content, table = json.loads(result.read_text()), capsys.readouterr().out
+    assert list(content["metrics"]) == ["coco", "voc", "voc07"]
+    assert content["metrics"]["coco"].keys() == {"class_AP", *STAT_NAMES}
+    assert content["mAP"] == content["metrics"]["voc"]["mAP"]
+    assert content["voc07"] is False
+    for kind in ("voc", "voc07"):
+        alone = evaluate_net(load_checkpoint(trained[0]), trained[1], CPU, workers=0, metrics=(kind,))
+        assert scores(alone) == {**content["metrics"][kind]["AP"], "mAP": content["metrics"][kind]["mAP"]}
+    assert content["metrics"]["coco"]["AP50"] == pytest.approx(content["mAP"], abs=0.05)
+    assert all(word in table for word in ("coco:", "voc07:", "AR100"))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_pycocotools_reads_the_files_and_agrees(trained, tmp_path, named):
+    """By the record's own ids, and by those of the annotation file that the record was packed from."""
+    record, found, truth = tmp_path / "shapes.rec", tmp_path / "found.json", tmp_path / "truth.json"
+    for suffix in (".rec", ".idx", ".json"):
+        record.with_suffix(suffix).write_bytes(Path(trained[1]).with_suffix(suffix).read_bytes())
+    words = ["--coco-json", str(found), "--coco-truth", str(truth), "--metrics", "coco"]
+    if named:
+        lines = [f"{k}\t2\t6\tval2017/{k}.png\n" for k in range(IMAGES)]
+        record.with_suffix(".lst").write_text("".join(lines))
+        images = [{"id": 1000 + k, "file_name": f"{k}.png"} for k in range(IMAGES)]
+        categories = [{"id": 10 * k, "name": name} for k, name in enumerate(CLASSES, 1)]
+        annotations = {"images": images, "categories": categories, "annotations": []}
+        (tmp_path / "instances.json").write_text(json.dumps(annotations))
+        words += ["--coco-annotations", str(tmp_path / "instances.json")]
+    result = tmp_path / "result.json"
+    main(["--prefix", trained[0], "--rec-path", str(record), "--workers", "0", "--json", str(result), *words])
+    detections, truths = json.loads(found.read_text()), json.loads(truth.read_text())
+    assert truths["images"][1] == {
+        "id": 1001 if named else 1, "file_name": "1.png" if named else "1", "height": SIDE, "width": SIDE
+    }  # fmt: skip
+    assert {one["category_id"] for one in detections} <= ({10, 20, 30} if named else {1, 2, 3})
+    ours = json.loads(result.read_text())["metrics"]["coco"]
+    expected = pycocotools_stats(truths, detections)
+    np.testing.assert_allclose(
+        [np.nan if ours[n] is None else ours[n] for n in STAT_NAMES], expected, rtol=0, atol=1e-9
+    )
+    assert expected[0] > 0.05
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--metrics", "coco", "--curves", "x.png"], "add voc07 or voc to --metrics"),
+        (["--metrics", "voc07", "--no-voc07"], "--no-voc07 contradicts --metrics voc07"),
+        (["--metrics", "coco17"], "--metrics is one of voc07, voc, coco"),
+        (["--coco-annotations", "none.json"], "none.json: no such file"),
+        (["--coco-annotations", "others.json", "--coco-json", "d.json"], "there is no category 'red'"),
+        (["--coco-annotations", "no_images.json", "--coco-json", "d.json"], "record 0: the .lst beside the record"),
+        (["--coco-json", "/nowhere/x.json"], "--coco-json /nowhere/x.json: there is no folder"),
+    ],
+)
+def test_mistakes_about_metrics(trained, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    for name, classes in (("others", ["dog"]), ("no_images", CLASSES)):
+        categories = [{"id": k, "name": one} for k, one in enumerate(classes)]
+        content = {"images": [], "annotations": [], "categories": categories}
+        Path(f"{name}.json").write_text(json.dumps(content))
+    with pytest.raises(OptionError) as caught:
+        command(trained, *words)
+    assert message in str(caught.value)
 
 
 def test_a_prefix_without_checkpoints(trained, tmp_path):

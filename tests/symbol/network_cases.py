@@ -1,4 +1,4 @@
-"""What the tests of networks run over: every registered network, its sizes and parameters of a known size."""
+"""What the tests of networks run over: every registered SSD and YOLOv3, its sizes and parameters of a known size."""
 
 from typing import Any
 
@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from config.runtime import mx
-from symbol.symbol_factory import input_size, label_names, list_networks
+from symbol.registry import NETWORKS as SSD_NETWORKS
+from symbol.registry import YOLO_NETWORKS
+from symbol.symbol_factory import input_size, label_names
 
 Symbol = Any
 
@@ -27,8 +29,9 @@ CLASSES = 3
 
 # Beside the registry's own: one classifier of gluoncv with residuals, one with depthwise convolutions.
 TRACED = ["gluoncv:resnet18_v1b", "gluoncv:mobilenetv2_0.25"]
-ALL = [*list_networks(), *TRACED]
+ALL = [*SSD_NETWORKS, *TRACED]
 NETWORKS = pytest.mark.parametrize("network", ALL)
+YOLOS = pytest.mark.parametrize("network", list(YOLO_NETWORKS))
 
 
 def small_size(network: str) -> tuple[int, int]:
@@ -52,7 +55,7 @@ def objects(seed: int = 0, count: int = 4) -> np.ndarray:
 
 def parameter_shapes(symbol: Symbol, size: int | tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Shapes of all learnt arguments."""
-    inputs = {"data", *label_names(targets="paper"), *label_names(targets="mxnet")}
+    inputs = {"data", *label_names("mobilenet"), *label_names("mobilenet", targets="mxnet"), *label_names("yolov3_spp")}
     shapes, _, _ = symbol.infer_shape_partial(data=(1, 3, *input_size(size)))
     named = dict(zip(symbol.list_arguments(), shapes, strict=True))
     return {name: shape for name, shape in named.items() if name not in inputs}

@@ -1,4 +1,4 @@
-"""Every registered network: shapes, anchors, a training step, detection."""
+"""Every registered SSD: shapes, anchors, a training step, detection."""
 
 from typing import Any
 
@@ -254,7 +254,7 @@ def _module_and_batch(network: str, size: tuple[int, int], options: dict[str, An
     assigner = get_assigner(network, size, CLASSES, **options)
     rows = objects_of_every_map(network, size, options)
     labels = {"label": rows} if assigner is None else assigner(rows, size)
-    assert tuple(labels) == label_names(**options)
+    assert tuple(labels) == label_names(network, **options)
     arrays = [mx.nd.array(label[None]) for label in labels.values()]
     module = mx.mod.Module(symbol, label_names=list(labels))
     module.bind([("data", data.shape)], [(name, array.shape) for name, array in zip(labels, arrays, strict=True)])
@@ -274,7 +274,7 @@ def test_detection_and_training_symbol_detect_the_same(network: str, targets: st
     arrays = _random_arrays(detection, size)
     count = anchor_count(network, size, **options)
     labels = {"cls_target": (1, count), "loc_target": (1, count, 4), "normaliser": (1, 1), "label": (1, 2, 6)}
-    labels = {name: mx.nd.zeros(labels[name]) - 1 for name in label_names(targets=targets)}
+    labels = {name: mx.nd.zeros(labels[name]) - 1 for name in label_names(network, targets=targets)}
     det = _infer(detection, arrays)[0]
     np.testing.assert_array_equal(_infer(training, arrays | labels)[-1], det)
     found = det[0][det[0, :, 0] >= 0]

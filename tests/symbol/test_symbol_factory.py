@@ -42,7 +42,7 @@ def test_parameter_names_are_explicit(network: str, targets: str) -> None:
     size = small_size(network)
     names = get_symbol(network, size, 3).list_arguments()
     training = get_symbol_train(network, size, 20, targets=targets).list_arguments()
-    assert [name for name in training if name not in label_names(targets=targets)] == names
+    assert [name for name in training if name not in label_names(network, targets=targets)] == names
     automatic = ("convolution", "batchnorm", "activation", "pooling", "var", "_")
     assert [name for name in names if name.startswith(automatic)] == []
     assert len(set(names)) == len(names)
@@ -196,7 +196,7 @@ def test_width_scales_the_channels_of_mobilenet(width: float, channels: int) -> 
 
 def test_the_graph_matches_by_itself_with_targets_mxnet() -> None:
     assert get_assigner(**MOBILENET, targets="mxnet") is None
-    assert label_names(targets="mxnet") == ("label",)
+    assert label_names("mobilenet", targets="mxnet") == ("label",)
     assert "label" in get_symbol_train(**MOBILENET, targets="mxnet").list_arguments()
 
 

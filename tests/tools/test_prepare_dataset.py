@@ -7,10 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from config.errors import DataError, OptionError
 from dataset.sidecar import read_sidecar
+from tests.dataset.coco import annotation, content, image, write_set
 from tests.dataset.voc import CAT, DOG, add, image_set, jpeg, xml_object
 from tools.prepare_dataset import main
 
@@ -65,7 +67,8 @@ def test_damaged_image_ends_with_status_2_and_its_name(root, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (["--dataset", "coco"], OptionError, "coco is not supported"),
+        (["--dataset", "yolo"], OptionError, "--dataset is one of pascal, coco"),
+        (["--dataset", "coco"], DataError, "instances_train2017.json is missing"),
         (["--target", "train"], OptionError, "must end in .lst"),
         (["--class-names", "cat,cat"], OptionError, "'cat' is given twice"),
         (["--class-names", "no.json"], OptionError, "no such file"),
@@ -92,6 +95,40 @@ def test_class_names_from_a_file_or_an_earlier_record(root, tmp_path, capsys):
     for name in ("a", "b"):
         assert read_sidecar(tmp_path / f"{name}.rec").class_names == ("dog", "cat", "bird")
     assert (tmp_path / "a.rec").read_bytes() == (tmp_path / "b.rec").read_bytes()
+
+
+def test_images_without_objects_can_be_left_out(root, tmp_path, capsys):
+    target = tmp_path / "t.lst"
+    main(["--root", str(root), "--num-thread", "1", "--target", str(target), "--true-negative", "False"])
+    assert "images: 2, without objects: 0, left out: 2" in capsys.readouterr().out
+    assert read_sidecar(target).num_images == 2
+
+
+def test_the_two_commands_of_prepare_coco(tmp_path, caplog):
+    """The classic script on a small tree of COCO 2014: the parts of val2014 share its images."""
+    root, name = tmp_path / "coco", "COCO_{}_{:012d}.jpg"
+    for number, part, folder in (
+        (9, "train2014", "train2014"),
+        (3, "valminusminival2014", "val2014"),
+        (4, "minival2014", "val2014"),
+    ):
+        images = [image(number, name.format(folder, number)), image(number + 20, name.format(folder, number + 20))]
+        boxes = [annotation(number, 18, [30, 20, 20, 20]), annotation(number, 90, [0, 0, 20, 15], crowd=1)]
+        write_set(root, part, content(images, boxes), folder)
+    common = ["--dataset", "coco", "--root", str(root), "--num-thread", "1"]
+    train, val = tmp_path / "train.lst", tmp_path / "val.lst"
+    main([*common, "--set", "train2014,valminusminival2014", "--target", str(train), "--year", "2014"])
+    main([*common, "--set", "minival2014", "--target", str(val), "--no-shuffle"])
+    assert "--year has no effect" in caplog.text
+    sidecar = read_sidecar(train)
+    assert (sidecar.class_names, sidecar.num_images) == (("person", "dog", "toothbrush"), 4)
+    assert sidecar.source == "coco coco 2014 train2014,valminusminival2014"
+    assert read_sidecar(val).class_names == sidecar.class_names
+    lines = [line.split("\t") for line in val.read_text().splitlines()]
+    assert [line[-1] for line in lines] == [f"val2014/COCO_val2014_{k:012d}.jpg" for k in (4, 24)]
+    objects = np.array(lines[0][3:-1], float).reshape(-1, 6)
+    np.testing.assert_allclose(objects, [[1, 0.75, 2 / 3, 1, 1, 0], [2, 0, 0, 0.5, 0.5, 1]], rtol=1e-6)
+    assert len(lines[1]) == 4  # a label without objects
 
 
 def test_unwritable_target_is_named(root, tmp_path):

@@ -5,8 +5,10 @@ from functools import partial
 
 import pytest
 
-from config.run import TrainOptions
-from tests.train.tiny import BATCH, NETWORK, TRAIN, VAL, write_record
+from config.run import TrainOptions, network_options
+from dataset.iterator import DetRecordIter
+from symbol.symbol_factory import get_assigner
+from tests.train.tiny import BATCH, CLASSES, NETWORK, TRAIN, VAL, write_record
 from train.train_net import train_net
 
 
@@ -53,5 +55,17 @@ def continued(finished_run, records, tmp_path):
     def build(**changes):
         shutil.copytree(finished_run, tmp_path / "run", dirs_exist_ok=True)
         return tiny_options(records, tmp_path / "run", **changes)
+
+    return build
+
+
+@pytest.fixture
+def batches(records):
+    """Builds the batches of an epoch for network options."""
+
+    def build(**changes):
+        settings = network_options(TrainOptions(**NETWORK, **changes))
+        assigner = get_assigner("mobilenet", 64, len(CLASSES), **settings)
+        return list(DetRecordIter(records[0], BATCH, 64, augment=None, assigner=assigner, workers=0))
 
     return build

@@ -16,6 +16,7 @@ import pytest
 from config.errors import CheckpointError
 from config.runtime import mx
 from train.checkpoint import (
+    META_DEFAULTS,
     best_epoch,
     drop_after,
     list_epochs,
@@ -270,7 +271,10 @@ def test_kill_while_saving_loses_no_saved_set(tmp_path):
 
 
 def test_the_json_can_be_read_by_anybody(prefix):
+    """Also one of an earlier version, without the newest fields: images were stretched, std was 1."""
     meta = json.loads(meta_path(prefix, 1).read_text())
-    assert meta == read_meta(prefix, 1)
+    assert not META_DEFAULTS.keys() & meta.keys()
+    assert META_DEFAULTS | meta == read_meta(prefix, 1)
+    assert (META_DEFAULTS["resize_mode"], META_DEFAULTS["std"], META_DEFAULTS["rect"]) == ("force", [1.0, 1.0, 1.0], 0)
     assert set(meta["files"]) == {"net-0001.params", "net-0001.optim.params"}
     assert meta["files"]["net-0001.params"]["size"] == params_path(prefix, 1).stat().st_size

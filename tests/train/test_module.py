@@ -7,33 +7,29 @@ from config.errors import CheckpointError
 from config.run import TrainOptions, network_options
 from config.runtime import mx
 from dataset.iterator import DetRecordIter
-from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, label_names
+from symbol.symbol_factory import get_symbol, get_symbol_train, label_names
 from tests.train.tiny import BATCH, CLASSES, NETWORK
 from train.module import DetectionModule
+from train.recipe import Recipe
 from train.train_net import without_det
 
 FREEZE_BATCH_NORM = ".*_(gamma|beta)"
 
 
-@pytest.fixture
-def batches(records):
-    """Builds the batches of an epoch for network options."""
-
-    def build(**changes):
-        settings = network_options(TrainOptions(**NETWORK, **changes))
-        assigner = get_assigner("mobilenet", 64, len(CLASSES), **settings)
-        return list(DetRecordIter(records[0], BATCH, 64, augment=None, assigner=assigner, workers=0))
-
-    return build
+def settings_of(**changes):
+    """Network options of the tiny network."""
+    return network_options(TrainOptions(**(NETWORK | changes)))
 
 
-def make_module(batch, contexts=1, state=None, optimizer="sgd", parameters=None, **changes):
+def make_module(batch, contexts=1, state=None, optimizer="sgd", parameters=None, recipe=Recipe(), **changes):  # noqa: B008
     """A bound module with weights of seed 0 and an optimizer."""
-    settings = network_options(TrainOptions(**(NETWORK | changes)))
+    settings = settings_of(**changes)
     symbol = without_det(get_symbol_train("mobilenet", 64, len(CLASSES), **settings))
     det = get_symbol("mobilenet", 64, len(CLASSES), **settings)
     devices = [mx.cpu(k) for k in range(contexts)]
-    module = DetectionModule(symbol, det, label_names(**settings), devices, optimizer_state=state)
+    module = DetectionModule(
+        symbol, det, label_names("mobilenet", **settings), devices, optimizer_state=state, recipe=recipe
+    )
     module.bind(batch.provide_data, batch.provide_label)
     mx.random.seed(0)
     module.init_params(mx.init.Xavier())

@@ -13,6 +13,7 @@ import pytest
 from config.errors import CheckpointError, DataError, OptionError, TrainingError
 from config.opencv import cv2
 from config.runtime import mx
+from evaluate.coco_metric import STAT_NAMES
 from evaluate.evaluate_net import evaluate_net
 from symbol.layers import matches
 from tests.train.tiny import CLASSES, metrics, write_record
@@ -187,6 +188,31 @@ def test_which_checkpoints_are_kept(options, monkeypatch):
     assert read_meta(run.prefix, 2)["scores"]["validation"] == {"mAP": 0.6}
 
 
+def test_best_by_any_metric(options, monkeypatch):
+    """All are in metrics.jsonl, the log and the curves; the best checkpoint follows the one that is asked for."""
+    ranked = iter([0.5, 0.7, 0.6])
+    monkeypatch.setattr(
+        "train.epoch_end.finite_values",
+        lambda pairs: {name: next(ranked) if name == "AP75" else 0.1 for name, _ in pairs},
+    )
+    run = options(end_epoch=3, metrics=("voc", "coco", "voc07"), best_metric="AP75")
+    train_net(run)
+    expected = {*CLASSES, "mAP", "mAP_voc07", *STAT_NAMES}
+    assert all(set(line["validation"]) == expected for line in metrics(run.prefix))
+    assert json.loads(Path(f"{run.prefix}-best.json").read_text()) == {"epoch": 2, "metric": "AP75", "score": 0.7}
+    log = Path(f"{run.prefix}-train.log").read_text()
+    assert "Validation-AR100=" in log
+    assert "checkpoint 2 is the best so far: AP75=0.7000" in log
+    assert Path(f"{run.prefix}-curves.png").is_file()
+
+
+def test_a_best_metric_that_is_not_measured_is_refused_at_once(options):
+    run = options(best_metric="AP75")
+    with pytest.raises(OptionError, match="--best-metric AP75: the validation gives red, green, blue, mAP"):
+        train_net(run)
+    assert not Path(f"{run.prefix}.lock").exists()
+
+
 def fake_values(pairs, scores):
     values = dict(pairs)
     return {"mAP": next(scores)} if "mAP" in values else values
@@ -236,6 +262,8 @@ def test_a_second_run_under_the_same_prefix_is_refused(options):
         ({"gpus": "9"}, OptionError, "--gpus 9"),
         ({"network": "resnet"}, OptionError, "resnet"),
         ({"freeze": "("}, OptionError, "--freeze"),
+        ({"resize_mode": "letterbox", "engine": "native"}, OptionError, "--engine python"),
+        ({"resize_mode": "letterbox", "rect_val": True}, OptionError, "--rect-val: the anchors of mobilenet"),
         ({"freeze": ".*"}, OptionError, "--freeze '.*' matches every parameter"),
         ({"freeze": "^(conv1_|conv2_).*"}, OptionError, "matches no parameter (there is conv_1_conv2d_weight)"),
         ({"taps": ("conv_99", "conv_12_relu")}, OptionError, "conv_99"),

@@ -1,6 +1,7 @@
 """A tiny detection problem: coloured rectangles on noise, and a narrow MobileNet SSD quick to train on them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,10 @@ def objects_of(rng: np.random.Generator, classes: int, most: int = 3) -> np.ndar
     return np.column_stack([rng.integers(0, classes, count), low, high, np.zeros(count)]).astype(np.float32)
 
 
-def draw(objects: np.ndarray, rng: np.random.Generator) -> bytes:
-    image = rng.integers(90, 160, (SIDE, SIDE, 3), dtype=np.uint8)
+def draw(objects: np.ndarray, rng: np.random.Generator, shape: tuple[int, int] = (SIDE, SIDE)) -> bytes:
+    image = rng.integers(90, 160, (*shape, 3), dtype=np.uint8)
     for number, *box, _ in objects:
-        xmin, ymin, xmax, ymax = (round(float(v) * SIDE) for v in box)
+        xmin, ymin, xmax, ymax = (round(float(v) * side) for v, side in zip(box, shape[::-1] * 2, strict=True))
         image[ymin:ymax, xmin:xmax] = 20
         image[ymin:ymax, xmin:xmax, 2 - int(number)] = 230
     return cv2.imencode(".png", image)[1].tobytes()
@@ -43,13 +44,14 @@ def write_record(
     empty: bool = False,
     names: tuple[str, ...] | None = CLASSES,
     classes: int = len(CLASSES),
+    shapes: Sequence[tuple[int, int]] = ((SIDE, SIDE),),
 ) -> str:
-    """A record of `count` images, without objects if empty; names None = no sidecar."""
+    """A record of `count` images, without objects if empty; names None = no sidecar; image k has shapes[k % n]."""
     rng = np.random.default_rng(seed)
     labels = [objects_of(rng, classes)[: 0 if empty else None] for _ in range(count)]
     with RecordWriter(path) as writer:
         for index, objects in enumerate(labels):
-            writer.write(index, pack(pack_label(objects), draw(objects, rng), index))
+            writer.write(index, pack(pack_label(objects), draw(objects, rng, shapes[index % len(shapes)]), index))
     if names:
         per_class = [int(sum((rows[:, 0] == k).sum() for rows in labels)) for k in range(len(names))]
         widest = max(map(len, labels))

@@ -15,7 +15,7 @@ import numpy as np
 
 from config.errors import CheckpointError
 from symbol.detector.ssd import VARIANCES
-from symbol.registry import find_row, list_networks
+from symbol.registry import NETWORKS, find_row, list_networks
 from train.params_file import read_arrays
 from train.weights import vgg
 from train.weights.batch_norm import VARIANCE, subtract_epsilon
@@ -185,7 +185,7 @@ def _side(network: str | None, priors: list[Node]) -> int | None:
 
 def _anchor_options(network: str | None, side: int | None, priors: list[Node]) -> dict[str, Any]:
     """--anchor-sizes and --anchor-ratios of the symbol where they are not the network's own."""
-    row = find_row(network, (side or 512,) * 2) if network in list_networks() else None
+    row = find_row(network, (side or 512,) * 2) if network in NETWORKS else None
     options = {}
     for option, key in (("anchor_sizes", "sizes"), ("anchor_ratios", "ratios")):
         lists = [node.numbers(key, (1.0,)) for node in priors]

@@ -1,0 +1,232 @@
+"""YOLOv3: decoding of predictions, training and detection symbols (Redmon, Farhadi 2018, https://arxiv.org/abs/1804.02767)."""
+
+from typing import NamedTuple
+
+from boxes.yolo_assigner import YOLOAssigner
+from config.errors import OptionError
+from config.network_options import NetworkOptions
+from config.runtime import mx
+from symbol.backbone.darknet import Level, darknet
+from symbol.darknet_cfg import parse_anchors
+from symbol.darknet_sections import BOX_VALUES, Sections, trace, with_anchors, with_width
+from symbol.layers import Layers, Symbol
+from symbol.post_process import take_rows
+from symbol.registry import FeatureMap, YOLORow
+from symbol.yolo_losses import LABELS, yolo_losses
+
+# Options of other families; given with one of these networks they are refused.
+UNUSED = frozenset(
+    {
+        "targets",
+        "taps",
+        "extra_filters",
+        "anchor_sizes",
+        "anchor_ratios",
+        "overlap_threshold",
+        "negative_mining_ratio",
+        "min_neg_samples",
+        "loc_weight",
+        "variances",
+        "post_process",
+    }
+)
+
+
+def training(network: str, row: YOLORow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> Symbol:
+    """[box_loss, obj_loss, cls_loss (for more than one class), det], the losses (B,); labels are those of `assigner`."""
+    maps = levels(network, row, size, num_classes, options)
+    raw, strides = [level.symbol for level in maps], [level.stride for level in maps]
+    det = detection_symbol(maps, size, num_classes, options)
+    losses = yolo_losses(raw, strides, num_classes, options)
+    return mx.sym.Group([*losses, mx.sym.BlockGrad(det, name="det_out")])
+
+
+def assigner(
+    network: str, row: YOLORow, size: tuple[int, int], num_classes: int, options: NetworkOptions
+) -> YOLOAssigner:
+    """What makes the labels of `training`, for any input size that suits the network."""
+    maps = levels(network, row, size, num_classes, options)
+    return YOLOAssigner(
+        anchors=tuple(level.anchors for level in maps),
+        strides=tuple(level.stride for level in maps),
+        iou_threshold=options.iou_t,
+        max_targets=options.max_targets,
+    )
+
+
+def label_names(options: NetworkOptions) -> tuple[str, ...]:
+    """Names of the labels that `training` reads."""
+    del options
+    return LABELS
+
+
+def detection(network: str, row: YOLORow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> Symbol:
+    """det (B, N, 6) for an input of (height, width), best first; N = options.keep_topk, or all candidates if fewer."""
+    return detection_symbol(levels(network, row, size, num_classes, options), size, num_classes, options)
+
+
+def feature_maps(network: str, row: YOLORow, size: tuple[int, int], options: NetworkOptions) -> list[FeatureMap]:
+    """The maps of predictions of an input of (height, width)."""
+    return [
+        FeatureMap(f"stride{level.stride}", size[0] // level.stride, size[1] // level.stride, len(level.anchors))
+        for level in levels(network, row, size, 1, options)
+    ]
+
+
+def levels(
+    network: str, row: YOLORow, size: tuple[int, int], num_classes: int, options: NetworkOptions
+) -> list[Level]:
+    """The maps of raw predictions; OptionError where the input or the anchors do not suit the network."""
+    sections = customise(row, options)
+    _check_size(network, sections, size)
+    return darknet(mx.sym.var("data"), sections, num_classes, Layers(freeze=options.freeze))
+
+
+def customise(row: YOLORow, options: NetworkOptions) -> Sections:
+    """The row's sections with the options' width and anchors."""
+    sections = with_width(row.sections, options.width)
+    if not options.yolo_anchors:
+        return sections
+    try:
+        return with_anchors(sections, parse_anchors(options.yolo_anchors))
+    except ValueError as error:
+        raise OptionError(f"--yolo-anchors {error}") from error
+
+
+def _check_size(network: str, sections: Sections, size: tuple[int, int]) -> None:
+    stride = max(extent.stride for extent in trace(sections))
+    if any(side % stride for side in size):
+        near = ",".join(str(max(1, round(side / stride)) * stride) for side in size)
+        raise OptionError(
+            f"data shape {size[0]},{size[1]}: {network} needs sides that are multiples of {stride}; give --data-shape "
+            f"{near}"
+        )
+
+
+def by_anchor(raw: Symbol, anchors: int) -> Symbol:
+    """Raw predictions (B, anchors * values, h, w) as (B, anchors, h, w, values)."""
+    net = mx.sym.reshape(raw, shape=(0, -4, anchors, -1, 0, 0))  # (B, anchors, values, h, w)
+    return mx.sym.transpose(net, axes=(0, 1, 3, 4, 2))
+
+
+def decode(level: Level) -> Symbol:
+    """Boxes and probabilities (B, anchors * h * w, 5 + C) of a map, in the order anchor, y, x.
+
+    Values: centre x, y, width, height in pixels of the input, objectness, probability of each class (not multiplied by
+    the objectness). Source: YOLOv3, section 2.1 and figure 2.
+    """
+    net = by_anchor(level.symbol, len(level.anchors))  # (B, n, h, w, 5 + C)
+    x, y, w, h = (mx.sym.slice_axis(net, axis=4, begin=k, end=k + 1) for k in range(4))  # (B, n, h, w, 1)
+    cell_x = mx.sym.reshape(mx.sym.contrib.arange_like(level.symbol, axis=3), shape=(1, 1, 1, -1, 1))
+    cell_y = mx.sym.reshape(mx.sym.contrib.arange_like(level.symbol, axis=2), shape=(1, 1, -1, 1, 1))
+    decoded = mx.sym.concat(
+        mx.sym.broadcast_add(mx.sym.sigmoid(x), cell_x) * level.stride,
+        mx.sym.broadcast_add(mx.sym.sigmoid(y), cell_y) * level.stride,
+        _times_anchors(mx.sym.exp(w), tuple(anchor[0] for anchor in level.anchors)),
+        _times_anchors(mx.sym.exp(h), tuple(anchor[1] for anchor in level.anchors)),
+        mx.sym.sigmoid(mx.sym.slice_axis(net, axis=4, begin=4, end=None)),
+        dim=4,
+    )  # (B, n, h, w, 5 + C)
+    return mx.sym.reshape(mx.sym.reshape(decoded, shape=(0, -3, 0, 0)), shape=(0, -3, 0))  # (B, n * h * w, 5 + C)
+
+
+def _times_anchors(data: Symbol, sides: tuple[float, ...]) -> Symbol:
+    """data (B, n, ...) times one number for each anchor."""
+    parts = [mx.sym.slice_axis(data, axis=1, begin=k, end=k + 1) * float(side) for k, side in enumerate(sides)]
+    return mx.sym.concat(*parts, dim=1)
+
+
+def _input_sides(level: Level) -> tuple[Symbol, Symbol]:
+    """Height and width of the input in pixels, (1,) each: the symbol does not know its size before it runs."""
+    height, width = (
+        (mx.sym.max(mx.sym.contrib.arange_like(level.symbol, axis=axis)) + 1) * level.stride for axis in (2, 3)
+    )
+    return height, width
+
+
+def detection_symbol(
+    maps: list[Level], size: tuple[int, int], num_classes: int, options: NetworkOptions, name: str = "detection"
+) -> Symbol:
+    """det (B, N, 6) rows [id, score, xmin, ymin, xmax, ymax], best first; corners in [0, 1] of the input."""
+    boxes = mx.sym.concat(*(decode(level) for level in maps), dim=1)  # (B, A, 5 + C)
+    if num_classes == 1:  # its class is not learned (no class loss), so the objectness alone is the score
+        certain = mx.sym.ones_like(mx.sym.slice_axis(boxes, axis=2, begin=BOX_VALUES, end=None))
+        boxes = mx.sym.concat(mx.sym.slice_axis(boxes, axis=2, begin=0, end=BOX_VALUES), certain, dim=2)
+    anchors = sum(len(level.anchors) * (size[0] // level.stride) * (size[1] // level.stride) for level in maps)
+    found = suppress(boxes, anchors, num_classes, options)  # (B, N, 6), corners in pixels
+    height, width = _input_sides(maps[0])
+    sides = mx.sym.reshape(mx.sym.concat(width, height, width, height, dim=0), shape=(1, 1, 4))
+    corners = mx.sym.broadcast_div(mx.sym.slice_axis(found, axis=2, begin=2, end=None), sides)
+    corners = mx.sym.clip(corners, a_min=0.0, a_max=1.0)
+    return mx.sym.concat(mx.sym.slice_axis(found, axis=2, begin=0, end=2), corners, dim=2, name=name)
+
+
+def suppress(boxes: Symbol, anchors: int, num_classes: int, options: NetworkOptions) -> Symbol:
+    """Detections (B, N, 6) rows [id, score, corners in pixels], best first, of decoded boxes (B, anchors, 5 + C).
+
+    The score is objectness times class probability. Boxes with a side outside of (min_box, max_box) are dropped, and
+    classes that only_classes leaves out; then the nms_topk best go on, of them those with a score above
+    score_threshold: each suppresses worse ones of its class (force: of any class) with an IoU above nms; the keep_topk
+    best remain. With multi_label a box counts once for each class, otherwise with its best class alone.
+    """
+    centre, sides = (mx.sym.slice_axis(boxes, axis=2, begin=k, end=k + 2) for k in (0, 2))  # (B, A, 2)
+    corners = mx.sym.concat(centre - sides / 2, centre + sides / 2, dim=2)  # (B, A, 4)
+    shortest, longest = mx.sym.min(sides, axis=2, keepdims=True), mx.sym.max(sides, axis=2, keepdims=True)
+    sound = (shortest > options.min_box) * (longest < options.max_box)  # (B, A, 1)
+    objectness = mx.sym.slice_axis(boxes, axis=2, begin=BOX_VALUES - 1, end=BOX_VALUES) * sound
+    scores = mx.sym.broadcast_mul(mx.sym.slice_axis(boxes, axis=2, begin=BOX_VALUES, end=None), objectness)
+    candidates = Candidates(corners, scores, min(options.nms_topk, anchors), num_classes)
+    found = _every_class(candidates, options) if options.multi_label else _best_class(candidates, options)
+    rows = min(options.nms_topk, anchors * (num_classes if options.multi_label else 1), candidates.count * num_classes)
+    found = mx.sym.contrib.box_nms(
+        found,
+        overlap_thresh=options.nms,
+        valid_thresh=options.score_threshold,
+        id_index=0,
+        score_index=1,
+        coord_start=2,
+        force_suppress=options.force,
+        name="detection_nms",
+    )
+    return mx.sym.slice_axis(found, axis=1, begin=0, end=min(options.keep_topk, rows))
+
+
+class Candidates(NamedTuple):
+    """Boxes before suppression: corners (B, A, 4), scores (B, A, C); of the A boxes the `count` best are looked at."""
+
+    corners: Symbol
+    scores: Symbol
+    count: int
+    num_classes: int
+
+
+def _every_class(candidates: Candidates, options: NetworkOptions) -> Symbol:
+    """Rows (B, K, 6) of the K best pairs of box and class; they belong to the `count` boxes of the best scores."""
+    scores = candidates.scores
+    if options.only_classes:
+        ids = mx.sym.contrib.arange_like(scores, axis=2)  # (C,)
+        scores = mx.sym.broadcast_mul(scores, mx.sym.reshape(_listed(ids, options.only_classes), shape=(1, 1, -1)))
+    best = mx.sym.topk(mx.sym.max(scores, axis=2), axis=1, k=candidates.count, name="detection_topk")  # (B, count)
+    scores, corners = (take_rows(data, best, axes=2) for data in (scores, candidates.corners))  # (B, count, C or 4)
+    pairs = min(options.nms_topk, candidates.count * candidates.num_classes)
+    flat = mx.sym.reshape(scores, shape=(0, -1))  # (B, count * C)
+    chosen = mx.sym.topk(flat, axis=1, k=pairs, ret_typ="both", name="detection_pairs")  # scores, places (B, K)
+    rows = mx.sym.floor(chosen[1] / candidates.num_classes)
+    ids = chosen[1] - rows * candidates.num_classes
+    return mx.sym.concat(mx.sym.stack(ids, chosen[0], axis=2), take_rows(corners, rows, axes=2), dim=2)
+
+
+def _best_class(candidates: Candidates, options: NetworkOptions) -> Symbol:
+    """Rows (B, K, 6) of the K best boxes, each with its best class; a box is out if that class is not wanted."""
+    ids = mx.sym.argmax(candidates.scores, axis=2)  # (B, A)
+    scores = mx.sym.max(candidates.scores, axis=2)
+    if options.only_classes:
+        scores = scores * _listed(ids, options.only_classes)
+    rows = mx.sym.topk(scores, axis=1, k=candidates.count, name="detection_topk")  # (B, K)
+    boxes = mx.sym.concat(mx.sym.stack(ids, scores, axis=2), candidates.corners, dim=2)  # (B, A, 6)
+    return take_rows(boxes, rows, axes=2)
+
+
+def _listed(ids: Symbol, wanted: tuple[int, ...]) -> Symbol:
+    """1 where an id is among the wanted, else 0."""
+    return mx.sym.add_n(*(ids == k for k in sorted(set(wanted))))

@@ -1,0 +1,86 @@
+"""Exponential moving average of a network's parameters, the weights that are validated and saved."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from config.runtime import mx
+from train.params_file import Params
+
+NDArray: TypeAlias = mx.nd.NDArray
+RAMP_UPDATES = 2000.0
+
+
+def decay_at(decay: float, num_update: int) -> float:
+    """Decay after num_update >= 1 updates: decay * (1 - exp(-num_update / 2000)), so that early weights are forgotten.
+
+    Source: ModelEMA of the YOLOv3-SPP reference (utils/torch_utils.py).
+    """
+    return decay * (1.0 - math.exp(-num_update / RAMP_UPDATES))
+
+
+class WeightAverage:
+    """average = d * average + (1 - d) * parameter after each update, d = decay_at(decay, updates made).
+
+    The moving averages of batch norm are averaged, too. Nothing waits for the device.
+    """
+
+    def __init__(
+        self,
+        decay: float,
+        arg_arrays: Mapping[str, NDArray],
+        aux_arrays: Mapping[str, NDArray],
+        start: tuple[Params, Params] | None = None,
+    ) -> None:
+        """The arrays of the first context, which tell shapes and device; start: averages to go on from, None = those
+        arrays as they are now (the caller has waited for all work)."""
+        args, aux = start or (arg_arrays, aux_arrays)
+        self.decay = decay
+        self._args = {name: args[name].copyto(array.context) for name, array in arg_arrays.items()}
+        self._aux_shapes = {name: array.shape for name, array in aux_arrays.items()}
+        flat = [aux[name].copyto(array.context).reshape((-1,)) for name, array in aux_arrays.items()]
+        self._aux = mx.nd.concat(*flat, dim=0) if flat else None
+
+    def update(
+        self,
+        trained: Mapping[str, NDArray],
+        aux_by_context: Sequence[Sequence[NDArray]],
+        after: Sequence[NDArray],
+        num_update: int,
+    ) -> None:
+        """Takes in one update.
+
+        trained: parameters that the update changed, of the first context. aux_by_context: moving averages in the
+        constructor's order, for each context. after: for each context an array (1,) whose computation reads all
+        gradients. BatchNorm's backward changes the moving averages without the engine knowing (mxnet 1.9.1, CPU), but
+        it knows that the gradients come from there: what reads both is done late enough, and BatchNorm's next forward,
+        which is known to change them, waits for it.
+        """
+        rate = 1.0 - decay_at(self.decay, num_update)
+        for name, array in trained.items():
+            _approach(self._args[name], array, rate)
+        if self._aux is None:
+            return
+        context, size = self._aux.context, self._aux.shape[0]
+        parts = []
+        for arrays, gradients_done in zip(aux_by_context, after, strict=True):
+            flat = mx.nd.concat(*(array.reshape((-1,)) for array in arrays), gradients_done, dim=0)
+            parts.append(flat[:size].as_in_context(context))
+        _approach(self._aux, mx.nd.add_n(*parts) / len(parts), rate)
+
+    def params(self) -> tuple[Params, Params]:
+        """(arg_params, aux_params): copies of the averages on the CPU."""
+        aux: Params = {}
+        begin = 0
+        for name, shape in self._aux_shapes.items():
+            end = begin + int(np.prod(shape))
+            aux[name] = self._aux[begin:end].reshape(shape).copyto(mx.cpu())
+            begin = end
+        return {name: array.copyto(mx.cpu()) for name, array in self._args.items()}, aux
+
+
+def _approach(average: NDArray, array: NDArray, rate: float) -> None:
+    """average += rate * (array - average) in one pass: plain SGD with weight decay 1 and the gradient -array."""
+    mx.nd.sgd_update(average, array, lr=rate, wd=1.0, rescale_grad=-1.0, out=average)

@@ -1,0 +1,35 @@
+"""How a Module updates, beside its optimizer: accumulation, averaged weights, warm-up, which epochs are validated."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from config.runtime import mx
+from train.params_file import Params
+
+
+def no_change(optimizer: mx.optimizer.Optimizer) -> None:
+    """Before an update: leaves the optimizer as it is."""
+
+
+def every_epoch(epoch: int) -> bool:
+    """Each epoch is validated."""
+    return True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What DetectionModule does around mx.mod.Module's own steps.
+
+    accumulates: gradients add up until a batch whose `completes_update` is true (batches without it complete one).
+    means: gradients are those of means over a batch (targets=mxnet), so that their sum is divided by the number of
+    batches; otherwise losses are divided by a number of the whole update already.
+    ema: decay of the averaged weights, 0 = none; averages: to go on from, None = the first weights.
+    before_update: called with the optimizer. validates: whether the epoch of this number is validated.
+    """
+
+    accumulates: bool = False
+    means: bool = False
+    ema: float = 0.0
+    averages: tuple[Params, Params] | None = None
+    before_update: Callable[[mx.optimizer.Optimizer], None] = no_change
+    validates: Callable[[int], bool] = every_epoch
