@@ -12,6 +12,8 @@ from symbol.layers import Layers, Symbol
 from symbol.post_process import take_rows
 from symbol.registry import FeatureMap, YOLORow
 
+# Words of the option freeze: Darknet-53, or what lies before the heads; all but the predicting convolutions.
+FREEZE = {"body": r"body_\d+_", "all-but-heads": r"(?!pred_\d+_)"}
 # Options of other families; given with one of these networks they are refused.
 UNUSED = frozenset(
     {
