@@ -69,11 +69,10 @@ def evaluate_net(
     """Evaluates a checkpoint on a record, or its first num_batch batches.
 
     Labels of the list list_path (.lst) replace the record's. rect: see RecordIter; None = as the training's validation.
-    metrics are kinds out of config.run.METRICS (none: voc07
-    or, without voc07, voc). keep_rows keeps detections and objects, too.
-    detection_options replace the checkpoint's own (nms, nms_topk, score_threshold, force). With the training's batch
-    size the values are those of the training's validation to the last digit, on the same machine. OptionError where
-    the record's classes are not the checkpoint's.
+    metrics are kinds out of config.run.METRICS (none: voc07 or, without voc07, voc); keep_rows keeps detections and
+    objects, too. detection_options replace the checkpoint's own (nms, nms_topk, score_threshold, force). With the
+    training's batch size the values are those of the training's validation to the last digit, on the same machine.
+    OptionError where the record's classes are not the checkpoint's.
     """
     meta = checkpoint.meta
     _check_classes(rec_path, meta["class_names"], checkpoint.prefix)

@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 from boxes.assigners import SSDAssigner
+from boxes.yolo_assigner import YOLOAssigner
 from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.options import from_mapping
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 Shape = int | tuple[int, ...]
-Assigner = SSDAssigner
+Assigner = SSDAssigner | YOLOAssigner
 Wanted = tuple[str, SSDRow | YOLORow, tuple[int, int], int, NetworkOptions]
 
 MINIMUM_SIDE = 32

@@ -101,7 +101,7 @@ def _fit(
     validates = validated_epochs(options)
     recipe = make_recipe(options, start, train_iter.num_examples, validates)
     validated = val_iter.smallest_size if val_iter else input_size(options.data_shape)
-    module = _make_module(options, devices, len(classes), symbol, start, recipe, validated)
+    module = _make_module(options, devices, len(classes), symbol, start, validated, recipe)
     metric = make_metric(without_det(symbol), len(devices))
     progress = Progress(options.batch_size, options.frequent, train_iter.num_batches, options.end_epoch)
     writer = CheckpointWriter(options, module, symbol.tojson(), symbol_digest(symbol), classes)
@@ -140,8 +140,8 @@ def _make_module(
     num_classes: int,
     symbol: Symbol,
     start: Start,
-    recipe: Recipe,
     validated: tuple[int, int],
+    recipe: Recipe,
 ) -> DetectionModule:
     """validated: (H, W) of the smallest input of the validation."""
     settings = network_options(options)
@@ -243,8 +243,6 @@ def _iterators(
     sizes = input_sizes(input_size(options.data_shape), options.multi_scale)
     assigner = get_assigner(options.network, options.data_shape, num_classes, sizes=sizes, **network_options(options))
     kind = iterator_class(options.engine)
-    group = batches_per_update(options, options.batch_size)
-    grouping: dict[str, Any] = {"accumulate": group} if group > 1 else {}
     train = kind(
         options.train_path,
         path_imglist=options.train_list,
@@ -253,8 +251,8 @@ def _iterators(
         shuffle=True,
         seed=options.seed,
         epoch=epoch,
+        accumulate=batches_per_update(options, options.batch_size),
         sizes=sizes,
-        **grouping,
         **common,
     )
     if not options.val_path:

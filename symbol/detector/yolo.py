@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from boxes.yolo_assigner import YOLOAssigner
 from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.runtime import mx
@@ -11,6 +12,7 @@ from symbol.darknet_sections import BOX_VALUES, Sections, trace, with_anchors, w
 from symbol.layers import Layers, Symbol
 from symbol.post_process import take_rows
 from symbol.registry import FeatureMap, YOLORow
+from symbol.yolo_losses import LABELS, yolo_losses
 
 # Words of the option freeze: Darknet-53, or what lies before the heads; all but the predicting convolutions.
 FREEZE = {"body": r"body_\d+_", "all-but-heads": r"(?!pred_\d+_)"}
@@ -32,6 +34,34 @@ UNUSED = frozenset(
 )
 
 
+def training(network: str, row: YOLORow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> Symbol:
+    """[box_loss, obj_loss, cls_loss (for more than one class), det], the losses (B,); labels are those of `assigner`."""
+    maps = levels(network, row, size, num_classes, options)
+    raw, strides = [level.symbol for level in maps], [level.stride for level in maps]
+    det = detection_symbol(maps, size, num_classes, options)
+    losses = yolo_losses(raw, strides, num_classes, options)
+    return mx.sym.Group([*losses, mx.sym.BlockGrad(det, name="det_out")])
+
+
+def assigner(
+    network: str, row: YOLORow, size: tuple[int, int], num_classes: int, options: NetworkOptions
+) -> YOLOAssigner:
+    """What makes the labels of `training`, for any input size that suits the network."""
+    maps = levels(network, row, size, num_classes, options)
+    return YOLOAssigner(
+        anchors=tuple(level.anchors for level in maps),
+        strides=tuple(level.stride for level in maps),
+        iou_threshold=options.iou_t,
+        max_targets=options.max_targets,
+    )
+
+
+def label_names(options: NetworkOptions) -> tuple[str, ...]:
+    """Names of the labels that `training` reads."""
+    del options
+    return LABELS
+
+
 def detection(network: str, row: YOLORow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> Symbol:
     """det (B, N, 6) for an input of (height, width), best first; N = options.keep_topk, or all candidates if fewer."""
     return detection_symbol(levels(network, row, size, num_classes, options), size, num_classes, options)
@@ -51,7 +81,10 @@ def levels(
     """The maps of raw predictions; OptionError where the input or the anchors do not suit the network."""
     sections = customise(row, options)
     _check_size(network, sections, size)
-    return darknet(mx.sym.var("data"), sections, num_classes, Layers(freeze=options.freeze))
+    try:
+        return darknet(mx.sym.var("data"), sections, num_classes, Layers(freeze=options.freeze))
+    except ValueError as error:  # a .cfg that uses predictions for something else, and their number has changed
+        raise OptionError(f"--network {network}, for {num_classes} classes: {error}") from error
 
 
 def customise(row: YOLORow, options: NetworkOptions) -> Sections:
@@ -182,10 +215,11 @@ def _every_class(candidates: Candidates, options: NetworkOptions) -> Symbol:
     scores, corners = (take_rows(data, best, axes=2) for data in (scores, candidates.corners))  # (B, count, C or 4)
     pairs = min(options.nms_topk, candidates.count * candidates.num_classes)
     flat = mx.sym.reshape(scores, shape=(0, -1))  # (B, count * C)
-    chosen = mx.sym.topk(flat, axis=1, k=pairs, ret_typ="both", name="detection_pairs")  # scores, places (B, K)
-    rows = mx.sym.floor(chosen[1] / candidates.num_classes)
-    ids = chosen[1] - rows * candidates.num_classes
-    return mx.sym.concat(mx.sym.stack(ids, chosen[0], axis=2), take_rows(corners, rows, axes=2), dim=2)
+    places = mx.sym.topk(flat, axis=1, k=pairs, name="detection_pairs")  # (B, K)
+    rows = mx.sym.floor(places / candidates.num_classes)
+    ids = mx.sym.expand_dims(places - rows * candidates.num_classes, axis=2)  # (B, K, 1)
+    chosen = take_rows(mx.sym.expand_dims(flat, axis=2), places, axes=2)  # (B, K, 1)
+    return mx.sym.concat(ids, chosen, take_rows(corners, rows, axes=2), dim=2)
 
 
 def _best_class(candidates: Candidates, options: NetworkOptions) -> Symbol:

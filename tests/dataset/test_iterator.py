@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from boxes.yolo_assigner import YOLOAssigner
 from config.augment_options import TrainAugment
 from config.errors import DataError, OptionError
 from config.opencv import cv2
@@ -278,6 +279,13 @@ def test_label_wider_than_max_objects(make):
     with pytest.raises(DataError, match="record 103: 3 objects, but labels have 2 rows"):
         epoch_of(make(max_objects=2))
     assert next(make(max_objects=9)).label[0].shape == (4, 9, 6)
+
+
+@both_engines
+def test_an_image_with_too_many_targets_is_named(make):
+    assigner = YOLOAssigner(anchors=(((16.0, 16.0),),), strides=(1,), iou_threshold=0.0, max_targets=2)
+    with pytest.raises(DataError, match="toy.rec, record 103: 3 objects make 3 targets .* raise --max-targets"):
+        epoch_of(make(assigner=assigner))
 
 
 @both_engines

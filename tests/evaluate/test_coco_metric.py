@@ -5,8 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from config.runtime import mx
 from evaluate import pairing
 from evaluate.coco_metric import STAT_NAMES, COCORule, coco_eval
+from evaluate.eval_metric import COCOMetric, ValidationMetric
+from evaluate.frames import frames_of, to_image_pixels
 from tests.evaluate.coco_cases import annotation_file, pycocotools_stats, random_set, results
 
 EXACT = 1e-9
@@ -84,3 +87,74 @@ def test_an_area_that_is_not_known_counts_in_all_alone():
 def test_values_by_class():
     found = coco_eval(np.array([[0, 0, 0.8, *BOX]]), np.array([truth(), [0, 1, *BOX, 100, 0]]), CLASSES)
     assert found.class_ap == pytest.approx({"0": 1.0, "1": 0.0, "2": np.nan}, nan_ok=True)
+
+
+INPUT = (64, 128)
+# Rows of a batch's geometry: one image is stretched to the input, the other shrunk and put into its middle.
+GEOMETRY = np.array([[100, 50, 0.64, 2.56, 0, 0], [400, 400, 0.16, 0.16, 0, 32]], np.float32)
+
+
+def one_object(box, image, difficult=0, score=None):
+    """A batch of two images with one row in one of them: a label, or a detection if there is a score."""
+    rows = np.full((2, 1, 6), -1, np.float32)
+    rows[image, 0] = [0, *box, difficult] if score is None else [0, score, *box]
+    return rows
+
+
+def values(metric):
+    return dict(zip(*metric.get(), strict=True))
+
+
+def test_frames_lead_back_to_the_pixels_of_the_image():
+    boxes = np.array([[0.5, 0.25, 1.0, 1.5], [0.25, 0.0, 0.75, 0.5]])
+    found = to_image_pixels(boxes, frames_of(GEOMETRY, INPUT))
+    np.testing.assert_allclose(found, [[25, 25, 50, 100], [0, 0, 400, 200]], rtol=1e-6)
+
+
+def test_areas_are_those_in_the_original_image():
+    """The same part of the input is 12.5 x 50 pixels of one image and 200 x 200 of the other."""
+    for image, size in ((0, "APs"), (1, "APl")):
+        metric = COCOMetric(CLASSES)
+        box = (0.375, 0, 0.625, 0.5)
+        batch = one_object(box, image), one_object(box, image, score=0.9)
+        metric.update([batch[0], frames_of(GEOMETRY, INPUT)], [batch[1]])
+        found = values(metric)
+        assert {name for name in ("APs", "APm", "APl") if not np.isnan(found[name])} == {size}
+        assert (found["AP"], found[size]) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_without_frames_the_areas_are_those_of_the_image_size_or_unknown():
+    truths, found = one_object((0, 0, 0.1, 0.1), 0), one_object((0, 0, 0.1, 0.087), 0, score=0.9)
+    known, unknown = COCOMetric(CLASSES, image_size=(200, 100)), COCOMetric(CLASSES)
+    for metric in (known, unknown):
+        metric.update([mx.nd.array(truths)], [mx.nd.array(found)])
+    assert values(known)["APs"] == values(known)["AP"] == values(unknown)["AP"] == pytest.approx(0.8)
+    assert np.isnan([values(unknown)[name] for name in ("APs", "APm", "APl", "ARs", "ARm", "ARl")]).all()
+
+
+def test_difficult_objects_neither_count_nor_harm():
+    truths = np.concatenate([one_object((0, 0, 0.5, 0.5), 0, difficult=1), one_object((0.5, 0.5, 1, 1), 0)], axis=1)
+    hits = [one_object((0, 0, 0.5, 0.5), 0, score=score) for score in (0.9, 0.8)]
+    found = np.concatenate([*hits, one_object((0.5, 0.5, 1, 1), 0, score=0.1)], axis=1)
+    for use_difficult, expected in ((False, 1.0), (True, (51 + 50 * 2 / 3) / 101)):
+        metric = COCOMetric(CLASSES, use_difficult)
+        metric.update(truths, found)
+        assert values(metric)["AP"] == pytest.approx(expected)
+
+
+def test_windows_of_several_metrics():
+    """get covers what came since reset_local, get_global everything; a created copy has the same settings."""
+    metric = ValidationMetric(("voc", "voc07", "coco"), CLASSES)
+    box = (0, 0, 0.5, 0.5)
+    metric.update([one_object(box, 0)], [one_object(box, 1, score=0.9)])
+    metric.reset_local()
+    metric.update([one_object(box, 0)], [one_object(box, 0, score=0.8)])
+    names = [*CLASSES, "mAP", "mAP_voc07", *STAT_NAMES]
+    assert metric.get()[0] == metric.get_global()[0] == names
+    local, everything = values(metric), dict(metric.get_global_name_value())
+    assert (local["mAP"], local["mAP_voc07"], local["AP"]) == (1, pytest.approx(1), pytest.approx(1))
+    assert (everything["mAP"], everything["AP50"]) == (0.25, pytest.approx(51 / 2 / 101))
+    metric.reset()
+    assert np.isnan(metric.get()[1]).all()
+    copy = mx.metric.create(**COCOMetric(CLASSES, image_size=(3, 4)).get_config())
+    assert (copy.class_names, copy.image_size) == (list(CLASSES), (3, 4))

@@ -16,13 +16,13 @@ from tests.symbol.yolo_loss_runner import batch_labels, run_yolo_losses
 LOSSES = ("box_loss", "obj_loss", "cls_loss")  # as the arrays `losses` have them
 
 
-def loss_options(case: Case, kind: str) -> dict[str, Any]:
-    """The case's gains are scaled already; the graph scales them by classes and the longer side."""
+def loss_options(case: Case, size: tuple[int, ...], kind: str) -> dict[str, Any]:
+    """The case's gains are scaled already; the graph scales them by classes and the longer side of (H, W)."""
     args = case.args
     return {
         "box_loss": kind,
         "giou_gain": args["gain_giou"],
-        "obj_gain": args["gain_obj"] * 320 / max(args["img_hw"]),
+        "obj_gain": args["gain_obj"] * 320 / max(size),
         "cls_gain": args["gain_cls"] * 80 / args["num_classes"],
         "obj_pw": args["obj_pos_weight"],
         "cls_pw": args["cls_pos_weight"],
@@ -40,13 +40,15 @@ def test_compute_loss(case: Case) -> None:
     predictions = [case[f"p{level}"] for level in range(len(strides))]  # (B, anchors, h, w, 5 + C)
     maps = [raw.transpose(0, 1, 4, 2, 3).reshape(len(raw), -1, *raw.shape[2:4]) for raw in predictions]
     classes = case.args["num_classes"]
-    result = run_yolo_losses(maps, labels, strides, classes, **loss_options(case, case.args["box_iou"]))
+    result = run_yolo_losses(maps, labels, strides, classes, **loss_options(case, size, case.args["box_iou"]))
     got: dict[str, Any] = {"losses": [result.losses[name].sum() for name in LOSSES]}
     for level, (grad, raw) in enumerate(zip(result.grads, predictions, strict=True)):
         grad = grad.reshape(*raw.shape[:2], -1, *raw.shape[2:4])  # (B, anchors, 5 + C, h, w)
         got[f"grad_p{level}"] = grad.transpose(0, 1, 3, 4, 2)
     if "losses_plain_iou" in case.tolerance:
-        plain = run_yolo_losses(maps, labels, strides, classes, **loss_options(case, case.args["losses_plain_iou"]))
+        plain = run_yolo_losses(
+            maps, labels, strides, classes, **loss_options(case, size, case.args["losses_plain_iou"])
+        )
         got["losses_plain_iou"] = [plain.losses[name].sum() for name in LOSSES]
     assert_outputs(case, got)
 

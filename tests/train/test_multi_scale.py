@@ -18,6 +18,7 @@ from train.recipe import Recipe
 from train.train_net import train_net
 
 SIZES = ((64, 64), (96, 96), (128, 128))
+CONTEXTS = 2
 PAGES_OF_20_MB = 20 * (1 << 20) // os.sysconf("SC_PAGESIZE")
 
 
@@ -33,13 +34,13 @@ def batches(records):
     return [iterator.next() for iterator in kinds]
 
 
-def test_a_switching_module_steps_as_modules_of_one_size_do(batches, contexts=2):
+def test_a_switching_module_steps_as_modules_of_one_size_do(batches):
     """Each step by a module that is bound to this size alone and continues weights and momentum."""
     momentum = {"momentum": 0.9}
-    switching = make_module(batches[0], contexts, parameters=momentum)
+    switching = make_module(batches[0], CONTEXTS, parameters=momentum)
     state, params = None, None
     for k, batch in enumerate([*batches, *batches[:1]]):
-        fixed = make_module(batch, contexts, state, parameters={**momentum, "begin_num_update": k})
+        fixed = make_module(batch, CONTEXTS, state, parameters={**momentum, "begin_num_update": k})
         if params:
             fixed.set_params(*params)
             switching.set_params(*params)  # contexts have moving averages of their own
