@@ -82,10 +82,19 @@ def from_mapping(cls: type[T], values: dict[str, Any], origin: str = "") -> T:
     """
     checked = _checked(cls, values, origin)
     for name in checked:
-        now = _fields(cls)[name].metadata["obsolete"]
-        if now:
-            logger.warning("%s has no effect: %s", _flag(name), now)
+        if _fields(cls)[name].metadata["obsolete"]:
+            logger.warning(_no_effect(_fields(cls)[name]))
     return cls(**checked)
+
+
+def obsolete_options(options: Any) -> list[str]:
+    """A sentence for each obsolete field of an instance that is not at its default, as from_mapping logs it."""
+    given = (field for field in dataclasses.fields(options) if getattr(options, field.name) != field.default)
+    return [_no_effect(field) for field in given if field.metadata["obsolete"]]
+
+
+def _no_effect(field: dataclasses.Field) -> str:
+    return f"{_flag(field.name)} has no effect: {field.metadata['obsolete']}"
 
 
 def boolean_flags(cls: type) -> set[str]:

@@ -7,7 +7,7 @@ from typing import Any
 from config import threads
 from config.errors import OptionError
 from config.options import parse_options
-from config.run import RECT_MULTIPLE, EvaluateOptions, metric_kinds
+from config.run import RECT_MULTIPLES, EvaluateOptions, metric_kinds
 
 DETECTION = ("post_process", "nms", "nms_topk", "keep_topk", "score_threshold", "force")
 
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
 def _rect(options: EvaluateOptions, trained: int) -> int:
     """What sides of inputs are multiples of, 0 = one size; `trained` is what the training's validation had."""
     wanted = bool(trained) if options.rect_val is None else options.rect_val
-    return (options.rect_multiple or trained or RECT_MULTIPLE) if wanted else 0
+    return (options.rect_multiple or trained or RECT_MULTIPLES[0]) if wanted else 0
 
 
 def _check_outputs(options: EvaluateOptions) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "carried_options",
     "check_any_size",
     "feature_maps",
+    "freeze_pattern",
     "get_assigner",
     "get_symbol",
     "get_symbol_train",
@@ -100,6 +101,11 @@ def check_any_size(network: str, data_shape: Shape, option: str) -> None:
         )
 
 
+def freeze_pattern(network: str, freeze: str) -> str:
+    """The regular expression that the option freeze means: that of the words `body` and `all-but-heads`, or itself."""
+    return _family(network).FREEZE.get(freeze, freeze)
+
+
 def input_size(data_shape: Shape) -> tuple[int, int]:
     """(height, width) of an int, (H, W) or (3, H, W); anything else, or a side below 32, raises OptionError."""
     shape = (data_shape, data_shape) if isinstance(data_shape, int) else tuple(data_shape)
@@ -135,4 +141,4 @@ def _checked(network: str, options: dict[str, Any]) -> NetworkOptions:
     for field in dataclasses.fields(NetworkOptions):
         if field.name in unused and getattr(checked, field.name) != field.default:
             raise OptionError(f"--{field.name.replace('_', '-')}: {network} does not use it; leave it out")
-    return checked
+    return dataclasses.replace(checked, freeze=freeze_pattern(network, checked.freeze))

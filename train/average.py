@@ -72,12 +72,10 @@ class WeightAverage:
 
     def params(self) -> tuple[Params, Params]:
         """(arg_params, aux_params): copies of the averages on the CPU."""
-        aux: Params = {}
-        begin = 0
-        for name, shape in self._aux_shapes.items():
-            end = begin + int(np.prod(shape))
-            aux[name] = self._aux[begin:end].reshape(shape).copyto(mx.cpu())
-            begin = end
+        ends = np.cumsum([np.prod(shape) for shape in self._aux_shapes.values()], dtype=int)[:-1]
+        parts = np.split(self._aux.asnumpy(), ends) if self._aux is not None else []
+        shaped = zip(self._aux_shapes.items(), parts, strict=True)
+        aux = {name: mx.nd.array(part.reshape(shape), dtype=part.dtype) for (name, shape), part in shaped}
         return {name: array.copyto(mx.cpu()) for name, array in self._args.items()}, aux
 
 

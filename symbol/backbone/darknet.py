@@ -114,8 +114,8 @@ def darknet(data: Symbol, sections: Sequence[Section], num_classes: int, layers:
     Parameters are called body_N, head_N or pred_N (layer_names) and _conv_weight, _conv_bias, _bn_gamma, _bn_beta,
     _bn_moving_mean, _bn_moving_var; N is the number of the section. ValueError names a section that does not fit.
     """
-    extents = trace(sections)
-    sections, names = with_classes(sections, num_classes), layer_names(sections)
+    sections = with_classes(sections, num_classes)
+    extents, names = trace(sections), layer_names(sections)
     outputs: list[Symbol] = []
     levels = []
     for number, section in enumerate(sections):

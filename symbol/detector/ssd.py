@@ -21,6 +21,12 @@ LABELS = {"paper": ("cls_target", "loc_target", "normaliser"), "mxnet": ("label"
 HEAD_LR_MULT = 2.0  # biases of the heads learn twice as fast (apache example/ssd)
 EXTRA_KERNEL = 3
 VARIANCES = NetworkOptions().variances
+# Words of the option freeze: the body's parameters (the extra layers of the legacy networks belong to their bodies);
+# all but those of the predicting convolutions.
+FREEZE = {
+    "body": r"(?!multi_feat_\d+_conv_|.*_(loc|cls)_pred_conv_|.*_scale$)",
+    "all-but-heads": r"(?!.*_(loc|cls)_pred_conv_)",
+}
 # Options of other families; given with one of these networks they are refused.
 UNUSED = frozenset(field.name for field in dataclasses.fields(YOLOOptions))
 

@@ -14,6 +14,8 @@ from symbol.post_process import take_rows
 from symbol.registry import FeatureMap, YOLORow
 from symbol.yolo_losses import LABELS, yolo_losses
 
+# Words of the option freeze: Darknet-53, or what lies before the heads; all but the predicting convolutions.
+FREEZE = {"body": r"body_\d+_", "all-but-heads": r"(?!pred_\d+_)"}
 # Options of other families; given with one of these networks they are refused.
 UNUSED = frozenset(
     {
@@ -79,7 +81,10 @@ def levels(
     """The maps of raw predictions; OptionError where the input or the anchors do not suit the network."""
     sections = customise(row, options)
     _check_size(network, sections, size)
-    return darknet(mx.sym.var("data"), sections, num_classes, Layers(freeze=options.freeze))
+    try:
+        return darknet(mx.sym.var("data"), sections, num_classes, Layers(freeze=options.freeze))
+    except ValueError as error:  # a .cfg that uses predictions for something else, and their number has changed
+        raise OptionError(f"--network {network}, for {num_classes} classes: {error}") from error
 
 
 def customise(row: YOLORow, options: NetworkOptions) -> Sections:
@@ -210,10 +215,11 @@ def _every_class(candidates: Candidates, options: NetworkOptions) -> Symbol:
     scores, corners = (take_rows(data, best, axes=2) for data in (scores, candidates.corners))  # (B, count, C or 4)
     pairs = min(options.nms_topk, candidates.count * candidates.num_classes)
     flat = mx.sym.reshape(scores, shape=(0, -1))  # (B, count * C)
-    chosen = mx.sym.topk(flat, axis=1, k=pairs, ret_typ="both", name="detection_pairs")  # scores, places (B, K)
-    rows = mx.sym.floor(chosen[1] / candidates.num_classes)
-    ids = chosen[1] - rows * candidates.num_classes
-    return mx.sym.concat(mx.sym.stack(ids, chosen[0], axis=2), take_rows(corners, rows, axes=2), dim=2)
+    places = mx.sym.topk(flat, axis=1, k=pairs, name="detection_pairs")  # (B, K)
+    rows = mx.sym.floor(places / candidates.num_classes)
+    ids = mx.sym.expand_dims(places - rows * candidates.num_classes, axis=2)  # (B, K, 1)
+    chosen = take_rows(mx.sym.expand_dims(flat, axis=2), places, axes=2)  # (B, K, 1)
+    return mx.sym.concat(ids, chosen, take_rows(corners, rows, axes=2), dim=2)
 
 
 def _best_class(candidates: Candidates, options: NetworkOptions) -> Symbol:
