@@ -110,7 +110,20 @@ def test_a_network_beyond_memory_is_refused() -> None:
         parse_cfg(CFG.replace("[maxpool]", f"{layer * 2}[maxpool]"), "here")
 
 
-WORDS = ["[net]", "[yolo]", "[route]", "[shortcut]", "layers=-1", "from=-3", "size=3", "mask=0", "anchors=1,1", "=", "#", "["]
+WORDS = [
+    "[net]",
+    "[yolo]",
+    "[route]",
+    "[shortcut]",
+    "layers=-1",
+    "from=-3",
+    "size=3",
+    "mask=0",
+    "anchors=1,1",
+    "=",
+    "#",
+    "[",
+]
 
 
 @given(st.lists(st.sampled_from([*CFG.splitlines(), *WORDS]) | st.text(max_size=8), max_size=40))
