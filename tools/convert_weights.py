@@ -62,7 +62,9 @@ class Source:
 
 
 # YOLOv3's inputs: RGB / 255 in their own proportions, with borders of a grey.
-YOLO_PIXELS: dict[str, Any] = dict.fromkeys(("mean_r", "mean_g", "mean_b"), 0.0) | dict.fromkeys(("std_r", "std_g", "std_b"), 255.0)
+YOLO_PIXELS: dict[str, Any] = dict.fromkeys(("mean_r", "mean_g", "mean_b"), 0.0) | dict.fromkeys(
+    ("std_r", "std_g", "std_b"), 255.0
+)
 YOLO_PIXELS |= {"resize_mode": "letterbox", "fill": 114}
 
 # --from NAME; a new source is a module in train/weights/ and a row here.
