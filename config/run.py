@@ -64,6 +64,14 @@ class RunOptions(InputOptions):
     train_path: str = option("data/train.rec", "record to train on", "data")
     val_path: str = option("data/val.rec", "record to validate on; '' = no validation", "data")
     batch_size: int = option(32, "images per step, over all devices", "data", minimum=1)
+    multi_scale: tuple[float, ...] = option(
+        (),
+        "smallest and largest input to train on, as factors of --data-shape (0.67,1.5) or as longer sides in pixels "
+        "(288,608): each update has a random multiple of 32 between them",
+        "data",
+        minimum=0.01,
+        maximum=8192,
+    )
     label_width: int = option(
         0, "numbers in the label of an image: 2 and 6 for each object; 0 = as many as needed", "data", minimum=0
     )

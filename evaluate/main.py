@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     if options.json:
         _write_json(options, checkpoint.epoch, evaluation)
     if evaluation.rows:
-        _write_coco(options, evaluation, checkpoint.meta["class_names"])
+        _write_coco(options, evaluation.rows, known["class_names"])
     if options.curves:
         save_pr_curves(evaluation.result, options.curves)
     return 0
@@ -86,16 +86,15 @@ def _print_tables(results: dict[str, Any]) -> None:
         print(format_coco(result) if kind == "coco" else format_table(result))
 
 
-def _write_coco(options: EvaluateOptions, evaluation: Any, class_names: list[str]) -> None:
+def _write_coco(options: EvaluateOptions, rows: Any, class_names: list[str]) -> None:
     """--coco-json and --coco-truth."""
     from evaluate.coco_results import write_results, write_truth
 
-    ids = _coco_ids(options, evaluation.records, class_names)
-    detections, truths = evaluation.rows
+    ids = _coco_ids(options, rows.records, class_names)
     if options.coco_json:
-        write_results(options.coco_json, detections, ids)
+        write_results(options.coco_json, rows.detections, ids)
     if options.coco_truth:
-        write_truth(options.coco_truth, truths, ids, evaluation.sizes, class_names)
+        write_truth(options.coco_truth, rows.truths, ids, rows.sizes, class_names)
 
 
 def _coco_ids(options: EvaluateOptions, records: Any, class_names: list[str]) -> Any:
