@@ -45,7 +45,7 @@ def read_hyp(path: str | Path) -> dict[str, Any]:
     values = read_yaml(Path(path))
     if not isinstance(values, dict) or not values:
         raise OptionError(f"--hyp {path}: a hyper-parameter file is a list of `key: number` lines")
-    for key, value in values.items():
+    for key in values:
         if key not in OPTIONS:
             raise OptionError(f"--hyp {path}: unknown key {key!r:.60} (known: {', '.join(OPTIONS)})")
     numbers = {key: _number(value, f"--hyp {path}: {key}") for key, value in values.items()}
