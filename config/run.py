@@ -12,7 +12,7 @@ from config.options import option
 from config.recipe_options import RecipeOptions
 
 ENGINES = ("python", "native")
-RECT_MULTIPLE = 32  # the stride of a detector's deepest map
+RECT_MULTIPLES = (32, 64, 128)  # strides of detectors' deepest maps
 METRICS = ("voc07", "voc", "coco")
 
 
@@ -64,6 +64,14 @@ class RunOptions(InputOptions):
     train_path: str = option("data/train.rec", "record to train on", "data")
     val_path: str = option("data/val.rec", "record to validate on; '' = no validation", "data")
     batch_size: int = option(32, "images per step, over all devices", "data", minimum=1)
+    multi_scale: tuple[float, ...] = option(
+        (),
+        "smallest and largest input to train on, as factors of --data-shape (0.67,1.5) or as longer sides in pixels "
+        "(288,608): each update has a random multiple of 32 between them",
+        "data",
+        minimum=0.01,
+        maximum=8192,
+    )
     label_width: int = option(
         0, "numbers in the label of an image: 2 and 6 for each object; 0 = as many as needed", "data", minimum=0
     )
@@ -120,7 +128,10 @@ class RunOptions(InputOptions):
         "validation",
     )
     rect_multiple: int = option(
-        RECT_MULTIPLE, "what sides of the inputs of --rect-val are multiples of", "validation", minimum=1
+        RECT_MULTIPLES[0],
+        "what sides of the inputs of --rect-val are multiples of",
+        "validation",
+        choices=RECT_MULTIPLES,
     )
     metrics: tuple[str, ...] = _metrics()
     best_metric: str = option(
@@ -172,9 +183,9 @@ class EvaluateOptions(ClassicEvaluateOptions, DeviceOptions):
     )
     rect_multiple: int | None = option(
         None,
-        f"what sides of these inputs are multiples of (default: as in training, or {RECT_MULTIPLE})",
+        f"what sides of these inputs are multiples of (default: as in training, or {RECT_MULTIPLES[0]})",
         "data",
-        minimum=1,
+        choices=RECT_MULTIPLES,
     )
     overlap: float = option(0.5, "IoU above which a detection counts as right", "validation", minimum=0.0, maximum=1.0)
     use_difficult: bool = option(False, "count difficult objects", "validation")

@@ -94,7 +94,10 @@ def draw(symbol: Any, inputs: dict[str, tuple[int, ...]], options: VisualizeOpti
         raise OptionError(f"--output-dir {folder}: cannot be made ({error.strerror}); choose another") from error
     shape = "x".join(map(str, options.data_shape))
     name = re.sub(r"[^\w.-]", "_", f"ssd_{options.network}_{shape}")
-    graph = mx.viz.plot_network(symbol, shape=inputs, node_attrs={"shape": "rect", "fixedsize": "false"})
+    # plot_network does not find the shapes of operators with several outputs (box_nms): such a graph goes without.
+    outputs = symbol.get_internals().list_outputs()
+    shapes = None if any(re.search(r"_output\d$", output) for output in outputs) else inputs
+    graph = mx.viz.plot_network(symbol, shape=shapes, node_attrs={"shape": "rect", "fixedsize": "false"})
     return f"Picture of the graph: {graph.render(str(folder / name), cleanup=True)}"
 
 

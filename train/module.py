@@ -113,7 +113,7 @@ class DetectionModule(mx.mod.Module):
             arrays = self._exec_group
             args_0 = dict(zip(arrays.param_names, (a[0] for a in arrays.param_arrays), strict=True))
             aux_0 = dict(zip(self._aux_names, (a[0] for a in arrays.aux_arrays), strict=True))
-            self._average = WeightAverage(self._recipe.ema, args_0, aux_0, self._recipe.averages)
+            self._average = WeightAverage(self._recipe.ema, args_0, aux_0, self._recipe.averages, self._recipe.ema_ramp)
         if self._restored_state is not None:
             self._restore_optimizer(self._restored_state)
             self._restored_state = None

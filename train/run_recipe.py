@@ -22,6 +22,7 @@ def make_recipe(options: TrainOptions, start: Start, num_example: int, validates
     return Recipe(
         means=options.targets == "mxnet",
         ema=options.ema,
+        ema_ramp=options.ema_ramp,
         averages=start.averages,
         before_update=warm_up_of_others(options, num_example),
         validates=validates,

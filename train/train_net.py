@@ -15,6 +15,7 @@ from config.recipe_options import batches_per_update
 from config.run import TrainOptions, augment_options, metric_kinds, network_options, pixel_options, rect_multiple
 from config.runtime import mx
 from dataset.class_names import read_class_names
+from dataset.input_sizes import input_sizes
 from dataset.iterator import RecordIter
 from dataset.labels import HEADER_WIDTH, OBJECT_WIDTH
 from dataset.native_iterator import iterator_class
@@ -239,7 +240,8 @@ def _iterators(
         "num_classes": num_classes,
         "workers": options.workers,
     }
-    assigner = get_assigner(options.network, options.data_shape, num_classes, **network_options(options))
+    sizes = input_sizes(input_size(options.data_shape), options.multi_scale)
+    assigner = get_assigner(options.network, options.data_shape, num_classes, sizes=sizes, **network_options(options))
     kind = iterator_class(options.engine)
     train = kind(
         options.train_path,
@@ -250,6 +252,7 @@ def _iterators(
         seed=options.seed,
         epoch=epoch,
         accumulate=batches_per_update(options, options.batch_size),
+        sizes=sizes,
         **common,
     )
     if not options.val_path:
