@@ -1,7 +1,8 @@
 """Darknet's .cfg files: text from and to sections.
 
-[name] begins a section, `key = value` lines follow, # and ; begin comments; the first section is [net]. A file is not trusted: sections and keys that are not built, numbers out of bounds and references to nowhere are refused by
-name. Source: Darknet, src/parser.c.
+[name] begins a section, `key = value` lines follow, # and ; begin comments; the first section is [net]. A file is not
+trusted: sections and keys that are not built, numbers out of bounds and references to nowhere are refused by name.
+Source: Darknet, src/parser.c.
 """
 
 import re
