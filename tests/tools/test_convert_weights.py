@@ -83,7 +83,7 @@ def test_heads_of_another_number_of_classes_are_missing_with_their_shapes(conver
 def test_mistakes_are_named(convert, state_dict, tmp_path):
     body = {name: array for name, array in state_dict.items() if name.startswith("vgg.")}
     for flags, message in (
-        (["--from", "darknet"], "--from darknet: unknown .known: ssd.pytorch, torchvision"),
+        (["--from", "darkness"], "--from darkness: unknown .known: ssd.pytorch, torchvision"),
         (["other.pth"], "give one file to convert, not 2"),
         (["--class-names", "a,b", "--num-class", "3"], "--class-names has 2 names, but there are 3 classes"),
         (["--network", "resnet9000"], "resnet9000: unknown"),
