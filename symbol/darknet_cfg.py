@@ -31,8 +31,26 @@ NET_SECTIONS = ("net", "network")
 # Keys that say how Darknet trains; here options of the command line do.
 IGNORED = {
     "net": frozenset(
-        "batch subdivisions width height momentum decay angle saturation exposure hue learning_rate burn_in max_batches "
-        "policy steps scales max_crop min_crop".split()
+        [
+            "batch",
+            "subdivisions",
+            "width",
+            "height",
+            "momentum",
+            "decay",
+            "angle",
+            "saturation",
+            "exposure",
+            "hue",
+            "learning_rate",
+            "burn_in",
+            "max_batches",
+            "policy",
+            "steps",
+            "scales",
+            "max_crop",
+            "min_crop",
+        ]
     ),
     "yolo": frozenset({"jitter", "ignore_thresh", "truth_thresh", "random"}),
 }
@@ -130,7 +148,9 @@ class _Reader:
             return (default,)
         parts = self.text(key, "").split(",")
         if len(parts) > at_most or not all(re.fullmatch(r"\s*[+-]?\d{1,9}\s*", part, re.ASCII) for part in parts):
-            raise self.fail(f"{key}={','.join(parts)!r:.50}: expected {'a whole number' if at_most == 1 else 'numbers'}")
+            raise self.fail(
+                f"{key}={','.join(parts)!r:.50}: expected {'a whole number' if at_most == 1 else 'numbers'}"
+            )
         found = tuple(int(part) for part in parts)
         if not all(low <= value <= high for value in found):
             raise self.fail(f"{key}={','.join(parts)}: expected {low} to {high}")
@@ -152,7 +172,9 @@ class _Reader:
 
     def finish(self) -> None:
         for key in self._values:
-            raise self.fail(f"key {key!r:.50} is not built; remove it, or the network would not be the one that it means")
+            raise self.fail(
+                f"key {key!r:.50} is not built; remove it, or the network would not be the one that it means"
+            )
 
 
 def parse_anchors(text: str) -> tuple[Anchor, ...]:

@@ -171,7 +171,9 @@ def check_pool(section: MaxPool) -> None:
 def _check_head(section: Yolo, before: Section | None) -> None:
     """A map of predictions comes from a linear convolution with as many filters as its anchors and classes need."""
     if not section.mask or not all(0 <= k < len(section.anchors) for k in section.mask):
-        raise ValueError(f"mask {','.join(map(str, section.mask))} does not choose among {len(section.anchors)} anchors")
+        raise ValueError(
+            f"mask {','.join(map(str, section.mask))} does not choose among {len(section.anchors)} anchors"
+        )
     if not isinstance(before, Convolutional) or before.batch_normalize or before.activation != "linear":
         raise ValueError("comes after something else than a linear convolution without batch_normalize")
     wanted = len(section.mask) * (BOX_VALUES + section.classes)

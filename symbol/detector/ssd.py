@@ -70,9 +70,7 @@ def _taps(network: str, row: SSDRow, size: tuple[int, int], options: NetworkOpti
     return row, maps
 
 
-def _heads(
-    network: str, row: SSDRow, size: tuple[int, int], num_classes: int, options: NetworkOptions
-) -> "Heads":
+def _heads(network: str, row: SSDRow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> "Heads":
     row, maps = _taps(network, row, size, options)
     return multibox_layer(maps, anchor_layers(row, size), num_classes, row.l2_scales, Layers(freeze=options.freeze))
 

@@ -73,9 +73,7 @@ def feature_maps(network: str, row: YOLORow, size: tuple[int, int], options: Net
     ]
 
 
-def levels(
-    network: str, row: YOLORow, size: tuple[int, int], num_classes: int, options: NetworkOptions
-) -> list[Level]:
+def levels(network: str, row: YOLORow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> list[Level]:
     """The maps of raw predictions; OptionError where the input or the anchors do not suit the network."""
     sections = customise(row, options)
     _check_size(network, sections, size)
