@@ -1,7 +1,7 @@
 """Darknet's .cfg files: text from and to sections.
 
-The format: [name] begins a section, `key = value` lines follow, # and ; begin comments; the first section is [net]. A file
-is not trusted: sections and keys that are not built, numbers out of bounds and references to nowhere are refused by name.
+[name] begins a section, `key = value` lines follow, # and ; begin comments; the first section is [net]. A file is not
+trusted: sections and keys that are not built, numbers out of bounds and references to nowhere are refused by name.
 Source: Darknet, src/parser.c.
 """
 
@@ -31,7 +31,7 @@ NET_SECTIONS = ("net", "network")
 # Keys that say how Darknet trains; here options of the command line do.
 IGNORED = {
     "net": frozenset(
-        [
+        {
             "batch",
             "subdivisions",
             "width",
@@ -50,7 +50,7 @@ IGNORED = {
             "scales",
             "max_crop",
             "min_crop",
-        ]
+        }
     ),
     "yolo": frozenset({"jitter", "ignore_thresh", "truth_thresh", "random"}),
 }

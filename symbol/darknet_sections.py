@@ -133,15 +133,13 @@ def _extent(number: int, section: Section, sections: Sequence[Section], extents:
         raise ValueError(f"joins maps of strides {', '.join(str(extent.stride) for extent in inputs)}")
     match section:
         case Convolutional():
-            if section.size % 2 == 0:
-                raise ValueError(f"size {section.size} is not built; use an odd size")
+            _check_kernel(section)
             return _bounded(section.filters, first.stride * section.stride)
         case MaxPool():
-            check_pool(section)
+            _check_pool(section)
             return _bounded(first.channels, first.stride * section.stride)
         case Upsample():
-            if first.stride % section.stride:
-                raise ValueError(f"makes a map larger than the image (stride {section.stride} after {first.stride})")
+            _check_upsample(section, first)
             return _bounded(first.channels, first.stride // section.stride)
         case Shortcut():
             if len({extent.channels for extent in inputs}) > 1:
@@ -162,7 +160,17 @@ def _bounded(channels: int, stride: int) -> Extent:
     return Extent(channels, stride)
 
 
-def check_pool(section: MaxPool) -> None:
+def _check_kernel(section: Convolutional) -> None:
+    if section.size % 2 == 0:
+        raise ValueError(f"size {section.size} is not built; use an odd size")
+
+
+def _check_upsample(section: Upsample, data: Extent) -> None:
+    if data.stride % section.stride:
+        raise ValueError(f"makes a map larger than the image (stride {section.stride} after {data.stride})")
+
+
+def _check_pool(section: MaxPool) -> None:
     """ValueError for windows whose place MXNet cannot reproduce: built are stride 1, odd sizes, and size 2 stride 2."""
     if not (section.stride == 1 or section.size % 2 or section.size == section.stride == 2):
         raise ValueError(f"size {section.size} with stride {section.stride} is not built; use an odd size, or 2 and 2")

@@ -14,6 +14,8 @@ from symbol.post_process import take_rows
 from symbol.registry import FeatureMap, YOLORow
 from symbol.yolo_losses import LABELS, yolo_losses
 
+# Words of the option freeze: Darknet-53, or what lies before the heads; all but the predicting convolutions.
+FREEZE = {"body": r"body_\d+_", "all-but-heads": r"(?!pred_\d+_)"}
 # Options of other families; given with one of these networks they are refused.
 UNUSED = frozenset(
     {
@@ -33,7 +35,7 @@ UNUSED = frozenset(
 
 
 def training(network: str, row: YOLORow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> Symbol:
-    """[box_loss, obj_loss, cls_loss (for more than one class), det], the losses (B,); labels are those of `assigner`."""
+    """[box_loss, obj_loss, cls_loss (for more than one class), det], the losses (B,); `assigner` makes the labels."""
     maps = levels(network, row, size, num_classes, options)
     raw, strides = [level.symbol for level in maps], [level.stride for level in maps]
     det = detection_symbol(maps, size, num_classes, options)
@@ -77,7 +79,10 @@ def levels(network: str, row: YOLORow, size: tuple[int, int], num_classes: int, 
     """The maps of raw predictions; OptionError where the input or the anchors do not suit the network."""
     sections = customise(row, options)
     _check_size(network, sections, size)
-    return darknet(mx.sym.var("data"), sections, num_classes, Layers(freeze=options.freeze))
+    try:
+        return darknet(mx.sym.var("data"), sections, num_classes, Layers(freeze=options.freeze))
+    except ValueError as error:  # a .cfg that uses predictions for something else, and their number has changed
+        raise OptionError(f"--network {network}, for {num_classes} classes: {error}") from error
 
 
 def customise(row: YOLORow, options: NetworkOptions) -> Sections:
@@ -175,7 +180,7 @@ def suppress(boxes: Symbol, anchors: int, num_classes: int, options: NetworkOpti
     scores = mx.sym.broadcast_mul(mx.sym.slice_axis(boxes, axis=2, begin=BOX_VALUES, end=None), objectness)
     candidates = Candidates(corners, scores, min(options.nms_topk, anchors), num_classes)
     found = _every_class(candidates, options) if options.multi_label else _best_class(candidates, options)
-    rows = min(options.nms_topk, anchors * (num_classes if options.multi_label else 1), candidates.count * num_classes)
+    rows = min(options.nms_topk, candidates.looked_at * (num_classes if options.multi_label else 1))
     found = mx.sym.contrib.box_nms(
         found,
         overlap_thresh=options.nms,
@@ -190,28 +195,29 @@ def suppress(boxes: Symbol, anchors: int, num_classes: int, options: NetworkOpti
 
 
 class Candidates(NamedTuple):
-    """Boxes before suppression: corners (B, A, 4), scores (B, A, C); of the A boxes the `count` best are looked at."""
+    """Boxes before suppression: corners (B, A, 4), scores (B, A, C); of the A boxes the best are looked at."""
 
     corners: Symbol
     scores: Symbol
-    count: int
+    looked_at: int
     num_classes: int
 
 
 def _every_class(candidates: Candidates, options: NetworkOptions) -> Symbol:
-    """Rows (B, K, 6) of the K best pairs of box and class; they belong to the `count` boxes of the best scores."""
+    """Rows (B, K, 6) of the K best pairs of box and class; they belong to the `looked_at` boxes of the best scores."""
     scores = candidates.scores
     if options.only_classes:
         ids = mx.sym.contrib.arange_like(scores, axis=2)  # (C,)
         scores = mx.sym.broadcast_mul(scores, mx.sym.reshape(_listed(ids, options.only_classes), shape=(1, 1, -1)))
-    best = mx.sym.topk(mx.sym.max(scores, axis=2), axis=1, k=candidates.count, name="detection_topk")  # (B, count)
-    scores, corners = (take_rows(data, best, axes=2) for data in (scores, candidates.corners))  # (B, count, C or 4)
-    pairs = min(options.nms_topk, candidates.count * candidates.num_classes)
-    flat = mx.sym.reshape(scores, shape=(0, -1))  # (B, count * C)
-    chosen = mx.sym.topk(flat, axis=1, k=pairs, ret_typ="both", name="detection_pairs")  # scores, places (B, K)
-    rows = mx.sym.floor(chosen[1] / candidates.num_classes)
-    ids = chosen[1] - rows * candidates.num_classes
-    return mx.sym.concat(mx.sym.stack(ids, chosen[0], axis=2), take_rows(corners, rows, axes=2), dim=2)
+    best = mx.sym.topk(mx.sym.max(scores, axis=2), axis=1, k=candidates.looked_at, name="detection_topk")  # (B, N)
+    scores, corners = (take_rows(data, best, axes=2) for data in (scores, candidates.corners))  # (B, N, C), (B, N, 4)
+    pairs = min(options.nms_topk, candidates.looked_at * candidates.num_classes)
+    flat = mx.sym.reshape(scores, shape=(0, -1))  # (B, N * C)
+    places = mx.sym.topk(flat, axis=1, k=pairs, name="detection_pairs")  # (B, K)
+    rows = mx.sym.floor(places / candidates.num_classes)
+    ids = mx.sym.expand_dims(places - rows * candidates.num_classes, axis=2)  # (B, K, 1)
+    chosen = take_rows(mx.sym.expand_dims(flat, axis=2), places, axes=2)  # (B, K, 1)
+    return mx.sym.concat(ids, chosen, take_rows(corners, rows, axes=2), dim=2)
 
 
 def _best_class(candidates: Candidates, options: NetworkOptions) -> Symbol:
@@ -220,7 +226,7 @@ def _best_class(candidates: Candidates, options: NetworkOptions) -> Symbol:
     scores = mx.sym.max(candidates.scores, axis=2)
     if options.only_classes:
         scores = scores * _listed(ids, options.only_classes)
-    rows = mx.sym.topk(scores, axis=1, k=candidates.count, name="detection_topk")  # (B, K)
+    rows = mx.sym.topk(scores, axis=1, k=candidates.looked_at, name="detection_topk")  # (B, K)
     boxes = mx.sym.concat(mx.sym.stack(ids, scores, axis=2), candidates.corners, dim=2)  # (B, A, 6)
     return take_rows(boxes, rows, axes=2)
 
