@@ -16,7 +16,9 @@ class NetworkOptions(YOLOOptions):
         "network",
         choices=("paper", "mxnet"),
     )
-    width: float = option(1.0, "width multiplier of mobilenet and mobilenet_v2", "network", minimum=0.125, maximum=2.0)
+    width: float = option(
+        1.0, "width multiplier of mobilenet, mobilenet_v2 and YOLOv3", "network", minimum=0.125, maximum=2.0
+    )
     taps: tuple[str, ...] = option((), "backbone layers to read instead of the network's own", "network")
     extra_filters: tuple[int, ...] | None = option(
         None, "channels of the stride-2 layers after the backbone instead of the network's own", "network", minimum=8
@@ -25,7 +27,9 @@ class NetworkOptions(YOLOOptions):
         "", "anchor sizes, fractions of the image, maps apart by ';': '0.1,0.14;0.2,0.27;...'", "network"
     )
     anchor_ratios: str = option("", "aspect ratios, maps apart by ';' (one list serves all maps): '1,2,0.5'", "network")
-    freeze: str = option("", "regular expression of parameters that stay as they are", "network")
+    freeze: str = option(
+        "", "parameters that stay as they are: body, all-but-heads, or a regular expression of names", "network"
+    )
     overlap_threshold: float = option(0.5, "IoU from which an anchor is positive", "losses", minimum=0.0, maximum=1.0)
     negative_mining_ratio: float = option(3.0, "mined negatives per positive", "losses", minimum=0.0)
     min_neg_samples: int = option(0, "mined negatives of an image at least", "losses", minimum=0)

@@ -10,9 +10,10 @@ from config.detection_options import DetectionOptions
 from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.options import option
+from config.recipe_options import RecipeOptions
 
 ENGINES = ("python", "native")
-RECT_MULTIPLE = 32  # the stride of a detector's deepest map
+RECT_MULTIPLES = (32, 64, 128)  # strides of detectors' deepest maps
 METRICS = ("voc07", "voc", "coco")
 
 
@@ -64,6 +65,14 @@ class RunOptions(InputOptions):
     train_path: str = option("data/train.rec", "record to train on", "data")
     val_path: str = option("data/val.rec", "record to validate on; '' = no validation", "data")
     batch_size: int = option(32, "images per step, over all devices", "data", minimum=1)
+    multi_scale: tuple[float, ...] = option(
+        (),
+        "smallest and largest input to train on, as factors of --data-shape (0.67,1.5) or as longer sides in pixels "
+        "(288,608): each update has a random multiple of 32 between them",
+        "data",
+        minimum=0.01,
+        maximum=8192,
+    )
     label_width: int = option(
         0, "numbers in the label of an image: 2 and 6 for each object; 0 = as many as needed", "data", minimum=0
     )
@@ -84,9 +93,6 @@ class RunOptions(InputOptions):
 
     prefix: str = option("output/ssd", "path and first part of the name of everything the run writes", "output")
     overwrite: bool = option(False, "start anew although the prefix has checkpoints, which are lost", "output")
-    save_every: int = option(
-        1, "epochs between checkpoints; the last and the best are always kept", "output", minimum=1
-    )
     keep: int = option(0, "checkpoints to keep beside the best one; 0 = all", "output", minimum=0)
     frequent: int = option(20, "batches between log lines", "output", minimum=1)
     tensorboard: bool = option(False, "write TensorBoard scalars to PREFIX-tensorboard", "output")
@@ -112,23 +118,6 @@ class RunOptions(InputOptions):
     lr: float = option(0.002, "learning rate", "schedule", minimum=0.0, maximum=100.0)
     momentum: float = option(0.9, "momentum of sgd and nag", "schedule", minimum=0.0, maximum=1.0)
     wd: float = option(0.0005, "weight decay", "schedule", minimum=0.0, maximum=1.0)
-    lr_schedule: str = option(
-        "steps",
-        "steps = multiply by --lr-factor at --lr-steps; cosine = down to --lr-final",
-        "schedule",
-        choices=("steps", "cosine"),
-    )
-    lr_steps: tuple[str, ...] = option(
-        ("80", "160"),
-        "epochs (80) or updates (80000i) at which the learning rate changes",
-        "schedule",
-        pattern=(r"\d+i|\d+(\.\d*)?([eE]\d+)?", "epochs like 80 or updates like 80000i"),
-    )
-    lr_factor: float = option(0.1, "factor at each of these epochs; >= 1 = constant rate", "schedule", minimum=0.0)
-    lr_final: float = option(0.0, "learning rate at the end of the cosine", "schedule", minimum=0.0)
-    warmup_epochs: float = option(
-        0.0, "epochs over which the learning rate rises linearly from 0", "schedule", minimum=0.0
-    )
     clip_gradient: float = option(0.0, "limit of each gradient element; 0 = none", "schedule", minimum=0.0)
 
     overlap: float = option(0.5, "IoU above which a detection counts as right", "validation", minimum=0.0, maximum=1.0)
@@ -140,7 +129,10 @@ class RunOptions(InputOptions):
         "validation",
     )
     rect_multiple: int = option(
-        RECT_MULTIPLE, "what sides of the inputs of --rect-val are multiples of", "validation", minimum=1
+        RECT_MULTIPLES[0],
+        "what sides of the inputs of --rect-val are multiples of",
+        "validation",
+        choices=RECT_MULTIPLES,
     )
     metrics: tuple[str, ...] = _metrics()
     best_metric: str = option(
@@ -149,7 +141,7 @@ class RunOptions(InputOptions):
 
 
 @dataclass(frozen=True)
-class TrainOptions(ClassicTrainOptions, TrainAugment, NetworkOptions, DeviceOptions, RunOptions):
+class TrainOptions(ClassicTrainOptions, TrainAugment, NetworkOptions, DeviceOptions, RecipeOptions, RunOptions):
     """Options of train.py; --help shows the groups in the order of these classes, the last one first."""
 
 
@@ -173,9 +165,9 @@ class EvaluateOptions(ClassicEvaluateOptions, DetectionOptions, DeviceOptions):
     )
     rect_multiple: int | None = option(
         None,
-        f"what sides of these inputs are multiples of (default: as in training, or {RECT_MULTIPLE})",
+        f"what sides of these inputs are multiples of (default: as in training, or {RECT_MULTIPLES[0]})",
         "data",
-        minimum=1,
+        choices=RECT_MULTIPLES,
     )
     overlap: float = option(0.5, "IoU above which a detection counts as right", "validation", minimum=0.0, maximum=1.0)
     use_difficult: bool = option(False, "count difficult objects", "validation")

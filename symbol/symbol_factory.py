@@ -1,6 +1,7 @@
 """The door to all networks: training symbols, detection symbols and the assigners that make their targets."""
 
 import dataclasses
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = [
     "carried_options",
     "check_any_size",
     "feature_maps",
+    "freeze_pattern",
     "get_assigner",
     "get_symbol",
     "get_symbol_train",
@@ -62,11 +64,18 @@ def get_symbol(network: str, data_shape: Shape, num_classes: int, **options: Any
         return family.detection(*wanted)
 
 
-def get_assigner(network: str, data_shape: Shape, num_classes: int, **options: Any) -> Assigner | None:
+def get_assigner(
+    network: str, data_shape: Shape, num_classes: int, *, sizes: Sequence[tuple[int, int]] = (), **options: Any
+) -> Assigner | None:
     """The assigner whose arrays the training symbol reads, or None where the graph matches by itself
-    (targets=mxnet)."""
+    (targets=mxnet).
+
+    sizes: inputs (H, W) that the symbol is to be trained on beside that of data_shape. OptionError where it cannot be.
+    """
     with mx.name.NameManager():
         family, wanted = _wanted(network, data_shape, num_classes, options)
+        if sizes and family is ssd:
+            return family.assigner_of_sizes(*wanted, sizes)
         return family.assigner(*wanted)
 
 
@@ -98,6 +107,11 @@ def check_any_size(network: str, data_shape: Shape, option: str) -> None:
         raise OptionError(
             f"{option}: the anchors of {network} are fractions of an input of one size, {data_shape}; leave it out"
         )
+
+
+def freeze_pattern(network: str, freeze: str) -> str:
+    """The regular expression that the option freeze means: that of the words `body` and `all-but-heads`, or itself."""
+    return _family(network).FREEZE.get(freeze, freeze)
 
 
 def input_size(data_shape: Shape) -> tuple[int, int]:
@@ -135,4 +149,4 @@ def _checked(network: str, options: dict[str, Any]) -> NetworkOptions:
     for field in dataclasses.fields(NetworkOptions):
         if field.name in unused and getattr(checked, field.name) != field.default:
             raise OptionError(f"--{field.name.replace('_', '-')}: {network} does not use it; leave it out")
-    return checked
+    return dataclasses.replace(checked, freeze=freeze_pattern(network, checked.freeze))

@@ -17,6 +17,7 @@ from config.options import option, parse_options
 
 NUM_CLASSES = 20
 SIZES = (300, 512)
+YOLO_SIZES = (416, 608)
 EXAMPLES = ("gluoncv:resnet50_v1b", "gluoncv:mobilenetv2_1.0")  # of the many that gluoncv has
 PAGE = Path(__file__).parent.parent / "docs" / "networks.md"
 BEGIN, END = "<!-- begin: python -m tools.list_networks --write -->\n", "<!-- end -->\n"
@@ -51,6 +52,7 @@ def main(argv: list[str]) -> int:
 
 def table() -> str:
     """The table in Markdown, without anything around it."""
+    from symbol.registry import is_yolo
     from symbol.symbol_factory import list_networks
 
     lines = [
@@ -58,7 +60,7 @@ def table() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for network in (*list_networks(), *EXAMPLES):
-        for size in SIZES:
+        for size in YOLO_SIZES if is_yolo(network) else SIZES:
             d = describe(network, size)
             cells = (", ".join(d.taps), ", ".join(map(str, d.maps)), d.anchors, f"{d.parameters / 1e6:.1f} M")
             lines.append(f"| {network} | {size} | {' | '.join(map(str, cells))} | {d.gigaflops:.1f} |")
@@ -74,17 +76,16 @@ def with_table(page: str, text: str) -> str:
 
 def describe(network: str, size: int) -> Description:
     """What the table says about a network at a square input."""
-    from symbol.registry import find_row
-    from symbol.symbol_factory import get_assigner, get_symbol
+    from symbol.registry import find_row, is_yolo
+    from symbol.symbol_factory import feature_maps, get_symbol
     from tools.network_summary import summarise, totals
 
-    assigner = get_assigner(network, size, NUM_CLASSES, targets="paper")
-    assert assigner is not None  # targets=paper always has one
+    maps = feature_maps(network, size)
     layers = summarise(get_symbol(network, size, NUM_CLASSES), {"data": (1, 3, size, size)})
     return Description(
-        find_row(network, (size, size)).taps,
-        tuple(height for height, _ in assigner.feature_shapes[(size, size)]),
-        assigner.shapes((size, size))["cls_target"][0],
+        tuple(m.name for m in maps) if is_yolo(network) else find_row(network, (size, size)).taps,
+        tuple(m.height for m in maps),
+        sum(m.height * m.width * m.anchors for m in maps),
         *totals(layers),
     )
 

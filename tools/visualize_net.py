@@ -94,8 +94,9 @@ def draw(symbol: Any, inputs: dict[str, tuple[int, ...]], options: VisualizeOpti
         raise OptionError(f"--output-dir {folder}: cannot be made ({error.strerror}); choose another") from error
     shape = "x".join(map(str, options.data_shape))
     name = re.sub(r"[^\w.-]", "_", f"ssd_{options.network}_{shape}")
-    several = any(re.search(r"_output\d+$", output) for output in symbol.get_internals().list_outputs())
-    shapes = None if several else inputs  # mxnet 1.9.1 looks up outputs by a name that these do not have
+    # plot_network does not find the shapes of operators with several outputs (box_nms): such a graph goes without.
+    outputs = symbol.get_internals().list_outputs()
+    shapes = None if any(re.search(r"_output\d$", output) for output in outputs) else inputs
     graph = mx.viz.plot_network(symbol, shape=shapes, node_attrs={"shape": "rect", "fixedsize": "false"})
     return f"Picture of the graph: {graph.render(str(folder / name), cleanup=True)}"
 

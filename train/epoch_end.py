@@ -3,23 +3,25 @@
 import logging
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from config.run import TrainOptions, best_metric, network_options, pixel_options, rect_multiple
+from config.run import best_metric
 from config.runtime import mx
-from symbol.symbol_factory import input_size
+from evaluate.operating_point import best_f1
+from evaluate.voc_eval import VOCResult
 from train.callbacks import Progress, finite_values
-from train.checkpoint import drop_after, list_epochs, remove_checkpoint, save_checkpoint, write_best
-from train.curves import save_curves
+from train.checkpoint import drop_after, list_epochs, write_best
+from train.live import LiveCurves
 from train.metric import LossMetric
-from train.module import DetectionModule
+from train.results_table import write_results
 from train.run_files import MetricsFile, ScalarWriter
+from train.saving import CheckpointWriter, SavePlan
 
 logger = logging.getLogger(__name__)
-CURVES_EVERY_SECONDS = 30.0
 
 
 def seed_epoch(seed: int, epoch: int) -> None:
@@ -34,21 +36,23 @@ class EpochEnd:
 
     def __init__(
         self,
-        options: TrainOptions,
-        module: DetectionModule,
-        symbol_json: str,
-        symbol_sha256: str,
-        classes: tuple[str, ...],
+        writer: CheckpointWriter,
+        plan: SavePlan,
         metric: LossMetric,
         kept_epochs: int,
         progress: Progress,
+        validates: Callable[[int], bool],
     ) -> None:
-        """metric: the training metric; kept_epochs: of an earlier part of this run; progress: where the speed is
-        known."""
-        self.options, self.module, self.classes, self.metric = options, module, classes, metric
-        self.symbol_json, self.symbol_sha256 = symbol_json, symbol_sha256
-        self.progress = progress
+        """metric: the training metric; kept_epochs: of an earlier part of this run; progress: where the speed is known.
+
+        validates: whether the epoch of this number, from 0, is validated.
+        """
+        self.writer, self.plan, self.metric, self.progress = writer, plan, metric, progress
+        self.module = writer.module
+        self.options = options = writer.options
+        self.validates = validates
         self.metrics = MetricsFile(options.prefix, kept_epochs)
+        self.curves = LiveCurves(options.prefix, metric, self.module, self.metrics.records, progress.batches)
         self.scalars = ScalarWriter(options.prefix) if options.tensorboard else None
         self.best_metric = best_metric(options)
         self.best: dict[str, Any] | None = None  # the record of the best epoch that has a checkpoint
@@ -58,7 +62,6 @@ class EpochEnd:
                 self.best = record
         self._kept_epochs, self._took_over = kept_epochs, False
         self._epoch_started = time.monotonic()
-        self._curves_drawn = 0.0
 
     @property
     def is_saved(self) -> bool:
@@ -67,30 +70,34 @@ class EpochEnd:
 
     def without_validation(self, epoch: int, *_: Any) -> None:
         """epoch_end_callback of fit."""
-        self._end(epoch, {})
+        if not self.validates(epoch):
+            self._end(epoch, {}, {})
 
     def with_validation(self, param: Any) -> None:
         """eval_end_callback of fit."""
-        self._end(param.epoch, finite_values(param.eval_metric.get_global_name_value()))
+        values = finite_values(param.eval_metric.get_global_name_value())
+        self._end(param.epoch, values, _operating_point(param.eval_metric))
 
-    def _end(self, epoch: int, validation: dict[str, float]) -> None:
+    def _end(self, epoch: int, validation: dict[str, float], operating_point: dict[str, float]) -> None:
         number = epoch + 1  # checkpoints are named by the number of epochs done
         if not self._took_over:
             self._take_over()
-        record = self._record(number, validation)
+        record = self._record(number, validation) | ({"best_f1": operating_point} if operating_point else {})
         last = number >= self.options.end_epoch
         # The line comes before the checkpoint: a run that is killed between the two cuts it when it is resumed.
         self.metrics.append(record)
-        if last or self._is_best(record) or number % self.options.save_every == 0:
-            self._save(record)
-            if self._is_best(record):
+        write_results(self.metrics.records, Path(f"{self.options.prefix}-results.txt"))
+        is_best = self._is_best(record)
+        if self.plan.is_due(number, record["num_update"], is_best, last):
+            self.writer.save(self.options.prefix, number, record)
+            if is_best:
                 self.best = record
                 self._write_best()
                 logger.info("checkpoint %d is the best so far: %s=%.4f", number, *self._best_score())
-            self._prune()
+            self.plan.prune(self.options.prefix, self.best["epoch"] if self.best else None)
         if self.scalars:
             self.scalars.write(record)
-        self._draw_curves(last)
+        self.curves.draw(force=last or len(self.metrics.records) == 1)
         if last:
             self._say_what_is_there(number)
         seed_epoch(self.options.seed, number)
@@ -135,37 +142,9 @@ class EpochEnd:
             "images_per_second": round(self.progress.images_per_second, 2),
         }
 
-    def _save(self, record: dict[str, Any]) -> None:
-        options = self.options
-        meta = {
-            "num_update": record["num_update"],
-            "learning_rate": record["learning_rate"],
-            "scores": {"train": record["train"], "validation": record["validation"]},
-            "seed": options.seed,
-            "class_names": list(self.classes),
-            **pixel_options(options),
-            "rect": rect_multiple(options),
-            "data_shape": list(input_size(options.data_shape)),
-            "network": options.network,
-            "options": network_options(options),
-            "batch_size": options.batch_size,
-            "symbol_sha256": self.symbol_sha256,
-        }
-        arg_params, aux_params = self.module.get_params()
-        state = self.module.optimizer_state()
-        save_checkpoint(options.prefix, record["epoch"], self.symbol_json, arg_params, aux_params, state, meta)
 
-    def _prune(self) -> None:
-        """Keeps the newest `keep` sets and the best one."""
-        if not self.options.keep:
-            return
-        best = self.best["epoch"] if self.best else None
-        for epoch in list_epochs(self.options.prefix)[: -self.options.keep]:
-            if epoch != best:
-                remove_checkpoint(self.options.prefix, epoch)
-
-    def _draw_curves(self, last: bool) -> None:
-        """Redraws the picture, not more often than every half minute: it costs a fraction of a second."""
-        if last or time.monotonic() - self._curves_drawn > CURVES_EVERY_SECONDS:
-            save_curves(self.metrics.records, Path(f"{self.options.prefix}-curves.png"))
-            self._curves_drawn = time.monotonic()
+def _operating_point(metric: mx.metric.EvalMetric) -> dict[str, float]:
+    """Precision and recall by the metric's VOC rule, {} where it has none."""
+    parts = getattr(metric, "parts", {"": metric}).values()
+    results = (part.result() for part in parts if hasattr(part, "result"))
+    return next((best_f1(result) for result in results if isinstance(result, VOCResult)), {})

@@ -8,6 +8,7 @@ from config.errors import OptionError
 from config.run import TrainOptions
 from config.runtime import mx
 from dataset.iterator import RecordIter
+from train.schedule import updates_per_epoch
 from train.start import Start
 
 NO_END = 2**31 - 1
@@ -29,12 +30,12 @@ def limit_updates(options: TrainOptions, start: Start, iterator: RecordIter) -> 
     left = options.max_iter - start.num_update
     if left <= 0:
         raise OptionError(f"{options.prefix} has made {start.num_update} updates; raise --max-iter to train further")
-    last = start.epoch + math.ceil(left / iterator.num_batches)
+    last = start.epoch + math.ceil(left / updates_per_epoch(options, iterator.num_examples))
     return replace(options, end_epoch=last), LimitedIter(iterator, left)
 
 
 class LimitedIter(mx.io.DataIter):
-    """The first `limit` batches of an iterator, over all its epochs; afterwards its epochs are empty."""
+    """The batches of the first `limit` updates of an iterator, over all its epochs; afterwards its epochs are empty."""
 
     def __init__(self, iterator: RecordIter, limit: int) -> None:
         """iterator stays the caller's to close."""
@@ -60,5 +61,5 @@ class LimitedIter(mx.io.DataIter):
         if not self._left:
             raise StopIteration
         batch = self._iterator.next()
-        self._left -= 1
+        self._left -= getattr(batch, "completes_update", True)
         return batch

@@ -39,8 +39,8 @@ def log_to_terminal() -> None:
 
 
 @contextmanager
-def log_to_file(path: Path) -> Iterator[None]:
-    """Appends the log to a file, too, and the error that ends it."""
+def log_to_file(path: Path, first_lines: Sequence[str] = ()) -> Iterator[None]:
+    """Appends the log to a file, too, and the error that ends it; first_lines were logged before the file was there."""
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     try:
@@ -49,6 +49,8 @@ def log_to_file(path: Path) -> Iterator[None]:
     except OSError as error:
         raise OptionError(f"--log {path}: cannot be written ({error.strerror})") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for line in first_lines:
+        handler.handle(logging.makeLogRecord({"levelname": "WARNING", "msg": line}))
     root.addHandler(handler)
     try:
         yield

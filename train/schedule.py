@@ -1,15 +1,66 @@
-"""Learning-rate schedules: functions of the number of updates alone, so that a resumed run continues on the same
-curve."""
+"""Schedules: learning rate, its warm-up, momentum and the biases' rate as functions of the number of updates alone, so
+that a resumed run continues on the same curve."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from config.errors import OptionError
+from config.recipe_options import batches_per_update
 from config.run import TrainOptions
 from config.runtime import mx
+from train.recipe import no_change
 
 Scheduler: TypeAlias = mx.lr_scheduler.LRScheduler
-NEVER = 2**31 - 1
+BIASES = ("_bias", "_beta")
+WITH_MOMENTUM = ("sgd", "nag")
+
+
+def cosine_factor(x: float, length: float, final: float) -> float:
+    """Half a cosine from 1 at x = 0 to `final` at x >= length.
+
+    Source: the learning rate per epoch of the YOLOv3-SPP trainer, after Loshchilov, Hutter 2017 (SGDR), section 3.
+    """
+    return (1.0 + math.cos(math.pi * min(x / length, 1.0))) / 2.0 * (1.0 - final) + final
+
+
+def warmup_factor(x: float, length: float, start: float) -> float:
+    """A line from `start` at x = 0 to 1 at x >= length; 1 where length is 0.
+
+    Source: warmup_lr_scheduler of torchvision's detection references.
+    """
+    share = min(x / length, 1.0) if length > 0 else 1.0
+    return start * (1.0 - share) + share
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """A linear rise over the first `updates` updates; `factor` is where it begins.
+
+    A rise from 0 begins before the first update, which would else change nothing; another one with the first.
+    """
+
+    updates: int = 0
+    factor: float = 0.0
+
+    def at(self, update: int, start: float | None = None) -> float:
+        """Value in [start, 1] at update 1, 2, ...; start: None = factor."""
+        first = 1 if self.factor else 0
+        return warmup_factor(update - first, self.updates - first, self.factor if start is None else start)
+
+
+class Rates(Scheduler):
+    """A learning-rate scheduler without a memory: rate(update) times the warm-up."""
+
+    def __init__(self, base_lr: float, rate: Callable[[int], float], warm_up: WarmUp) -> None:
+        """base_lr: rate at the start; rate: of update 1, 2, ... without warm-up."""
+        super().__init__(base_lr=base_lr)
+        self.rate, self.warm_up = rate, warm_up
+
+    def __call__(self, num_update: int) -> float:
+        """The rate of update num_update."""
+        return self.rate(num_update) * self.warm_up.at(num_update)
 
 
 def get_lr_scheduler(
@@ -19,24 +70,16 @@ def get_lr_scheduler(
     num_example: int,
     batch_size: int,
     begin_epoch: int = 0,
-    warmup_updates: int = 0,
+    warm_up: WarmUp = WarmUp(),  # noqa: B008 - it is immutable
 ) -> tuple[float, Scheduler | None]:
     """(start rate, scheduler): the rate is multiplied by the ratio at each of these epochs, or updates ("80000i").
 
     Updates are counted from begin_epoch on: steps that lie behind it lower the start rate, those ahead become relative.
-    A ratio >= 1, or no step left, means a constant rate (scheduler None, unless there is a warm-up). Source: apache's
-    example/ssd, train/train_net.py.
+    A ratio >= 1, or no step left, means a constant rate (scheduler None, unless there is a warm-up). batch_size: images
+    of an update. Source: apache's example/ssd, train/train_net.py.
     """
-    batches = max(1, math.ceil(num_example / batch_size))
-    behind = batches * begin_epoch
-    steps = {_updates(step, batches) - behind for step in lr_refactor_step if lr_refactor_ratio < 1}
-    ahead = sorted(step for step in steps if step > 0)
-    rate = learning_rate * lr_refactor_ratio ** (len(steps) - len(ahead))
-    if not ahead:
-        return rate, _constant(rate, warmup_updates)
-    return rate, mx.lr_scheduler.MultiFactorScheduler(
-        step=ahead, factor=lr_refactor_ratio, base_lr=rate, warmup_steps=warmup_updates
-    )
+    updates = max(1, math.ceil(num_example / batch_size))
+    return _steps(learning_rate, lr_refactor_step, lr_refactor_ratio, updates, begin_epoch, warm_up)
 
 
 def make_schedule(options: TrainOptions, num_example: int, relative_to: int = 0) -> tuple[float, Scheduler | None]:
@@ -44,25 +87,101 @@ def make_schedule(options: TrainOptions, num_example: int, relative_to: int = 0)
 
     0, unless training began at a later epoch with weights alone. The cosine ends with the run.
     """
-    batches = max(1, math.ceil(num_example / options.batch_size))
-    warmup = round(options.warmup_epochs * batches)
+    updates = updates_per_epoch(options, num_example)
+    warm_up = warm_up_of(options, num_example)
     if options.lr_schedule == "steps":
-        return get_lr_scheduler(
-            options.lr, options.lr_steps, options.lr_factor, num_example, options.batch_size, relative_to, warmup
+        return _steps(options.lr, options.lr_steps, options.lr_factor, updates, relative_to, warm_up)
+    final = options.lr_final / options.lr if options.lr else 0.0
+    whole = options.max_iter or (options.end_epoch - relative_to) * updates
+    if options.lr_schedule == "cosine":
+        begin, length = warm_up.updates, max(1, whole - warm_up.updates)
+        return options.lr, Rates(
+            options.lr, lambda u: options.lr * cosine_factor(max(0, u - begin), length, final), warm_up
         )
-    updates = max(warmup + 1, options.max_iter or (options.end_epoch - relative_to) * batches)
-    return options.lr, mx.lr_scheduler.CosineScheduler(
-        max_update=updates, base_lr=options.lr, final_lr=options.lr_final, warmup_steps=warmup
+    epochs = math.ceil(whole / updates)
+    return options.lr, Rates(
+        options.lr, lambda u: options.lr * cosine_factor(max(0, u - 1) // updates, epochs, final), warm_up
     )
 
 
-def _updates(step: float | str, batches: int) -> int:
+def updates_per_epoch(options: TrainOptions, num_example: int) -> int:
+    """Updates of an epoch: batches are accumulated in groups that begin anew in each epoch."""
+    batches = max(1, math.ceil(num_example / options.batch_size))
+    return math.ceil(batches / batches_per_update(options, options.batch_size))
+
+
+def warm_up_of(options: TrainOptions, num_example: int) -> WarmUp:
+    """The warm-up of a run's options."""
+    return WarmUp(round(options.warmup_epochs * updates_per_epoch(options, num_example)), options.warmup_factor)
+
+
+@dataclass
+class WarmUpOfOthers:
+    """Sets an optimizer's momentum and the rate of its biases for the update that comes next, during the warm-up.
+
+    momentum, bias_lr: where they begin, None = not changed; they end at final_momentum and at the rate of the others.
+    """
+
+    warm_up: WarmUp
+    momentum: float | None
+    final_momentum: float
+    bias_lr: float | None
+    _lr_mult: dict[str, float] | None = field(default=None, init=False)
+
+    def __call__(self, optimizer: mx.optimizer.Optimizer) -> None:
+        """Called before each update."""
+        update = optimizer.num_update + 1
+        share = self.warm_up.at(update, 0.0)
+        if self.momentum is not None:
+            optimizer.momentum = self.momentum + share * (self.final_momentum - self.momentum)
+        if self.bias_lr is not None:
+            self._set_biases(optimizer, update, share, self.bias_lr)
+
+    def _set_biases(self, optimizer: mx.optimizer.Optimizer, update: int, share: float, start: float) -> None:
+        """The optimizer takes a rate per parameter as a factor of the common one."""
+        if self._lr_mult is None:
+            self._lr_mult = dict(optimizer.lr_mult)
+        factor = 1.0
+        if share < 1.0:
+            rates = optimizer.lr_scheduler
+            factor = (start + share * (rates.rate(update) - start)) / rates(update)
+        biases = [name for name in optimizer.idx2name.values() if name.endswith(BIASES)]
+        optimizer.lr_mult = self._lr_mult | {name: factor * self._lr_mult.get(name, 1.0) for name in biases}
+
+
+def warm_up_of_others(options: TrainOptions, num_example: int) -> Callable[[mx.optimizer.Optimizer], None]:
+    """What to do before each update; OptionError for a momentum where there is none, or without --warmup-epochs."""
+    momentum, bias_lr = options.warmup_momentum, options.warmup_bias_lr
+    if momentum is None and bias_lr is None:
+        return no_change
+    warm_up = warm_up_of(options, num_example)
+    if not warm_up.updates:
+        raise OptionError("--warmup-momentum and --warmup-bias-lr need --warmup-epochs; give it, or leave them out")
+    if momentum is not None and not (options.optimizer in WITH_MOMENTUM and options.momentum):
+        raise OptionError("--warmup-momentum needs --optimizer sgd or nag with a --momentum; leave it out")
+    if bias_lr is not None and not options.lr:
+        raise OptionError("--warmup-bias-lr needs a --lr above 0; leave it out")
+    return WarmUpOfOthers(warm_up, momentum, options.momentum, bias_lr)
+
+
+def _steps(
+    learning_rate: float,
+    steps: Sequence[float | str],
+    ratio: float,
+    updates: int,
+    begin_epoch: int,
+    warm_up: WarmUp,
+) -> tuple[float, Scheduler | None]:
+    """As get_lr_scheduler, for a number of updates per epoch."""
+    places = {_updates(step, updates) - updates * begin_epoch for step in steps if ratio < 1}
+    ahead = sorted(place for place in places if place > 0)
+    rate = learning_rate * ratio ** (len(places) - len(ahead))
+    if not ahead and not warm_up.updates:
+        return rate, None
+    return rate, Rates(rate, lambda u: rate * ratio ** sum(u > place for place in ahead), warm_up)
+
+
+def _updates(step: float | str, per_epoch: int) -> int:
     """The number of updates that an epoch (80, "80") or a number of updates ("80000i") stands for."""
     text = str(step)
-    return int(text[:-1]) if text.endswith("i") else round(float(text) * batches)
-
-
-def _constant(rate: float, warmup_updates: int) -> Scheduler | None:
-    if not warmup_updates:
-        return None
-    return mx.lr_scheduler.MultiFactorScheduler(step=[NEVER], factor=0.1, base_lr=rate, warmup_steps=warmup_updates)
+    return int(text[:-1]) if text.endswith("i") else round(float(text) * per_epoch)

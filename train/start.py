@@ -8,9 +8,11 @@ import numpy as np
 
 from config.errors import CheckpointError, OptionError
 from config.run import TrainOptions, network_options, pixel_options
+from config.runtime import mx
 from symbol.layers import matches
-from symbol.symbol_factory import input_size
+from symbol.symbol_factory import freeze_pattern, input_size
 from train.checkpoint import Checkpoint, list_epochs, load_checkpoint, load_optimizer_state, params_path
+from train.module import RAW
 from train.params_file import Params, read_params
 from train.weights.report import expected_shapes
 
@@ -22,6 +24,7 @@ class Start:
     """First epoch, weights (None = initialise), and for an exact continuation the number of updates and optimizer
     state.
 
+    averages: of the weights, where those of arg_params and aux_params are saved beside them (--ema).
     kept_epochs: the prefix's checkpoints and metrics up to this epoch belong to the run; later ones go when it has
     finished its first epoch.
     """
@@ -32,6 +35,7 @@ class Start:
     aux_params: Params | None = None
     num_update: int = 0
     optimizer_state: dict[str, np.ndarray] | None = None
+    averages: tuple[Params, Params] | None = None
 
 
 def find_start(options: TrainOptions, classes: tuple[str, ...], symbol_sha256: str) -> Start:
@@ -67,14 +71,33 @@ def _resume(options: TrainOptions, classes: tuple[str, ...], symbol_sha256: str)
             f"{options.prefix} is trained up to epoch {checkpoint.epoch}; raise --end-epoch above it to train further"
         )
     logger.info("continuing %s after epoch %d", options.prefix, checkpoint.epoch)
+    averages = (checkpoint.arg_params, checkpoint.aux_params)
+    state, raw = _split_raw(load_optimizer_state(checkpoint), averages)
+    if bool(raw) != (options.ema > 0):
+        was = "with" if raw else "without"
+        raise OptionError(f"{options.prefix} was trained {was} --ema; resume with the same options")
     return Start(
-        epoch=checkpoint.epoch,
-        kept_epochs=checkpoint.epoch,
-        arg_params=checkpoint.arg_params,
-        aux_params=checkpoint.aux_params,
+        checkpoint.epoch,
+        checkpoint.epoch,
+        *(raw or averages),
         num_update=checkpoint.meta["num_update"],
-        optimizer_state=load_optimizer_state(checkpoint),
+        optimizer_state=state,
+        averages=averages if raw else None,
     )
+
+
+def _split_raw(
+    state: dict[str, np.ndarray], params: tuple[Params, Params]
+) -> tuple[dict[str, np.ndarray], tuple[Params, Params] | None]:
+    """(state of the optimizer alone, the weights that training continues from: None where params are these)."""
+    own = {name: array for name, array in state.items() if not name.startswith(RAW)}
+    if len(own) == len(state):
+        return own, None
+    try:
+        arg, aux = ({name: mx.nd.array(state[RAW + name]) for name in part} for part in params)
+    except KeyError as error:
+        raise CheckpointError(f"the checkpoint lacks {error.args[0]}; use another epoch") from error
+    return own, (arg, aux)
 
 
 def _refuse_other_run(
@@ -135,7 +158,8 @@ def _report(
         )
     fresh = [name for name in wanted if name not in kept]
     unused = [name for name in found if name not in kept and name not in wanted]
-    frozen = [name for name in wanted if matches(options.freeze, name)]
+    pattern = freeze_pattern(options.network, options.freeze)
+    frozen = [name for name in wanted if matches(pattern, name)]
     logger.info("%s: %d of %d parameters loaded", params_path(prefix, epoch), len(kept), len(wanted))
     for title, names in (("initialised anew", fresh), ("in the file but unused", unused), ("frozen", frozen)):
         if names:

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from config.errors import DataError, OptionError
+from config.options import obsolete_options
+from config.recipe_options import batches_per_update
 from config.run import TrainOptions, augment_options, metric_kinds, network_options, pixel_options, rect_multiple
 from config.runtime import mx
 from dataset.class_names import read_class_names
+from dataset.input_sizes import input_sizes
 from dataset.iterator import RecordIter
 from dataset.labels import HEADER_WIDTH, OBJECT_WIDTH
 from dataset.native_iterator import iterator_class
@@ -22,6 +25,7 @@ from symbol.layers import matches
 from symbol.symbol_factory import (
     carried_options,
     check_any_size,
+    freeze_pattern,
     get_assigner,
     get_symbol,
     get_symbol_train,
@@ -30,13 +34,18 @@ from symbol.symbol_factory import (
 )
 from train.callbacks import FiniteGuard, Progress
 from train.devices import check_batch_size, contexts
+from train.disk_space import check_disk_space
+from train.early_checks import check_records
 from train.epoch_end import EpochEnd, seed_epoch
 from train.limit import limit_updates, without_end
 from train.metric import make_metric
 from train.module import DetectionModule
 from train.monitor import make_monitor
+from train.recipe import Recipe
 from train.run_files import command_to_continue, lock_prefix, log_to_file, write_run_file
-from train.schedule import make_schedule
+from train.run_recipe import check_recipe, make_recipe, validated_epochs
+from train.saving import CheckpointWriter, SavePlan, Snapshots
+from train.schedule import make_schedule, updates_per_epoch
 from train.start import Start, find_start
 
 Symbol: TypeAlias = mx.sym.Symbol
@@ -59,12 +68,15 @@ def train_net(options: TrainOptions) -> None:
         check_any_size(options.network, options.data_shape, "--rect-val")
     frozen_parameters(options, symbol)
     make_monitor(options.monitor, options.pattern)
+    check_recipe(options)
     validation_metric(options, classes)
     with ExitStack() as stack:
         stack.enter_context(lock_prefix(options.prefix))
-        stack.enter_context(log_to_file(Path(options.log or f"{options.prefix}-train.log")))
+        log = Path(options.log or f"{options.prefix}-train.log")
+        stack.enter_context(log_to_file(log, obsolete_options(options)))
         devices = contexts(options)
         check_batch_size(options.batch_size, devices)
+        check_disk_space(options, len(classes))
         start = find_start(without_end(options), classes, symbol_digest(symbol))
         train_iter, val_iter = _iterators(options, len(classes), sidecars, start.epoch)
         for iterator in filter(None, (train_iter, val_iter)):
@@ -86,13 +98,16 @@ def _fit(
     val_iter: RecordIter | None,
 ) -> None:
     """Everything that mx.mod.Module.fit needs, then fit on batches, which train_iter serves."""
+    validates = validated_epochs(options)
+    recipe = make_recipe(options, start, train_iter.num_examples, validates)
     validated = val_iter.smallest_size if val_iter else input_size(options.data_shape)
-    module = _make_module(options, devices, len(classes), symbol, start, validated)
+    module = _make_module(options, devices, len(classes), symbol, start, validated, recipe)
     metric = make_metric(without_det(symbol), len(devices))
     progress = Progress(options.batch_size, options.frequent, train_iter.num_batches, options.end_epoch)
-    epoch_end = EpochEnd(
-        options, module, symbol.tojson(), symbol_digest(symbol), classes, metric, start.kept_epochs, progress
-    )
+    writer = CheckpointWriter(options, module, symbol.tojson(), symbol_digest(symbol), classes)
+    plan = SavePlan(options, start.num_update)
+    epoch_end = EpochEnd(writer, plan, metric, start.kept_epochs, progress, validates)
+    snapshots = Snapshots(writer, metric, start.num_update)
     seed_epoch(options.seed, start.epoch)
     try:
         module.fit(
@@ -100,8 +115,8 @@ def _fit(
             eval_data=val_iter,
             eval_metric=metric,
             validation_metric=validation_metric(options, classes),
-            batch_end_callback=[FiniteGuard(), progress],
-            epoch_end_callback=None if val_iter else epoch_end.without_validation,
+            batch_end_callback=[FiniteGuard(), progress, snapshots, epoch_end.curves],
+            epoch_end_callback=epoch_end.without_validation,
             eval_end_callback=epoch_end.with_validation,
             kvstore=options.kv_store,
             optimizer=options.optimizer,
@@ -126,6 +141,7 @@ def _make_module(
     symbol: Symbol,
     start: Start,
     validated: tuple[int, int],
+    recipe: Recipe,
 ) -> DetectionModule:
     """validated: (H, W) of the smallest input of the validation."""
     settings = network_options(options)
@@ -137,6 +153,7 @@ def _make_module(
         fixed_param_names=frozen_parameters(options, symbol),
         optimizer_state=start.optimizer_state,
         logger=logger,
+        recipe=recipe,
     )
 
 
@@ -144,7 +161,8 @@ def frozen_parameters(options: TrainOptions, symbol: Symbol) -> list[str]:
     """Names that --freeze matches; OptionError where it matches nothing, or all there is to train."""
     inputs = {"data", *label_names(options.network, **network_options(options))}
     names = [name for name in symbol.list_arguments() if name not in inputs]
-    frozen = [name for name in names if matches(options.freeze, name)]
+    pattern = freeze_pattern(options.network, options.freeze)
+    frozen = [name for name in names if matches(pattern, name)]
     if options.freeze and len(frozen) in (0, len(names)):
         amount = "every parameter: nothing is left to train" if frozen else f"no parameter (there is {names[0]})"
         raise OptionError(f"--freeze {options.freeze!r} matches {amount}")
@@ -199,13 +217,8 @@ def _read_sidecars(options: TrainOptions) -> list[Sidecar | None]:
 
     DataError where a record is missing or their classes differ.
     """
-    paths = {"--train-path": options.train_path}
-    if options.val_path:
-        paths["--val-path"] = options.val_path
-    for flag, path in paths.items():
-        if not Path(path).is_file():
-            raise DataError(f"{flag} {path}: no such file; make it with tools/prepare_dataset.py")
-    sidecars = [read_sidecar(path) for path in paths.values()]
+    check_records(options)
+    sidecars = [read_sidecar(path) for path in (options.train_path, options.val_path) if path]
     train, val = sidecars[0], sidecars[-1]
     if train and val and train.class_names != val.class_names:
         raise DataError(
@@ -227,7 +240,8 @@ def _iterators(
         "num_classes": num_classes,
         "workers": options.workers,
     }
-    assigner = get_assigner(options.network, options.data_shape, num_classes, **network_options(options))
+    sizes = input_sizes(input_size(options.data_shape), options.multi_scale)
+    assigner = get_assigner(options.network, options.data_shape, num_classes, sizes=sizes, **network_options(options))
     kind = iterator_class(options.engine)
     train = kind(
         options.train_path,
@@ -237,6 +251,8 @@ def _iterators(
         shuffle=True,
         seed=options.seed,
         epoch=epoch,
+        accumulate=batches_per_update(options, options.batch_size),
+        sizes=sizes,
         **common,
     )
     if not options.val_path:
@@ -272,7 +288,8 @@ def validation_metric(options: TrainOptions, classes: Sequence[str]) -> Validati
 def _optimizer_params(options: TrainOptions, start: Start, train_iter: RecordIter, num_contexts: int) -> dict[str, Any]:
     """Arguments of the optimizer. A resumed run counts updates from where its first part did: same schedule."""
     # Rounded up: the last epoch of that part may have ended early (--max-iter).
-    counted_from = start.epoch - math.ceil(start.num_update / train_iter.num_batches)
+    updates = updates_per_epoch(options, train_iter.num_examples)
+    counted_from = start.epoch - math.ceil(start.num_update / updates)
     rate, scheduler = make_schedule(options, train_iter.num_examples, max(0, counted_from))
     # The paper's losses are divided by the positives of the global batch: gradients of the contexts add up. The classic
     # outputs are normalised in each context.

@@ -55,7 +55,7 @@ def yolov3(*, spp: bool, width: float = 1.0, depth: float = 1.0) -> Sections:
     body: list[Section] = [Convolutional(32, 3)]
     ends = []
     for filters, blocks in STAGES:
-        block = [Convolutional(filters // 2, 1), Convolutional(filters, 3), Shortcut()]
+        block: list[Section] = [Convolutional(filters // 2, 1), Convolutional(filters, 3), Shortcut()]
         body += [Convolutional(filters, 3, 2), *block * max(1, round(blocks * depth))]
         ends.append(len(body) - 1)
     sections = [*body, *_level(*LEVELS[0], spp=spp)]
@@ -75,7 +75,7 @@ def _level(mask: tuple[int, ...], filters: int, *, spp: bool = False) -> list[Se
 def _pyramid() -> list[Section]:
     """Max pooling of three sizes beside the map itself, then one convolution over all."""
     small, middle, large = SPP_SIZES
-    pools = [MaxPool(small), Route((-2,)), MaxPool(middle), Route((-4,)), MaxPool(large)]
+    pools: list[Section] = [MaxPool(small), Route((-2,)), MaxPool(middle), Route((-4,)), MaxPool(large)]
     return [*pools, Route((-1, -3, -5, -6))]
 
 
@@ -91,8 +91,8 @@ def yolov3_tiny() -> Sections:
         body += [Convolutional(filters, 3), MaxPool(2, 2)]
     body += [Convolutional(512, 3), MaxPool(2, 1), Convolutional(1024, 3)]
     end = 8  # the convolution of stride 16
-    deep = [Convolutional(256, 1), Convolutional(512, 3), *_predictor((3, 4, 5), TINY_ANCHORS)]
-    joined = [Route((-4,)), Convolutional(128, 1), Upsample(), Route((-1, end)), Convolutional(256, 3)]
+    deep: list[Section] = [Convolutional(256, 1), Convolutional(512, 3), *_predictor((3, 4, 5), TINY_ANCHORS)]
+    joined: list[Section] = [Route((-4,)), Convolutional(128, 1), Upsample(), Route((-1, end)), Convolutional(256, 3)]
     return (*body, *deep, *joined, *_predictor((0, 1, 2), TINY_ANCHORS))
 
 
@@ -114,8 +114,8 @@ def darknet(data: Symbol, sections: Sequence[Section], num_classes: int, layers:
     Parameters are called body_N, head_N or pred_N (layer_names) and _conv_weight, _conv_bias, _bn_gamma, _bn_beta,
     _bn_moving_mean, _bn_moving_var; N is the number of the section. ValueError names a section that does not fit.
     """
-    extents = trace(sections)
-    sections, names = with_classes(sections, num_classes), layer_names(sections)
+    sections = with_classes(sections, num_classes)
+    extents, names = trace(sections), layer_names(sections)
     outputs: list[Symbol] = []
     levels = []
     for number, section in enumerate(sections):
@@ -131,7 +131,7 @@ def _layer(section: Section, inputs: list[Symbol], name: str, layers: Layers, nu
         case Convolutional():
             return _convolutional(section, inputs[0], name, layers, num_classes)
         case Shortcut():
-            return add(*inputs, name=f"{name}_shortcut")
+            return add(inputs[0], inputs[1], name=f"{name}_shortcut")
         case Route():
             return concat(*inputs, name=f"{name}_route") if len(inputs) > 1 else inputs[0]
         case MaxPool():

@@ -7,7 +7,7 @@ from config.errors import OptionError
 from config.options import from_mapping, parse_options, read_preset
 from config.run import TrainOptions
 from config.runtime import mx
-from train.schedule import get_lr_scheduler, make_schedule
+from train.schedule import get_lr_scheduler, make_schedule, updates_per_epoch, warm_up_of_others
 
 EXAMPLES, BATCH, BATCHES = 95, 10, 10
 
@@ -88,6 +88,7 @@ def test_cosine_ends_at_its_final_rate():
         {"lr_schedule": "cosine"},
         {"lr_schedule": "cosine", "warmup_epochs": 2.5},
         {"lr_factor": 1.0, "warmup_epochs": 3},
+        {"lr_schedule": "cosine_epochs", "warmup_epochs": 1, "warmup_factor": 0.1},
     ],
 )
 @pytest.mark.parametrize("begin_epoch", [1, 2, 3, 5, 7])
@@ -128,3 +129,68 @@ def test_the_preset_of_ssd_pytorch_has_its_curve():
     found = [(scheduler(update), rate)[0] for update in (1, 80000, 80001, 100000, 100001, 120000)]
     np.testing.assert_allclose(found, [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
     assert (preset.batch_size, preset.wd, preset.max_iter) == (32, 5e-4, 120000)
+
+
+def test_the_cosine_of_epochs_changes_with_them():
+    found = curve({"lr_schedule": "cosine_epochs", "lr_final": 0.1})
+    expected = 0.1 + 0.4 * (1 + np.cos(np.pi * np.arange(8) / 8)) / 2
+    np.testing.assert_allclose(found, per_epoch(*expected))
+
+
+@pytest.mark.parametrize(("changes", "updates"), [({"accumulate": 4}, 3), ({"nominal_batch": 64}, 2), ({}, 10)])
+def test_accumulated_batches_are_one_update(changes, updates):
+    changed = options(lr_steps=(2.0,), **changes)
+    assert updates_per_epoch(changed, EXAMPLES) == updates
+    found = rates(make_schedule(changed, EXAMPLES), 3 * updates)
+    np.testing.assert_allclose(found, np.repeat([0.5, 0.05], [2 * updates, updates]))
+
+
+def test_both_ways_to_accumulate_are_refused():
+    with pytest.raises(OptionError, match="--accumulate and --nominal-batch exclude each other"):
+        updates_per_epoch(options(accumulate=2, nominal_batch=64), EXAMPLES)
+
+
+def optimizer_of(changed, begin=0):
+    rate, scheduler = make_schedule(changed, EXAMPLES)
+    names = {0: "a_weight", 1: "a_bias", 2: "b_beta", 3: "b_gamma"}
+    parameters = {"learning_rate": rate, "lr_scheduler": scheduler, "momentum": 0.9, "begin_num_update": begin}
+    optimizer = mx.optimizer.create("sgd", param_idx2name=names, **parameters)
+    optimizer.lr_mult["a_bias"] = 2.0
+    return optimizer
+
+
+def others(changed, updates, begin=0):
+    """(momentum, rate of weight, bias, beta, gamma) at each update."""
+    optimizer, before = optimizer_of(changed, begin), warm_up_of_others(changed, EXAMPLES)
+    found = []
+    for _ in range(updates):
+        before(optimizer)
+        optimizer._update_count(list(range(4)))
+        found.append([optimizer.momentum, *optimizer._get_lrs(list(range(4)))])
+    return np.array(found)
+
+
+def test_momentum_and_the_rate_of_biases_have_warm_ups_of_their_own():
+    changed = options(lr_factor=1.0, warmup_epochs=1, warmup_momentum=0.5, warmup_bias_lr=1.0)
+    share = np.minimum(np.arange(1, 16) / 10, 1)
+    momentum, weight, bias, beta, gamma = others(changed, 15).T
+    np.testing.assert_allclose(momentum, 0.5 + 0.4 * share)
+    np.testing.assert_allclose(weight, 0.5 * share)
+    np.testing.assert_allclose(gamma, weight)
+    np.testing.assert_allclose(beta, 1.0 - 0.5 * share)
+    np.testing.assert_allclose(bias, 2 * beta)
+    np.testing.assert_array_equal(others(changed, 9, begin=6), others(changed, 15)[6:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"warmup_momentum": 0.8}, "need --warmup-epochs"),
+        ({"warmup_bias_lr": 0.1}, "need --warmup-epochs"),
+        ({"warmup_momentum": 0.8, "warmup_epochs": 1, "optimizer": "adam"}, "sgd or nag"),
+        ({"warmup_bias_lr": 0.1, "warmup_epochs": 1, "lr": 0.0}, "--lr above 0"),
+    ],
+)
+def test_warm_ups_that_cannot_be_are_refused(changes, words):
+    with pytest.raises(OptionError, match=words):
+        warm_up_of_others(options(**changes), EXAMPLES)

@@ -1,0 +1,90 @@
+"""tools/anchors.py: figures before and after, a preset that train.py reads, a picture."""
+
+import cv2
+import numpy as np
+import pytest
+
+from config.errors import DataError, OptionError
+from config.options import read_preset
+from config.run import TrainOptions
+from dataset.letterbox import Resize
+from dataset.object_boxes import object_boxes
+from dataset.packing import pack_dataset
+from dataset.pascal_voc import PascalVoc
+from tests.dataset.voc import add, image_set, xml_object
+from tools.anchors import main
+
+YOLO = ["--network", "yolov3_tiny", "--data-shape", "96,128"]
+
+
+@pytest.fixture
+def rec(tmp_path):
+    """Twelve images of 40 x 30 pixels, with objects of 20 x 10 and 4 x 6 pixels."""
+    root = tmp_path / "voc"
+    for k in range(12):
+        add(root, f"image{k}", xml_object("cat", (1 + k, 1 + k, 20 + k, 10 + k)), xml_object("dog", (2, 3, 5, 8)))
+    image_set(root, "trainval", *(f"image{k}" for k in range(12)))
+    pack_dataset(PascalVoc(root), tmp_path / "train.lst", seed=None, workers=1)
+    return tmp_path / "train.rec"
+
+
+def test_boxes_follow_the_resize_mode(rec):
+    stretched = object_boxes(rec, 20, (60, 40), Resize("force"))
+    boxed = object_boxes(rec, 20, (60, 40), Resize("letterbox"))
+    assert len(stretched) == 12
+    sides = stretched[0][:, 2:] - stretched[0][:, :2]
+    assert np.allclose(sides * (40, 60), [[20, 20], [4, 12]], atol=1e-4)
+    sides = boxed[0][:, 2:] - boxed[0][:, :2]
+    assert np.allclose(sides * (40, 60), [[20, 10], [4, 6]], atol=1e-4)
+
+
+def test_yolo_anchors_go_into_a_copy_of_the_preset(rec, tmp_path, capsys):
+    base = tmp_path / "base.yaml"
+    base.write_text("network: yolov3_tiny\ndata_shape: [96, 128]\nbatch_size: 3\nresize_mode: letterbox\n")
+    preset, picture = tmp_path / "new" / "fitted.yaml", tmp_path / "new" / "anchors.png"
+    main(["--train-path", str(rec), "--preset", str(base), "--output", str(preset), "--picture", str(picture)])
+    values = read_preset(TrainOptions, str(preset))
+    assert values["batch_size"] == 3
+    anchors = np.array(values["yolo_anchors"].split(","), float).reshape(-1, 2)
+    assert len(anchors) == 6
+    assert np.abs(anchors - [64, 32]).max(axis=1).min() < 4  # 20 x 10 pixels, enlarged 3.2 times
+    assert cv2.imread(str(picture)).std() > 0
+    printed = capsys.readouterr().out
+    before, after = (float(line.split()[-1]) for line in printed.splitlines()[2:4])
+    assert after > before
+    assert "24 objects in 12 images, input 96,128 (letterbox), 6 anchors" in printed
+
+
+def test_the_same_seed_writes_the_same_preset(rec, tmp_path):
+    paths = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
+    for path in paths:
+        main(["--train-path", str(rec), *YOLO, "--generations", "20", "--output", str(path)])
+    first, second = (read_preset(TrainOptions, str(path)) for path in paths)
+    assert first == second
+
+
+def test_ssd_sizes_and_ratios_build_a_network(rec, tmp_path, capsys):
+    from symbol.symbol_factory import get_assigner
+
+    preset = tmp_path / "ssd.yaml"
+    main(["--train-path", str(rec), "--preset", "shapes", "--generations", "50", "--output", str(preset)])
+    values = read_preset(TrainOptions, str(preset))
+    shape = {"width": values["width"], "taps": values["taps"], "extra_filters": values["extra_filters"]}
+    anchors = {name: values[name] for name in ("anchor_sizes", "anchor_ratios")}
+    assert get_assigner("mobilenet", 160, 2, **shape, **anchors) is not None
+    assert "at their places" in capsys.readouterr().out
+
+
+def test_a_mistake_names_the_option_or_the_record(rec, tmp_path):
+    with pytest.raises(OptionError, match=r"--network resnet: unknown"):
+        main(["--train-path", str(rec), "--network", "resnet"])
+    with pytest.raises(DataError, match=r"nowhere\.rec"):
+        main(["--train-path", str(tmp_path / "nowhere.rec"), *YOLO])
+
+
+def test_a_record_without_objects_is_named(tmp_path):
+    add(tmp_path / "voc", "empty")
+    image_set(tmp_path / "voc", "trainval", "empty")
+    pack_dataset(PascalVoc(tmp_path / "voc"), tmp_path / "none.lst", seed=None, workers=1)
+    with pytest.raises(OptionError, match=r"none\.rec: has no objects"):
+        main(["--train-path", str(tmp_path / "none.rec"), *YOLO])

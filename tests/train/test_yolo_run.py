@@ -1,0 +1,67 @@
+"""A YOLOv3 from training to detection: train_net, checkpoint, evaluation, model folder, Detector."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from config.run import TrainOptions
+from config.runtime import mx
+from deploy.export import export
+from detect.detector import Detector
+from evaluate.evaluate_net import evaluate_net
+from symbol.darknet_cfg import format_cfg
+from symbol.darknet_sections import with_width
+from symbol.registry import YOLO_NETWORKS
+from tests.deploy.tiny import picture
+from tests.train.tiny import CLASSES, metrics
+from train.checkpoint import load_checkpoint
+from train.train_net import train_net
+
+
+@pytest.fixture(scope="module")
+def run(records, tmp_path_factory):
+    """Options of a finished run of darknet:FILE, whose .cfg is gone."""
+    folder = tmp_path_factory.mktemp("yolo")
+    cfg = folder / "own.cfg"
+    cfg.write_text(format_cfg(with_width(YOLO_NETWORKS["yolov3_tiny"].sections, 0.25), (64, 96)))
+    options = TrainOptions(
+        network=f"darknet:{cfg}",
+        data_shape=(64, 96),
+        train_path=records[0],
+        val_path=records[1],
+        batch_size=8,
+        workers=0,
+        augment="none",
+        prefix=str(folder / "run"),
+        end_epoch=2,
+        lr=0.01,
+        score_threshold=0.001,
+        multi_label=False,
+    )
+    train_net(options)
+    cfg.unlink()
+    return options
+
+
+def test_every_loss_is_reported_and_their_sum_falls(run: TrainOptions) -> None:
+    first, second = (line["train"] for line in metrics(run.prefix))
+    assert list(first) == ["box_loss", "obj_loss", "cls_loss"]
+    assert 0 < sum(second.values()) < sum(first.values())
+
+
+def test_evaluation_repeats_the_validation_without_the_cfg(run: TrainOptions) -> None:
+    checkpoint = load_checkpoint(run.prefix, 2)
+    result = evaluate_net(checkpoint, run.val_path, [mx.cpu()], workers=0)
+    validation = metrics(run.prefix)[-1]["validation"]
+    assert result.results["voc07"].mean_ap == validation["mAP"]
+
+
+def test_the_exported_model_detects_as_the_checkpoint_does(run: TrainOptions, tmp_path: Path) -> None:
+    manifest = export(run.prefix, 2, tmp_path / "model")
+    assert manifest.postprocessing.operator == "box_nms"
+    detectors = [Detector(path, threshold=0.001, ctx=mx.cpu()) for path in (tmp_path / "model", run.prefix)]
+    found = [detector.detect(picture(3, 70, 130)) for detector in detectors]
+    assert len(found[0])
+    np.testing.assert_array_equal(*found)
+    assert set(found[0][:, 0]) <= set(range(len(CLASSES)))

@@ -1,0 +1,149 @@
+"""The anchors of a network before and after fitting: those of YOLOv3 and those of SSD under one interface."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from boxes.anchor_fit import MapShape, fit_anchors, fit_ssd, ssd_sizes
+from boxes.anchors import AnchorLayer, multibox_prior
+from boxes.geometry import iou
+from config.network_options import NetworkOptions
+from config.run import TrainOptions, network_options
+from dataset.transforms import Size
+
+CHUNK = 256  # objects compared with all placed anchors at a time
+SIZE_DIGITS, RATIO_DIGITS, PIXEL_DIGITS = 4, 3, 1
+
+
+class Family(Protocol):
+    """A network's anchors for an input `size` (H, W); threshold: IoU above which they learn an object."""
+
+    @property
+    def size(self) -> Size:
+        """(H, W) of the input."""
+
+    @property
+    def resize_mode(self) -> str:
+        """How images fill it."""
+
+    @property
+    def threshold(self) -> float:
+        """IoU above which an anchor learns an object."""
+
+    def anchors(self) -> np.ndarray:
+        """Sizes (k, 2) in pixels of the input."""
+
+    def placed_iou(self, boxes: np.ndarray) -> np.ndarray | None:
+        """IoU (n,) of normalised boxes (n, 4) with the best anchor at its place; None for YOLO, which has none."""
+
+    def fit(self, sizes: np.ndarray, generations: int, seed: int) -> "Family":
+        """The same with anchors fitted to sizes (n, 2) in pixels; never worse than before."""
+
+    def options(self) -> dict[str, Any]:
+        """Options of train.py that give the network these anchors."""
+
+
+@dataclass(frozen=True)
+class YOLOFamily:
+    """Anchors of a YOLOv3: (k, 2) pixels, the smallest first."""
+
+    size: Size
+    resize_mode: str
+    threshold: float
+    pixels: np.ndarray
+
+    def anchors(self) -> np.ndarray:
+        """Sizes (k, 2) in pixels of the input."""
+        return self.pixels
+
+    def placed_iou(self, boxes: np.ndarray) -> np.ndarray | None:
+        """None: a YOLO anchor has no place of its own."""
+        return None
+
+    def fit(self, sizes: np.ndarray, generations: int, seed: int) -> "YOLOFamily":
+        """As many anchors, fitted to sizes (n, 2)."""
+        found = fit_anchors(sizes, len(self.pixels), generations, seed, self.pixels)
+        return replace(self, pixels=np.maximum(np.round(found, PIXEL_DIGITS), 10.0**-PIXEL_DIGITS))
+
+    def options(self) -> dict[str, Any]:
+        """--yolo-anchors."""
+        return {"yolo_anchors": ", ".join(f"{w:.10g},{h:.10g}" for w, h in self.pixels)}
+
+
+@dataclass(frozen=True)
+class SSDFamily:
+    """Anchors of an SSD, a layer for each map of (h, w) cells."""
+
+    size: Size
+    resize_mode: str
+    threshold: float
+    layers: tuple[AnchorLayer, ...]
+    feature_shapes: tuple[Size, ...]
+
+    def anchors(self) -> np.ndarray:
+        """Sizes (k, 2) in pixels of the input, where the maps have the proportions of the input."""
+        return ssd_sizes([(layer.sizes, layer.ratios) for layer in self.layers]) * self.size[0]
+
+    def placed_iou(self, boxes: np.ndarray) -> np.ndarray | None:
+        """IoU (n,) of normalised corner boxes (n, 4) with the best of MultiBoxPrior's boxes."""
+        pairs = zip(self.feature_shapes, self.layers, strict=True)
+        placed = np.concatenate([multibox_prior(shape, layer) for shape, layer in pairs]).astype(np.float64)
+        starts = range(0, len(boxes), CHUNK)
+        return np.concatenate([iou(boxes[k : k + CHUNK], placed).max(axis=1) for k in starts])
+
+    def fit(self, sizes: np.ndarray, generations: int, seed: int) -> "SSDFamily":
+        """As many sizes and ratios for each map, fitted to sizes (n, 2)."""
+        height = self.size[0]
+        shapes = [MapShape(len(layer.sizes), len(layer.ratios)) for layer in self.layers]
+        before = [(layer.sizes, layer.ratios) for layer in self.layers]
+        found = fit_ssd(sizes / height, shapes, generations, seed, before)
+        layers = tuple(
+            replace(layer, sizes=_rounded(own, SIZE_DIGITS), ratios=_rounded(ratios, RATIO_DIGITS))
+            for layer, (own, ratios) in zip(self.layers, found, strict=True)
+        )
+        return replace(self, layers=layers)
+
+    def options(self) -> dict[str, Any]:
+        """--anchor-sizes and --anchor-ratios."""
+        return {
+            "anchor_sizes": _lists([layer.sizes for layer in self.layers]),
+            "anchor_ratios": _lists([layer.ratios for layer in self.layers]),
+        }
+
+
+def family_of(run: TrainOptions) -> Family:
+    """The anchors that train.py's options give its network; OptionError where the options do not fit together."""
+    from symbol.registry import is_yolo
+
+    return _yolo(run) if is_yolo(run.network) else _ssd(run)
+
+
+def _yolo(run: TrainOptions) -> YOLOFamily:
+    from symbol.darknet_sections import Yolo
+    from symbol.detector.yolo import customise
+    from symbol.registry import find_yolo_row
+    from symbol.symbol_factory import input_size
+
+    sections = customise(find_yolo_row(run.network, run.darknet_cfg), NetworkOptions(**network_options(run)))
+    anchors = next(section.anchors for section in sections if isinstance(section, Yolo))
+    return YOLOFamily(input_size(run.data_shape), run.resize_mode, run.iou_t, np.array(anchors, float))
+
+
+def _ssd(run: TrainOptions) -> SSDFamily:
+    from symbol.symbol_factory import get_assigner, input_size
+
+    size = input_size(run.data_shape)
+    assigner: Any = get_assigner(run.network, size, 1, **network_options(run) | {"targets": "paper"})
+    shapes = assigner.feature_shapes[size]
+    return SSDFamily(size, run.resize_mode, run.overlap_threshold, assigner.layers, shapes)
+
+
+def _rounded(values: np.ndarray, digits: int) -> tuple[float, ...]:
+    """Rounded values, none of them 0."""
+    return tuple(np.maximum(np.round(values, digits), 10.0**-digits).tolist())
+
+
+def _lists(rows: Sequence[Sequence[float]]) -> str:
+    return "; ".join(",".join(f"{value:.10g}" for value in row) for row in rows)

@@ -1,0 +1,132 @@
+"""Writes checkpoints of a run and decides which of them are there: of epochs, of updates, the best one."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from config.errors import OptionError
+from config.run import TrainOptions, network_options, pixel_options, rect_multiple
+from symbol.symbol_factory import input_size
+from train.callbacks import finite_values
+from train.checkpoint import drop_after, list_epochs, remove_checkpoint, save_checkpoint
+from train.metric import LossMetric
+from train.module import DetectionModule
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointWriter:
+    """Writes the module's state as checkpoints of one run."""
+
+    def __init__(
+        self,
+        options: TrainOptions,
+        module: DetectionModule,
+        symbol_json: str,
+        symbol_sha256: str,
+        classes: tuple[str, ...],
+    ) -> None:
+        """symbol_json: the training symbol; symbol_sha256: of its training part (symbol_digest)."""
+        self.options, self.module, self.classes = options, module, classes
+        self.symbol_json, self.symbol_sha256 = symbol_json, symbol_sha256
+
+    def save(self, prefix: str, number: int, record: dict[str, Any]) -> None:
+        """Writes the set `number` of a prefix; record: num_update, learning_rate, train, validation."""
+        options = self.options
+        meta = {
+            "num_update": record["num_update"],
+            "learning_rate": record["learning_rate"],
+            "scores": {"train": record["train"], "validation": record["validation"]},
+            "seed": options.seed,
+            "class_names": list(self.classes),
+            **pixel_options(options),
+            "rect": rect_multiple(options),
+            "data_shape": list(input_size(options.data_shape)),
+            "network": options.network,
+            "options": network_options(options),
+            "batch_size": options.batch_size,
+            "symbol_sha256": self.symbol_sha256,
+        }
+        arg_params, aux_params = self.module.params_to_save()
+        state = self.module.optimizer_state()
+        save_checkpoint(prefix, number, self.symbol_json, arg_params, aux_params, state, meta)
+
+
+class SavePlan:
+    """Which epochs get a checkpoint, and which checkpoints stay.
+
+    --save-every N: each N-th epoch. --save-every Ni: the first epoch that ends after each N-th update.
+    --save-best-only: none of these. The best epoch so far and the last one of the run always get one.
+    """
+
+    def __init__(self, options: TrainOptions, num_update: int) -> None:
+        """num_update: when the run started; OptionError for --save-best-only without validation."""
+        if options.save_best_only and not options.val_path:
+            raise OptionError("--save-best-only needs a validation; give --val-path or leave the option out")
+        self.keep, self.best_only = options.keep, options.save_best_only
+        self.epochs, self.updates = parse_interval(options.save_every)
+        self._saved_update = num_update
+
+    def is_due(self, number: int, num_update: int, is_best: bool, is_last: bool) -> bool:
+        """Whether the epoch of this number, counted from 1, gets a checkpoint."""
+        regular = number % self.epochs == 0 if self.epochs else self._passed(num_update)
+        due = is_best or is_last or (regular and not self.best_only)
+        if due:
+            self._saved_update = num_update
+        return due
+
+    def prune(self, prefix: str, best: int | None) -> None:
+        """Removes all but the newest `keep` sets (0 = all) and the best one; the newest always stays."""
+        keep = 1 if self.best_only else self.keep
+        if keep:
+            _remove(prefix, (epoch for epoch in list_epochs(prefix)[:-keep] if epoch != best))
+
+    def _passed(self, num_update: int) -> bool:
+        return num_update // self.updates > self._saved_update // self.updates
+
+
+class Snapshots:
+    """Batch-end callback of --save-every Ni: checkpoints PREFIX-iter-NNNN after each N-th update, in mid-epoch.
+
+    A run is not resumed from them, as an epoch is continued from its beginning alone, but they are whole models for
+    --pretrained, evaluate.py and deploy.py. Those that an abandoned run has left beyond the run's start are removed.
+    """
+
+    def __init__(self, writer: CheckpointWriter, metric: LossMetric, num_update: int) -> None:
+        """metric: the training metric; num_update: when the run started."""
+        options = writer.options
+        self.prefix, self.keep = f"{options.prefix}-iter", options.keep
+        self.every = parse_interval(options.save_every)[1]
+        self._writer, self._metric = writer, metric
+        self._start: int | None = num_update  # None once what lies beyond it is removed
+        self._seen = num_update
+
+    def __call__(self, param: Any) -> None:
+        """param: BatchEndParam of fit."""
+        update = self._writer.module.num_update
+        due = self.every and update > self._seen and update % self.every == 0
+        self._seen = update
+        if not due:
+            return
+        if self._start is not None:
+            drop_after(self.prefix, self._start)
+            self._start = None
+        train = finite_values(list(zip(*self._metric.get(), strict=True)))
+        rate = self._writer.module.learning_rate
+        self._writer.save(
+            self.prefix, update, {"num_update": update, "learning_rate": rate, "train": train, "validation": {}}
+        )
+        if self.keep:
+            _remove(self.prefix, list_epochs(self.prefix)[: -self.keep])
+        logger.info("snapshot of update %d: %s-%04d.params", update, self.prefix, update)
+
+
+def parse_interval(text: str | int) -> tuple[int, int]:
+    """(epochs, updates) of --save-every, one of which is 0."""
+    text = str(text)
+    return (0, int(text[:-1])) if text.endswith("i") else (int(text), 0)
+
+
+def _remove(prefix: str, numbers: Iterable[int]) -> None:
+    for number in numbers:
+        remove_checkpoint(prefix, number)

@@ -1,0 +1,164 @@
+"""Darknet's .weights files: a header, then float32 values of the convolutional sections in the order of the .cfg.
+
+    int32 major, minor, revision; images seen (int64 from version 0.2 on, before int32); all little-endian
+    each [convolutional]: biases, with batch_normalize then scales, means, variances; then weights (out, in, y, x)
+
+(Darknet, src/parser.c, load_weights_upto and load_convolutional_weights.) The file has no names and no shapes: the
+sections of the network give them, and the number of values gives the number of classes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from config.errors import CheckpointError
+from config.network_options import NetworkOptions
+from config.options import from_mapping
+from dataset.files import write_atomically
+from symbol.darknet_sections import (
+    IMAGE_CHANNELS,
+    Convolutional,
+    Sections,
+    layer_names,
+    references,
+    trace,
+    with_classes,
+)
+from symbol.detector.yolo import customise
+from symbol.registry import DARKNET_PREFIX, find_yolo_row, is_yolo
+
+Arrays = dict[str, np.ndarray]
+VERSION = np.array([0, 2, 5], "<i4")  # written
+LONG_SEEN = 2  # from 10 * major + minor on, the images seen take 8 bytes
+VALUES = "values"  # the one array that read() gives
+MAX_BYTES = 8 << 30
+# Ours, in the order of the file.
+NORMALISED = ("_bn_beta", "_bn_gamma", "_bn_moving_mean", "_bn_moving_var")
+AUXILIARY = ("_bn_moving_mean", "_bn_moving_var")
+
+
+class Parameter(NamedTuple):
+    """A parameter under our name and its shape."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+def read(path: str | Path) -> Arrays:
+    """{VALUES: (n,) float32} of a .weights file; CheckpointError names one that is missing, cut off or no such file."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    begin = _header_bytes(content)
+    if begin > len(content) or len(content) > MAX_BYTES:
+        raise CheckpointError(f"{path}: not a .weights file of Darknet ({len(content)} bytes)")
+    if (len(content) - begin) % 4:
+        raise CheckpointError(f"{path}: cut off, its last value is incomplete; copy or download it again")
+    return {VALUES: np.frombuffer(content, "<f4", offset=begin).astype(np.float32, copy=False)}
+
+
+def rename(arrays: Arrays, network: str, options: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
+    """(arg, aux) of a YOLOv3 from the values of read(); options give width and .cfg.
+
+    A file that ends behind a convolution, such as darknet53.conv.74, fills the sections that far. CheckpointError for
+    another number of values: the file is cut off, too long, or that of another network.
+    """
+    values = arrays[VALUES]
+    found = _split(values, _parameters_for(values.size, _sections(network, options), network))
+    if not all(np.isfinite(array).all() for array in found.values()):
+        raise CheckpointError(f"the file has values that are not finite; is it the .weights of {network}?")
+    return split_auxiliary(found)
+
+
+def write(path: Path, sections: Sections, parameters: Mapping[str, np.ndarray], seen: int) -> None:
+    """Writes parameters under our names as a .weights file, atomically.
+
+    sections: those of the network, with its classes and width; seen: images that it was trained on. CheckpointError
+    names a parameter that is missing or has another shape.
+    """
+    parts = [VERSION.tobytes(), np.array([seen], "<i8").tobytes()]
+    for name, shape in file_order(sections):
+        if name not in parameters or parameters[name].shape != shape:
+            got = parameters[name].shape if name in parameters else "nothing"
+            raise CheckpointError(f"{path}: {name} of shape {shape} is needed, the checkpoint has {got}")
+        parts.append(np.ascontiguousarray(parameters[name], "<f4").tobytes())
+    write_atomically(path, b"".join(parts))
+
+
+def file_order(sections: Sections) -> list[Parameter]:
+    """The parameters of a network in the order of its .weights file."""
+    extents, names = trace(sections), layer_names(sections)
+    found = []
+    for number, section in enumerate(sections):
+        if isinstance(section, Convolutional):
+            before = references(number, section)[0]
+            channels = IMAGE_CHANNELS if before < 0 else extents[before].channels
+            vectors = NORMALISED if section.batch_normalize else ("_conv_bias",)
+            found += [Parameter(names[number] + kind, (section.filters,)) for kind in vectors]
+            kernel = (section.filters, channels, section.size, section.size)
+            found.append(Parameter(f"{names[number]}_conv_weight", kernel))
+    return found
+
+
+def split_auxiliary(parameters: Arrays) -> tuple[Arrays, Arrays]:
+    """(arg, aux): moving means and variances are auxiliary states."""
+    aux = {name: array for name, array in parameters.items() if name.endswith(AUXILIARY)}
+    return {name: array for name, array in parameters.items() if name not in aux}, aux
+
+
+def _header_bytes(content: bytes) -> int:
+    """Bytes before the values; more than the content has if it is too short."""
+    short = VERSION.nbytes + 4
+    if len(content) < short:
+        return short
+    major, minor = np.frombuffer(content, "<i4", 2).astype(int)
+    return short + 4 if 10 * major + minor >= LONG_SEEN else short
+
+
+def _sections(network: str, options: Mapping[str, Any]) -> Sections:
+    if not is_yolo(network):
+        raise CheckpointError(
+            f"--network {network}: Darknet's weights are for yolov3_spp and the like, and darknet:FILE.cfg"
+        )
+    checked = from_mapping(NetworkOptions, dict(options))
+    return customise(find_yolo_row(network, checked.darknet_cfg), checked)
+
+
+def _parameters_for(count: int, sections: Sections, network: str) -> list[Parameter]:
+    """The parameters that `count` values are: all, for the number of classes that fits, or the first ones."""
+    fixed, slope = _values_by_classes(sections)
+    wanted = file_order(sections) if network.startswith(DARKNET_PREFIX) else []
+    classes, rest = divmod(count - fixed, slope)
+    if not wanted and classes >= 1 and rest == 0:
+        return file_order(with_classes(sections, classes))
+    ends = np.cumsum([math.prod(parameter.shape) for parameter in wanted or file_order(sections)])
+    weights = [
+        k for k, parameter in enumerate(wanted or file_order(sections)) if parameter.name.endswith("_conv_weight")
+    ]
+    fitting = [k for k in weights if ends[k] == count]
+    if not fitting:
+        needs = f"{ends[-1]}" if wanted else f"{fixed} and {slope} for each class"
+        raise CheckpointError(
+            f"the file has {count} values, but {network} takes {needs}: it is cut off, too long or of another network"
+        )
+    return (wanted or file_order(sections))[: fitting[0] + 1]
+
+
+def _values_by_classes(sections: Sections) -> tuple[int, int]:
+    """(values without classes, values for each class) of a whole file."""
+    one, two = (
+        sum(math.prod(parameter.shape) for parameter in file_order(with_classes(sections, classes)))
+        for classes in (1, 2)
+    )
+    return 2 * one - two, two - one
+
+
+def _split(values: np.ndarray, parameters: Sequence[Parameter]) -> Arrays:
+    ends = np.cumsum([math.prod(parameter.shape) for parameter in parameters])
+    parts = np.split(values, ends[:-1])
+    return {name: part.reshape(shape) for (name, shape), part in zip(parameters, parts, strict=True)}
