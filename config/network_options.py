@@ -16,7 +16,9 @@ class NetworkOptions(YOLOOptions):
         "network",
         choices=("paper", "mxnet"),
     )
-    width: float = option(1.0, "width multiplier of mobilenet, mobilenet_v2 and YOLOv3", "network", minimum=0.125, maximum=2.0)
+    width: float = option(
+        1.0, "width multiplier of mobilenet, mobilenet_v2 and YOLOv3", "network", minimum=0.125, maximum=2.0
+    )
     taps: tuple[str, ...] = option((), "backbone layers to read instead of the network's own", "network")
     extra_filters: tuple[int, ...] | None = option(
         None, "channels of the stride-2 layers after the backbone instead of the network's own", "network", minimum=8
