@@ -85,21 +85,11 @@ def prepared(detections: np.ndarray, truths: np.ndarray, options: BenchmarkOptio
     truth.dataset = {
         "images": [{"id": k} for k in range(options.images)],
         "categories": [{"id": k} for k in range(options.classes)],
-        "annotations": [
-            {
-                "id": k,
-                "image_id": int(r[0]),
-                "category_id": int(r[1]),
-                "bbox": r[2:6],
-                "area": r[6],
-                "iscrowd": int(r[7]),
-            }
-            for k, r in enumerate(truths, 1)
-        ],
+        "annotations": [entry | {"id": k} for k, entry in enumerate(entries(truths, 2, "area", "iscrowd"), 1)],
     }
-    results = [
-        {"image_id": int(r[0]), "category_id": int(r[1]), "score": r[2], "bbox": r[3:].tolist()} for r in detections
-    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        found = truth.loadRes(entries(detections, 3, "score"))
 
     def run() -> np.ndarray:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -109,10 +99,17 @@ def prepared(detections: np.ndarray, truths: np.ndarray, options: BenchmarkOptio
             evaluation.summarize()
         return evaluation.stats
 
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-        found = truth.loadRes(results)
     return run
+
+
+def entries(rows: np.ndarray, box: int, *others: str) -> list[dict[str, Any]]:
+    """Rows [image, class, ..., x, y, width, height, ...] as entries of a COCO file; others: the other columns."""
+    rest = np.delete(rows, [0, 1, *range(box, box + 4)], axis=1).tolist()
+    columns = zip(rows[:, :2].astype(int).tolist(), rows[:, box : box + 4].tolist(), rest, strict=True)
+    return [
+        {"image_id": image, "category_id": category, "bbox": corners, **dict(zip(others, values, strict=True))}
+        for (image, category), corners, values in columns
+    ]
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from config.augment_options import TrainAugment
-from config.config import classic_arguments
+from config.config import NO_AUGMENT, classic_arguments
 from config.errors import OptionError, run_command
 from config.options import option, parse_options
 from config.run import ENGINES
@@ -22,6 +22,12 @@ from dataset.native_iterator import iterator_class
 from dataset.recordio import RecordReader
 
 MEAN = (123, 117, 104)
+# The values of the YOLOv3-SPP trainer (ultralytics/yolov3, train.py).
+MOSAIC = replace(
+    NO_AUGMENT, mosaic_prob=1.0, degrees=1.98, translate=0.05, scale=0.05, shear=0.641, hsv_h=0.0138, hsv_s=0.678,
+    hsv_v=0.36, rand_mirror_prob=0.5, fill_value=114,
+)  # fmt: skip
+AUGMENTS = {"ssd": TrainAugment(), "none": None, "mosaic": MOSAIC}
 UNCHECKED = 1 << 20  # classes: the classic iterator does not check them either
 
 
@@ -37,7 +43,11 @@ class BenchmarkOptions:
     rounds: int = option(
         5, "measurements of each pipeline, in turns, each in its own process; the table has their median", minimum=1
     )
-    augment: str = option("ssd", "ssd = the classic augmentation, none = resize only", choices=("ssd", "none"))
+    augment: str = option(
+        "ssd",
+        "ssd = the classic augmentation, none = resize only, mosaic = YOLOv3-SPP's (python engine alone)",
+        choices=("ssd", "none", "mosaic"),
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -46,8 +56,11 @@ def main(argv: list[str]) -> None:
     if not options.rec:
         raise OptionError("--rec is missing: name a record file, e.g. one made by tools/prepare_dataset.py")
     images = len(RecordReader(options.rec))
-    makers = {"mx.io.ImageDetRecordIter": classic_iterator}
-    makers |= {f"--engine {engine}": partial(our_iterator, engine) for engine in ENGINES}
+    makers: dict[str, Callable[[BenchmarkOptions, int], mx.io.DataIter]]
+    makers = {f"--engine {engine}": partial(our_iterator, engine) for engine in ENGINES}
+    makers = {"mx.io.ImageDetRecordIter": classic_iterator} | makers
+    if options.augment == "mosaic":
+        makers = {f"--engine {ENGINES[0]}": makers[f"--engine {ENGINES[0]}"]}
     speeds: dict[tuple[str, int], list[float]] = {}
     for _ in range(options.rounds):
         for workers, (name, make) in itertools.product(options.workers, makers.items()):
@@ -64,7 +77,7 @@ def our_iterator(engine: str, options: BenchmarkOptions, workers: int) -> mx.io.
         options.rec,
         options.batch_size,
         options.data_shape,
-        augment=TrainAugment() if options.augment == "ssd" else None,
+        augment=AUGMENTS[options.augment],
         mean_pixels=MEAN,
         num_classes=UNCHECKED,
         shuffle=True,
@@ -86,7 +99,7 @@ def classic_iterator(options: BenchmarkOptions, threads: int) -> mx.io.DataIter:
         preprocess_threads=threads,
         verbose=False,
         ctx="cpu",
-        **classic_arguments(TrainAugment() if options.augment == "ssd" else None),
+        **classic_arguments(AUGMENTS[options.augment]),
     )
 
 
@@ -114,8 +127,8 @@ def print_table(speeds: dict[tuple[str, int], float]) -> None:
     """One row a pipeline; the ratio is to ImageDetRecordIter with as many threads."""
     print("| pipeline | workers | images/s | ratio |\n|---|---|---|---|")
     for (name, workers), speed in speeds.items():
-        ratio = speed / speeds["mx.io.ImageDetRecordIter", workers]
-        print(f"| {name} | {workers} | {speed:.0f} | {ratio:.2f} |")
+        classic = speeds.get(("mx.io.ImageDetRecordIter", workers))
+        print(f"| {name} | {workers} | {speed:.0f} | {f'{speed / classic:.2f}' if classic else '-'} |")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class Darknet(nn.Module):
             elif section["type"] == "route":
                 data = torch.cat([kept[_place(k, number)] for k in section["layers"]], 1)
             elif section["type"] == "shortcut":
-                data = data + kept[_place(section["from"][0], number)]
+                data = data + kept[_place(section["from_"], number)]
             else:
                 data = layer(data)
             kept.append(data)

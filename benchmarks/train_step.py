@@ -2,6 +2,7 @@
 
 python -m benchmarks.train_step --network vgg16_reduced --rec data/train.rec
 python -m benchmarks.train_step --network mobilenet --rec data/train.rec
+python -m benchmarks.train_step --network yolov3_spp --rec data/train.rec
 (about three minutes each; PyTorch's rows need torch in the same environment)
 
 - whole training: mx.mod.Module.fit as train.py has it: DetRecordIter with the SSD augmentation and the assigner in its
@@ -10,17 +11,20 @@ python -m benchmarks.train_step --network mobilenet --rec data/train.rec
 - bare step: forward_backward and update of the same bound Module on a constant batch, one wait for all its steps.
 - PyTorch eager and channels-last: benchmarks/torch_peers.py on a constant batch.
 
+The largest memory of this process is printed, too: of the whole training and the bare step together, without workers.
+
 They run in turns, a few steps each: fit is stopped in its batch-end callback while the others run. The first steps
 after a stop are not counted, so that what the workers had ready does not flatter fit.
 """
 
 import importlib.util
 import json
+import resource
 import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.common import Seconds, machine, median_ratio, print_table, verdict
@@ -30,8 +34,9 @@ from config.options import option, parse_options
 from config.runtime import mx
 from config.threads import usable_threads
 from dataset.iterator import DetRecordIter
+from symbol.darknet_sections import with_classes, with_width
 from symbol.detector.ssd import anchor_layers
-from symbol.registry import find_row
+from symbol.registry import find_row, find_yolo_row, is_yolo
 from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, input_size, label_names
 from train.callbacks import FiniteGuard, Progress
 from train.metric import make_metric
@@ -56,12 +61,18 @@ class Setting:
     steps: int
     torch_steps: int
     rounds: int
+    memory: float = 0.0  # GiB that are allowed; 0 = not limited
 
 
 SETTINGS = {
     "vgg16_reduced": Setting(300, 8, 1.0, required=0.95, steps=2, torch_steps=1, rounds=4),
     "mobilenet": Setting(320, 16, 0.5, required=0.85, steps=12, torch_steps=4, rounds=9),
+    "yolov3_spp": Setting(416, 4, 1.0, required=0.9, steps=2, torch_steps=1, rounds=4, memory=12.0),
 }
+
+
+# Arguments of the iterator: SSD's are its defaults, YOLOv3 reads pixels / 255.
+PIXELS: dict[bool, dict[str, Any]] = {False: {}, True: {"mean_pixels": (0, 0, 0), "std": (255, 255, 255)}}
 
 
 @dataclass(frozen=True)
@@ -82,19 +93,9 @@ class TorchPeer:
     def __init__(self, options: TrainStepOptions, num_classes: int) -> None:
         """Starts it and waits until both variants are ready."""
         setting = SETTINGS[options.network]
-        size = input_size(setting.size)
-        row = find_row(options.network, size)
-        given = {
-            "network": options.network,
-            "width": setting.width,
-            "extras": row.extras,
-            "anchors": [layer.per_cell for layer in anchor_layers(row, size)],
-            "l2_scale": max(row.l2_scales, default=0.0),
-            "size": size,
-            "batch": setting.batch_size,
-            "classes": num_classes,
-            "threads": usable_threads(),
-        }
+        given = {"size": input_size(setting.size), "batch": setting.batch_size, "threads": usable_threads()}
+        describe = darknet_layers if is_yolo(options.network) else ssd_layers
+        given |= describe(options.network, setting, num_classes)
         command = [sys.executable, "-m", "benchmarks.torch_peers", json.dumps(given)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
         ready = json.loads(self._answer())
@@ -116,6 +117,26 @@ class TorchPeer:
         if not line:
             raise RuntimeError(f"benchmarks.torch_peers ended with status {self._process.wait()}")
         return line
+
+
+def ssd_layers(network: str, setting: Setting, num_classes: int) -> dict[str, Any]:
+    """What benchmarks.torch_peers must know of an SSD."""
+    size = input_size(setting.size)
+    row = find_row(network, size)
+    return {
+        "network": network,
+        "width": setting.width,
+        "extras": row.extras,
+        "anchors": [layer.per_cell for layer in anchor_layers(row, size)],
+        "l2_scale": max(row.l2_scales, default=0.0),
+        "classes": num_classes,
+    }
+
+
+def darknet_layers(network: str, setting: Setting, num_classes: int) -> dict[str, Any]:
+    """The sections of a YOLOv3 as benchmarks.torch_darknet reads them."""
+    sections = with_classes(with_width(find_yolo_row(network).sections, setting.width), num_classes)
+    return {"sections": [{"type": type(section).__name__.lower(), **asdict(section)} for section in sections]}
 
 
 class Rounds:
@@ -179,6 +200,7 @@ def make_iterator(options: TrainStepOptions) -> DetRecordIter:
         setting.size,
         augment=TrainAugment(),
         assigner=get_assigner(options.network, setting.size, 1, width=setting.width),
+        **PIXELS[is_yolo(options.network)],
         shuffle=True,
         seed=1,
         workers=options.workers,
@@ -248,6 +270,9 @@ def report(options: TrainStepOptions, seconds: dict[str, Seconds], version: str 
         speed = median_ratio(seconds[BARE], seconds[name])
         rows.append((title, f"{1e3 * step:.0f}", f"{setting.batch_size / step:.1f}", f"{speed:.3f}"))
     print_table(("training", "ms a step", "images/s", "speed relative to the bare step"), rows)
+    gibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    limit = f" ({verdict(gibibytes, setting.memory, at_most=True)})" if setting.memory else ""
+    print(f"\nlargest memory of this process: {gibibytes:.1f} GiB{limit}")
     ratio = median_ratio(seconds[BARE], seconds[WHOLE])
     print(
         f"\n{options.network}: whole training runs at {ratio:.3f}x the bare step "

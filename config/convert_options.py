@@ -13,12 +13,18 @@ class ConvertOptions:
     """
 
     from_: str = option(
-        "ssd.pytorch", "project that the weights come from: ssd.pytorch, torchvision, caffe, gluon or classic", "source"
+        "ssd.pytorch",
+        "project that the weights come from: ssd.pytorch, torchvision, caffe, gluon, classic, darknet or "
+        "yolov3-spp.pytorch",
+        "source",
     )
     file: str = option("", "file to convert; a word without a flag is it, too", "source")
     network: str = option("vgg16_ssd_voc", "network to make weights for (see docs/networks.md)", "network")
-    data_shape: tuple[int, ...] = option((300,), "input side, or height,width", "network", minimum=32)
-    width: float = option(1.0, "width multiplier of mobilenet", "network", minimum=0.125, maximum=2.0)
+    data_shape: tuple[int, ...] | None = option(
+        None, "input side, or height,width (default: 300, of YOLO 416)", "network", minimum=32
+    )
+    width: float = option(1.0, "width multiplier of mobilenet and YOLOv3", "network", minimum=0.125, maximum=2.0)
+    yolo_anchors: str = option("", "anchors of a YOLOv3 in pixels; '' = the network's", "network")
     num_class: int | None = option(
         None, "classes of the network (default: those of the heads in the file, else 20)", "network", minimum=1
     )

@@ -16,8 +16,9 @@ import os
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import yaml
@@ -58,18 +59,31 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def parse_options(cls: type[T], argv: Sequence[str], description: str, *, presets: bool = False) -> T:
+def parse_options(
+    cls: type[T],
+    argv: Sequence[str],
+    description: str,
+    *,
+    presets: bool = False,
+    files: Mapping[str, Callable[[str], dict[str, Any]]] = MappingProxyType({}),
+) -> T:
     """Reads argv into an instance of the option class cls.
 
-    With presets=True, `--config NAME|FILE` is read first and the command line wins over it. A mistake raises
-    OptionError (one sentence); --help prints the groups and ends the process with status 0.
+    With presets=True, `--config NAME|FILE` is read first and the command line wins over it. files: flags `--NAME FILE`
+    of files in other formats, and the functions that make {option: value} of them; they win over the preset. A mistake
+    raises OptionError (one sentence); --help prints the groups and ends the process with status 0.
     """
-    parser = _build_parser(cls, description, presets)
+    parser = _build_parser(cls, description, presets, tuple(files))
     given, unknown = parser.parse_known_args(_joined_words(cls, argv))
     if unknown:
         parser.refuse(unknown[0])
     values = {name: ",".join(v) if isinstance(v, list) else v for name, v in vars(given).items()}
     preset = values.pop("config", None)
+    for name in [name for name in files if name in values]:
+        path = values.pop(name)
+        found = files[name](path)
+        cls(**_checked(cls, found, path))
+        values = found | values
     if preset is not None:
         values = read_preset(cls, preset) | values
     return from_mapping(cls, values)
@@ -167,7 +181,7 @@ class _Parser(argparse.ArgumentParser):
         self.error(f"unknown option {word}{_suggestion(word.split('=')[0], known)}")
 
 
-def _build_parser(cls: type, description: str, presets: bool) -> _Parser:
+def _build_parser(cls: type, description: str, presets: bool, files: Sequence[str] = ()) -> _Parser:
     parser = _Parser(
         description=description,
         usage=" ".join(["%(prog)s", *_positionals(cls), "[--option value ...]"]),
@@ -177,6 +191,8 @@ def _build_parser(cls: type, description: str, presets: bool) -> _Parser:
     if presets:
         text = f"YAML preset, read before the flags ({_preset_names()})"
         parser.add_argument("--config", metavar="NAME|FILE", help=text)
+    for name in files:
+        parser.add_argument(f"--{name}", metavar="FILE", help=f"{name} file of another trainer, read after the preset")
     groups: dict[str, Any] = {"options": parser}
     for name, field in _fields(cls).items():
         title = field.metadata["group"]

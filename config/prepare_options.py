@@ -9,18 +9,20 @@ from config.options import option
 class PrepareOptions:
     """What to pack and where to; the flags of the classic command line and a few more."""
 
-    dataset: str = option("pascal", "kind of annotations", "annotations", choices=("pascal", "coco"))
+    dataset: str = option("pascal", "kind of annotations", "annotations", choices=("pascal", "coco", "yolo"))
     root: str = option(
         "data/VOCdevkit",
         "pascal: VOCdevkit with VOC2007/..., or a folder with Annotations/, JPEGImages/ and perhaps ImageSets/Main/; "
-        "coco: folder with annotations/instances_SET.json and SET/ or images/SET/",
+        "coco: folder with annotations/instances_SET.json and SET/ or images/SET/; yolo: folder with images/ and "
+        "labels/, a list of images (.txt), or a .data file",
         "annotations",
     )
     year: tuple[str, ...] = option((), "years of a VOCdevkit; none means 2007,2012; coco has none", "annotations")
     set: tuple[str, ...] = option(
         (),
         "image sets. pascal: one for all years, or one for each; none means trainval, or every image of a bare folder "
-        "without ImageSets/. coco: one or several, packed together; none means train2017",
+        "without ImageSets/. coco: one or several, packed together; none means train2017. "
+        "yolo: folders in images/, none means all; of a .data file train (the default) or valid",
         "annotations",
     )
     class_names: tuple[str, ...] = option(

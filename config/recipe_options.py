@@ -54,6 +54,12 @@ class RecipeOptions:
         minimum=0.0,
         maximum=0.999999,
     )
+    ema_ramp: float = option(
+        2000.0,
+        "updates over which the decay of --ema rises: decay * (1 - exp(-updates / ramp)); less for short runs",
+        "schedule",
+        minimum=1.0,
+    )
     eval_every: str = option(
         "1",
         "epochs between validations (the last epoch is always validated), or last = that one alone",

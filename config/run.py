@@ -6,13 +6,14 @@ from typing import Any
 
 from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES, TrainAugment
 from config.classic_options import ClassicEvaluateOptions, ClassicTrainOptions
+from config.detection_options import DetectionOptions
 from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.options import option
 from config.recipe_options import RecipeOptions
 
 ENGINES = ("python", "native")
-RECT_MULTIPLE = 32  # the stride of a detector's deepest map
+RECT_MULTIPLES = (32, 64, 128)  # strides of detectors' deepest maps
 METRICS = ("voc07", "voc", "coco")
 
 
@@ -64,6 +65,14 @@ class RunOptions(InputOptions):
     train_path: str = option("data/train.rec", "record to train on", "data")
     val_path: str = option("data/val.rec", "record to validate on; '' = no validation", "data")
     batch_size: int = option(32, "images per step, over all devices", "data", minimum=1)
+    multi_scale: tuple[float, ...] = option(
+        (),
+        "smallest and largest input to train on, as factors of --data-shape (0.67,1.5) or as longer sides in pixels "
+        "(288,608): each update has a random multiple of 32 between them",
+        "data",
+        minimum=0.01,
+        maximum=8192,
+    )
     label_width: int = option(
         0, "numbers in the label of an image: 2 and 6 for each object; 0 = as many as needed", "data", minimum=0
     )
@@ -120,7 +129,10 @@ class RunOptions(InputOptions):
         "validation",
     )
     rect_multiple: int = option(
-        RECT_MULTIPLE, "what sides of the inputs of --rect-val are multiples of", "validation", minimum=1
+        RECT_MULTIPLES[0],
+        "what sides of the inputs of --rect-val are multiples of",
+        "validation",
+        choices=RECT_MULTIPLES,
     )
     metrics: tuple[str, ...] = _metrics()
     best_metric: str = option(
@@ -134,7 +146,7 @@ class TrainOptions(ClassicTrainOptions, TrainAugment, NetworkOptions, DeviceOpti
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(ClassicEvaluateOptions, DeviceOptions):
+class EvaluateOptions(ClassicEvaluateOptions, DetectionOptions, DeviceOptions):
     """Options of evaluate.py; what is not given comes from the checkpoint."""
 
     rec_path: str = option("data/val.rec", "record to evaluate on", "data")
@@ -148,33 +160,14 @@ class EvaluateOptions(ClassicEvaluateOptions, DeviceOptions):
     engine: str = option(
         "python", "who prepares batches: worker processes, or native = MXNet's C++ threads", "data", choices=ENGINES
     )
-    nms: float | None = option(
-        None, "IoU from which non-maximum suppression removes a box (default: as in training)", "detection", minimum=0.0
-    )
-    post_process: str | None = option(
-        None,
-        "multibox, or per_class as ssd.pytorch (default: as in training)",
-        "detection",
-        choices=("multibox", "per_class"),
-    )
-    nms_topk: int | None = option(
-        None, "boxes kept before suppression (default: as in training)", "detection", minimum=1
-    )
-    keep_topk: int | None = option(
-        None, "boxes kept after suppression by per_class (default: as in training)", "detection", minimum=1
-    )
-    score_threshold: float | None = option(
-        None, "lowest score of a detection (default: as in training)", "detection", minimum=0.0, maximum=1.0
-    )
-    force: bool | None = option(None, "suppress across classes (default: as in training)", "detection")
     rect_val: bool | None = option(
         None, "images of like proportions together in inputs no larger than they need (default: as in training)", "data"
     )
     rect_multiple: int | None = option(
         None,
-        f"what sides of these inputs are multiples of (default: as in training, or {RECT_MULTIPLE})",
+        f"what sides of these inputs are multiples of (default: as in training, or {RECT_MULTIPLES[0]})",
         "data",
-        minimum=1,
+        choices=RECT_MULTIPLES,
     )
     overlap: float = option(0.5, "IoU above which a detection counts as right", "validation", minimum=0.0, maximum=1.0)
     use_difficult: bool = option(False, "count difficult objects", "validation")

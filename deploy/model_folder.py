@@ -15,7 +15,7 @@ from config.runtime import mx
 from dataset.files import write_atomically
 from dataset.sidecar import file_sha256
 from deploy.manifest import FileRecord, Manifest, manifest_from_json, manifest_to_json
-from deploy.symbol_check import MAX_SYMBOL_BYTES, last_line, load_symbol
+from deploy.symbol_check import MAX_SYMBOL_BYTES, check_shapes, last_line, load_symbol
 from train.params_file import Params, read_params, write_params
 
 SYMBOL, PARAMS, MANIFEST = "model-symbol.json", "model-0000.params", "manifest.json"
@@ -67,6 +67,7 @@ def read_model_folder(folder: str | Path) -> Model:
     for name, record in manifest.files.items():
         _verify(folder / name, record)
     symbol = load_symbol((folder / SYMBOL).read_bytes(), str(folder / SYMBOL))
+    check_shapes(symbol, str(folder / SYMBOL), data=(1, 3, *manifest.size))
     arg_params, aux_params = read_params(folder / PARAMS)
     model = Model(symbol, arg_params, aux_params, manifest)
     check_params(model, str(folder / PARAMS))

@@ -1,10 +1,14 @@
 """Loads the symbol JSON of a model folder without trusting it.
 
 MXNet's load_json runs what it is told: a node `_Native` with a made-up address ends the process. Only inference
-operators are let through, and what MXNet sees is written anew from the parts that were checked.
+operators are let through, and what MXNet sees is written anew from the parts that were checked. Attributes are checked
+as well: with some numbers these operators divide by zero, write where they should not, or ask for all memory.
 """
 
 import json
+import math
+import re
+from collections.abc import Iterator
 from typing import Any
 
 from config.errors import CheckpointError
@@ -69,6 +73,18 @@ OPERATORS = frozenset(
         VARIABLE,
     }
 )
+MAX_NUMBER = 1 << 20  # of an attribute; MXNet's arithmetic on shapes overflows with larger ones
+MAX_NUMBERS = 256  # in an attribute
+_MAX_PRODUCT = 1 << 31
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_WORD = re.compile(r"(?!nan$|inf$|infinity$)[a-z_]\w{0,31}", re.IGNORECASE)  # True, max, NCHW...
+_DIVISORS = ("num_group", "repeat")  # MXNet divides by them
+_WITH_NONE = frozenset({"axis", "begin", "dtype", "end", "step", "temperature"})  # others take None for a huge number
+_COUNTS = frozenset({"dilate", "kernel", "pad", "pad_width", "stride"})
+_PRIVATE = frozenset({"__init__", "__lr_mult__", "__wd_mult__", "__shape__", "__dtype__", "__layout__"})
+# Elements of an array, and of all of them together, relative to the input; small inputs may have the other number.
+_ARRAY_LIMIT, _SMALL_ARRAY = 256, 1 << 26
+_TOTAL_LIMIT, _SMALL_TOTAL = 4096, 1 << 28
 _NODE_KEYS = frozenset({"op", "name", "attrs", "inputs"})  # without "subgraphs"
 _MXNET_VERSION = {"mxnet_version": ["int", 10901]}
 
@@ -94,9 +110,39 @@ def checked_json(content: bytes) -> str:
     clean: list[dict[str, Any]] = []
     for node in nodes:
         clean.append(_checked_node(node, clean))
+    if len({node["name"] for node in clean}) < len(clean):
+        raise ValueError("two nodes have the same name")
     variables = [position for position, node in enumerate(clean) if node["op"] == VARIABLE]
     outputs = [_checked_entry(entry, clean) for entry in heads]
     return json.dumps({"nodes": clean, "arg_nodes": variables, "heads": outputs, "attrs": _MXNET_VERSION})
+
+
+def check_shapes(symbol: mx.sym.Symbol, origin: str, **inputs: tuple[int, ...]) -> None:
+    """CheckpointError naming `origin` unless every array of the graph has a plausible size for these input shapes."""
+    try:
+        nodes, internals = json.loads(symbol.tojson())["nodes"], symbol.get_internals()
+        _check_sizes(nodes, internals.infer_shape_partial(**inputs)[1], sum(map(math.prod, inputs.values())))
+    except ValueError as error:
+        raise CheckpointError(f"{origin}: not a symbol that can be run ({error}); export the model again") from error
+    except (mx.base.MXNetError, RuntimeError) as error:
+        raise CheckpointError(f"{origin}: the symbol does not fit its input ({last_line(error)})") from error
+
+
+def _check_sizes(nodes: list[dict[str, Any]], shapes: list[tuple[int, ...]], input_size: int) -> None:
+    """ValueError names a node; shapes are those of all outputs of the nodes, in their order."""
+    sizes: list[list[int]] = []
+    found = iter(shapes)
+    for node in nodes:
+        outputs = [next(found) for _ in range(_num_outputs(node))]
+        sizes.append([math.prod(shape) for shape in outputs])
+        if any(side < 1 for shape in outputs for side in shape):
+            raise ValueError(f"the array {node['name']!r:.80} is empty or of unknown shape: {outputs}")
+        if max(sizes[-1]) > max(_SMALL_ARRAY, _ARRAY_LIMIT * input_size):
+            raise ValueError(f"the array {node['name']!r:.80} of {max(sizes[-1])} numbers is too large for its input")
+        if node["op"] == "Reshape" and sizes[-1][0] != sizes[node["inputs"][0][0]][node["inputs"][0][1]]:
+            raise ValueError(f"{node['name']!r:.80} changes the number of elements")
+    if sum(map(sum, sizes)) > max(_SMALL_TOTAL, _TOTAL_LIMIT * input_size):
+        raise ValueError("all its arrays together are too large for its input")
 
 
 def last_line(error: Exception) -> str:
@@ -115,10 +161,33 @@ def _checked_node(node: Any, before: list[dict[str, Any]]) -> dict[str, Any]:
         raise ValueError(f"node {position} has no name, inputs or attributes")
     if not all(isinstance(value, str) for value in attrs.values()):
         raise ValueError(f"node {position} has an attribute that is not a text")
-    groups = attrs.get("num_group", "1")
-    if not groups.isdecimal() or int(groups) < 1:  # MXNet divides by it
-        raise ValueError(f"node {position} has num_group {groups!r:.50}")
+    wrong = next((key for key, value in attrs.items() if not _is_plausible(key, value)), None)
+    if wrong is not None:
+        raise ValueError(f"node {position} has {wrong!r:.50} {attrs[wrong]!r:.50}")
     return {"op": node["op"], "name": name, "attrs": attrs, "inputs": [_checked_entry(e, before) for e in inputs]}
+
+
+def _is_plausible(key: str, value: str) -> bool:
+    """Whether an attribute has a known private name, or numbers and words that no operator runs away with."""
+    if key.startswith("__") and key != "__shape__":
+        return key in _PRIVATE
+    parts = [part.strip() for part in value.strip().lstrip("([").rstrip(")]").split(",")]
+    numbers = list(_numbers(parts))
+    if any(not (_NUMBER.fullmatch(part) or _WORD.fullmatch(part) or part == "") for part in parts):
+        return False
+    if len(parts) > MAX_NUMBERS or any(abs(number) > MAX_NUMBER for number in numbers):
+        return False
+    if math.prod(abs(number) for number in numbers if abs(number) > 1) > _MAX_PRODUCT:
+        return False
+    if key in _COUNTS and any(number < 0 for number in numbers):
+        return False
+    if key in _DIVISORS and (len(parts) != 1 or not value.isdecimal() or int(value) < 1):
+        return False
+    return key in _WITH_NONE or "none" not in (part.lower() for part in parts)
+
+
+def _numbers(parts: list[str]) -> Iterator[float]:
+    return (float(part) for part in parts if _NUMBER.fullmatch(part))
 
 
 def _checked_entry(entry: Any, before: list[dict[str, Any]]) -> list[int]:

@@ -23,6 +23,22 @@ from train.devices import check_batch_size
 
 
 @dataclass(frozen=True)
+class Rows:
+    """What was found and what was there.
+
+    Attributes:
+        detections, truths: (n, 7) and (g, 8) as coco_eval takes them; images are counted from 0.
+        records: (images,) their record ids.
+        sizes: (images, 2) their heights and widths.
+    """
+
+    detections: np.ndarray
+    truths: np.ndarray
+    records: np.ndarray
+    sizes: np.ndarray
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The outcome of evaluate_net.
 
@@ -30,22 +46,21 @@ class Evaluation:
         results: by kind of metric, in the order asked for.
         images: how many were evaluated.
         seconds: duration of the pass.
-        rows: with keep_rows detections (n, 7) and objects (g, 8) as coco_eval takes them.
-        records: with keep_rows the record ids (images,) of the images that rows count from 0.
-        sizes: with keep_rows (images, 2) their heights and widths.
+        rows: detections and objects, if they were to be kept.
     """
 
     results: dict[str, VOCResult | COCOResult]
     images: int
     seconds: float
-    rows: tuple[np.ndarray, np.ndarray] | None = None
-    records: np.ndarray | None = None
-    sizes: np.ndarray | None = None
+    rows: Rows | None = None
 
     @property
     def result(self) -> VOCResult:
-        """The first VOC result; StopIteration if none was asked for."""
-        return next(one for one in self.results.values() if isinstance(one, VOCResult))
+        """The first VOC result; ValueError if none was asked for."""
+        for one in self.results.values():
+            if isinstance(one, VOCResult):
+                return one
+        raise ValueError(f"no VOC metric among {', '.join(self.results)}")
 
 
 def evaluate_net(
@@ -99,17 +114,20 @@ def evaluate_net(
     try:
         module = _inference_module(checkpoint, devices, iterator, detection_options)
         started = time.monotonic()
-        batches = score_detections(module, _noted(iterator, served), metric, num_batch)
-        images = min(iterator.num_examples, batches * batch_size)
+        score_detections(module, _noted(iterator, served), metric, num_batch)
+        images = metric.parts[kinds[0]].global_num_inst
         results = {kind: metric.parts[kind].result() for kind in kinds}
-        seconds = time.monotonic() - started
+        rows = _rows(metric.parts["coco"].rows(), served, images) if keep_rows else None
+        return Evaluation(results, images, time.monotonic() - started, rows)
     finally:
         iterator.close()
-    if not keep_rows:
-        return Evaluation(results, images, seconds)
+
+
+def _rows(rows: tuple[np.ndarray, np.ndarray], served: list[tuple[np.ndarray, np.ndarray]], images: int) -> Rows:
+    """The rows of a COCOMetric with what is known of their images."""
     records = np.concatenate([index for index, _ in served])[:images]
     sizes = np.concatenate([geometry[:, :2] for _, geometry in served])[:images]
-    return Evaluation(results, images, seconds, metric.parts["coco"].rows(), records, sizes)
+    return Rows(*rows, records, sizes)
 
 
 def _noted(batches: mx.io.DataIter, served: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[mx.io.DataBatch]:

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from config import threads
+from config.detection_options import given_detection
 from config.errors import OptionError
 from config.options import parse_options
-from config.run import RECT_MULTIPLE, EvaluateOptions, metric_kinds
-
-DETECTION = ("post_process", "nms", "nms_topk", "keep_topk", "score_threshold", "force")
+from config.run import RECT_MULTIPLES, EvaluateOptions, metric_kinds
 
 
 def main(argv: list[str]) -> int:
@@ -43,7 +42,7 @@ def main(argv: list[str]) -> int:
         use_difficult=options.use_difficult,
         metrics=metric_kinds(options),
         keep_rows=bool(options.coco_json or options.coco_truth),
-        **{name: getattr(options, name) for name in DETECTION if getattr(options, name) is not None},
+        **given_detection(options),
     )
     print(f"{options.prefix}, epoch {checkpoint.epoch}, on {options.rec_path}")
     _print_tables(evaluation.results)
@@ -51,7 +50,7 @@ def main(argv: list[str]) -> int:
     if options.json:
         _write_json(options, checkpoint.epoch, evaluation)
     if evaluation.rows:
-        _write_coco(options, evaluation, checkpoint.meta["class_names"])
+        _write_coco(options, evaluation.rows, known["class_names"])
     if options.curves:
         save_pr_curves(evaluation.result, options.curves)
     return 0
@@ -60,7 +59,7 @@ def main(argv: list[str]) -> int:
 def _rect(options: EvaluateOptions, trained: int) -> int:
     """What sides of inputs are multiples of, 0 = one size; `trained` is what the training's validation had."""
     wanted = bool(trained) if options.rect_val is None else options.rect_val
-    return (options.rect_multiple or trained or RECT_MULTIPLE) if wanted else 0
+    return (options.rect_multiple or trained or RECT_MULTIPLES[0]) if wanted else 0
 
 
 def _check_outputs(options: EvaluateOptions) -> None:
@@ -86,16 +85,15 @@ def _print_tables(results: dict[str, Any]) -> None:
         print(format_coco(result) if kind == "coco" else format_table(result))
 
 
-def _write_coco(options: EvaluateOptions, evaluation: Any, class_names: list[str]) -> None:
+def _write_coco(options: EvaluateOptions, rows: Any, class_names: list[str]) -> None:
     """--coco-json and --coco-truth."""
     from evaluate.coco_results import write_results, write_truth
 
-    ids = _coco_ids(options, evaluation.records, class_names)
-    detections, truths = evaluation.rows
+    ids = _coco_ids(options, rows.records, class_names)
     if options.coco_json:
-        write_results(options.coco_json, detections, ids)
+        write_results(options.coco_json, rows.detections, ids)
     if options.coco_truth:
-        write_truth(options.coco_truth, truths, ids, evaluation.sizes, class_names)
+        write_truth(options.coco_truth, rows.truths, ids, rows.sizes, class_names)
 
 
 def _coco_ids(options: EvaluateOptions, records: Any, class_names: list[str]) -> Any:

@@ -1,6 +1,7 @@
 """The door to all networks: training symbols, detection symbols and the assigners that make their targets."""
 
 import dataclasses
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -63,11 +64,18 @@ def get_symbol(network: str, data_shape: Shape, num_classes: int, **options: Any
         return family.detection(*wanted)
 
 
-def get_assigner(network: str, data_shape: Shape, num_classes: int, **options: Any) -> Assigner | None:
+def get_assigner(
+    network: str, data_shape: Shape, num_classes: int, *, sizes: Sequence[tuple[int, int]] = (), **options: Any
+) -> Assigner | None:
     """The assigner whose arrays the training symbol reads, or None where the graph matches by itself
-    (targets=mxnet)."""
+    (targets=mxnet).
+
+    sizes: inputs (H, W) that the symbol is to be trained on beside that of data_shape. OptionError where it cannot be.
+    """
     with mx.name.NameManager():
         family, wanted = _wanted(network, data_shape, num_classes, options)
+        if sizes and family is ssd:
+            return family.assigner_of_sizes(*wanted, sizes)
         return family.assigner(*wanted)
 
 

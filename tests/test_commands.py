@@ -28,7 +28,8 @@ EPOCHS = 4
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
-    """A run of four epochs of about a second, with augmentation, workers and a schedule that never rests."""
+    """A run of four epochs of about a second, with augmentation, workers, a schedule that never rests, accumulated
+    gradients and averaged weights."""
     folder = tmp_path_factory.mktemp("commands")
     return TrainOptions(
         **NETWORK,
@@ -41,6 +42,8 @@ def options(tmp_path_factory):
         lr=0.05,
         lr_schedule="cosine",
         warmup_epochs=1.5,
+        accumulate=3,
+        ema=0.99,
         frequent=2,
     )
 

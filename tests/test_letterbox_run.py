@@ -79,6 +79,24 @@ def originals(record):
     return images, np.concatenate(truths)
 
 
+def test_a_yolo_is_validated_and_evaluated_in_rectangular_batches(trained, tmp_path):
+    """Two epochs; evaluation takes rectangles and pixels from the checkpoint, or one size where that is asked for."""
+    options = TrainOptions(
+        **PIXELS, network="yolov3_tiny", width=0.125, data_shape=(96,), train_path=trained[1], val_path=trained[1],
+        batch_size=BATCH, workers=0, prefix=str(tmp_path / "y"), end_epoch=2, lr=0.01, augment="none", rect_val=True,
+        score_threshold=0.001,
+    )  # fmt: skip
+    train_net(options)
+    checkpoint = load_checkpoint(options.prefix, 2)
+    assert checkpoint.meta["rect"] == 32
+    result = evaluate_net(checkpoint, trained[1], CPU, workers=0).result
+    found = {one.name: one.ap for one in result.classes} | {"mAP": result.mean_ap}
+    assert found == checkpoint.meta["scores"]["validation"]
+    assert sum(one.num_detections for one in result.classes) > 0
+    square = evaluate_net(checkpoint, trained[1], CPU, workers=0, rect=0).result
+    assert sum(one.npos for one in square.classes) == sum(one.npos for one in result.classes)
+
+
 def test_a_network_with_anchors_of_one_size_refuses_rectangular_batches(trained):
     with pytest.raises(OptionError, match="--rect-val: the anchors of mobilenet"):
         evaluate_net(load_checkpoint(trained[0]), trained[1], CPU, workers=0, rect=32)

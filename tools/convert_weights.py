@@ -4,8 +4,9 @@ python tools/convert_weights.py --from ssd.pytorch ssd300_mAP_77.43_v2.pth --net
 """
 
 import importlib
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from config.convert_options import ConvertOptions
 from config.errors import CheckpointError, OptionError, run_command
 from config.network_options import NetworkOptions
 from config.options import from_mapping, parse_options, to_mapping
-from config.run import TrainOptions
+from config.run import TrainOptions, pixel_options
 from dataset.pascal_voc import VOC_CLASSES
 from detect.inputs import split_words
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from train.weights.report import Report
 
 Arrays = dict[str, np.ndarray]
+YOLO_BIAS = re.compile(r"pred_\d+_conv_bias")
+YOLO_VALUES = 5  # of a box: x, y, w, h, objectness
 CLS_BIAS, LOC_BIAS = "_cls_pred_conv_bias", "_loc_pred_conv_bias"
 COORDINATES = 4
 
@@ -38,10 +41,14 @@ class Source:
         module: in train/weights/: read(path) -> {name there: array}, rename(arrays, network, options) -> (arg, aux)
             under our names; what it does not know keeps its name.
         options: of our network, which make it detect as the project does.
+        pixels: fields of TrainOptions: how its images become inputs; others as train.py has them.
+        side: of the input, unless given.
     """
 
     module: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    pixels: Mapping[str, Any] = field(default_factory=dict)
+    side: int = 300
 
     @property
     def read(self) -> Callable[[str], Arrays]:
@@ -54,6 +61,12 @@ class Source:
         return importlib.import_module(f"train.weights.{self.module}").rename
 
 
+# YOLOv3's inputs: RGB / 255 in their own proportions, with borders of a grey.
+YOLO_PIXELS: dict[str, Any] = dict.fromkeys(("mean_r", "mean_g", "mean_b"), 0.0) | dict.fromkeys(
+    ("std_r", "std_g", "std_b"), 255.0
+)
+YOLO_PIXELS |= {"resize_mode": "letterbox", "fill": 114}
+
 # --from NAME; a new source is a module in train/weights/ and a row here.
 SOURCES: dict[str, Source] = {
     "ssd.pytorch": Source("pytorch", {"post_process": "per_class", "nms_topk": 200, "keep_topk": 200}),
@@ -61,6 +74,8 @@ SOURCES: dict[str, Source] = {
     "caffe": Source("caffe", {"post_process": "per_class", "nms_topk": 400, "keep_topk": 200}),
     "gluon": Source("gluon"),
     "classic": Source("classic"),
+    "darknet": Source("darknet", pixels=YOLO_PIXELS, side=416),
+    "yolov3-spp.pytorch": Source("yolo_pytorch", pixels=YOLO_PIXELS, side=416),
 }
 
 
@@ -69,8 +84,9 @@ def main(argv: list[str]) -> None:
     words, flags = split_words(argv)
     options = parse_options(ConvertOptions, flags, "Convert weights of another project; the file is a word by itself.")
     source, path = _source(options), _file(words, options)
+    options = replace(options, data_shape=options.data_shape or (source.side,))
     prefix = options.prefix or str(path.with_suffix(""))
-    network_options = to_mapping(from_mapping(NetworkOptions, {"width": options.width, **source.options}))
+    network_options = to_mapping(from_mapping(NetworkOptions, _network_values(options, source)))
     arg, aux = source.rename(source.read(str(path)), options.network, network_options)
     names = _class_names(options, arg)
     report, complete = _write(prefix, options, network_options, names, arg, aux)
@@ -78,6 +94,14 @@ def main(argv: list[str]) -> None:
     print(f"{prefix}-0000.params written; train from it with --pretrained {prefix} --epoch 0")
     if complete:
         print(f"nothing is missing, it detects as it is: python demo.py --model {prefix} --epoch 0 --images IMAGE")
+
+
+def _network_values(options: ConvertOptions, source: Source) -> dict[str, Any]:
+    """Options of the network that are given, and those that let a checkpoint do without the user's .cfg."""
+    from symbol.symbol_factory import carried_options
+
+    values = {"width": options.width, "yolo_anchors": options.yolo_anchors, **source.options}
+    return values | carried_options(options.network, "")
 
 
 def _source(options: ConvertOptions) -> Source:
@@ -96,7 +120,7 @@ def _file(words: list[str], options: ConvertOptions) -> Path:
 
 def _class_names(options: ConvertOptions, arg: Arrays) -> tuple[str, ...]:
     """The names given, VOC's, or class0, class1, ...; as many as the heads in the file have classes."""
-    count = options.num_class or len(options.class_names) or _classes_of_heads(arg) or len(VOC_CLASSES)
+    count = options.num_class or len(options.class_names) or _classes_of_heads(options, arg) or len(VOC_CLASSES)
     if options.class_names and len(options.class_names) != count:
         raise OptionError(f"--class-names has {len(options.class_names)} names, but there are {count} classes")
     if options.class_names:
@@ -104,9 +128,15 @@ def _class_names(options: ConvertOptions, arg: Arrays) -> tuple[str, ...]:
     return VOC_CLASSES if count == len(VOC_CLASSES) else tuple(f"class{k}" for k in range(count))
 
 
-def _classes_of_heads(arg: Arrays) -> int | None:
-    """Classes without background by the sizes of a map's two heads; None without heads."""
+def _classes_of_heads(options: ConvertOptions, arg: Arrays) -> int | None:
+    """Classes without background by the sizes of a map's two heads, or of YOLO's one; None without heads."""
+    from symbol.symbol_factory import feature_maps
+
     for name, bias in arg.items():
+        if YOLO_BIAS.fullmatch(name):
+            values = {"width": options.width, "yolo_anchors": options.yolo_anchors}
+            maps = feature_maps(options.network, options.data_shape or (SOURCES[options.from_].side,), **values)
+            return bias.size // maps[0].anchors - YOLO_VALUES
         loc = arg.get(name.removesuffix(CLS_BIAS) + LOC_BIAS)
         if name.endswith(CLS_BIAS) and loc is not None and loc.size >= COORDINATES:
             return bias.size // (loc.size // COORDINATES) - 1
@@ -126,6 +156,7 @@ def _write(
     from train.params_file import write_params
     from train.weights.report import compare, expected_shapes
 
+    assert options.data_shape  # main() has put the source's in
     wanted_arg, wanted_aux = expected_shapes(options.network, options.data_shape, len(names), **network_options)
     report = compare({**wanted_arg, **wanted_aux}, {**arg, **aux})
     if not report.loaded:
@@ -154,15 +185,16 @@ def _write_checkpoint(
     from train.checkpoint import save_checkpoint
     from train.train_net import symbol_digest
 
+    assert options.data_shape  # main() has put the source's in
     symbol = get_symbol_train(options.network, options.data_shape, len(names), **network_options)
-    defaults = TrainOptions()
+    defaults = replace(TrainOptions(), **_source(options).pixels)
     meta = {
         "num_update": 0,
         "learning_rate": 0.0,
         "scores": {},
         "seed": defaults.seed,
         "class_names": list(names),
-        "mean_pixels": [defaults.mean_r, defaults.mean_g, defaults.mean_b],
+        **pixel_options(defaults),
         "data_shape": list(input_size(options.data_shape)),
         "network": options.network,
         "options": network_options,

@@ -3,6 +3,7 @@
 python tools/prepare_dataset.py --dataset pascal --root data/VOCdevkit --year 2007,2012 --set trainval \\
     --target data/train.lst
 python tools/prepare_dataset.py --dataset coco --root data/coco --set train2017 --target data/train.lst
+python tools/prepare_dataset.py --dataset yolo --root data/mine/mine.data --set train --target data/train.lst
 """
 
 import importlib
@@ -21,6 +22,7 @@ from config.prepare_options import PrepareOptions
 from config.threads import usable_threads
 from dataset.class_names import read_class_names
 from dataset.coco import Coco
+from dataset.darknet_data import YoloFolder
 from dataset.imdb import Imdb
 from dataset.packing import Report, pack_dataset
 from dataset.pascal_voc import PascalVoc
@@ -58,6 +60,10 @@ def _read(options: PrepareOptions) -> Imdb:
         if options.year:
             logging.warning("--year has no effect: the sets of COCO have their year in their name, as train2017")
         return Coco(options.root, options.set, names)
+    if options.dataset == "yolo":
+        if options.year:
+            logging.warning("--year has no effect: folders and lists of yolo have no years")
+        return YoloFolder(options.root, options.set, names)
     return PascalVoc(options.root, options.year, options.set, names, options.pixel_origin)
 
 

@@ -13,16 +13,16 @@ NDArray: TypeAlias = mx.nd.NDArray
 RAMP_UPDATES = 2000.0
 
 
-def decay_at(decay: float, num_update: int) -> float:
-    """Decay after num_update >= 1 updates: decay * (1 - exp(-num_update / 2000)), so that early weights are forgotten.
+def decay_at(decay: float, num_update: int, ramp: float = RAMP_UPDATES) -> float:
+    """Decay after num_update >= 1 updates: decay * (1 - exp(-num_update / ramp)), so that early weights are forgotten.
 
     Source: ModelEMA of the YOLOv3-SPP reference (utils/torch_utils.py).
     """
-    return decay * (1.0 - math.exp(-num_update / RAMP_UPDATES))
+    return decay * (1.0 - math.exp(-num_update / ramp))
 
 
 class WeightAverage:
-    """average = d * average + (1 - d) * parameter after each update, d = decay_at(decay, updates made).
+    """average = d * average + (1 - d) * parameter after each update, d = decay_at(decay, updates made, ramp).
 
     The moving averages of batch norm are averaged, too. Nothing waits for the device.
     """
@@ -33,11 +33,12 @@ class WeightAverage:
         arg_arrays: Mapping[str, NDArray],
         aux_arrays: Mapping[str, NDArray],
         start: tuple[Params, Params] | None = None,
+        ramp: float = RAMP_UPDATES,
     ) -> None:
         """The arrays of the first context, which tell shapes and device; start: averages to go on from, None = those
         arrays as they are now (the caller has waited for all work)."""
         args, aux = start or (arg_arrays, aux_arrays)
-        self.decay = decay
+        self.decay, self.ramp = decay, ramp
         self._args = {name: args[name].copyto(array.context) for name, array in arg_arrays.items()}
         self._aux_shapes = {name: array.shape for name, array in aux_arrays.items()}
         flat = [aux[name].copyto(array.context).reshape((-1,)) for name, array in aux_arrays.items()]
@@ -58,7 +59,7 @@ class WeightAverage:
         it knows that the gradients come from there: what reads both is done late enough, and BatchNorm's next forward,
         which is known to change them, waits for it.
         """
-        rate = 1.0 - decay_at(self.decay, num_update)
+        rate = 1.0 - decay_at(self.decay, num_update, self.ramp)
         for name, array in trained.items():
             _approach(self._args[name], array, rate)
         if self._aux is None:

@@ -5,6 +5,7 @@ from types import FrameType
 from typing import NoReturn
 
 from config import threads
+from config.hyp_file import read_hyp
 from config.options import parse_options
 from config.run import TrainOptions
 from train.early_checks import check_early
@@ -14,7 +15,7 @@ TERMINATED = 128 + signal.SIGTERM
 
 def main(argv: list[str]) -> int:
     """Parses the options and trains; SIGTERM ends the run as Ctrl-C does, with status 143."""
-    options = parse_options(TrainOptions, argv, "Train a single-shot detector.", presets=True)
+    options = parse_options(TrainOptions, argv, "Train a single-shot detector.", presets=True, files={"hyp": read_hyp})
     check_early(options)
     threads.configure(options.cpus)
     from train.run_files import log_to_terminal

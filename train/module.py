@@ -54,28 +54,27 @@ class DetectionModule(mx.mod.Module):
         self._completes_update = True
         self._batches = 0  # of the update that is being made
         self._squares: list[mx.nd.NDArray] = []
+        self._sums: list[mx.nd.NDArray] = []  # of the gradients of this update's batches but the newest
         self._rescale = 1.0
 
     def bind(self, data_shapes: Any, label_shapes: Any = None, **options: Any) -> None:
         """Binds only the labels that the graph reads; an iterator may offer more."""
-        if self._recipe.accumulates:
-            options["grad_req"] = "add"
         offered = [desc[0] for desc in label_shapes or ()]
         self._used_labels = [k for k, name in enumerate(offered) if name in self._label_names]
         super().bind(data_shapes, [label_shapes[k] for k in self._used_labels] or None, **options)
 
     def forward(self, data_batch: mx.io.DataBatch, is_train: bool | None = None) -> None:
-        """As Module.forward, with the batch's labels reduced to those bound; gradients begin at 0 after an update."""
-        if self._completes_update:
-            self._begin_update()
+        """As Module.forward, with the batch's labels reduced to those bound."""
+        self._batches = 1 if self._completes_update else self._batches + 1
         self._completes_update = getattr(data_batch, "completes_update", True)
-        self._batches += 1
         labels = [data_batch.label[k] for k in self._used_labels]
         super().forward(mx.io.DataBatch(data_batch.data, labels, pad=data_batch.pad), is_train)
 
     def update(self) -> None:
         """As Module.update, where the batch completes an update; then takes the weights into their average."""
-        self._squares = [mx.nd.multi_sum_sq(*g, num_arrays=len(g)).sum() for g in self._gradients() if g]
+        gradients = self._gradients()
+        self._squares = [mx.nd.multi_sum_sq(*g, num_arrays=len(g)).sum() for g in gradients if g]
+        self._add_up([array for arrays in gradients for array in arrays])
         if not self._completes_update:
             return
         if self._recipe.means:
@@ -114,7 +113,7 @@ class DetectionModule(mx.mod.Module):
             arrays = self._exec_group
             args_0 = dict(zip(arrays.param_names, (a[0] for a in arrays.param_arrays), strict=True))
             aux_0 = dict(zip(self._aux_names, (a[0] for a in arrays.aux_arrays), strict=True))
-            self._average = WeightAverage(self._recipe.ema, args_0, aux_0, self._recipe.averages)
+            self._average = WeightAverage(self._recipe.ema, args_0, aux_0, self._recipe.averages, self._recipe.ema_ramp)
         if self._restored_state is not None:
             self._restore_optimizer(self._restored_state)
             self._restored_state = None
@@ -208,11 +207,20 @@ class DetectionModule(mx.mod.Module):
                 for array, value in zip(arrays, kept, strict=True):
                     value.copyto(array)
 
-    def _begin_update(self) -> None:
-        """Forgets the gradients of the last update, without waiting."""
-        self._batches = 0
-        for gradients in self._gradients() if self._recipe.accumulates else ():
-            mx.nd.reset_arrays(*gradients, num_arrays=len(gradients))
+    def _add_up(self, gradients: list[mx.nd.NDArray]) -> None:
+        """Keeps the sum of the gradients of an update's batches; those of its last batch become the sum, not waiting.
+
+        grad_req "add" would do this, too, but oneDNN's convolutions cannot: a step then takes several times as long
+        (mxnet 1.9.1, CPU).
+        """
+        if self._batches == 1:
+            self._sums = [] if self._completes_update else [array.copy() for array in gradients]
+            return
+        for total, array in zip(self._sums, gradients, strict=True):
+            if self._completes_update:
+                array += total
+            else:
+                total += array
 
     def _gradients(self) -> list[list[mx.nd.NDArray]]:
         """The gradients of each context, without those of frozen parameters."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from config.runtime import mx
+from train.average import RAMP_UPDATES
 from train.params_file import Params
 
 
@@ -20,16 +21,17 @@ def every_epoch(epoch: int) -> bool:
 class Recipe:
     """What DetectionModule does around mx.mod.Module's own steps.
 
-    accumulates: gradients add up until a batch whose `completes_update` is true (batches without it complete one).
+    Gradients add up until a batch whose `completes_update` is true; a batch without the attribute completes one.
     means: gradients are those of means over a batch (targets=mxnet), so that their sum is divided by the number of
     batches; otherwise losses are divided by a number of the whole update already.
-    ema: decay of the averaged weights, 0 = none; averages: to go on from, None = the first weights.
+    ema, ema_ramp: of the averaged weights (train/average.py:decay_at), 0 = none; averages: to go on from, None = the
+    first weights.
     before_update: called with the optimizer. validates: whether the epoch of this number is validated.
     """
 
-    accumulates: bool = False
     means: bool = False
     ema: float = 0.0
+    ema_ramp: float = RAMP_UPDATES
     averages: tuple[Params, Params] | None = None
     before_update: Callable[[mx.optimizer.Optimizer], None] = no_change
     validates: Callable[[int], bool] = every_epoch

@@ -20,9 +20,9 @@ def check_recipe(options: TrainOptions) -> None:
 def make_recipe(options: TrainOptions, start: Start, num_example: int, validates: Callable[[int], bool]) -> Recipe:
     """num_example: images of an epoch; validates: whether the epoch of this number is validated."""
     return Recipe(
-        accumulates=batches_per_update(options, options.batch_size) > 1,
         means=options.targets == "mxnet",
         ema=options.ema,
+        ema_ramp=options.ema_ramp,
         averages=start.averages,
         before_update=warm_up_of_others(options, num_example),
         validates=validates,

@@ -15,6 +15,7 @@ from config.recipe_options import batches_per_update
 from config.run import TrainOptions, augment_options, metric_kinds, network_options, pixel_options, rect_multiple
 from config.runtime import mx
 from dataset.class_names import read_class_names
+from dataset.input_sizes import input_sizes
 from dataset.iterator import RecordIter
 from dataset.labels import HEADER_WIDTH, OBJECT_WIDTH
 from dataset.native_iterator import iterator_class
@@ -97,9 +98,9 @@ def _fit(
     val_iter: RecordIter | None,
 ) -> None:
     """Everything that mx.mod.Module.fit needs, then fit on batches, which train_iter serves."""
-    validated = val_iter.smallest_size if val_iter else input_size(options.data_shape)
     validates = validated_epochs(options)
     recipe = make_recipe(options, start, train_iter.num_examples, validates)
+    validated = val_iter.smallest_size if val_iter else input_size(options.data_shape)
     module = _make_module(options, devices, len(classes), symbol, start, validated, recipe)
     metric = make_metric(without_det(symbol), len(devices))
     progress = Progress(options.batch_size, options.frequent, train_iter.num_batches, options.end_epoch)
@@ -239,10 +240,9 @@ def _iterators(
         "num_classes": num_classes,
         "workers": options.workers,
     }
-    assigner = get_assigner(options.network, options.data_shape, num_classes, **network_options(options))
+    sizes = input_sizes(input_size(options.data_shape), options.multi_scale)
+    assigner = get_assigner(options.network, options.data_shape, num_classes, sizes=sizes, **network_options(options))
     kind = iterator_class(options.engine)
-    group = batches_per_update(options, options.batch_size)
-    grouping: dict[str, Any] = {"accumulate": group} if group > 1 else {}
     train = kind(
         options.train_path,
         path_imglist=options.train_list,
@@ -251,7 +251,8 @@ def _iterators(
         shuffle=True,
         seed=options.seed,
         epoch=epoch,
-        **grouping,
+        accumulate=batches_per_update(options, options.batch_size),
+        sizes=sizes,
         **common,
     )
     if not options.val_path:

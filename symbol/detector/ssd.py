@@ -1,6 +1,7 @@
 """SSD: extra feature layers, multibox heads, training and detection symbols (Liu et al. 2016, https://arxiv.org/abs/1512.02325)."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +51,36 @@ def assigner(
         return None
     return SSDAssigner(
         layers=anchor_layers(customise(row, options), size),
-        feature_shapes={size: tuple((m.height, m.width) for m in feature_maps(network, row, size, options))},
+        feature_shapes={size: _map_shapes(network, row, size, options)},
         threshold=options.overlap_threshold,
         variances=variances(options),
     )
+
+
+def assigner_of_sizes(
+    network: str,
+    row: SSDRow,
+    size: tuple[int, int],
+    num_classes: int,
+    options: NetworkOptions,
+    sizes: Sequence[tuple[int, int]],
+) -> SSDAssigner | None:
+    """As assigner(), also for further inputs of the same symbol; OptionError if its anchors or layers allow only one
+    size."""
+    if any(layer.step[0] > 0 for layer in anchor_layers(customise(row, options), size)):
+        raise OptionError(
+            f"the anchors of {network} have fixed steps at data shape {size[0]},{size[1]}; leave out --multi-scale, or "
+            "give another --data-shape"
+        )
+    found = assigner(network, row, size, num_classes, options)
+    shapes = {other: _map_shapes(network, row, other, options) for other in sizes}
+    return found and dataclasses.replace(found, feature_shapes={**found.feature_shapes, **shapes})
+
+
+def _map_shapes(
+    network: str, row: SSDRow, size: tuple[int, int], options: NetworkOptions
+) -> tuple[tuple[int, int], ...]:
+    return tuple((m.height, m.width) for m in feature_maps(network, row, size, options))
 
 
 def label_names(options: NetworkOptions) -> tuple[str, ...]:

@@ -124,7 +124,17 @@ def test_weights_of_another_network_are_refused(tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("changes", [{"class_names": ["a", "a", "b"]}, {"mean_pixels": [1, 2]}, {"mean_pixels": [{}]}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"class_names": ["a", "a", "b"]},
+        {"mean_pixels": [1, 2]},
+        {"mean_pixels": [{}]},
+        {"std": [1, 0, 1]},
+        {"resize_mode": "crop"},
+        {"fill": 300},
+    ],
+)
 def test_checkpoints_that_describe_no_detector_are_refused(tmp_path, changes):
     checkpoint = load_checkpoint(save_tiny(tmp_path / "tiny", **changes), 3)
     with pytest.raises(CheckpointError, match="tiny, epoch 3"):

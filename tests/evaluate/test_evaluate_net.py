@@ -155,6 +155,7 @@ def test_a_class_without_objects_is_null_in_json(trained, tmp_path):
         (["--nms", "2"], OptionError, "--nms"),
         (["--batch-size", "0"], OptionError, "--batch-size"),
         (["--gpus", "7"], OptionError, "--gpus 7"),
+        (["--rect-val"], OptionError, "--rect-val: the anchors of mobilenet"),
     ],
 )
 def test_mistakes_of_the_command(trained, words, error, message):

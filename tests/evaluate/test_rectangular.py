@@ -8,7 +8,7 @@ from config.runtime import mx
 from dataset.iterator import DetRecordIter
 from dataset.labels import pack_label
 from dataset.recordio import RecordWriter, pack
-from evaluate.eval_metric import VOC07MApMetric
+from evaluate.eval_metric import COCOMetric, VOC07MApMetric
 from evaluate.scoring import score_detections
 from symbol.symbol_factory import get_symbol
 from train.module import DetectionModule
@@ -72,6 +72,12 @@ def test_the_score_is_right_in_square_and_in_rectangular_batches(batches):
     assert score_detections(bound(whites(), batches), batches, metric) == 4
     assert metric.result().mean_ap == 1.0
     assert metric.result().classes[0].npos == len(SHAPES)
+
+
+def test_coco_sees_the_boxes_in_pixels_of_the_image(batches):
+    metric = COCOMetric(["white"])
+    score_detections(bound(whites(), batches), batches, metric)
+    assert metric.result().stats["AP50"] == pytest.approx(1.0)
 
 
 def test_the_trainings_own_validation_follows_the_sizes(batches):

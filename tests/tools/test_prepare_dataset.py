@@ -67,7 +67,7 @@ def test_damaged_image_ends_with_status_2_and_its_name(root, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (["--dataset", "yolo"], OptionError, "--dataset is one of pascal, coco"),
+        (["--dataset", "kitti"], OptionError, "--dataset is one of pascal, coco, yolo"),
         (["--dataset", "coco"], DataError, "instances_train2017.json is missing"),
         (["--target", "train"], OptionError, "must end in .lst"),
         (["--class-names", "cat,cat"], OptionError, "'cat' is given twice"),

@@ -11,8 +11,6 @@ from tests.train.tiny import CLASSES
 from train.metric import make_metric
 from train.recipe import Recipe
 
-ACCUMULATE = Recipe(accumulates=True)
-
 
 def read(records, size, **changes):
     assigner = get_assigner("mobilenet", 64, len(CLASSES), **settings_of(**changes))
@@ -40,7 +38,7 @@ def test_an_accumulated_update_is_that_of_the_large_batch(records, contexts):
     large, small = read(records, 16), grouped(read(records, 8), 2)
     assert [batch.completes_update for batch in small] == [False, True, True]
     options = {"freeze": FREEZE_BATCH_NORM, "parameters": {"momentum": 0.9, "wd": 1e-3}}
-    whole, parts = make_module(large[0], **options), make_module(small[0], contexts, recipe=ACCUMULATE, **options)
+    whole, parts = make_module(large[0], **options), make_module(small[0], contexts, **options)
     for batch in large * 2:
         step(whole, batch)
     for batch in small * 2:
@@ -56,7 +54,7 @@ def test_means_over_batches_are_averaged(records):
     first = read(records, 8, targets="mxnet")[0]
     options = {"freeze": FREEZE_BATCH_NORM, "targets": "mxnet"}
     one = make_module(first, **options)
-    both = make_module(first, recipe=Recipe(accumulates=True, means=True), **options)
+    both = make_module(first, recipe=Recipe(means=True), **options)
     step(one, first)
     for completes in (False, True):
         first.completes_update = completes
@@ -68,8 +66,8 @@ def test_means_over_batches_are_averaged(records):
 
 def test_losses_of_a_group_are_those_of_the_large_batch(records):
     values = []
-    for batches, recipe in ((read(records, 16), Recipe()), (grouped(read(records, 8), 2), ACCUMULATE)):
-        module = make_module(batches[0], freeze=FREEZE_BATCH_NORM, recipe=recipe, parameters={"learning_rate": 1e-9})
+    for batches in (read(records, 16), grouped(read(records, 8), 2)):
+        module = make_module(batches[0], freeze=FREEZE_BATCH_NORM, parameters={"learning_rate": 1e-9})
         metric = make_metric(module.symbol)
         for batch in batches:
             step(module, batch)
@@ -81,7 +79,7 @@ def test_losses_of_a_group_are_those_of_the_large_batch(records):
 def test_a_gradient_that_is_not_finite_is_seen_in_mid_group_and_in_its_last_batch(records):
     for poisoned in (0, 1):
         batches = grouped(read(records, 8), 2)
-        module = make_module(batches[0], recipe=ACCUMULATE)
+        module = make_module(batches[0])
         metric = make_metric(module.symbol)
         batches[poisoned].data[0][:] = np.nan
         for batch in batches[:2]:
@@ -93,7 +91,7 @@ def test_a_gradient_that_is_not_finite_is_seen_in_mid_group_and_in_its_last_batc
 
 def test_an_update_waits_for_nothing(records, monkeypatch):
     batches = grouped(read(records, 8), 2)
-    module = make_module(batches[0], recipe=Recipe(accumulates=True, ema=0.9))
+    module = make_module(batches[0], recipe=Recipe(ema=0.9))
 
     def refuse(*_):
         raise AssertionError("the engine is waited for")

@@ -11,6 +11,7 @@ from train.average import decay_at
 from train.recipe import Recipe
 
 DECAY = 0.99
+RAMP = 5.0
 
 
 def averages(module):
@@ -21,13 +22,14 @@ def test_the_decay_rises_to_its_value():
     assert decay_at(0.9999, 1) == pytest.approx(0.9999 * (1 - np.exp(-1 / 2000)))
     assert decay_at(0.9999, 2000) == pytest.approx(0.9999 * (1 - np.exp(-1)))
     assert decay_at(0.9999, 10**6) == pytest.approx(0.9999)
+    assert decay_at(0.9, 100, ramp=100) == pytest.approx(0.9 * (1 - np.exp(-1)))
 
 
 @pytest.mark.parametrize("contexts", [1, 2])
 def test_averages_follow_weights_and_moving_averages(batches, contexts):
     """The wide network's backward is long: moving averages read too early would be those of the batch before."""
     batch = batches()[0]
-    module = make_module(batch, contexts, width=1.0, freeze="conv_1_", recipe=Recipe(ema=DECAY))
+    module = make_module(batch, contexts, width=1.0, freeze="conv_1_", recipe=Recipe(ema=DECAY, ema_ramp=RAMP))
     mx.nd.waitall()
     expected = weights(module)
     assert averages(module).keys() == expected.keys()
@@ -37,7 +39,7 @@ def test_averages_follow_weights_and_moving_averages(batches, contexts):
         mx.nd.waitall()
         values.append(weights(module))
     for number, current in enumerate(values[1:], start=1):
-        d = decay_at(DECAY, number)
+        d = decay_at(DECAY, number, RAMP)
         expected = {name: d * expected[name] + (1 - d) * array for name, array in current.items()}
     for name, array in averages(module).items():
         np.testing.assert_allclose(array, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)

@@ -18,7 +18,15 @@ from config.errors import CheckpointError
 from config.network_options import NetworkOptions
 from config.options import from_mapping
 from dataset.files import write_atomically
-from symbol.darknet_sections import IMAGE_CHANNELS, Convolutional, Sections, layer_names, references, trace, with_classes
+from symbol.darknet_sections import (
+    IMAGE_CHANNELS,
+    Convolutional,
+    Sections,
+    layer_names,
+    references,
+    trace,
+    with_classes,
+)
 from symbol.detector.yolo import customise
 from symbol.registry import DARKNET_PREFIX, find_yolo_row, is_yolo
 
@@ -114,7 +122,9 @@ def _header_bytes(content: bytes) -> int:
 
 def _sections(network: str, options: Mapping[str, Any]) -> Sections:
     if not is_yolo(network):
-        raise CheckpointError(f"--network {network}: Darknet's weights are for yolov3_spp and the like, and darknet:FILE.cfg")
+        raise CheckpointError(
+            f"--network {network}: Darknet's weights are for yolov3_spp and the like, and darknet:FILE.cfg"
+        )
     checked = from_mapping(NetworkOptions, dict(options))
     return customise(find_yolo_row(network, checked.darknet_cfg), checked)
 
@@ -127,7 +137,9 @@ def _parameters_for(count: int, sections: Sections, network: str) -> list[Parame
     if not wanted and classes >= 1 and rest == 0:
         return file_order(with_classes(sections, classes))
     ends = np.cumsum([math.prod(parameter.shape) for parameter in wanted or file_order(sections)])
-    weights = [k for k, parameter in enumerate(wanted or file_order(sections)) if parameter.name.endswith("_conv_weight")]
+    weights = [
+        k for k, parameter in enumerate(wanted or file_order(sections)) if parameter.name.endswith("_conv_weight")
+    ]
     fitting = [k for k in weights if ends[k] == count]
     if not fitting:
         needs = f"{ends[-1]}" if wanted else f"{fixed} and {slope} for each class"

@@ -1,8 +1,8 @@
 """State_dicts of the YOLOv3-SPP trainer in PyTorch, and of the ultralytics/yolov3 that it comes from (2019, 2020).
 
 module_list.N is the N-th section of the .cfg, [net] not counted: module_list.N.Conv2d.weight and .bias,
-module_list.N.BatchNorm2d.weight, .bias, .running_mean, .running_var. Arrays keep their values: same order of anchors and
-of their numbers, no background, RGB / 255.
+module_list.N.BatchNorm2d.weight, .bias, .running_mean, .running_var. Arrays keep their values: same order of
+anchors and of their numbers, no background, RGB / 255.
 """
 
 import re
@@ -36,7 +36,9 @@ UNUSED = "num_batches_tracked"  # a counter that no computation reads
 def rename(arrays: Mapping[str, np.ndarray], network: str, options: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
     """(arg, aux) under our names; unknown names stay. CheckpointError for another network or state_dict."""
     if not is_yolo(network):
-        raise CheckpointError(f"--network {network}: these weights are for yolov3_spp and the like, and darknet:FILE.cfg")
+        raise CheckpointError(
+            f"--network {network}: these weights are for yolov3_spp and the like, and darknet:FILE.cfg"
+        )
     cfg = from_mapping(NetworkOptions, dict(options)).darknet_cfg
     layers = layer_names(find_yolo_row(network, cfg).sections)
     named = {_own_name(name, layers): array for name, array in arrays.items() if not name.endswith(UNUSED)}

@@ -1,0 +1,67 @@
+"""Hyper-parameter files of the YOLOv3-SPP trainer."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config.errors import OptionError
+from config.hyp_file import OPTIONS, format_hyp, read_hyp
+from config.options import parse_options, to_mapping
+from config.run import TrainOptions
+
+TEXT = "giou: 3.54\nlr0: 1e-3  # first\nlrf: 0.01\nmomentum: 0.937\nweight_decay: 0.000484\nhsv_h: 0.0138\nshear: 0\n"
+
+
+@pytest.fixture
+def hyp(tmp_path):
+    path = tmp_path / "hyp.yaml"
+    path.write_text(TEXT)
+    return path
+
+
+def test_keys_become_options(hyp):
+    found = read_hyp(hyp)
+    assert found["lr_final"] == pytest.approx(1e-5)
+    assert found | {"lr_final": 0} == {
+        "giou_gain": 3.54, "lr": 1e-3, "lr_final": 0, "momentum": 0.937, "wd": 0.000484, "hsv_h": 0.0138, "shear": 0,
+    }  # fmt: skip
+
+
+def test_the_file_wins_over_the_preset_and_flags_win_over_it(hyp):
+    words = ["--config", "yolov3_spp_voc", "--hyp", str(hyp), "--momentum", "0.5"]
+    options = parse_options(TrainOptions, words, "", presets=True, files={"hyp": read_hyp})
+    assert (options.wd, options.momentum, options.hsv_s) == (0.000484, 0.5, 0.678)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("anchors: 3\n", r"unknown key 'anchors' \(known: giou, cls"),
+        ("giou: big\n", "giou is 'big', not a number"),
+        ("giou: true\n", "giou is True, not a number"),
+        ("lrf: 0.1\n", "lrf is a part of lr0, which is missing"),
+        ("- giou\n", "a list of `key: number` lines"),
+        ("giou: !!python/object/apply:os.system [ls]\n", "not readable as YAML"),
+    ],
+)
+def test_mistakes_name_the_file(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(OptionError, match=message) as error:
+        read_hyp(path)
+    assert "bad.yaml" in str(error.value)
+
+
+def test_a_value_out_of_bounds_names_option_and_file(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("momentum: 3\n")
+    with pytest.raises(OptionError, match=r"--momentum in .*bad\.yaml is at most 1"):
+        parse_options(TrainOptions, ["--hyp", str(path)], "", files={"hyp": read_hyp})
+
+
+@given(st.dictionaries(st.sampled_from(sorted(OPTIONS.values())), st.floats(1e-3, 10)))
+def test_what_is_written_is_read_back(tmp_path_factory, values):
+    options = to_mapping(TrainOptions()) | values
+    path = tmp_path_factory.mktemp("hyp") / "hyp.yaml"
+    path.write_text(format_hyp(options))
+    assert read_hyp(path) == pytest.approx({name: float(options[name]) for name in OPTIONS.values()})

@@ -1,0 +1,46 @@
+"""Weights of the YOLOv3-SPP trainer through Darknet's .cfg and .weights, and from its state_dict: the same outputs."""
+
+import numpy as np
+import pytest
+
+from config.network_options import NetworkOptions
+from symbol.darknet_cfg import format_cfg
+from symbol.darknet_sections import with_anchors, with_classes
+from symbol.detector.yolo import by_anchor, levels
+from symbol.registry import find_yolo_row
+from tests.golden import yolo
+from tests.golden.loader import assert_close, case_of, cases, formula_parameters
+from tests.golden.test_yolo_network import run
+from train.weights import darknet, yolo_pytorch
+
+
+@pytest.mark.parametrize("case", cases("yolov3spp_forward"), ids=str)
+def test_cfg_and_weights_give_the_outputs_of_the_original(case, tmp_path):
+    args = case.args
+    row = find_yolo_row(args["network"]).sections
+    sections = with_classes(with_anchors(row, [tuple(pair) for pair in args["anchors_px"]]), args["num_classes"])
+    cfg, weights = tmp_path / "net.cfg", tmp_path / "net.weights"
+    darknet.write(weights, sections, yolo.parameters(args["network"], args["gain"]), seen=0)
+    cfg.write_text(format_cfg(sections, tuple(args["input_hw"])))
+    network = f"darknet:{cfg}"
+    arg, aux = darknet.rename(darknet.read(weights), network, {})
+    maps = levels(network, find_yolo_row(network), tuple(args["input_hw"]), args["num_classes"], NetworkOptions())
+    for k, level in enumerate(maps):
+        found = run(by_anchor(level.symbol, len(level.anchors)), {**arg, **aux, "data": case.formula_input("input")})
+        assert_close(case, f"p{k}", found[0])
+
+
+@pytest.mark.parametrize("case", cases("yolov3spp_forward"), ids=str)
+def test_state_dict_of_the_trainer(case, tmp_path):
+    torch = pytest.importorskip("torch")
+    args, path = case.args, tmp_path / "best.pt"
+    stored = formula_parameters(case_of("formula_params", network=args["network"], gain=args["gain"]))
+    state = {name: torch.from_numpy(array) for name, array in stored}
+    counters = {
+        name.replace("running_var", "num_batches_tracked"): torch.tensor(7) for name in state if "running_var" in name
+    }
+    torch.save({"epoch": 3, "model": state | counters, "best_map": 0.5}, path)
+    arg, aux = yolo_pytorch.rename(yolo_pytorch.read(path), args["network"], {})
+    wanted = yolo.parameters(args["network"], args["gain"])
+    assert set(wanted) == {*arg, *aux}
+    assert all(np.array_equal({**arg, **aux}[name], array) for name, array in wanted.items())

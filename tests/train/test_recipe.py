@@ -1,0 +1,223 @@
+"""The recipe's options in whole runs: averaged weights, what is validated, saved and frozen, live curves."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from config.errors import CheckpointError, DataError, OptionError
+from config.network_names import NETWORK_NAMES, check_network_name
+from config.opencv import cv2
+from config.runtime import mx
+from evaluate.evaluate_net import evaluate_net
+from symbol.layers import matches
+from symbol.symbol_factory import freeze_pattern, get_symbol, list_networks
+from tests.train.test_train_net import digests, fake_values, stop_in_epoch
+from tests.train.tiny import metrics
+from train.checkpoint import list_epochs, load_checkpoint, load_optimizer_state
+from train.early_checks import check_early
+from train.train_net import train_net
+
+WHOLE = {
+    "ema": 0.9,
+    "lr_schedule": "cosine_epochs",
+    "warmup_epochs": 2,
+    "warmup_factor": 0.1,
+    "warmup_momentum": 0.5,
+    "warmup_bias_lr": 0.1,
+    "accumulate": 2,
+    "augment": "ssd",
+}
+
+
+def test_a_resumed_run_with_the_whole_recipe_ends_with_the_same_bits(options, tmp_path, monkeypatch):
+    """Also where some epochs are neither validated nor saved."""
+    plan = {**WHOLE, "eval_every": "2", "save_every": "2", "end_epoch": 4}
+    whole = options(prefix=str(tmp_path / "whole" / "t"), **plan)
+    train_net(whole)
+    prefix = str(tmp_path / "parts" / "t")
+    with monkeypatch.context() as patch:
+        patch.setattr("train.callbacks.FiniteGuard.__call__", stop_in_epoch(3))
+        with pytest.raises(RuntimeError):
+            train_net(options(prefix=prefix, **plan))
+    assert list_epochs(prefix) == [2]
+    train_net(options(prefix=prefix, resume="auto", **plan))
+    assert list_epochs(prefix) == list_epochs(whole.prefix) == [2, 4]
+    assert digests(prefix, 4) == digests(whole.prefix, 4)
+    assert metrics(prefix) == metrics(whole.prefix)
+    assert [line["num_update"] for line in metrics(prefix)] == [2, 4, 6, 8]  # 3 batches, 2 updates
+    assert [bool(line["validation"]) for line in metrics(prefix)] == [False, True, False, True]
+    results = [Path(f"{name}-results.txt").read_text() for name in (prefix, whole.prefix)]
+    assert results[0] == results[1]
+
+
+def test_the_saved_weights_are_the_averaged_ones_that_were_validated(options):
+    run = options(ema=0.99, end_epoch=1)
+    train_net(run)
+    checkpoint = load_checkpoint(run.prefix, 1)
+    raw = {k: v for k, v in load_optimizer_state(checkpoint).items() if k.startswith("raw:")}
+    name = "conv_12_conv2d_weight"
+    assert raw.keys() == {f"raw:{n}" for n in (*checkpoint.arg_params, *checkpoint.aux_params)}
+    assert not np.array_equal(raw[f"raw:{name}"], checkpoint.arg_params[name].asnumpy())
+    evaluation = evaluate_net(checkpoint, run.val_path, [mx.cpu()], workers=0)
+    np.testing.assert_equal(evaluation.result.mean_ap, metrics(run.prefix)[-1]["validation"]["mAP"])
+    started = options(prefix=f"{run.prefix}-2", pretrained=run.prefix, epoch=1, end_epoch=1, lr=0.0, wd=0.0)
+    train_net(started)
+    found = load_checkpoint(started.prefix, 1).arg_params[name]
+    np.testing.assert_array_equal(found.asnumpy(), checkpoint.arg_params[name].asnumpy())
+
+
+@pytest.mark.parametrize(("ema", "words"), [(0.99, "without --ema"), (0.0, "with --ema")])
+def test_a_run_is_resumed_with_averages_if_it_had_them(options, ema, words):
+    train_net(options(ema=0.0 if ema else 0.99, end_epoch=1))
+    with pytest.raises(OptionError, match=f"was trained {words}; resume with the same options"):
+        train_net(options(ema=ema, resume="auto"))
+
+
+@pytest.mark.parametrize(("every", "validated"), [("2", [2, 4, 5]), ("last", [5]), ("1", [1, 2, 3, 4, 5])])
+def test_which_epochs_are_validated(options, every, validated):
+    run = options(eval_every=every, end_epoch=5)
+    train_net(run)
+    assert [line["epoch"] for line in metrics(run.prefix) if line["validation"]] == validated
+    assert list_epochs(run.prefix) == [1, 2, 3, 4, 5]
+    assert load_checkpoint(run.prefix, "best").epoch in validated
+
+
+def test_only_the_best_and_the_last_checkpoint_are_kept(options, monkeypatch):
+    scores = iter([0.1, 0.3, 0.2, 0.5, 0.4])
+    monkeypatch.setattr("train.epoch_end.finite_values", lambda pairs: fake_values(pairs, scores))
+    run = options(end_epoch=5, save_best_only=True)
+    train_net(run)
+    assert list_epochs(run.prefix) == [4, 5]
+    assert load_checkpoint(run.prefix, "best").epoch == 4
+
+
+def test_the_best_alone_needs_a_validation(options):
+    with pytest.raises(OptionError, match="--save-best-only needs a validation"):
+        train_net(options(save_best_only=True, val_path=""))
+
+
+def test_snapshots_are_whole_models(options):
+    """Updates 1-3 are epoch 1, 4-6 epoch 2, 7-9 epoch 3; the epochs that end after 4 and 8 get checkpoints."""
+    run = options(save_every="4i", end_epoch=4, val_path="", keep=2)
+    train_net(run)
+    snapshots = f"{run.prefix}-iter"
+    assert list_epochs(snapshots) == [8, 12]  # the newest two of 4, 8, 12
+    assert list_epochs(run.prefix) == [3, 4]  # of 2, 3, 4
+    assert load_checkpoint(snapshots, 8).meta["num_update"] == 8
+    with pytest.raises(OptionError, match="raise --end-epoch"):
+        train_net(options(save_every="4i", end_epoch=4, val_path="", resume="auto"))
+    train_net(options(prefix=f"{run.prefix}-2", pretrained=snapshots, epoch=8, end_epoch=1))
+
+
+def test_snapshots_of_an_abandoned_run_go(options):
+    train_net(options(save_every="2i", val_path=""))
+    run = options(save_every="4i", val_path="", overwrite=True)
+    assert list_epochs(f"{run.prefix}-iter") == [2, 4, 6]
+    train_net(run)
+    assert list_epochs(f"{run.prefix}-iter") == [4]
+
+
+def test_losses_are_drawn_while_an_epoch_runs(options, monkeypatch):
+    monkeypatch.setattr("train.live.CURVES_EVERY_SECONDS", -1.0)
+    seen = []
+
+    def look(self, param):
+        picture = Path(f"{run.prefix}-curves.png")
+        seen.append((picture.is_file() and cv2.imread(str(picture)) is not None, param.epoch))
+
+    monkeypatch.setattr("train.saving.Snapshots.__call__", look)
+    run = options(batch_size=2, end_epoch=1, val_path="")
+    train_net(run)
+    assert [drawn for drawn, _ in seen[3:]] == [True] * 8
+    live = json.loads(Path(f"{run.prefix}-live.json").read_text())
+    assert set(live["train"]) == {"CrossEntropy", "SmoothL1"}
+    assert (live["batch"], live["batches"], live["num_update"]) == (11, 11, 11)
+
+
+def test_the_results_table(options):
+    run = options(eval_every="2", end_epoch=3)
+    train_net(run)
+    head, *lines = (line.split() for line in Path(f"{run.prefix}-results.txt").read_text().splitlines())
+    assert head == ["epoch", "CrossEntropy", "SmoothL1", "lr", "P", "R", "red", "green", "blue", "mAP"]
+    records = metrics(run.prefix)
+    assert [int(line[0]) for line in lines] == [1, 2, 3]
+    assert lines[0][4:] == ["-"] * 6
+    for line, record in zip(lines[1:], records[1:], strict=True):
+        values = dict(zip(head, line, strict=True))
+        assert float(values["CrossEntropy"]) == pytest.approx(record["train"]["CrossEntropy"], rel=1e-5)
+        assert float(values["mAP"]) == pytest.approx(record["validation"]["mAP"], rel=1e-5)
+        assert float(values["lr"]) == record["learning_rate"]
+
+
+def test_obsolete_options_are_told_in_the_log_file(options):
+    run = options(num_example=5, end_epoch=1)
+    train_net(run)
+    assert "--num-example has no effect: the record says" in Path(f"{run.prefix}-train.log").read_text()
+
+
+def test_a_disk_without_room_is_told_before_the_first_batch(options, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("train.disk_space.shutil.disk_usage", lambda folder: usage)
+    run = options()
+    with pytest.raises(CheckpointError, match=r"a checkpoint takes \d+ MB, but .* has 0 MB left; free space"):
+        train_net(run)
+    assert not Path(f"{run.prefix}-run.json").exists()
+
+
+def test_the_names_of_the_networks_are_those_of_the_registry():
+    assert sorted(NETWORK_NAMES) == list_networks()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"network": "resnet5"}, OptionError, "--network resnet5: unknown (did you mean resnet50?"),
+        ({"train_path": "nowhere.rec"}, DataError, "--train-path nowhere.rec: no such file"),
+        ({"train_list": "nowhere.lst"}, DataError, "--train-list nowhere.lst: no such file"),
+        ({"pretrained": "nowhere", "epoch": 3}, CheckpointError, "nowhere-0003.params: no such file"),
+    ],
+)
+def test_mistakes_that_need_no_mxnet(options, changes, error, words):
+    with pytest.raises(error) as caught:
+        check_early(options(**changes))
+    assert words in str(caught.value)
+
+
+def test_names_with_a_prefix_are_left_to_the_registry():
+    check_network_name("gluoncv:resnet50_v1b")
+
+
+SMALL = {"mobilenet": 64, "vgg16_reduced": 300, "yolov3_tiny": 64, "yolov3_spp_mini": 64, "inceptionv3": 300}
+
+
+@pytest.mark.parametrize("network", SMALL)
+def test_the_words_of_freeze(network):
+    """The body and the heads share nothing; heads are the last convolutions of each map."""
+    names = get_symbol(network, SMALL[network], 3).list_arguments()[1:]
+    body, others = (freeze_pattern(network, word) for word in ("body", "all-but-heads"))
+    in_body = {name for name in names if matches(body, name)}
+    heads = {name for name in names if not matches(others, name)}
+    assert in_body
+    assert heads
+    assert not in_body & heads
+    assert all(name.endswith(("_weight", "_bias")) for name in heads)
+    assert not any(name.startswith(("multi_feat", "head_")) for name in in_body)
+    first = next(name for name in names if name.endswith("weight"))
+    assert first in in_body
+    assert freeze_pattern(network, "conv_1_") == "conv_1_"
+
+
+@pytest.mark.parametrize("word", ["body", "all-but-heads"])
+def test_frozen_parts_and_their_moving_averages_stay(options, finished_run, word):
+    run = options(pretrained=str(finished_run / "t"), epoch=3, freeze=word, end_epoch=1, extra_filters=())
+    train_net(run)
+    before, after = load_checkpoint(run.pretrained, 3), load_checkpoint(run.prefix)
+    for name, array in after.aux_params.items():
+        np.testing.assert_array_equal(array.asnumpy(), before.aux_params[name].asnumpy(), err_msg=name)
+    changed = {
+        n for n, a in after.arg_params.items() if not np.array_equal(a.asnumpy(), before.arg_params[n].asnumpy())
+    }
+    assert changed == {name for name in after.arg_params if "_pred_conv_" in name}
+    assert after.meta["options"]["freeze"] == word

@@ -1,0 +1,62 @@
+"""Writes a YOLOv3 checkpoint as Darknet's files: OUTPUT.weights, OUTPUT.cfg and OUTPUT.names.
+
+python -m tools.write_darknet --prefix output/cells --epoch best --output export/cells
+"""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:
+    importlib.import_module("as_module")
+
+from config.errors import CheckpointError, DataError, run_command
+from config.network_options import NetworkOptions
+from config.options import from_mapping, option, parse_options
+from dataset.darknet_data import write_names
+from dataset.files import write_atomically
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """Which checkpoint to write, and where to."""
+
+    prefix: str = option("output/ssd", "prefix of the checkpoint")
+    epoch: str = option("auto", "epoch of the checkpoint; auto = the newest, best = the best one")
+    output: str = option("", "path of the files without their suffixes (default: the prefix)")
+
+
+def main(argv: list[str]) -> None:
+    """Writes the three files."""
+    options = parse_options(WriteOptions, argv, "Writes a YOLOv3 checkpoint as Darknet's .weights, .cfg and .names.")
+    from symbol.darknet_cfg import format_cfg
+    from symbol.darknet_sections import with_classes
+    from symbol.detector.yolo import customise
+    from symbol.registry import find_yolo_row, is_yolo
+    from train.checkpoint import load_checkpoint
+    from train.weights import darknet
+
+    checkpoint = load_checkpoint(options.prefix, options.epoch)
+    meta = checkpoint.meta
+    if not is_yolo(meta["network"]):
+        raise CheckpointError(f"{options.prefix}: its network is {meta['network']}; Darknet's files are for YOLOv3")
+    network = from_mapping(NetworkOptions, meta["options"], options.prefix)
+    names = tuple(meta["class_names"])
+    sections = with_classes(customise(find_yolo_row(meta["network"], network.darknet_cfg), network), len(names))
+    parameters = {**checkpoint.arg_params, **checkpoint.aux_params}
+    arrays = {name: array.asnumpy() for name, array in parameters.items()}
+    output = Path(options.output or options.prefix)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{output}: cannot be written ({error.strerror})") from error
+    weights, cfg, name_file = (output.with_name(f"{output.name}.{end}") for end in ("weights", "cfg", "names"))
+    darknet.write(weights, sections, arrays, meta["num_update"] * meta["batch_size"])
+    height, width = meta["data_shape"][-2:]
+    write_atomically(cfg, format_cfg(sections, (height, width)).encode("utf-8"))
+    write_names(name_file, names)
+    print(f"{weights}, .cfg and .names written")
+
+
+if __name__ == "__main__":
+    run_command(main)
