@@ -14,7 +14,6 @@ from dataset.iterator import DetRecordIter
 from symbol.symbol_factory import get_assigner
 from tests.train.test_module import make_module, step, weights
 from tests.train.tiny import BATCH, CLASSES, NETWORK
-from train.recipe import Recipe
 from train.train_net import train_net
 
 SIZES = ((64, 64), (96, 96), (128, 128))
@@ -55,7 +54,7 @@ def test_a_switching_module_steps_as_modules_of_one_size_do(batches):
 
 def test_accumulated_gradients_survive_a_switch(batches):
     """Although the iterator does not switch within a group."""
-    module = make_module(batches[0], recipe=Recipe(accumulates=True), freeze=".*_(gamma|beta)")
+    module = make_module(batches[0], freeze=".*_(gamma|beta)")
     found, single = [], []
     for batch in batches:
         batch.completes_update = True
