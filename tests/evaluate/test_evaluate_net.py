@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from config.detection_options import given_detection
 from config.errors import CheckpointError, DataError, OptionError
-from config.run import TrainOptions
+from config.options import parse_options
+from config.run import EvaluateOptions, TrainOptions
 from config.runtime import mx
 from evaluate.coco_metric import STAT_NAMES
 from evaluate.evaluate_net import evaluate_net
