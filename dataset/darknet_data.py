@@ -9,6 +9,7 @@ Relative paths are those from the folder of the .data file, of its parent, or (l
 src/option_list.c and src/data.c (fill_truth_detection).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ MAX_LABEL_BYTES = 4 << 20
 HEADER_BYTES = 1 << 20  # of an image, enough for its size; else all of it is read
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_COLUMNS = 5
+MAX_CLASSES = 10_000  # each gets a name
 KEYS = ("classes", "train", "valid", "names")
 IGNORED = ("backup", "eval", "results", "top", "labels")
 
@@ -69,9 +71,10 @@ def read_data(path: str | Path) -> DarknetData:
             why = "is given twice" if key in values else f"expected one of {', '.join(KEYS)} = value"
             raise DataError(f"{path}:{number}: {text!r:.80}: {why}")
         values[key] = value
-    if not values.get("classes", "").isdecimal() or not 0 < int(values["classes"][:9]) < 10**6:
-        raise DataError(f"{path}: classes = {values.get('classes', '')!r:.40} is not the number of classes")
-    return DarknetData(int(values["classes"]), *(values.get(key, "") for key in KEYS[1:]))
+    classes = values.get("classes", "")
+    if not re.fullmatch(r"\d{1,9}", classes, re.ASCII) or not 0 < int(classes) <= MAX_CLASSES:
+        raise DataError(f"{path}: classes = {classes!r:.40} is not the number of classes, 1 to {MAX_CLASSES}")
+    return DarknetData(int(classes), *(values.get(key, "") for key in KEYS[1:]))
 
 
 def write_data(path: Path, data: DarknetData) -> None:
@@ -214,11 +217,11 @@ def _read_labels(image: Path, num_classes: int | None) -> np.ndarray:
         return np.zeros((0, LABEL_COLUMNS))
     lines = [(number, line.split()) for number, line in enumerate(_lines(path, MAX_LABEL_BYTES), 1) if line.strip()]
     objects = np.array([_row(words, f"{path}:{number}") for number, words in lines]).reshape(-1, LABEL_COLUMNS)
-    limit = np.inf if num_classes is None else num_classes
+    limit = MAX_CLASSES if num_classes is None else num_classes
     ids = objects[:, 0]
     rules: Mapping[str, np.ndarray] = {
         "a value is not finite": ~np.isfinite(objects).all(axis=1),
-        f"the class is not one of 0 to {limit - 1:g}": (ids < 0) | (ids >= limit) | (ids != np.floor(ids)),
+        f"the class is not one of 0 to {limit - 1}": (ids < 0) | (ids >= limit) | (ids != np.floor(ids)),
         "cx cy w h are fractions of the image, in [0, 1]": (
             (objects[:, 1:] < 0) | (objects[:, 1:] > 1 + TOLERANCE)
         ).any(axis=1),

@@ -63,6 +63,14 @@ def test_without_names_classes_are_numbered(folder):
     assert YoloFolder(folder).class_names == ("class0", "class1")
 
 
+def test_without_names_a_class_is_not_any_number(folder):
+    """Each class up to the highest gets a name."""
+    (folder / "mine.names").unlink()
+    (folder / "labels/valid/c.txt").write_text("20000 .5 .5 .1 .1\n")
+    with pytest.raises(DataError, match=r"c\.txt:1: .*the class is not one of 0 to 9999"):
+        YoloFolder(folder)
+
+
 def test_boxes_without_area_are_dropped_and_listed(folder):
     (folder / "labels/valid/c.txt").write_text("0 0.5 0.5 0 0.1\n0 0.5 0.5 0.1 0.1\n")
     data = YoloFolder(folder, ["valid"])
@@ -113,6 +121,7 @@ def test_wrong_lists_and_data_files_are_named(folder):
         ("classes=2\nclasses=3\n", r"x\.data:2: .* is given twice"),
         ("train=a\n", r"x\.data: classes = ''"),
         ("classes=many\n", r"x\.data: classes = 'many'"),
+        ("classes=0000000019999\n", r"x\.data: classes = '0000000019999' is not the number of classes, 1 to 10000"),
     ],
 )
 def test_a_wrong_data_file_is_named_with_its_line(tmp_path, text, message):
