@@ -9,6 +9,7 @@ Relative paths are those from the folder of the .data file, of its parent, or (l
 src/option_list.c and src/data.c (fill_truth_detection).
 """
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_COLUMNS = 5
 MAX_CLASSES = 10_000  # each gets a name
 KEYS = ("classes", "train", "valid", "names")
+logger = logging.getLogger(__name__)
 IGNORED = ("backup", "eval", "results", "top", "labels")
 
 
@@ -89,7 +91,7 @@ def write_data(path: Path, data: DarknetData) -> None:
 class YoloFolder:
     """Images with YOLO labels, as an Imdb: of the lists of a .data file, of a list (.txt), or of a folder with images/.
 
-    dropped describes boxes without area. An image without a label file has no objects.
+    dropped describes boxes without area. An image without a label file has no objects; a warning counts these.
     """
 
     def __init__(self, root: str | Path, sets: Sequence[str] = (), class_names: Sequence[str] | None = None) -> None:
@@ -104,6 +106,7 @@ class YoloFolder:
         names = tuple(class_names) if class_names else None
         paths, self.root, own_names = _listed(source, sets)
         names = names or own_names
+        _report_unlabelled(paths)
         rows = [_read_labels(path, len(names) if names else None) for path in paths]
         highest = max((int(objects[:, 0].max()) for objects in rows if len(objects)), default=0)
         self.class_names = names or tuple(f"class{k}" for k in range(highest + 1))
@@ -208,6 +211,15 @@ def _find(written: str, folder: Path, where: str | Path) -> Path:
 def _names_in(folder: Path) -> tuple[str, ...] | None:
     found = sorted(folder.glob("*.names")) or sorted(folder.glob("classes.txt"))
     return read_names(found[0]) if len(found) == 1 else None
+
+
+def _report_unlabelled(images: Sequence[Path]) -> None:
+    bare = [path for path in images if not label_path(path).is_file()]
+    if bare:
+        logger.warning(
+            "%d of %d images have no label file and count as images without objects, first %s (expected %s)",
+            len(bare), len(images), bare[0], label_path(bare[0]),
+        )  # fmt: skip
 
 
 def _read_labels(image: Path, num_classes: int | None) -> np.ndarray:

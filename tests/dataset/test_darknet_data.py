@@ -43,6 +43,14 @@ def test_labels_become_corners_in_pixels(folder):
     assert len(data.images[1].objects) == 0
 
 
+def test_images_without_a_label_file_are_counted(folder, caplog):
+    YoloFolder(folder, ["valid"])
+    assert "no label file" not in caplog.text
+    YoloFolder(folder, ["train"])
+    assert "1 of 2 images have no label file" in caplog.text
+    assert str(folder / "images/train/b.jpg") in caplog.text
+
+
 @pytest.mark.parametrize(("sets", "count"), [([], 2), (["train"], 2), (["valid"], 1), (["train", "valid"], 3)])
 def test_a_data_file_names_lists_by_any_of_its_paths(folder, sets, count):
     data = YoloFolder(folder / "mine.data", sets)
