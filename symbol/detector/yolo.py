@@ -66,9 +66,10 @@ def assigner_of_sizes(
     sizes: Sequence[tuple[int, int]],
 ) -> YOLOAssigner:
     """As assigner(), also for further inputs; OptionError for one that does not suit the network."""
+    found = assigner(network, row, size, num_classes, options)
     for other in sizes:
         _check_size(network, customise(row, options), other)
-    return assigner(network, row, size, num_classes, options)
+    return found
 
 
 def label_names(options: NetworkOptions) -> tuple[str, ...]:
@@ -93,11 +94,13 @@ def feature_maps(network: str, row: YOLORow, size: tuple[int, int], options: Net
 def levels(network: str, row: YOLORow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> list[Level]:
     """The maps of raw predictions; OptionError where the input or the anchors do not suit the network."""
     sections = customise(row, options)
-    _check_size(network, sections, size)
     try:
+        _check_size(network, sections, size)
         return darknet(mx.sym.var("data"), sections, num_classes, Layers(freeze=options.freeze))
-    except ValueError as error:  # a .cfg that uses predictions for something else, and their number has changed
-        raise OptionError(f"--network {network}, for {num_classes} classes: {error}") from error
+    except ValueError as error:  # of a .cfg, with another width, or whose predictions something else reads
+        raise OptionError(
+            f"--network {network}, for {num_classes} classes and --width {options.width:g}: {error}"
+        ) from error
 
 
 def customise(row: YOLORow, options: NetworkOptions) -> Sections:
