@@ -53,7 +53,6 @@ def assigner(
         anchors=tuple(level.anchors for level in maps),
         strides=tuple(level.stride for level in maps),
         iou_threshold=options.iou_t,
-        max_targets=options.max_targets,
     )
 
 
