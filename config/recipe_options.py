@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from config.errors import OptionError
 from config.options import option
 
-SCHEDULES = ("steps", "cosine", "cosine_epochs")
+SCHEDULES = ("steps", "step_epochs", "cosine", "cosine_epochs")
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class RecipeOptions:
     )
     lr_schedule: str = option(
         "steps",
-        "steps = multiply by --lr-factor at --lr-steps; cosine = down to --lr-final with each update; cosine_epochs = "
-        "the same with each epoch",
+        "steps = multiply by --lr-factor at --lr-steps; step_epochs = each --lr-step-epochs epochs; cosine = down to "
+        "--lr-final with each update; cosine_epochs = the same with each epoch",
         "schedule",
         choices=SCHEDULES,
     )
@@ -31,6 +31,7 @@ class RecipeOptions:
         "schedule",
         pattern=(r"\d+i|\d+(\.\d*)?([eE]\d+)?", "epochs like 80 or updates like 80000i"),
     )
+    lr_step_epochs: int = option(1, "epochs from one step of step_epochs to the next", "schedule", minimum=1)
     lr_factor: float = option(0.1, "factor at each of these epochs; >= 1 = constant rate", "schedule", minimum=0.0)
     lr_final: float = option(0.0, "learning rate at the end of the cosine", "schedule", minimum=0.0)
     warmup_epochs: float = option(0.0, "epochs over which the learning rate rises linearly", "schedule", minimum=0.0)

@@ -98,7 +98,7 @@ class EpochEnd:
         if self.scalars:
             self.scalars.write(record)
         self.curves.draw(force=last or len(self.metrics.records) == 1)
-        if last:
+        if number >= self.progress.end_epoch:
             self._say_what_is_there(number)
         seed_epoch(self.options.seed, number)
         self._epoch_started = time.monotonic()

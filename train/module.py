@@ -83,7 +83,7 @@ class DetectionModule(mx.mod.Module):
         super().update()
         if self._average:
             aux = list(zip(*self._exec_group.aux_arrays, strict=True))
-            self._average.update(self._trained_arrays(), aux, self._squares, self.num_update)
+            self._average.update(self._trained_arrays(), aux, self._squares, self._optimizer.num_update)
 
     def update_metric(self, eval_metric: mx.metric.EvalMetric, labels: Any, pre_sliced: bool = False) -> None:
         """Hands the outputs of each context to the metric, and in place of labels the sum of its squared gradients."""
@@ -134,8 +134,13 @@ class DetectionModule(mx.mod.Module):
 
     @property
     def num_update(self) -> int:
-        """Updates made so far, in this run and those it continues."""
-        return self._optimizer.num_update
+        """Updates made so far, in this run and those it continues, in all stages."""
+        return self.earlier_updates + self._optimizer.num_update
+
+    @property
+    def earlier_updates(self) -> int:
+        """Of them, those of the run's earlier stages, which other optimizers made."""
+        return self._recipe.earlier_updates
 
     @property
     def learning_rate(self) -> float:

@@ -26,6 +26,7 @@ def make_recipe(options: TrainOptions, start: Start, num_example: int, validates
         averages=start.averages,
         before_update=warm_up_of_others(options, num_example),
         validates=validates,
+        earlier_updates=start.earlier_updates,
     )
 
 

@@ -11,7 +11,7 @@ from symbol.symbol_factory import get_symbol, get_symbol_train, label_names
 from tests.train.tiny import BATCH, CLASSES, NETWORK
 from train.module import DetectionModule
 from train.recipe import Recipe
-from train.train_net import without_det
+from train.stages import without_det
 
 FREEZE_BATCH_NORM = ".*_(gamma|beta)"
 
