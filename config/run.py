@@ -229,8 +229,8 @@ def stages(options: TrainOptions) -> tuple[TrainOptions, ...]:
         raise OptionError("--freeze-epochs and --max-iter exclude each other; end the run by --end-epoch")
     if frozen_until >= options.end_epoch:
         raise OptionError(
-            f"--freeze-epochs {frozen_until} leaves no epoch before --end-epoch {options.end_epoch} to train everything "
-            f"in; lower it, or give --freeze {options.freeze or BODY} alone"
+            f"--freeze-epochs {frozen_until} leaves no epoch before --end-epoch {options.end_epoch} to train all; "
+            f"lower it, or give --freeze {options.freeze or BODY} alone"
         )
     first = replace(
         options,
