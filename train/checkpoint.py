@@ -47,6 +47,7 @@ META_FIELDS: dict[str, type | tuple[type, ...]] = {
     "batch_size": int,
     "freeze_epochs": int,
     "earlier_updates": int,
+    "plateau": dict,
     "symbol_sha256": str,
     "files": dict,
 }
@@ -59,6 +60,7 @@ META_DEFAULTS: dict[str, Any] = {
     "rect": 0,
     "freeze_epochs": 0,
     "earlier_updates": 0,
+    "plateau": {},
 }
 
 logger = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from train.callbacks import finite_values
 from train.checkpoint import drop_after, list_epochs, remove_checkpoint, save_checkpoint
 from train.metric import LossMetric
 from train.module import DetectionModule
+from train.plateau import Plateau
 from train.stages import Stage
 
 logger = logging.getLogger(__name__)
@@ -19,8 +20,9 @@ logger = logging.getLogger(__name__)
 class CheckpointWriter:
     """Writes the module's state as checkpoints of one run."""
 
-    def __init__(self, stage: Stage, module: DetectionModule) -> None:
-        """stage: what the module trains."""
+    def __init__(self, stage: Stage, module: DetectionModule, plateau: Plateau | None) -> None:
+        """stage: what the module trains; plateau: its schedule, if it is that one."""
+        self.plateau = plateau
         self.options, self.classes, self.module = stage.options, stage.classes, module
         self.symbol_json, self.symbol_sha256 = stage.symbol.tojson(), stage.digest
 
@@ -41,6 +43,7 @@ class CheckpointWriter:
             "batch_size": options.batch_size,
             "freeze_epochs": options.freeze_epochs,
             "earlier_updates": self.module.earlier_updates,
+            "plateau": self.plateau.state() if self.plateau else {},
             "symbol_sha256": self.symbol_sha256,
         }
         arg_params, aux_params = self.module.params_to_save()

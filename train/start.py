@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ class Start:
 
     averages: of the weights, where those of arg_params and aux_params are saved beside them (--ema).
     earlier_updates: those of num_update that were made in earlier stages, by other optimizers.
+    plateau: state of the schedule of that name.
     follows_stage: the checkpoint of the prefix that it starts from was left by an earlier stage of this very process.
     kept_epochs: the prefix's checkpoints and metrics up to this epoch belong to the run; later ones go when it has
     finished its first epoch.
@@ -41,6 +42,7 @@ class Start:
     optimizer_state: dict[str, np.ndarray] | None = None
     averages: tuple[Params, Params] | None = None
     earlier_updates: int = 0
+    plateau: dict[str, Any] = field(default_factory=dict)
     follows_stage: bool = False
 
 
@@ -114,6 +116,7 @@ def _same_stage(options: TrainOptions, checkpoint: Checkpoint) -> Start:
         optimizer_state=state,
         averages=averages if raw else None,
         earlier_updates=checkpoint.meta["earlier_updates"],
+        plateau=checkpoint.meta["plateau"],
     )
 
 

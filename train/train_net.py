@@ -25,6 +25,7 @@ from symbol.symbol_factory import (
     check_any_size,
     get_assigner,
     get_symbol,
+    get_symbol_train,
     input_size,
     label_names,
 )
@@ -37,6 +38,7 @@ from train.limit import limit_updates, without_end
 from train.metric import make_metric
 from train.module import DetectionModule
 from train.monitor import make_monitor
+from train.plateau import Plateau, make_plateau
 from train.recipe import Recipe
 from train.run_files import command_to_continue, lock_prefix, log_to_file, write_run_file
 from train.run_recipe import check_recipe, make_recipe, validated_epochs
@@ -107,12 +109,15 @@ def _fit(
     """Everything that mx.mod.Module.fit needs, then fit on batches, which train_iter serves."""
     options = stage.options
     validates = validated_epochs(options)
+    optimizer_params = _optimizer_params(options, start, train_iter, len(devices))
     recipe = make_recipe(options, start, train_iter.num_examples, validates)
     validated = val_iter.smallest_size if val_iter else input_size(options.data_shape)
     module = _make_module(stage, devices, start, validated, recipe)
     metric = make_metric(stage.losses, len(devices))
     progress = Progress(options.batch_size, options.frequent, train_iter.num_batches, stage.run_end)
-    writer = CheckpointWriter(stage, module)
+    scheduler = optimizer_params["lr_scheduler"]
+    plateau = scheduler if isinstance(scheduler, Plateau) else None
+    writer = CheckpointWriter(stage, module, plateau)
     plan = SavePlan(options, start.num_update)
     epoch_end = EpochEnd(writer, plan, metric, start.kept_epochs, progress, validates)
     snapshots = Snapshots(writer, metric, start.num_update)
@@ -128,7 +133,7 @@ def _fit(
             eval_end_callback=epoch_end.with_validation,
             kvstore=options.kv_store,
             optimizer=options.optimizer,
-            optimizer_params=_optimizer_params(options, start, train_iter, len(devices)),
+            optimizer_params=optimizer_params,
             initializer=mx.init.Xavier(),
             arg_params=start.arg_params,
             aux_params=start.aux_params,
@@ -148,15 +153,17 @@ def _make_module(
 ) -> DetectionModule:
     """validated: (H, W) of the smallest input of the validation."""
     network, settings = stage.options.network, network_options(stage.options)
+    make_validated = get_symbol_train if stage.options.val_loss else get_symbol
     return DetectionModule(
         stage.losses,
-        get_symbol(network, validated, len(stage.classes), **settings),
+        make_validated(network, validated, len(stage.classes), **settings),
         label_names(network, **settings),
         devices,
         fixed_param_names=stage.frozen,
         optimizer_state=start.optimizer_state,
         logger=logger,
         recipe=recipe,
+        validation_losses=make_metric(stage.losses) if stage.options.val_loss else None,
     )
 
 
@@ -245,6 +252,8 @@ def _iterators(
     )
     if not options.val_path:
         return train, None
+    if options.val_loss:
+        common["assigner"] = get_assigner(options.network, options.data_shape, num_classes, **network_options(options))
     val = kind(options.val_path, path_imglist=options.val_list, augment=None, rect=rect_multiple(options), **common)
     return train, val
 
@@ -279,7 +288,12 @@ def _optimizer_params(options: TrainOptions, start: Start, train_iter: RecordIte
     updates = updates_per_epoch(options, train_iter.num_examples)
     done = start.num_update - start.earlier_updates
     counted_from = start.epoch - math.ceil(done / updates)
-    rate, scheduler = make_schedule(options, train_iter.num_examples, max(0, counted_from))
+    plateau = options.lr_schedule == "plateau"
+    rate, scheduler = (
+        (options.lr, make_plateau(options, train_iter.num_examples, start.plateau))
+        if plateau
+        else make_schedule(options, train_iter.num_examples, max(0, counted_from))
+    )
     # The paper's losses are divided by the positives of the global batch: gradients of the contexts add up. The classic
     # outputs are normalised in each context.
     params: dict[str, Any] = {
