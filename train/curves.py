@@ -57,7 +57,7 @@ def _draw_scores(scores: Axes, records: Sequence[dict[str, Any]]) -> None:
     for name in validated[-1]["validation"] if validated else ():
         values = [record["validation"].get(name) for record in validated]
         width, colour = MEANS.get(name, (1.0, None))
-        scores.plot(epochs, values, label=name, linewidth=width, color=colour)
+        scores.plot(epochs, values, label=name, linewidth=width, color=colour, marker=".")
     scores.set(xlabel="epoch", title="validation average precision", ylim=(0, 1))
     if validated:
         scores.legend()

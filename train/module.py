@@ -118,9 +118,8 @@ class DetectionModule(mx.mod.Module):
             args_0 = dict(zip(arrays.param_names, (a[0] for a in arrays.param_arrays), strict=True))
             aux_0 = dict(zip(self._aux_names, (a[0] for a in arrays.aux_arrays), strict=True))
             self._average = WeightAverage(self._recipe.ema, args_0, aux_0, self._recipe.averages, self._recipe.ema_ramp)
-        if self._restored_state is not None:
-            self._restore_optimizer(self._restored_state)
-            self._restored_state = None
+        self._create_states(self._restored_state)
+        self._restored_state = None
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
         """{parameter:k} -> k-th state array (momentum; adam: mean, variance) of the first context.
@@ -151,8 +150,12 @@ class DetectionModule(mx.mod.Module):
         """The learning rate of the newest update."""
         return float(self._optimizer.learning_rate)
 
-    def _restore_optimizer(self, saved: Mapping[str, np.ndarray]) -> None:
-        """Creates the state of every trained parameter and fills it; CheckpointError where the shapes do not fit."""
+    def _create_states(self, saved: Mapping[str, np.ndarray] | None) -> None:
+        """Creates the state of every trained parameter, and fills it if there is a saved one: CheckpointError where the
+        shapes do not fit.
+
+        The optimizer itself would create it at the first update: none where a warm-up begins with momentum 0.
+        """
         used = set()
         for index, (name, weights) in enumerate(
             zip(self._exec_group.param_names, self._exec_group.param_arrays, strict=True)
@@ -163,11 +166,12 @@ class DetectionModule(mx.mod.Module):
                 key = index * len(self._context) + device
                 state = self._optimizer.create_state_multi_precision(key, weight)
                 for k, array in enumerate(_as_arrays(state)):
-                    _fill(array, saved, f"{name}:{k}")
-                    used.add(f"{name}:{k}")
+                    if saved is not None:
+                        _fill(array, saved, f"{name}:{k}")
+                        used.add(f"{name}:{k}")
                 self._updater.states[key] = state
                 self._updater.states_synced[key] = True
-        unused = sorted(set(saved) - used)
+        unused = sorted(set(saved or ()) - used)
         if unused:
             raise CheckpointError(f"optimizer state {unused[0]} has no place in this run; resume with the same options")
 

@@ -1,5 +1,6 @@
 """YOLOv3: decoding of predictions, training and detection symbols (Redmon, Farhadi 2018, https://arxiv.org/abs/1804.02767)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from boxes.yolo_assigner import YOLOAssigner
@@ -12,7 +13,7 @@ from symbol.darknet_sections import BOX_VALUES, Sections, trace, with_anchors, w
 from symbol.layers import Layers, Symbol
 from symbol.post_process import take_rows
 from symbol.registry import FeatureMap, YOLORow
-from symbol.yolo_losses import LABELS, yolo_losses
+from symbol.yolo_losses import LABELS, by_anchor, yolo_losses
 
 # Words of the option freeze: Darknet-53, or what lies before the heads; all but the predicting convolutions.
 FREEZE = {"body": r"body_\d+_", "all-but-heads": r"(?!pred_\d+_)"}
@@ -54,6 +55,20 @@ def assigner(
         iou_threshold=options.iou_t,
         max_targets=options.max_targets,
     )
+
+
+def assigner_of_sizes(
+    network: str,
+    row: YOLORow,
+    size: tuple[int, int],
+    num_classes: int,
+    options: NetworkOptions,
+    sizes: Sequence[tuple[int, int]],
+) -> YOLOAssigner:
+    """As assigner(), also for further inputs; OptionError for one that does not suit the network."""
+    for other in sizes:
+        _check_size(network, customise(row, options), other)
+    return assigner(network, row, size, num_classes, options)
 
 
 def label_names(options: NetworkOptions) -> tuple[str, ...]:
@@ -106,19 +121,13 @@ def _check_size(network: str, sections: Sections, size: tuple[int, int]) -> None
         )
 
 
-def by_anchor(raw: Symbol, anchors: int) -> Symbol:
-    """Raw predictions (B, anchors * values, h, w) as (B, anchors, h, w, values)."""
-    net = mx.sym.reshape(raw, shape=(0, -4, anchors, -1, 0, 0))  # (B, anchors, values, h, w)
-    return mx.sym.transpose(net, axes=(0, 1, 3, 4, 2))
-
-
 def decode(level: Level) -> Symbol:
     """Boxes and probabilities (B, anchors * h * w, 5 + C) of a map, in the order anchor, y, x.
 
     Values: centre x, y, width, height in pixels of the input, objectness, probability of each class (not multiplied by
     the objectness). Source: YOLOv3, section 2.1 and figure 2.
     """
-    net = by_anchor(level.symbol, len(level.anchors))  # (B, n, h, w, 5 + C)
+    net = by_anchor(level.symbol, anchors=len(level.anchors))  # (B, n, h, w, 5 + C)
     x, y, w, h = (mx.sym.slice_axis(net, axis=4, begin=k, end=k + 1) for k in range(4))  # (B, n, h, w, 1)
     cell_x = mx.sym.reshape(mx.sym.contrib.arange_like(level.symbol, axis=3), shape=(1, 1, 1, -1, 1))
     cell_y = mx.sym.reshape(mx.sym.contrib.arange_like(level.symbol, axis=2), shape=(1, 1, -1, 1, 1))
@@ -151,6 +160,9 @@ def detection_symbol(
     maps: list[Level], size: tuple[int, int], num_classes: int, options: NetworkOptions, name: str = "detection"
 ) -> Symbol:
     """det (B, N, 6) rows [id, score, xmin, ymin, xmax, ymax], best first; corners in [0, 1] of the input."""
+    unknown = [number for number in options.only_classes if number >= num_classes]
+    if unknown:
+        raise OptionError(f"--only-classes {unknown[0]}: the ids of {num_classes} classes are 0 to {num_classes - 1}")
     boxes = mx.sym.concat(*(decode(level) for level in maps), dim=1)  # (B, A, 5 + C)
     if num_classes == 1:  # its class is not learned (no class loss), so the objectness alone is the score
         certain = mx.sym.ones_like(mx.sym.slice_axis(boxes, axis=2, begin=BOX_VALUES, end=None))

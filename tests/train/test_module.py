@@ -11,6 +11,7 @@ from symbol.symbol_factory import get_symbol, get_symbol_train, label_names
 from tests.train.tiny import BATCH, CLASSES, NETWORK
 from train.module import DetectionModule
 from train.recipe import Recipe
+from train.schedule import WarmUp, WarmUpOfOthers
 from train.stages import without_det
 
 FREEZE_BATCH_NORM = ".*_(gamma|beta)"
@@ -211,3 +212,14 @@ def test_score_stops_after_the_batches_asked_for(batches, records):
         ("rows", BATCH)
     ]
     assert [param.nbatch for param in ended] == [1]
+
+
+def test_a_warm_up_from_momentum_0_ends_with_momentum(batches):
+    batch = batches()[0]
+    recipe = Recipe(before_update=WarmUpOfOthers(WarmUp(3, 0.5), 0.0, 0.9, None))
+    module = make_module(batch, parameters={"momentum": 0.9}, recipe=recipe)
+    for _ in range(4):
+        step(module, batch)
+    assert module._optimizer.momentum == 0.9
+    assert len(module.optimizer_state()) == len(module._exec_group.param_names)
+    assert all(np.abs(array).max() > 0 for array in module.optimizer_state().values())
