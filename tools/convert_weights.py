@@ -185,7 +185,7 @@ def _write_checkpoint(
     """A checkpoint of epoch 0, as training writes them, so that evaluate.py, deploy.py and demo.py run it."""
     from symbol.symbol_factory import get_symbol_train, input_size
     from train.checkpoint import save_checkpoint
-    from train.train_net import symbol_digest
+    from train.stages import symbol_digest
 
     assert options.data_shape  # main() has put the source's in
     symbol = get_symbol_train(options.network, options.data_shape, len(names), **network_options)
