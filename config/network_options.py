@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
+from config.effdet_options import EffDetOptions
 from config.options import option
 from config.yolo_options import YOLOOptions
 
 
 @dataclass(frozen=True)
-class NetworkOptions(YOLOOptions):
+class NetworkOptions(YOLOOptions, EffDetOptions):
     """Options of the network, its losses and its post-processing; the command line offers them all."""
 
     targets: str = option(
@@ -16,7 +17,9 @@ class NetworkOptions(YOLOOptions):
         "network",
         choices=("paper", "mxnet"),
     )
-    width: float = option(1.0, "width multiplier of mobilenet, mobilenet_v2 and YOLOv3", "network", minimum=0.125, maximum=2.0)
+    width: float = option(
+        1.0, "width multiplier of mobilenet, mobilenet_v2 and YOLOv3", "network", minimum=0.125, maximum=2.0
+    )
     taps: tuple[str, ...] = option((), "backbone layers to read instead of the network's own", "network")
     extra_filters: tuple[int, ...] | None = option(
         None, "channels of the stride-2 layers after the backbone instead of the network's own", "network", minimum=8
