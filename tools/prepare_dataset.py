@@ -10,6 +10,7 @@ python tools/prepare_dataset.py --dataset pascal --root data/mine --split 0.81,0
 import importlib
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:
@@ -38,18 +39,19 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     exit_on_sigterm()
     target = _target(options)
-    imdb = _read(options)
+    imdb, bad = _read(options)
     if not options.split:
-        _pack(imdb, target, options)
+        _pack(imdb, target, options, bad)
         return
     parts = split(imdb, options.split, options.seed)
+    print_list("bad annotations, left out", bad)
     print_list("boxes dropped", list(imdb.dropped))
     for name, part in parts.items():
         _pack(part, target.with_name(f"{target.stem}_{name}.lst"), options)
 
 
-def _pack(imdb: Imdb, target: Path, options: PrepareOptions) -> None:
-    """Packs a data set or a part of one, and says what was written."""
+def _pack(imdb: Imdb, target: Path, options: PrepareOptions, bad: Sequence[str] = ()) -> None:
+    """Packs a data set or a part of one, and says what was written. bad: a sentence for each annotation left out."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         report = pack_dataset(
@@ -66,25 +68,34 @@ def _pack(imdb: Imdb, target: Path, options: PrepareOptions) -> None:
             write_annotation_list(target.with_suffix(".txt"), imdb, options.pixel_origin)
     except OSError as error:
         raise DataError(f"{error.filename or target}: cannot be written ({error.strerror})") from error
+    report.bad[:0] = bad
     _print_report(report, target, " .txt" if options.annotation_list else "")
 
 
-def _read(options: PrepareOptions) -> Imdb:
-    """The annotations that --dataset, --root, --year and --set name."""
+def _read(options: PrepareOptions) -> tuple[Imdb, list[str]]:
+    """The annotations that --dataset, --root, --year and --set name, and a sentence for each file left out of them."""
     names = read_class_names(options.class_names)
     if options.dataset == "coco":
         if options.year:
             logging.warning("--year has no effect: the sets of COCO have their year in their name, as train2017")
-        return Coco(options.root, options.set, names)
+        return Coco(options.root, options.set, names), []
     if options.dataset == "yolo":
         if options.year:
             logging.warning("--year has no effect: folders and lists of yolo have no years")
-        return YoloFolder(options.root, options.set, names)
+        return YoloFolder(options.root, options.set, names), []
     if options.dataset == "list":
         _refuse_sets(options)
-        return AnnotationList(options.root, names, options.pixel_origin)
-    every = bool(options.split)
-    return PascalVoc(options.root, options.year, options.set, names, options.pixel_origin, every_annotation=every)
+        return AnnotationList(options.root, names, options.pixel_origin), []
+    voc = PascalVoc(
+        options.root,
+        options.year,
+        options.set,
+        names,
+        options.pixel_origin,
+        options.skip_bad,
+        every_annotation=bool(options.split),
+    )
+    return voc, voc.bad
 
 
 def _refuse_sets(options: PrepareOptions) -> None:

@@ -182,3 +182,19 @@ def test_a_split_of_a_folder_covers_it_whatever_its_image_sets(tmp_path, capsys)
 def test_a_list_has_no_sets(tmp_path, option):
     with pytest.raises(OptionError, match=f"{option}: a list has no"):
         main(["--dataset", "list", "--root", str(tmp_path / "x.txt"), option, "2007"])
+
+
+def test_skip_bad_leaves_out_damaged_annotations_too(root, tmp_path, capsys):
+    target, damaged = tmp_path / "t.lst", root / "VOC2007/Annotations/a.xml"
+    damaged.write_text("<annotation><object>")
+    words = ["--root", str(root), "--target", str(target), "--num-thread", "1"]
+    with pytest.raises(DataError, match=r"VOC2007/Annotations/a\.xml: not well-formed"):
+        main(words)
+    main([*words, "--skip-bad"])
+    shown = capsys.readouterr().out
+    assert f"{damaged}: not well-formed" in shown
+    assert "images: 3, without objects: 2, left out: 1" in shown
+    for path in root.glob("*/Annotations/*.xml"):
+        path.write_text("")
+    with pytest.raises(DataError, match="no annotation can be used: .*VOC2007"):
+        main([*words, "--skip-bad"])
