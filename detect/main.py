@@ -55,18 +55,30 @@ def main(argv: list[str]) -> int:
     images = find_images([*words, options.images], options.dir, options.ext)
     jobs = _plan(images, options)
     threads.configure()
-    from detect.detector import Detector
-    from train.devices import contexts
-    from train.expected_model import check_model
     from train.run_files import log_to_terminal
 
     log_to_terminal()
-    device = contexts(DeviceOptions(gpus=options.gpus, cpu=options.cpu))[0]
+    detector = _load(options)
+    for file in (options.json and Path(options.json), jobs[0].picture, jobs[0].heatmap):
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    outcome = detect_files(detector, jobs, options.thresh)
+    _report(options, outcome, time.monotonic() - started)
+    return UNREADABLE_STATUS if outcome.problems else 0
+
+
+def _load(options: DemoOptions) -> "Detector":
+    """The detector of the options, which is the model that they expect; heat maps need all of its boxes."""
+    from detect.detector import Detector
+    from train.devices import contexts
+    from train.expected_model import check_model
+
     detection = {name: getattr(options, name) for name in ("nms", "force") if getattr(options, name) is not None}
     detector = Detector(
         options.model,
         options.epoch,
-        ctx=device,
+        ctx=contexts(DeviceOptions(gpus=options.gpus, cpu=options.cpu))[0],
         threshold=0.0 if options.heatmap else options.thresh,
         batch_size=options.batch_size,
         **detection,
@@ -80,13 +92,7 @@ def main(argv: list[str]) -> int:
         data_shape=known.size,
         mean_pixels=known.mean,
     )
-    for file in (options.json and Path(options.json), jobs[0].picture, jobs[0].heatmap):
-        if file:
-            file.parent.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    outcome = detect_files(detector, jobs, options.thresh)
-    _report(options, outcome, time.monotonic() - started)
-    return UNREADABLE_STATUS if outcome.problems else 0
+    return detector
 
 
 def _plan(images: Sequence[Path], options: DemoOptions) -> list[Job]:
