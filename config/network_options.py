@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
+from config.effdet_options import EffDetOptions
 from config.options import option
 from config.yolo_options import YOLOOptions
 
 
 @dataclass(frozen=True)
-class NetworkOptions(YOLOOptions):
+class NetworkOptions(YOLOOptions, EffDetOptions):
     """Options of the network, its losses and its post-processing; the command line offers them all."""
 
     targets: str = option(

@@ -53,3 +53,11 @@ def _mined_negatives(log_prob: Symbol, cls_target: Symbol, positive: Symbol, rat
     count = mx.sym.maximum(mx.sym.floor(count), float(minimum))  # (B, 1)
     mined = mx.sym.broadcast_lesser(mx.sym.expand_dims(rank, axis=0), count) * (loss >= 0)
     return mx.sym.sum(loss * mined, axis=1)
+
+
+def softplus(x: Symbol) -> Symbol:
+    """log(1 + exp(x)), accurate in proportion for every x. Activation's softrelu is not: it gives 0 from -30 or so on.
+
+    abs() would have the gradient 0 at 0; maximum() gives the left one, and so 1/2 in all.
+    """
+    return mx.sym.maximum(x, 0.0) + mx.sym.log1p(mx.sym.exp(-mx.sym.maximum(x, -x)))

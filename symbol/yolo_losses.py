@@ -10,6 +10,7 @@ from boxes.yolo_assigner import COLUMNS
 from config.runtime import mx
 from config.yolo_options import YOLOOptions
 from symbol.layers import Symbol
+from symbol.losses import softplus
 from symbol.overlap import Boxes, paired_overlap
 
 LABELS = ("yolo_target", "image_mask", "normaliser")  # what the losses read, made by YOLOAssigner
@@ -81,7 +82,7 @@ def cross_entropy(logits: Symbol, target: Symbol, positive_weight: float = 1.0) 
 
     Value and gradient keep their relative accuracy however large the logits are.
     """
-    return (1 - target) * _softplus(logits) + positive_weight * target * _softplus(-logits)
+    return (1 - target) * softplus(logits) + positive_weight * target * softplus(-logits)
 
 
 def focal_cross_entropy(
@@ -102,11 +103,6 @@ def focal_cross_entropy(
 def smoothed_targets(smoothing: float) -> tuple[float, float]:
     """Targets of the right and of the wrong classes (Szegedy et al. 2016, section 7, for two outcomes)."""
     return 1 - smoothing / 2, smoothing / 2
-
-
-def _softplus(x: Symbol) -> Symbol:
-    """log(1 + exp(x)). abs() would have the gradient 0 at 0; maximum() gives the left one, and so 1/2 in all."""
-    return mx.sym.maximum(x, 0.0) + mx.sym.log1p(mx.sym.exp(-mx.sym.maximum(x, -x)))
 
 
 def _predicted_boxes(found: Symbol, rows: Symbol) -> Boxes:

@@ -8,6 +8,7 @@ from typing import Any
 from boxes.anchors import AnchorLayer
 from boxes.assigners import SSDAssigner
 from boxes.coders import expand_variances
+from config.effdet_options import EffDetOptions
 from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.runtime import mx
@@ -29,7 +30,7 @@ FREEZE = {
     "all-but-heads": r"(?!.*_(loc|cls)_pred_conv_)",
 }
 # Options of other families; given with one of these networks they are refused.
-UNUSED = frozenset(field.name for field in dataclasses.fields(YOLOOptions))
+UNUSED = frozenset(field.name for family in (YOLOOptions, EffDetOptions) for field in dataclasses.fields(family))
 
 
 def training(network: str, row: SSDRow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> Symbol:

@@ -1,9 +1,11 @@
 """YOLOv3: decoding of predictions, training and detection symbols (Redmon, Farhadi 2018, https://arxiv.org/abs/1804.02767)."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from boxes.yolo_assigner import YOLOAssigner
+from config.effdet_options import EffDetOptions
 from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.runtime import mx
@@ -31,6 +33,7 @@ UNUSED = frozenset(
         "loc_weight",
         "variances",
         "post_process",
+        *(field.name for field in dataclasses.fields(EffDetOptions)),
     }
 )
 
