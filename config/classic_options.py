@@ -25,7 +25,12 @@ class ClassicTrainOptions:
     train_list: str = option("", "list (.lst) whose labels replace those of --train-path", "data")
     val_list: str = option("", "list (.lst) whose labels replace those of --val-path", "data")
     num_example: int | None = _obsolete(None, "the record says how many images it holds")
-    kv_store: str = _not_built("local", "training on several machines is")
+    kv_store: str = option(
+        "local",
+        "where gradients of several devices are added up: local = on the CPU, device = on the GPUs",
+        "devices",
+        pattern=(r"local|device", "local or device (training on several machines is not built yet)"),
+    )
     monitor: int = option(0, "batches between statistics of arrays (mx.mon.Monitor); 0 = none", "output", minimum=0)
     pattern: str = option(".*", "regular expression of the arrays that --monitor shows", "output")
 

@@ -43,7 +43,9 @@ class PrepareOptions:
     target: str = option("data/train.lst", "list to write; .rec, .idx and .json go beside it", "output")
     shuffle: bool = option(True, "shuffle the images; --no-shuffle keeps the order of the sets", "output")
     seed: int = option(233, "seed of the shuffle", "output", minimum=0)
-    skip_bad: bool = option(False, "leave damaged and missing images out, and list them, instead of refusing", "output")
+    skip_bad: bool = option(
+        False, "leave damaged and missing images and annotations out, and list them, instead of refusing", "output"
+    )
     num_thread: int | None = option(
         None, "worker processes; none means all usable cores", "output", minimum=1, maximum=256
     )

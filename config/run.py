@@ -6,6 +6,7 @@ from typing import Any
 
 from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES, TrainAugment
 from config.classic_options import ClassicEvaluateOptions, ClassicTrainOptions
+from config.detection_options import DetectionOptions
 from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.options import option
@@ -145,7 +146,7 @@ class TrainOptions(ClassicTrainOptions, TrainAugment, NetworkOptions, DeviceOpti
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(ClassicEvaluateOptions, DeviceOptions):
+class EvaluateOptions(ClassicEvaluateOptions, DetectionOptions, DeviceOptions):
     """Options of evaluate.py; what is not given comes from the checkpoint."""
 
     rec_path: str = option("data/val.rec", "record to evaluate on", "data")
@@ -159,25 +160,6 @@ class EvaluateOptions(ClassicEvaluateOptions, DeviceOptions):
     engine: str = option(
         "python", "who prepares batches: worker processes, or native = MXNet's C++ threads", "data", choices=ENGINES
     )
-    nms: float | None = option(
-        None, "IoU from which non-maximum suppression removes a box (default: as in training)", "detection", minimum=0.0
-    )
-    post_process: str | None = option(
-        None,
-        "multibox, or per_class as ssd.pytorch (default: as in training)",
-        "detection",
-        choices=("multibox", "per_class"),
-    )
-    nms_topk: int | None = option(
-        None, "boxes kept before suppression (default: as in training)", "detection", minimum=1
-    )
-    keep_topk: int | None = option(
-        None, "boxes kept after suppression by per_class (default: as in training)", "detection", minimum=1
-    )
-    score_threshold: float | None = option(
-        None, "lowest score of a detection (default: as in training)", "detection", minimum=0.0, maximum=1.0
-    )
-    force: bool | None = option(None, "suppress across classes (default: as in training)", "detection")
     rect_val: bool | None = option(
         None, "images of like proportions together in inputs no larger than they need (default: as in training)", "data"
     )

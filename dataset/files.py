@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 _BUFFER = 1 << 20  # bytes; records come in pieces, and a call of the system for each would cost more than the bytes
@@ -34,7 +35,8 @@ class AtomicFile:
 
     def discard(self) -> None:
         """Removes the temporary file; nothing happens once it has been published."""
-        self.file.close()
+        with suppress(OSError):  # close() tries once more to write what could not be written and is not wanted
+            self.file.close()
         self.temporary.unlink(missing_ok=True)
 
 

@@ -8,7 +8,7 @@ edges measured from 0, as they stand, which is how labelImg, CVAT and most conve
 
 import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError  # noqa: S405 - types only, defusedxml parses
@@ -59,20 +59,34 @@ class PascalVoc:
         image_sets: Sequence[str] = (),
         class_names: Sequence[str] | None = None,
         pixel_origin: int = 1,
+        skip_bad: bool = False,
     ) -> None:
         """Reads everything but the images.
 
         years are for a VOCdevkit (2007 and 2012 unless given). image_sets are names of ImageSets/Main (trainval unless
         given; without an ImageSets folder every annotation): one for all years, several for one year, or one for
         each. class_names None takes VOC's twenty if they cover the annotations, else the names found, sorted.
-        Anything missing, malformed or of an unknown class raises DataError naming the file.
+        Anything missing, malformed or of an unknown class raises DataError naming the file. With skip_bad, annotation
+        files that are missing or malformed are left out; `bad` holds the sentences that name them.
         """
         self.root = Path(root)
-        annotations = [_read(self.root, folder, name) for folder, name in _listed(self.root, years, image_sets)]
+        self.bad: list[str] = []
+        annotations = list(self._annotations(_listed(self.root, years, image_sets), skip_bad))
         self.class_names = tuple(class_names) if class_names else _choose_classes(annotations)
         self.dropped = tuple(line for annotation in annotations for line in _without_extent(annotation))
         self.images = [self._image(annotation, pixel_origin) for annotation in annotations]
         self._report(annotations, pixel_origin)
+
+    def _annotations(self, listed: Sequence[tuple[Path, str]], skip_bad: bool) -> Iterator[_Annotation]:
+        for folder, name in listed:
+            try:
+                yield _read(self.root, folder, name)
+            except DataError as error:
+                if not skip_bad:
+                    raise
+                self.bad.append(str(error))
+        if len(self.bad) == len(listed):
+            raise DataError(f"no annotation can be used: {self.bad[0]}")
 
     def _image(self, annotation: _Annotation, pixel_origin: int) -> AnnotatedImage:
         kept = _has_extent(annotation.boxes)

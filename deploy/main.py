@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from config import threads
 from config.deploy_options import DeployOptions
+from config.detection_options import given_detection
 from config.errors import OptionError
 from config.options import parse_options
 
-DETECTION = ("post_process", "nms", "nms_topk", "keep_topk", "score_threshold", "force")
 NOT_BUILT = ("bfloat16", "int8", "onnx")
 
 
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     known = {name: checkpoint.meta[name] for name in ("network", "class_names", "data_shape", "mean_pixels")}
     check_model(replace(options, data_shape=None), f"{options.prefix}, epoch {checkpoint.epoch},", **known)
     folder = options.output or f"{options.prefix}-deploy"
-    chosen = {name: getattr(options, name) for name in DETECTION if getattr(options, name) is not None}
+    chosen = given_detection(options)
     model = model_from_checkpoint(checkpoint, data_shape=options.data_shape, **chosen)
     manifest = write_model_folder(folder, model)
     post, (height, width) = manifest.postprocessing, manifest.size

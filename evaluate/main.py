@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from config import threads
+from config.detection_options import given_detection
 from config.errors import OptionError
 from config.options import parse_options
 from config.run import RECT_MULTIPLES, EvaluateOptions, metric_kinds
-
-DETECTION = ("post_process", "nms", "nms_topk", "keep_topk", "score_threshold", "force")
 
 
 def main(argv: list[str]) -> int:
@@ -43,7 +42,7 @@ def main(argv: list[str]) -> int:
         use_difficult=options.use_difficult,
         metrics=metric_kinds(options),
         keep_rows=bool(options.coco_json or options.coco_truth),
-        **{name: getattr(options, name) for name in DETECTION if getattr(options, name) is not None},
+        **given_detection(options),
     )
     print(f"{options.prefix}, epoch {checkpoint.epoch}, on {options.rec_path}")
     _print_tables(evaluation.results)

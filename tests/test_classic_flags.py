@@ -66,7 +66,7 @@ CLASSIC = {
         ("--no-voc07", {"voc07": False}),
         ("--tensorboard True", {"tensorboard": True}),
         ("--min_neg_samples 3", {"min_neg_samples": 3}),
-        ("--kv-store local", {"kv_store": "local"}),
+        ("--kv-store device", {"kv_store": "device"}),
         ("--gpus 0,1 --batch-size 64 --lr 0.001", {"gpus": "0,1", "batch_size": 64, "lr": 0.001}),
     ],
     EvaluateOptions: [
@@ -217,7 +217,10 @@ def test_aliases_appear_in_the_help(capsys):
 
 
 def test_gpus_that_are_not_there_are_one_sentence(tmp_path):
-    """Before any file is looked for: there is none in this folder."""
+    """Before any record is read."""
+    (tmp_path / "data").mkdir()
+    for name in ("train.rec", "val.rec"):
+        (tmp_path / "data" / name).touch()
     line = ["--gpus", "0,1", "--batch-size", "64", "--lr", "0.001"]
     command = [sys.executable, str(ROOT / "train.py"), *line]
     environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": ""}

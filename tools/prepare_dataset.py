@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     exit_on_sigterm()
     target = _target(options)
-    imdb = _read(options)
+    imdb, bad = _read(options)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         report = pack_dataset(
@@ -50,21 +50,23 @@ def main(argv: list[str]) -> None:
         )
     except OSError as error:
         raise DataError(f"{error.filename or target}: cannot be written ({error.strerror})") from error
+    report.bad[:0] = bad
     _print_report(report, target)
 
 
-def _read(options: PrepareOptions) -> Imdb:
-    """The annotations that --dataset, --root, --year and --set name."""
+def _read(options: PrepareOptions) -> tuple[Imdb, list[str]]:
+    """The annotations that --dataset, --root, --year and --set name, and a sentence for each file left out of them."""
     names = read_class_names(options.class_names)
     if options.dataset == "coco":
         if options.year:
             logging.warning("--year has no effect: the sets of COCO have their year in their name, as train2017")
-        return Coco(options.root, options.set, names)
+        return Coco(options.root, options.set, names), []
     if options.dataset == "yolo":
         if options.year:
             logging.warning("--year has no effect: folders and lists of yolo have no years")
-        return YoloFolder(options.root, options.set, names)
-    return PascalVoc(options.root, options.year, options.set, names, options.pixel_origin)
+        return YoloFolder(options.root, options.set, names), []
+    voc = PascalVoc(options.root, options.year, options.set, names, options.pixel_origin, options.skip_bad)
+    return voc, voc.bad
 
 
 def _target(options: PrepareOptions) -> Path:

@@ -11,7 +11,9 @@ A role that a case does not list is not available in it (`"loc_t" in case`). Par
 `case.formula_input(role)` and `formula_parameters(case)`, which verify the stored check values.
 """
 
+import ast
 import json
+import operator
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -185,8 +187,38 @@ def _parameter(name: str, kind: str, shape: tuple[int, ...], gain: float) -> np.
         "sqrt": np.sqrt,
         "prod": np.prod,
     }
-    values = eval(_index()["formula_kinds"][kind], {"__builtins__": {}}, names)  # arithmetic of these six names
+    values = _arithmetic(ast.parse(_index()["formula_kinds"][kind], mode="eval").body, names)
     return np.asarray(values).astype(np.float32)
+
+
+_OPERATIONS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+    ast.USub: operator.neg,
+}
+
+
+def _arithmetic(node: ast.AST, names: Mapping[str, Any]) -> Any:
+    """The value of an expression of numbers, names, + - * / **, calls of names, and slices; ValueError for others."""
+    match node:
+        case ast.Constant(value=int() | float() as value):
+            return value
+        case ast.Name(id=name) if name in names:
+            return names[name]
+        case ast.BinOp(left, symbol, right) if type(symbol) in _OPERATIONS:
+            return _OPERATIONS[type(symbol)](_arithmetic(left, names), _arithmetic(right, names))
+        case ast.UnaryOp(symbol, operand) if type(symbol) in _OPERATIONS:
+            return _OPERATIONS[type(symbol)](_arithmetic(operand, names))
+        case ast.Call(ast.Name(id=name), arguments, []) if name in names:
+            return names[name](*(_arithmetic(argument, names) for argument in arguments))
+        case ast.Subscript(value, index):
+            return _arithmetic(value, names)[_arithmetic(index, names)]
+        case ast.Slice(lower, upper, None):
+            return slice(*(None if end is None else _arithmetic(end, names) for end in (lower, upper)))
+    raise ValueError(f"cases.json: {ast.unparse(node)} is no arithmetic of {', '.join(names)}")
 
 
 def _verify(values: np.ndarray, check: Mapping[str, Any], name: str) -> None:

@@ -154,3 +154,19 @@ def test_ended_by_a_signal_it_leaves_no_half_files(root, tmp_path, number, statu
     process.communicate(timeout=30)
     assert process.returncode == status
     assert list(target.parent.iterdir()) == []
+
+
+def test_skip_bad_leaves_out_damaged_annotations_too(root, tmp_path, capsys):
+    target, damaged = tmp_path / "t.lst", root / "VOC2007/Annotations/a.xml"
+    damaged.write_text("<annotation><object>")
+    words = ["--root", str(root), "--target", str(target), "--num-thread", "1"]
+    with pytest.raises(DataError, match=r"VOC2007/Annotations/a\.xml: not well-formed"):
+        main(words)
+    main([*words, "--skip-bad"])
+    shown = capsys.readouterr().out
+    assert f"{damaged}: not well-formed" in shown
+    assert "images: 3, without objects: 2, left out: 1" in shown
+    for path in root.glob("*/Annotations/*.xml"):
+        path.write_text("")
+    with pytest.raises(DataError, match="no annotation can be used: .*VOC2007"):
+        main([*words, "--skip-bad"])

@@ -75,6 +75,9 @@ def test_the_graph_is_drawn_by_graphviz(
     picture = tmp_path / "new" / "ssd_mobilenet_64x96.pdf"
     assert capsys.readouterr().err == f"Picture of the graph: {picture}\n"
     assert "conv_14_relu" in picture.read_text()
+    main([*SMALL, "--train", "--output-dir", str(tmp_path / "train")])
+    assert "det_out" in (tmp_path / "train" / picture.name).read_text()
+    capsys.readouterr()
     (tmp_path / "file").touch()
     with pytest.raises(OptionError, match="--output-dir .*file/in: cannot be made"):
         main([*SMALL, "--output-dir", str(tmp_path / "file" / "in")])

@@ -94,7 +94,7 @@ def test_a_classic_call_trains(arguments):
         ({"num_classes": 20}, "--num-class 20, but there are 3"),
         ({"label_pad_width": 8}, "--label-width 8 has room for 1 objects, but an image of the records has 3; give 20"),
         ({"monitor_pattern": "("}, "--pattern '\\(': not a regular expression"),
-        ({"kv_store": "dist_sync"}, "--kv-store dist_sync"),
+        ({"kv_store": "dist_sync"}, "--kv-store in train_net takes local or device .*, not 'dist_sync'"),
         ({"no_such_thing": 1}, "unknown option 'no_such_thing'"),
         ({"resume": 7}, "no checkpoint there"),
     ],
