@@ -37,4 +37,9 @@ class DemoOptions(ClassicDemoOptions):
         None, "suppress across classes; for a checkpoint only (default: the model's)", "detections"
     )
     output: str = option("output/detections", "folder for the pictures with boxes; '' = none", "detections")
+    heatmap: str = option(
+        "",
+        "folder for pictures with a heat map of the scores of all boxes, those below --thresh included; '' = none",
+        "detections",
+    )
     json: str = option("", "file for the detections", "detections")

@@ -9,12 +9,12 @@ from config.options import option
 class PrepareOptions:
     """What to pack and where to; the flags of the classic command line and a few more."""
 
-    dataset: str = option("pascal", "kind of annotations", "annotations", choices=("pascal", "coco", "yolo"))
+    dataset: str = option("pascal", "kind of annotations", "annotations", choices=("pascal", "coco", "yolo", "list"))
     root: str = option(
         "data/VOCdevkit",
         "pascal: VOCdevkit with VOC2007/..., or a folder with Annotations/, JPEGImages/ and perhaps ImageSets/Main/; "
         "coco: folder with annotations/instances_SET.json and SET/ or images/SET/; yolo: folder with images/ and "
-        "labels/, a list of images (.txt), or a .data file",
+        "labels/, a list of images (.txt), or a .data file; list: a file of lines `path x1,y1,x2,y2,class ...`",
         "annotations",
     )
     year: tuple[str, ...] = option((), "years of a VOCdevkit; none means 2007,2012; coco has none", "annotations")
@@ -22,7 +22,7 @@ class PrepareOptions:
         (),
         "image sets. pascal: one for all years, or one for each; none means trainval, or every image of a bare folder "
         "without ImageSets/. coco: one or several, packed together; none means train2017. "
-        "yolo: folders in images/, none means all; of a .data file train (the default) or valid",
+        "yolo: folders in images/, none means all; of a .data file train (the default) or valid. list: none",
         "annotations",
     )
     class_names: tuple[str, ...] = option(
@@ -40,9 +40,22 @@ class PrepareOptions:
         choices=(0, 1),
     )
     true_negative: bool = option(True, "keep images without objects, to learn from them what is none", "annotations")
+    split: tuple[float, ...] = option(
+        (),
+        "shares of train, validation and, perhaps, test, as 0.81,0.09,0.1: writes NAME_train, NAME_val and NAME_test, "
+        "drawn by --seed; of a pascal folder all annotations unless --set is given",
+        "output",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    annotation_list: bool = option(
+        False,
+        "also write NAME.txt with lines `path x1,y1,x2,y2,class ...`, without difficult objects, by --pixel-origin",
+        "output",
+    )
     target: str = option("data/train.lst", "list to write; .rec, .idx and .json go beside it", "output")
     shuffle: bool = option(True, "shuffle the images; --no-shuffle keeps the order of the sets", "output")
-    seed: int = option(233, "seed of the shuffle", "output", minimum=0)
+    seed: int = option(233, "seed of the shuffle and of --split", "output", minimum=0)
     skip_bad: bool = option(
         False, "leave damaged and missing images and annotations out, and list them, instead of refusing", "output"
     )

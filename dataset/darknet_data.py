@@ -42,7 +42,7 @@ class DarknetData:
 
 def read_names(path: str | Path) -> tuple[str, ...]:
     """Class names, a line each; DataError for a file without names or with one twice."""
-    names = tuple(line.strip() for line in _lines(Path(path)) if line.strip())
+    names = tuple(line.strip() for line in text_lines(Path(path)) if line.strip())
     repeated = [name for k, name in enumerate(names) if name in names[:k]]
     if not names or repeated:
         raise DataError(f"{path}: {f'{repeated[0]!r} stands there twice' if names else 'has no class names'}")
@@ -60,7 +60,7 @@ def write_names(path: Path, names: Sequence[str]) -> None:
 def read_data(path: str | Path) -> DarknetData:
     """A .data file; DataError names a line that is no key=value, is unknown or given twice, and a missing `classes`."""
     values: dict[str, str] = {}
-    for number, line in enumerate(_lines(Path(path)), 1):
+    for number, line in enumerate(text_lines(Path(path)), 1):
         text = line.strip()
         if not text or text[0] in "#;":
             continue
@@ -134,12 +134,12 @@ def label_path(image: Path) -> Path:
 def _listed(source: Path, sets: Sequence[str]) -> tuple[list[Path], Path, tuple[str, ...] | None]:
     """(images, each once, folder that their names are relative to, class names if there are some)."""
     if source.is_dir():
-        return _in_folder(source, sets), source, _names_in(source)
+        return _in_folder(source, sets), source, names_in(source)
     if source.suffix == ".data":
         return _of_data(source, sets)
     if sets:
         raise DataError(f"{source} is one list of images: --set is for a folder or a .data file")
-    return _in_list(source), source.parent, _names_in(source.parent)
+    return _in_list(source), source.parent, names_in(source.parent)
 
 
 def _of_data(source: Path, sets: Sequence[str]) -> tuple[list[Path], Path, tuple[str, ...] | None]:
@@ -151,8 +151,8 @@ def _of_data(source: Path, sets: Sequence[str]) -> tuple[list[Path], Path, tuple
             raise DataError(
                 f"{source}: has no list `{name}`; --set can be {', '.join(k for k, v in paths.items() if v)}"
             )
-        images += _in_list(_find(paths[name], source.parent, source))
-    names = read_names(_find(data.names, source.parent, source)) if data.names else None
+        images += _in_list(find_file(paths[name], source.parent, source))
+    names = read_names(find_file(data.names, source.parent, source)) if data.names else None
     if names and len(names) != data.classes:
         raise DataError(f"{source}: classes = {data.classes}, but {data.names} has {len(names)} names")
     names = names or tuple(f"class{k}" for k in range(data.classes))
@@ -183,15 +183,15 @@ def _in_folder(source: Path, sets: Sequence[str]) -> list[Path]:
 def _in_list(source: Path) -> list[Path]:
     """The images of a list, each once; DataError names the line of one that is not there."""
     images: dict[Path, None] = {}
-    for number, line in enumerate(_lines(source), 1):
+    for number, line in enumerate(text_lines(source), 1):
         if line.strip():
-            images[_find(line.strip(), source.parent, f"{source}:{number}")] = None
+            images[find_file(line.strip(), source.parent, f"{source}:{number}")] = None
     if not images:
         raise DataError(f"{source} lists no images")
     return list(images)
 
 
-def _find(written: str, folder: Path, where: str | Path) -> Path:
+def find_file(written: str, folder: Path, where: str | Path) -> Path:
     """A path as written, relative to the folder of the file it stands in, or to that folder's parent."""
     if "\0" in written:
         raise DataError(f"{where}: {written!r:.80} is not a path")
@@ -202,7 +202,8 @@ def _find(written: str, folder: Path, where: str | Path) -> Path:
     return found
 
 
-def _names_in(folder: Path) -> tuple[str, ...] | None:
+def names_in(folder: Path) -> tuple[str, ...] | None:
+    """The class names of the one .names file of a folder, or of its classes.txt; None without one."""
     found = sorted(folder.glob("*.names")) or sorted(folder.glob("classes.txt"))
     return read_names(found[0]) if len(found) == 1 else None
 
@@ -212,7 +213,7 @@ def _read_labels(image: Path, num_classes: int | None) -> np.ndarray:
     path = label_path(image)
     if not path.is_file():
         return np.zeros((0, LABEL_COLUMNS))
-    lines = [(number, line.split()) for number, line in enumerate(_lines(path, MAX_LABEL_BYTES), 1) if line.strip()]
+    lines = [(number, line.split()) for number, line in enumerate(text_lines(path, MAX_LABEL_BYTES), 1) if line.strip()]
     objects = np.array([_row(words, f"{path}:{number}") for number, words in lines]).reshape(-1, LABEL_COLUMNS)
     limit = np.inf if num_classes is None else num_classes
     ids = objects[:, 0]
@@ -250,7 +251,8 @@ def _size(path: Path) -> tuple[int, int] | None:
     return None
 
 
-def _lines(path: Path, limit: int = MAX_TEXT_BYTES) -> list[str]:
+def text_lines(path: Path, limit: int = MAX_TEXT_BYTES) -> list[str]:
+    """The lines of a text file; DataError for one that is not there, larger than `limit` or no UTF-8."""
     try:
         with open(path, "rb") as file:
             content = file.read(limit + 1)

@@ -60,18 +60,21 @@ class PascalVoc:
         class_names: Sequence[str] | None = None,
         pixel_origin: int = 1,
         skip_bad: bool = False,
+        every_annotation: bool = False,
     ) -> None:
         """Reads everything but the images.
 
         years are for a VOCdevkit (2007 and 2012 unless given). image_sets are names of ImageSets/Main (trainval unless
         given; without an ImageSets folder every annotation): one for all years, several for one year, or one for
-        each. class_names None takes VOC's twenty if they cover the annotations, else the names found, sorted.
-        Anything missing, malformed or of an unknown class raises DataError naming the file. With skip_bad, annotation
+        each. every_annotation: without image_sets all of Annotations/, even if there is an ImageSets folder.
+        class_names None takes VOC's twenty if they cover the annotations, else the names found, sorted. Anything
+        missing, malformed or of an unknown class raises DataError naming the file. With skip_bad, annotation
         files that are missing or malformed are left out; `bad` holds the sentences that name them.
         """
         self.root = Path(root)
         self.bad: list[str] = []
-        annotations = list(self._annotations(_listed(self.root, years, image_sets), skip_bad))
+        listed = _listed(self.root, years, image_sets, every_annotation)
+        annotations = list(self._annotations(listed, skip_bad))
         self.class_names = tuple(class_names) if class_names else _choose_classes(annotations)
         self.dropped = tuple(line for annotation in annotations for line in _without_extent(annotation))
         self.images = [self._image(annotation, pixel_origin) for annotation in annotations]
@@ -114,7 +117,7 @@ class PascalVoc:
             logger.warning("%d boxes begin at pixel 0: if the annotations count from 0, use --pixel-origin 0", early)
 
 
-def _listed(root: Path, years: Sequence[str], image_sets: Sequence[str]) -> list[tuple[Path, str]]:
+def _listed(root: Path, years: Sequence[str], image_sets: Sequence[str], every: bool) -> list[tuple[Path, str]]:
     """(folder, name) of every image asked for, each once."""
     if not root.is_dir():
         raise DataError(
@@ -122,7 +125,7 @@ def _listed(root: Path, years: Sequence[str], image_sets: Sequence[str]) -> list
         )
     found: dict[tuple[Path, str], None] = {}
     for folder, image_set in _folders(root, years, image_sets):
-        for name in _names(folder, image_set):
+        for name in _names(folder, image_set, every):
             found[folder, name] = None
     return list(found)
 
@@ -153,10 +156,10 @@ def _folders(root: Path, years: Sequence[str], image_sets: Sequence[str]) -> lis
     return [(root / f"VOC{year}", image_set) for year, image_set in zip(years, sets, strict=True)]
 
 
-def _names(folder: Path, image_set: str | None) -> list[str]:
+def _names(folder: Path, image_set: str | None, every: bool) -> list[str]:
     """The image names (without suffix) of a set of one folder."""
     sets = folder / "ImageSets" / "Main"
-    if image_set is None and not (folder / "ImageSets").is_dir():
+    if image_set is None and (every or not (folder / "ImageSets").is_dir()):
         names = sorted(path.stem for path in (folder / "Annotations").glob("*.xml"))
         if not names:
             raise DataError(f"{folder / 'Annotations'} holds no annotations (*.xml)")

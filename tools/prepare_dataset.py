@@ -4,11 +4,13 @@ python tools/prepare_dataset.py --dataset pascal --root data/VOCdevkit --year 20
     --target data/train.lst
 python tools/prepare_dataset.py --dataset coco --root data/coco --set train2017 --target data/train.lst
 python tools/prepare_dataset.py --dataset yolo --root data/mine/mine.data --set train --target data/train.lst
+python tools/prepare_dataset.py --dataset pascal --root data/mine --split 0.81,0.09,0.1 --target data/mine.lst
 """
 
 import importlib
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:
@@ -20,12 +22,14 @@ from config.errors import DataError, OptionError, run_command
 from config.options import parse_options
 from config.prepare_options import PrepareOptions
 from config.threads import usable_threads
+from dataset.annotation_list import AnnotationList, write_annotation_list
 from dataset.class_names import read_class_names
 from dataset.coco import Coco
 from dataset.darknet_data import YoloFolder
 from dataset.imdb import Imdb
 from dataset.packing import Report, pack_dataset
 from dataset.pascal_voc import PascalVoc
+from dataset.splits import split
 from tools.packing_output import exit_on_sigterm, print_list, progress
 
 
@@ -36,6 +40,18 @@ def main(argv: list[str]) -> None:
     exit_on_sigterm()
     target = _target(options)
     imdb, bad = _read(options)
+    if not options.split:
+        _pack(imdb, target, options, bad)
+        return
+    parts = split(imdb, options.split, options.seed)
+    print_list("bad annotations, left out", bad)
+    print_list("boxes dropped", list(imdb.dropped))
+    for name, part in parts.items():
+        _pack(part, target.with_name(f"{target.stem}_{name}.lst"), options)
+
+
+def _pack(imdb: Imdb, target: Path, options: PrepareOptions, bad: Sequence[str] = ()) -> None:
+    """Packs a data set or a part of one, and says what was written. bad: a sentence for each annotation left out."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         report = pack_dataset(
@@ -48,10 +64,12 @@ def main(argv: list[str]) -> None:
             source=_source(options),
             progress=progress,
         )
+        if options.annotation_list:
+            write_annotation_list(target.with_suffix(".txt"), imdb, options.pixel_origin)
     except OSError as error:
         raise DataError(f"{error.filename or target}: cannot be written ({error.strerror})") from error
     report.bad[:0] = bad
-    _print_report(report, target)
+    _print_report(report, target, " .txt" if options.annotation_list else "")
 
 
 def _read(options: PrepareOptions) -> tuple[Imdb, list[str]]:
@@ -65,8 +83,25 @@ def _read(options: PrepareOptions) -> tuple[Imdb, list[str]]:
         if options.year:
             logging.warning("--year has no effect: folders and lists of yolo have no years")
         return YoloFolder(options.root, options.set, names), []
-    voc = PascalVoc(options.root, options.year, options.set, names, options.pixel_origin, options.skip_bad)
+    if options.dataset == "list":
+        _refuse_sets(options)
+        return AnnotationList(options.root, names, options.pixel_origin), []
+    voc = PascalVoc(
+        options.root,
+        options.year,
+        options.set,
+        names,
+        options.pixel_origin,
+        options.skip_bad,
+        every_annotation=bool(options.split),
+    )
     return voc, voc.bad
+
+
+def _refuse_sets(options: PrepareOptions) -> None:
+    for name in ("year", "set"):
+        if getattr(options, name):
+            raise OptionError(f"--{name}: a list has no {name}s, all its lines are packed; leave it out")
 
 
 def _target(options: PrepareOptions) -> Path:
@@ -79,17 +114,17 @@ def _target(options: PrepareOptions) -> Path:
 
 def _source(options: PrepareOptions) -> str:
     parts = [options.dataset, Path(options.root).resolve().name, ",".join(options.year), ",".join(options.set)]
-    origin = f", pixel origin {options.pixel_origin}" if options.dataset == "pascal" else ""
+    origin = f", pixel origin {options.pixel_origin}" if options.dataset in ("pascal", "list") else ""
     return " ".join(part for part in parts if part) + origin
 
 
-def _print_report(report: Report, target: Path) -> None:
+def _print_report(report: Report, target: Path, more: str) -> None:
     counts = np.array(report.counts)
     print_list("bad images, left out", report.bad)
     print_list("boxes dropped", report.dropped)
     print_list("images of another size than annotated, the decoded one was used", report.resized)
     print_list("images with an EXIF orientation, which is ignored", report.rotated)
-    print(f"{target.with_suffix('')}.lst .rec .idx .json written")
+    print(f"{target.with_suffix('')}.lst .rec .idx .json{more} written")
     left_out = len(report.bad) + report.empty
     print(f"images: {counts.size}, without objects: {int((counts == 0).sum())}, left out: {left_out}")
     print(f"objects: {counts.sum()}, most in one image: {counts.max()}, dropped boxes: {len(report.dropped)}")

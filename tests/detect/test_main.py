@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from config.errors import OptionError
 from deploy.export import export
 from detect.detector import Detector
 from detect.draw import draw
+from detect.heatmap import draw_heatmap, score_map
 from detect.main import main
 from detect.preprocess import encode_image, read_image
 from tests.deploy.tiny import CLASSES, picture, save_tiny
@@ -66,6 +68,25 @@ def test_demo_by_subprocess(folder, photos):
         np.testing.assert_allclose(np.reshape(found, (-1, 6)), rows, atol=6e-4)
         assert all(d["class"] == CLASSES[d["id"]] for d in record["detections"])
     assert any(record["detections"] for record in records)
+
+
+def test_heat_maps_show_boxes_below_the_threshold_too(folder, photos):
+    words = [f"{photos}/one/a.png", "--model", str(folder), "--thresh", "0.45", "--heatmap", f"{photos}/heat"]
+    assert main([*words, "--output", f"{photos}/out", "--json", f"{photos}/found.json"]) == 0
+    original = read_image(photos / "one/a.png", "x")
+    everything = Detector(folder, threshold=0.0).detect(original)
+    shown = Detector(folder, threshold=0.45).detect(original)
+    assert 0 < len(shown) < len(everything)
+    heat = draw_heatmap(original, score_map(everything, original.shape[:2]))
+    np.testing.assert_array_equal(read_image(photos / "heat/a.png", "x"), heat)
+    np.testing.assert_array_equal(read_image(photos / "out/a.png", "x"), draw(original, shown, CLASSES))
+    assert len(json.loads((photos / "found.json").read_text("utf-8"))[0]["detections"]) == len(shown)
+
+
+def test_heat_maps_need_a_folder_of_their_own(folder, photos):
+    words = [f"{photos}/one/a.png", "--model", str(folder), "--output", f"{photos}/out"]
+    with pytest.raises(OptionError, match="--heatmap .*choose another folder"):
+        main([*words, "--heatmap", f"{photos}/one/../out"])
 
 
 def test_pictures_show_boxes_and_inputs_stay(folder, photos):

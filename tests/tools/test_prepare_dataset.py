@@ -67,7 +67,7 @@ def test_damaged_image_ends_with_status_2_and_its_name(root, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (["--dataset", "kitti"], OptionError, "--dataset is one of pascal, coco, yolo"),
+        (["--dataset", "kitti"], OptionError, "--dataset is one of pascal, coco, yolo, list"),
         (["--dataset", "coco"], DataError, "instances_train2017.json is missing"),
         (["--target", "train"], OptionError, "must end in .lst"),
         (["--class-names", "cat,cat"], OptionError, "'cat' is given twice"),
@@ -154,6 +154,34 @@ def test_ended_by_a_signal_it_leaves_no_half_files(root, tmp_path, number, statu
     process.communicate(timeout=30)
     assert process.returncode == status
     assert list(target.parent.iterdir()) == []
+
+
+def test_a_split_of_a_folder_covers_it_whatever_its_image_sets(tmp_path, capsys):
+    folder, target = tmp_path / "mine", tmp_path / "out" / "mine.lst"
+    for k in range(10):
+        add(folder, f"n{k}", *[CAT] * (k % 3), DOG)
+    image_set(folder, "trainval", "n0")
+    common = ["--num-thread", "1", "--annotation-list", "--class-names", "cat,dog"]
+    main(["--root", str(folder), "--split", "0.6,0.2,0.2", "--target", str(target), *common])
+    report = capsys.readouterr().out
+    parts = {name: target.with_name(f"mine_{name}.rec") for name in ("train", "val", "test")}
+    assert [read_sidecar(rec).num_images for rec in parts.values()] == [6, 2, 2]
+    assert report.count("  dog ") == 3
+    lines = [line for rec in parts.values() for line in rec.with_suffix(".txt").read_text().splitlines()]
+    assert sorted(Path(line.split()[0]).stem for line in lines) == [f"n{k}" for k in range(10)]
+
+    again = tmp_path / "again.lst"
+    main(["--dataset", "list", "--root", str(parts["train"].with_suffix(".txt")), "--target", str(again), *common])
+    sidecar = read_sidecar(again)
+    assert (sidecar.num_images, sidecar.class_names) == (6, ("cat", "dog"))
+    cats = sum(line.count(",0") for line in parts["train"].with_suffix(".txt").read_text().splitlines())
+    assert f"objects: {cats}," in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--set", "--year"])
+def test_a_list_has_no_sets(tmp_path, option):
+    with pytest.raises(OptionError, match=f"{option}: a list has no"):
+        main(["--dataset", "list", "--root", str(tmp_path / "x.txt"), option, "2007"])
 
 
 def test_skip_bad_leaves_out_damaged_annotations_too(root, tmp_path, capsys):
