@@ -4,7 +4,8 @@ from functools import lru_cache
 
 import numpy as np
 
-STRIDES = (8, 16, 32, 64, 128)  # of the levels P3 ... P7
+STRIDES = (8, 16, 32, 64, 128, 256)  # of the levels P3 ... P8
+LEVELS = 5  # P3 ... P7; the largest network alone has P8
 SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 RATIOS = ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))  # factors of the width and of the height
 PER_CELL = len(SCALES) * len(RATIOS)
@@ -22,13 +23,13 @@ def cell_anchors(stride: int, anchor_scale: float = 4.0) -> np.ndarray:
 
 
 @lru_cache(maxsize=CACHED_SIZES)
-def effdet_anchors(size: tuple[int, int], anchor_scale: float = 4.0) -> np.ndarray:
+def effdet_anchors(size: tuple[int, int], anchor_scale: float = 4.0, levels: int = LEVELS) -> np.ndarray:
     """Anchors (A, 4) float32, centre form (cx, cy, w, h) in pixels of an input of (H, W); read-only, not clipped.
 
     In the order level, row, column, anchor of the cell. A map has ceil(side / stride) cells along a side; the anchors
     stand around the centres of the cells.
     """
-    anchors = np.concatenate([_level(size, stride, anchor_scale) for stride in STRIDES]).astype(np.float32)
+    anchors = np.concatenate([_level(size, stride, anchor_scale) for stride in STRIDES[:levels]]).astype(np.float32)
     anchors.flags.writeable = False
     return anchors
 

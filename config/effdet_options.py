@@ -13,7 +13,10 @@ class EffDetOptions:
     """Anchors, targets, losses and regularisation of EfficientDet."""
 
     anchor_scale: float = option(
-        4.0, "side of a map's smallest square anchor, in cells of that map", "efficientdet network", minimum=0.5
+        0.0,
+        "side of a map's smallest square anchor, in cells of that map; 0 = the network's own (4, D7: 5)",
+        "efficientdet network",
+        minimum=0.0,
     )
     drop_connect: float = option(
         0.2,

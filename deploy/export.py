@@ -11,7 +11,7 @@ from config.options import from_mapping, to_mapping
 from config.version import versions
 from deploy.manifest import Manifest, PostProcessing, Source
 from deploy.model_folder import Model, check_params, is_model_folder, read_model_folder, write_model_folder
-from symbol.registry import is_yolo
+from symbol.registry import is_effdet, is_yolo
 from symbol.symbol_factory import get_symbol, input_size
 from train.checkpoint import Checkpoint, list_epochs, load_checkpoint
 
@@ -105,7 +105,7 @@ def _manifest(checkpoint: Checkpoint, size: tuple[int, int], options: NetworkOpt
 
 
 def _operator(network: str, options: NetworkOptions) -> str:
-    return "box_nms" if is_yolo(network) else _OPERATORS[options.post_process]
+    return "box_nms" if is_yolo(network) or is_effdet(network) else _OPERATORS[options.post_process]
 
 
 def _finite(scores: dict[str, Any]) -> dict[str, float]:

@@ -164,3 +164,63 @@ def l2_normalise(data: Symbol, name: str, channels: int, scale: float) -> Symbol
     weight = mx.sym.var(f"{name}_scale", shape=(1, channels, 1, 1), init=mx.init.Constant(scale), wd_mult=0.1)
     normalised = mx.sym.L2Normalization(data, mode="channel", name=f"{name}_norm")
     return mx.sym.broadcast_mul(weight, normalised)
+
+
+def swish(data: Symbol, name: str) -> Symbol:
+    """x times its sigmoid (Ramachandran et al. 2017)."""
+    return mx.sym.elemwise_mul(data, mx.sym.Activation(data, act_type="sigmoid", name=f"{name}_sigmoid"), name=name)
+
+
+def same_conv(
+    layers: Layers, data: Symbol, name: str, filters: int, kernel: int, *, stride: int = 1, groups: int = 1
+) -> Symbol:
+    """Convolution without bias and with TensorFlow's SAME padding, of maps with even sides if the stride is 2.
+
+    At stride 2 the padding of an odd kernel is one less above and on the left. Padding symmetrically by one more than
+    it has below makes a first row and column in excess.
+    """
+    if stride == 1:
+        return layers.conv(data, name, filters, kernel, groups=groups, bias=False)
+    if stride != 2 or kernel % 2 == 0:
+        raise ValueError(f"{name}: SAME padding is built for stride 2 and odd kernels, not for {stride} and {kernel}")
+    wide = layers.conv(data, name, filters, kernel, stride=2, pad=(kernel + 1) // 2, groups=groups, bias=False)
+    return mx.sym.slice(wide, begin=(None, None, 1, 1), end=(None, None, None, None), name=f"{name}_same")
+
+
+class SharedSeparable:
+    """Depthwise 3x3 without bias, then 1x1 with bias; every call has the same weights.
+
+    Parameters are NAME_depthwise_weight, NAME_pointwise_weight and NAME_pointwise_bias. bias_start: as of Layers.conv,
+    for all filters.
+    """
+
+    KERNEL = 3
+
+    def __init__(self, name: str, channels: int, filters: int, bias_start: float = 0.0) -> None:
+        self._channels, self._filters = channels, filters
+        self._depthwise, self._pointwise = (
+            mx.sym.var(f"{name}_depthwise_weight"),
+            mx.sym.var(f"{name}_pointwise_weight"),
+        )
+        self._bias = mx.sym.var(f"{name}_pointwise_bias", init=mx.init.Constant(bias_start))
+
+    def __call__(self, data: Symbol, name: str) -> Symbol:
+        """data (N, channels, H, W) -> (N, filters, H, W); the layers are called NAME_depthwise and NAME_pointwise."""
+        net = mx.sym.Convolution(
+            data,
+            weight=self._depthwise,
+            no_bias=True,
+            num_filter=self._channels,
+            num_group=self._channels,
+            kernel=(self.KERNEL, self.KERNEL),
+            pad=(self.KERNEL // 2, self.KERNEL // 2),
+            name=f"{name}_depthwise",
+        )
+        return mx.sym.Convolution(
+            net,
+            weight=self._pointwise,
+            bias=self._bias,
+            num_filter=self._filters,
+            kernel=(1, 1),
+            name=f"{name}_pointwise",
+        )

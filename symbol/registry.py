@@ -11,6 +11,7 @@ from config.network_options import NetworkOptions
 from symbol.backbone import gluon_body, inceptionv3
 from symbol.backbone.darknet import yolov3, yolov3_tiny
 from symbol.backbone.densenet import densenet121, densenet_tiny
+from symbol.backbone.efficientnet import EfficientNet
 from symbol.backbone.legacy_vgg16_ssd import legacy_vgg16_ssd_300, legacy_vgg16_ssd_512
 from symbol.backbone.mobilenet import mobilenet
 from symbol.backbone.mobilenet_v2 import mobilenet_v2
@@ -67,6 +68,20 @@ class YOLORow:
     """One YOLOv3: its sections, whose yolo sections hold the anchors."""
 
     sections: Sections
+
+
+@dataclass(frozen=True)
+class EffDetRow:
+    """One EfficientDet (Tan et al. 2020, table 1): body, BiFPN, layers of the class and box nets, anchors."""
+
+    body: EfficientNet
+    input_size: int  # what it was designed for; any multiples of the last stride suit
+    channels: int  # of BiFPN and heads
+    cells: int
+    head_layers: int
+    attention: bool = True  # fusions weigh their inputs
+    anchor_scale: float = 4.0
+    levels: int = 5  # maps, from stride 8 on
 
 
 class FeatureMap(NamedTuple):
@@ -204,6 +219,29 @@ YOLO_NETWORKS: dict[str, YOLORow] = {
 }
 DARKNET_PREFIX = "darknet:"
 
+# Bodies: B0 to B6, B6 again and B7 (Tan, Le 2019, EfficientNet: widths and depths of the published networks).
+_B6, _B7 = EfficientNet(1.8, 2.6), EfficientNet(2.0, 3.1)
+# D6 and larger have fusions without weights for stable training (EfficientDet, section 5.1). The small ones keep five
+# levels, two cells and shared heads, with fewer channels and blocks.
+EFFDET_NETWORKS: dict[str, EffDetRow] = {
+    "efficientdet_d0": EffDetRow(EfficientNet(1.0, 1.0), 512, channels=64, cells=3, head_layers=3),
+    "efficientdet_d1": EffDetRow(EfficientNet(1.0, 1.1), 640, channels=88, cells=4, head_layers=3),
+    "efficientdet_d2": EffDetRow(EfficientNet(1.1, 1.2), 768, channels=112, cells=5, head_layers=3),
+    "efficientdet_d3": EffDetRow(EfficientNet(1.2, 1.4), 896, channels=160, cells=6, head_layers=4),
+    "efficientdet_d4": EffDetRow(EfficientNet(1.4, 1.8), 1024, channels=224, cells=7, head_layers=4),
+    "efficientdet_d5": EffDetRow(EfficientNet(1.6, 2.2), 1280, channels=288, cells=7, head_layers=4),
+    "efficientdet_d6": EffDetRow(_B6, 1280, channels=384, cells=8, head_layers=5, attention=False),
+    "efficientdet_d7": EffDetRow(_B6, 1536, channels=384, cells=8, head_layers=5, attention=False, anchor_scale=5.0),
+    "efficientdet_d7x": EffDetRow(_B7, 1536, channels=384, cells=8, head_layers=5, attention=False, levels=6),
+    "efficientdet_mini": EffDetRow(EfficientNet(0.5, 0.5), 384, channels=32, cells=2, head_layers=2),
+    "efficientdet_small": EffDetRow(EfficientNet(0.5, 1.0), 384, channels=48, cells=2, head_layers=3),
+}
+
+
+def is_effdet(network: str) -> bool:
+    """Whether a network is an EfficientDet."""
+    return network in EFFDET_NETWORKS
+
 
 def is_yolo(network: str) -> bool:
     """Whether a network is a YOLOv3: one of the table, or darknet:FILE."""
@@ -250,4 +288,4 @@ def _gluoncv_rows(model: str) -> Rows:
 
 def list_networks() -> list[str]:
     """Names of all networks, sorted."""
-    return sorted([*NETWORKS, *YOLO_NETWORKS])
+    return sorted([*NETWORKS, *YOLO_NETWORKS, *EFFDET_NETWORKS])

@@ -6,21 +6,26 @@ from types import ModuleType
 from typing import Any
 
 from boxes.assigners import SSDAssigner
+from boxes.effdet_anchors import STRIDES
+from boxes.effdet_assigner import EffDetAssigner
 from boxes.yolo_assigner import YOLOAssigner
 from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.options import from_mapping
 from config.runtime import mx
 from symbol.darknet_cfg import load_cfg
-from symbol.detector import ssd, yolo
+from symbol.detector import efficientdet, ssd, yolo
 from symbol.layers import Symbol
 from symbol.registry import (
     DARKNET_PREFIX,
+    EFFDET_NETWORKS,
+    EffDetRow,
     FeatureMap,
     SSDRow,
     YOLORow,
     find_row,
     find_yolo_row,
+    is_effdet,
     is_yolo,
     list_networks,
 )
@@ -39,8 +44,9 @@ __all__ = [
 ]
 
 Shape = int | tuple[int, ...]
-Assigner = SSDAssigner | YOLOAssigner
-Wanted = tuple[str, SSDRow | YOLORow, tuple[int, int], int, NetworkOptions]
+Assigner = SSDAssigner | YOLOAssigner | EffDetAssigner
+Row = SSDRow | YOLORow | EffDetRow
+Wanted = tuple[str, Row, tuple[int, int], int, NetworkOptions]
 
 MINIMUM_SIDE = 32
 
@@ -76,6 +82,9 @@ def get_assigner(
         family, wanted = _wanted(network, data_shape, num_classes, options)
         if sizes:
             return family.assigner_of_sizes(*wanted, sizes)
+        if family is efficientdet:
+            for other in sizes:
+                efficientdet.check_size(network, EFFDET_NETWORKS[network], other)
         return family.assigner(*wanted)
 
 
@@ -103,6 +112,9 @@ def carried_options(network: str, darknet_cfg: str) -> dict[str, Any]:
 
 def check_any_size(network: str, data_shape: Shape, option: str) -> None:
     """OptionError naming `option` unless the network's symbol takes inputs of other sizes than data_shape, too."""
+    if is_effdet(network):
+        side = STRIDES[EFFDET_NETWORKS[network].levels - 1]
+        raise OptionError(f"{option}: {network} needs inputs whose sides are multiples of {side}; leave it out")
     if not is_yolo(network):
         raise OptionError(
             f"{option}: the anchors of {network} are fractions of an input of one size, {data_shape}; leave it out"
@@ -130,7 +142,15 @@ def input_size(data_shape: Shape) -> tuple[int, int]:
 
 def _family(network: str) -> ModuleType:
     """The module of symbol/detector/ that builds a network."""
+    if is_effdet(network):
+        return efficientdet
     return yolo if is_yolo(network) else ssd
+
+
+def _row(network: str, size: tuple[int, int], darknet_cfg: str) -> Row:
+    if is_effdet(network):
+        return EFFDET_NETWORKS[network]
+    return find_yolo_row(network, darknet_cfg) if is_yolo(network) else find_row(network, size)
 
 
 def _wanted(network: str, data_shape: Shape, num_classes: int, options: dict[str, Any]) -> tuple[ModuleType, Wanted]:
@@ -139,7 +159,7 @@ def _wanted(network: str, data_shape: Shape, num_classes: int, options: dict[str
         raise OptionError(f"{num_classes} classes: a detector needs at least one")
     size = input_size(data_shape)
     checked = _checked(network, options)
-    row = find_yolo_row(network, checked.darknet_cfg) if is_yolo(network) else find_row(network, size)
+    row = _row(network, size, checked.darknet_cfg)
     return _family(network), (network, row, size, num_classes, checked)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from boxes.anchor_fit import MapShape, fit_anchors, fit_ssd, ssd_sizes
 from boxes.anchors import AnchorLayer, multibox_prior
 from boxes.geometry import iou
+from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.run import TrainOptions, network_options
 from dataset.transforms import Size
@@ -115,8 +116,12 @@ class SSDFamily:
 
 def family_of(run: TrainOptions) -> Family:
     """The anchors that train.py's options give its network; OptionError where the options do not fit together."""
-    from symbol.registry import is_yolo
+    from symbol.registry import is_effdet, is_yolo
 
+    if is_effdet(run.network):
+        raise OptionError(
+            f"--network {run.network}: its anchors have one size, --anchor-scale; this tool is for SSD and YOLOv3"
+        )
     return _yolo(run) if is_yolo(run.network) else _ssd(run)
 
 

@@ -52,7 +52,6 @@ def main(argv: list[str]) -> int:
 
 def table() -> str:
     """The table in Markdown, without anything around it."""
-    from symbol.registry import is_yolo
     from symbol.symbol_factory import list_networks
 
     lines = [
@@ -60,11 +59,20 @@ def table() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for network in (*list_networks(), *EXAMPLES):
-        for size in YOLO_SIZES if is_yolo(network) else SIZES:
+        for size in sizes_of(network):
             d = describe(network, size)
             cells = (", ".join(d.taps), ", ".join(map(str, d.maps)), d.anchors, f"{d.parameters / 1e6:.1f} M")
             lines.append(f"| {network} | {size} | {' | '.join(map(str, cells))} | {d.gigaflops:.1f} |")
     return "\n".join(lines) + "\n"
+
+
+def sizes_of(network: str) -> tuple[int, ...]:
+    """The usual square inputs of a network."""
+    from symbol.registry import EFFDET_NETWORKS, is_effdet, is_yolo
+
+    if is_effdet(network):
+        return (EFFDET_NETWORKS[network].input_size,)
+    return YOLO_SIZES if is_yolo(network) else SIZES
 
 
 def with_table(page: str, text: str) -> str:
@@ -76,14 +84,14 @@ def with_table(page: str, text: str) -> str:
 
 def describe(network: str, size: int) -> Description:
     """What the table says about a network at a square input."""
-    from symbol.registry import find_row, is_yolo
+    from symbol.registry import find_row, is_effdet, is_yolo
     from symbol.symbol_factory import feature_maps, get_symbol
     from tools.network_summary import summarise, totals
 
     maps = feature_maps(network, size)
     layers = summarise(get_symbol(network, size, NUM_CLASSES), {"data": (1, 3, size, size)})
     return Description(
-        tuple(m.name for m in maps) if is_yolo(network) else find_row(network, (size, size)).taps,
+        tuple(m.name for m in maps) if is_yolo(network) or is_effdet(network) else find_row(network, (size, size)).taps,
         tuple(m.height for m in maps),
         sum(m.height * m.width * m.anchors for m in maps),
         *totals(layers),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from boxes.effdet_anchors import PER_CELL, STRIDES, decode_effdet, effdet_anchors, encode_effdet
+from boxes.effdet_anchors import LEVELS, PER_CELL, STRIDES, decode_effdet, effdet_anchors, encode_effdet
 from boxes.effdet_assigner import EffDetAssigner
 from boxes.geometry import centres_to_corners, iou
 from tests.boxes.strategies import corner_boxes
@@ -24,7 +24,7 @@ def objects_of(boxes: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("size", [(512, 512), (128, 256), (200, 72)])
 def test_every_cell_has_its_anchors_around_its_centre(size: tuple[int, int]) -> None:
     anchors = effdet_anchors(size).reshape(-1, PER_CELL, 4)
-    maps = [(-(-size[0] // s), -(-size[1] // s), s) for s in STRIDES[:5]]
+    maps = [(-(-size[0] // s), -(-size[1] // s), s) for s in STRIDES[:LEVELS]]
     assert len(anchors) == sum(h * w for h, w, _ in maps)
     centres = [((x + 0.5) * s, (y + 0.5) * s) for h, w, s in maps for y in range(h) for x in range(w)]
     np.testing.assert_array_equal(anchors[:, :, :2], np.tile(np.array(centres)[:, None], (1, PER_CELL, 1)))

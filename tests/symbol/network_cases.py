@@ -55,7 +55,8 @@ def objects(seed: int = 0, count: int = 4) -> np.ndarray:
 
 def parameter_shapes(symbol: Symbol, size: int | tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Shapes of all learnt arguments."""
-    inputs = {"data", *label_names("mobilenet"), *label_names("mobilenet", targets="mxnet"), *label_names("yolov3_spp")}
+    inputs = {"data", *label_names("mobilenet"), *label_names("mobilenet", targets="mxnet")}
+    inputs |= {*label_names("yolov3_spp"), *label_names("efficientdet_d0")}
     shapes, _, _ = symbol.infer_shape_partial(data=(1, 3, *input_size(size)))
     named = dict(zip(symbol.list_arguments(), shapes, strict=True))
     return {name: shape for name, shape in named.items() if name not in inputs}

@@ -10,7 +10,7 @@ import pytest
 from config.errors import OptionError
 from config.runtime import mx
 from symbol.layers import Layers
-from symbol.registry import YOLO_NETWORKS, find_row
+from symbol.registry import EFFDET_NETWORKS, YOLO_NETWORKS, find_row
 from symbol.symbol_factory import (
     get_assigner,
     get_symbol,
@@ -34,6 +34,9 @@ def test_networks_never_influence_each_other() -> None:
         mx.sym.relu(mx.sym.var("data"))  # an automatic name outside
     for network in [*YOLO_NETWORKS, *reversed(YOLO_NETWORKS)]:
         texts = [door(network, 64, 3).tojson() for door in (get_symbol_train, get_symbol)]
+        alone.setdefault(network, set()).add("".join(texts))
+    for network in [*EFFDET_NETWORKS, *reversed(EFFDET_NETWORKS)]:
+        texts = [door(network, 256, 3).tojson() for door in (get_symbol_train, get_symbol)]
         alone.setdefault(network, set()).add("".join(texts))
     assert all(len(texts) == 1 for texts in alone.values())
 

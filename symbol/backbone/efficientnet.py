@@ -1,0 +1,110 @@
+"""EfficientNet without its classifier (Tan, Le 2019, https://arxiv.org/abs/1905.11946, table 1 and section 4).
+
+Parameters are called body_stem_... and body_N_... (N counts the blocks from 0).
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from config.runtime import mx
+from symbol.layers import Layers, Symbol, Tap, add, same_conv, swish
+
+DIVISOR = 8  # of the numbers of channels
+STEM = 32
+SQUEEZE = 0.25  # channels inside of squeeze-excitation, of a block's input channels
+MOST_LOST = 0.1  # share of the channels that rounding may take away
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks of one size: kernel, stride of the first, channels inside (times those of the input), channels."""
+
+    kernel: int
+    stride: int
+    expand: int
+    channels: int
+    repeats: int
+
+
+# Table 1, stages 2 to 8 of B0.
+STAGES = (
+    Stage(3, 1, 1, 16, 1),
+    Stage(3, 2, 6, 24, 2),
+    Stage(5, 2, 6, 40, 2),
+    Stage(3, 2, 6, 80, 3),
+    Stage(5, 1, 6, 112, 3),
+    Stage(5, 2, 6, 192, 4),
+    Stage(3, 1, 6, 320, 1),
+)
+
+
+@dataclass(frozen=True)
+class EfficientNet:
+    """One EfficientNet: B0's channels times width and blocks times depth."""
+
+    width: float = 1.0
+    depth: float = 1.0
+
+    @property
+    def stem(self) -> int:
+        """Channels of the first convolution."""
+        return round_channels(STEM * self.width)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages with this network's channels and blocks."""
+        return tuple(
+            replace(s, channels=round_channels(s.channels * self.width), repeats=math.ceil(s.repeats * self.depth))
+            for s in STAGES
+        )
+
+
+def round_channels(channels: float) -> int:
+    """The nearest multiple of 8, at least 8, that takes away no more than a tenth."""
+    rounded = max(DIVISOR, int(channels + DIVISOR / 2) // DIVISOR * DIVISOR)
+    return rounded + DIVISOR if rounded < (1 - MOST_LOST) * channels else rounded
+
+
+def efficientnet(data: Symbol, layers: Layers, body: EfficientNet, drop_connect: float = 0.0) -> list[Tap]:
+    """The last map of every stride from 4 to 32, called c2 to c5, of data (N, 3, H, W).
+
+    H and W are multiples of 32. drop_connect: share of the samples that skip the residual of a block, in training; it
+    grows from 0 at the first block to this (Huang et al. 2016, section 3).
+    """
+    net = same_conv(layers, data, "body_stem_conv", body.stem, 3, stride=2)
+    net = swish(layers.batch_norm(net, "body_stem_bn"), "body_stem_swish")
+    channels, stride, number, taps = body.stem, 2, 0, {}
+    total = sum(stage.repeats for stage in body.stages)
+    for stage in body.stages:
+        for repeat in range(stage.repeats):
+            block = replace(stage, stride=1 if repeat else stage.stride)
+            net = _block(net, layers, f"body_{number}", block, channels, drop_connect * number / total)
+            channels, stride, number = block.channels, stride * block.stride, number + 1
+        taps[stride] = Tap(net, f"c{stride.bit_length() - 1}", channels, stride)
+    return [tap for tap in taps.values() if tap.stride > 2]
+
+
+def _block(data: Symbol, layers: Layers, name: str, block: Stage, channels: int, drop_connect: float) -> Symbol:
+    """MBConv: widening 1x1, depthwise, squeeze-excitation, narrowing 1x1, residual where shapes allow."""
+    net, inner = data, channels * block.expand
+    if block.expand > 1:
+        net = layers.conv(net, f"{name}_expand_conv", inner, 1, bias=False)
+        net = swish(layers.batch_norm(net, f"{name}_expand_bn"), f"{name}_expand_swish")
+    net = same_conv(layers, net, f"{name}_depthwise_conv", inner, block.kernel, stride=block.stride, groups=inner)
+    net = swish(layers.batch_norm(net, f"{name}_depthwise_bn"), f"{name}_depthwise_swish")
+    net = _squeeze_excitation(net, layers, f"{name}_se", inner, max(1, int(channels * SQUEEZE)))
+    net = layers.conv(net, f"{name}_project_conv", block.channels, 1, bias=False)
+    net = layers.batch_norm(net, f"{name}_project_bn")
+    if block.stride > 1 or block.channels != channels:
+        return net
+    if drop_connect:
+        net = mx.sym.Dropout(net, p=drop_connect, axes=(1, 2, 3), name=f"{name}_drop")
+    return add(net, data, name=f"{name}_plus")
+
+
+def _squeeze_excitation(data: Symbol, layers: Layers, name: str, channels: int, squeezed: int) -> Symbol:
+    """Each channel times a weight that the means of all channels decide (Hu et al. 2018, section 3)."""
+    net = mx.sym.Pooling(data, pool_type="avg", global_pool=True, kernel=(1, 1), name=f"{name}_pool")  # (N, C, 1, 1)
+    net = swish(layers.conv(net, f"{name}_reduce", squeezed, 1), f"{name}_swish")
+    net = layers.conv(net, f"{name}_expand", channels, 1)
+    return mx.sym.broadcast_mul(data, mx.sym.Activation(net, act_type="sigmoid", name=f"{name}_sigmoid"))

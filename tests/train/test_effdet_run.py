@@ -1,0 +1,57 @@
+"""An EfficientDet from training to detection: train_net, checkpoint, evaluation, model folder, Detector."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from config.run import TrainOptions
+from config.runtime import mx
+from deploy.export import export
+from detect.detector import Detector
+from evaluate.evaluate_net import evaluate_net
+from tests.deploy.tiny import picture
+from tests.train.tiny import CLASSES, metrics
+from train.checkpoint import load_checkpoint
+from train.train_net import train_net
+
+
+@pytest.fixture(scope="module")
+def run(records, tmp_path_factory):
+    """Options of a finished run."""
+    options = TrainOptions(
+        network="efficientdet_mini",
+        data_shape=(128, 128),
+        train_path=records[0],
+        val_path=records[1],
+        batch_size=8,
+        workers=0,
+        augment="none",
+        prefix=str(tmp_path_factory.mktemp("effdet") / "run"),
+        end_epoch=2,
+        lr=0.01,
+        score_threshold=0.001,
+    )
+    train_net(options)
+    return options
+
+
+def test_both_losses_are_reported_and_their_sum_falls(run: TrainOptions) -> None:
+    first, second = (line["train"] for line in metrics(run.prefix))
+    assert list(first) == ["cls_loss", "reg_loss"]
+    assert 0 < sum(second.values()) < sum(first.values())
+
+
+def test_evaluation_repeats_the_validation(run: TrainOptions) -> None:
+    result = evaluate_net(load_checkpoint(run.prefix, 2), run.val_path, [mx.cpu()], workers=0)
+    assert result.results["voc07"].mean_ap == metrics(run.prefix)[-1]["validation"]["mAP"]
+
+
+def test_the_exported_model_detects_as_the_checkpoint_does(run: TrainOptions, tmp_path: Path) -> None:
+    manifest = export(run.prefix, 2, tmp_path / "model")
+    assert manifest.postprocessing.operator == "box_nms"
+    detectors = [Detector(path, threshold=0.001, ctx=mx.cpu()) for path in (tmp_path / "model", run.prefix)]
+    found = [detector.detect(picture(3, 70, 130)) for detector in detectors]
+    assert len(found[0])
+    np.testing.assert_array_equal(*found)
+    assert set(found[0][:, 0]) <= set(range(len(CLASSES)))
