@@ -14,14 +14,14 @@ class ConvertOptions:
 
     from_: str = option(
         "ssd.pytorch",
-        "project that the weights come from: ssd.pytorch, torchvision, caffe, gluon, classic, darknet or "
-        "yolov3-spp.pytorch",
+        "project that the weights come from: ssd.pytorch, torchvision, caffe, gluon, classic, darknet, "
+        "yolov3-spp.pytorch or efficientdet.pytorch",
         "source",
     )
     file: str = option("", "file to convert; a word without a flag is it, too", "source")
     network: str = option("vgg16_ssd_voc", "network to make weights for (see docs/networks.md)", "network")
     data_shape: tuple[int, ...] | None = option(
-        None, "input side, or height,width (default: 300, of YOLO 416)", "network", minimum=32
+        None, "input side, or height,width (default: 300, of YOLO 416, of EfficientDet its own)", "network", minimum=32
     )
     width: float = option(1.0, "width multiplier of mobilenet and YOLOv3", "network", minimum=0.125, maximum=2.0)
     yolo_anchors: str = option("", "anchors of a YOLOv3 in pixels; '' = the network's", "network")

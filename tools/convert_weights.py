@@ -32,6 +32,7 @@ YOLO_BIAS = re.compile(r"pred_\d+_conv_bias")
 YOLO_VALUES = 5  # of a box: x, y, w, h, objectness
 CLS_BIAS, LOC_BIAS = "_cls_pred_conv_bias", "_loc_pred_conv_bias"
 COORDINATES = 4
+EFFDET_BIAS = "cls_pred_pointwise_bias"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Source:
             under our names; what it does not know keeps its name.
         options: of our network, which make it detect as the project does.
         pixels: fields of TrainOptions: how its images become inputs; others as train.py has them.
-        side: of the input, unless given.
+        side: of the input, unless given; 0: what the network was designed for.
     """
 
     module: str
@@ -67,6 +68,9 @@ YOLO_PIXELS: dict[str, Any] = dict.fromkeys(("mean_r", "mean_g", "mean_b"), 0.0)
     ("std_r", "std_g", "std_b"), 255.0
 )
 YOLO_PIXELS |= {"resize_mode": "letterbox", "fill": 114}
+# EfficientDet's: RGB by ImageNet's mean and standard deviation, letterboxed as the trainer of bubbliiiing does.
+EFFDET_PIXELS: dict[str, Any] = {"mean_r": 123.675, "mean_g": 116.28, "mean_b": 103.53}
+EFFDET_PIXELS |= {"std_r": 58.395, "std_g": 57.12, "std_b": 57.375, "resize_mode": "letterbox", "fill": 128}
 
 # --from NAME; a new source is a module in train/weights/ and a row here.
 SOURCES: dict[str, Source] = {
@@ -77,6 +81,7 @@ SOURCES: dict[str, Source] = {
     "classic": Source("classic"),
     "darknet": Source("darknet", pixels=YOLO_PIXELS, side=416),
     "yolov3-spp.pytorch": Source("yolo_pytorch", pixels=YOLO_PIXELS, side=416),
+    "efficientdet.pytorch": Source("effdet_pytorch", pixels=EFFDET_PIXELS, side=0),
 }
 
 
@@ -85,7 +90,7 @@ def main(argv: list[str]) -> None:
     words, flags = split_words(argv)
     options = parse_options(ConvertOptions, flags, "Convert weights of another project; the file is a word by itself.")
     source, path = _source(options), _file(words, options)
-    options = replace(options, data_shape=options.data_shape or (source.side,))
+    options = replace(options, data_shape=options.data_shape or (_side(source, options.network),))
     prefix = options.prefix or str(path.with_suffix(""))
     network_options = to_mapping(from_mapping(NetworkOptions, _network_values(options, source)))
     arg, aux = source.rename(source.read(str(path)), options.network, network_options)
@@ -111,6 +116,14 @@ def _source(options: ConvertOptions) -> Source:
     return SOURCES[options.from_]
 
 
+def _side(source: Source, network: str) -> int:
+    """Of the input, where none is given."""
+    from symbol.registry import EFFDET_NETWORKS
+
+    row = EFFDET_NETWORKS.get(network)
+    return row.input_size if row else source.side
+
+
 def _file(words: list[str], options: ConvertOptions) -> Path:
     """The one file that was named."""
     files = [*words, *filter(None, [options.file])]
@@ -131,7 +144,8 @@ def _class_names(options: ConvertOptions, arg: Arrays) -> tuple[str, ...]:
 
 
 def _classes_of_heads(options: ConvertOptions, arg: Arrays) -> int | None:
-    """Classes without background by the sizes of a map's two heads, or of YOLO's one; None without heads."""
+    """Classes without background by the sizes of a map's heads, or of YOLO's or EfficientDet's one; None without."""
+    from boxes.effdet_anchors import PER_CELL
     from symbol.symbol_factory import feature_maps
 
     for name, bias in arg.items():
@@ -139,6 +153,8 @@ def _classes_of_heads(options: ConvertOptions, arg: Arrays) -> int | None:
             values = {"width": options.width, "yolo_anchors": options.yolo_anchors}
             maps = feature_maps(options.network, options.data_shape or (SOURCES[options.from_].side,), **values)
             return bias.size // maps[0].anchors - YOLO_VALUES
+        if name == EFFDET_BIAS:
+            return bias.size // PER_CELL
         loc = arg.get(name.removesuffix(CLS_BIAS) + LOC_BIAS)
         if name.endswith(CLS_BIAS) and loc is not None and loc.size >= COORDINATES:
             return bias.size // (loc.size // COORDINATES) - 1

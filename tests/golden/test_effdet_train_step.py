@@ -11,9 +11,10 @@ from config.runtime import mx
 from symbol.detector.efficientdet import predictions
 from symbol.effdet_losses import effdet_losses
 from symbol.registry import EFFDET_NETWORKS
-from tests.golden.effdet import network_of, own_name, parameters
+from tests.golden.effdet import network_of, parameters
 from tests.golden.loader import Case, assert_outputs, cases
 from tests.golden.test_effdet_losses import case_labels
+from train.weights.effdet_pytorch import own_name
 
 SAMPLES = 8
 
