@@ -2,7 +2,13 @@
 
 from config.errors import run_command
 
-if __name__ == "__main__":
-    from detect.main import main
 
+def main(argv: list[str]) -> int:
+    """Imports what it needs here, so that a missing package is one sentence, too."""
+    from detect.main import main as detect
+
+    return detect(argv)
+
+
+if __name__ == "__main__":
     run_command(main)

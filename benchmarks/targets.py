@@ -24,7 +24,7 @@ from config.options import option, parse_options
 from config.runtime import mx
 from config.threads import usable_threads
 from symbol.symbol_factory import get_assigner, get_symbol_train, input_size
-from train.train_net import without_det
+from train.stages import without_det
 
 REQUIRED = 0.15  # matching, mining and losses, of the step with constant targets
 NO_LOSS, CONSTANT, PAPER, MXNET = "no loss", "constant targets", "targets=paper", "targets=mxnet"

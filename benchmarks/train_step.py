@@ -41,7 +41,7 @@ from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, in
 from train.callbacks import FiniteGuard, Progress
 from train.metric import make_metric
 from train.module import DetectionModule
-from train.train_net import without_det
+from train.stages import without_det
 
 WHOLE, BARE, EAGER, CHANNELS_LAST = "whole training", "bare step", "PyTorch eager", "PyTorch channels-last"
 TORCH_VARIANTS = {EAGER: "eager", CHANNELS_LAST: "channels-last"}

@@ -24,7 +24,7 @@ from config.runtime import mx
 from symbol.detector import yolo
 from symbol.registry import find_yolo_row
 from symbol.symbol_factory import get_assigner, get_symbol_train, input_size
-from train.train_net import without_det
+from train.stages import without_det
 
 LOSSES, NO_LOSS, ASSIGNER = "losses", "no loss", "assigner"
 WARM_UP = 2

@@ -1,6 +1,6 @@
 """The assigner of YOLOv3: which anchor of which cell learns which object. Numpy only, it runs in the workers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +46,7 @@ class YOLOAssigner:
         anchors: (w, h) in pixels of the input, for each map.
         strides: pixels of a cell, for each map.
         iou_threshold: iou_t of the reference.
-        max_targets: rows for the positives of an image on one map.
+        max_targets: rows for the positives of an image on one map; the iterator sets it by for_objects().
     """
 
     anchors: tuple[Anchors, ...]
@@ -72,11 +72,15 @@ class YOLOAssigner:
             if count > self.max_targets:
                 raise AssignerError(
                     f"{len(objects)} objects make {count} targets on the map of stride {self.strides[level]}, but "
-                    f"there are {self.max_targets} rows for them; raise --max-targets"
+                    f"there are {self.max_targets} rows for them; use for_objects() with their number"
                 )
             targets["yolo_target"][level, :count] = np.column_stack(found)
             targets["normaliser"][level] = count
         return targets
+
+    def for_objects(self, count: int) -> "YOLOAssigner":
+        """The same with room for images of `count` objects, whatever their sizes."""
+        return replace(self, max_targets=max(1, count * max(map(len, self.anchors))))
 
     def positives(self, objects: np.ndarray, size: tuple[int, int], level: int) -> Positives:
         """The positives of objects (n, 6) on one map of an input of (H, W), both multiples of the stride."""

@@ -29,6 +29,8 @@ class ConvertOptions:
         None, "classes of the network (default: those of the heads in the file, else 20)", "network", minimum=1
     )
     class_names: tuple[str, ...] = option(
-        (), "names of the classes (default: VOC's if there are 20, else class0, class1, ...)", "network"
+        (),
+        "names of the classes, a list or a file (default: VOC's if there are 20, else class0, class1, ...)",
+        "network",
     )
     prefix: str = option("", "writes PREFIX-0000.params (default: the file without its suffix)", "output")

@@ -34,6 +34,18 @@ class DetectionOptions:
         None, "lowest score of a detection (default: as in training)", "detection", minimum=0.0, maximum=1.0
     )
     force: bool | None = option(None, "suppress across classes (default: as in training)", "detection")
+    multi_label: bool | None = option(
+        None, "YOLOv3: a box may have several classes (default: as in training)", "detection"
+    )
+    only_classes: tuple[int, ...] | None = option(
+        None, "YOLOv3: ids of the classes to detect (default: as in training)", "detection", minimum=0
+    )
+    min_box: float | None = option(
+        None, "YOLOv3: pixels that sides of a box exceed (default: as in training)", "detection", minimum=0.0
+    )
+    max_box: float | None = option(
+        None, "YOLOv3: pixels that sides of a box stay below (default: as in training)", "detection", minimum=1.0
+    )
 
 
 def given_detection(options: DetectionOptions) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def _number(value: Any, where: str) -> float:
     try:
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         pass
     raise OptionError(f"{where} is {value!r:.60}, not a number")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from config.errors import OptionError
 from config.options import option
 
-SCHEDULES = ("steps", "cosine", "cosine_epochs")
+SCHEDULES = ("steps", "step_epochs", "cosine", "cosine_epochs", "plateau")
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,9 @@ class RecipeOptions:
     )
     lr_schedule: str = option(
         "steps",
-        "steps = multiply by --lr-factor at --lr-steps; cosine = down to --lr-final with each update; cosine_epochs = "
-        "the same with each epoch",
+        "steps = multiply by --lr-factor at --lr-steps; step_epochs = each --lr-step-epochs epochs; cosine = down to "
+        "--lr-final with each update; cosine_epochs = the same with each epoch; plateau = multiply by "
+        "--lr-factor when the validation loss does not fall (with --val-loss)",
         "schedule",
         choices=SCHEDULES,
     )
@@ -31,8 +32,14 @@ class RecipeOptions:
         "schedule",
         pattern=(r"\d+i|\d+(\.\d*)?([eE]\d+)?", "epochs like 80 or updates like 80000i"),
     )
+    lr_step_epochs: int = option(1, "epochs from one step of step_epochs to the next", "schedule", minimum=1)
     lr_factor: float = option(0.1, "factor at each of these epochs; >= 1 = constant rate", "schedule", minimum=0.0)
-    lr_final: float = option(0.0, "learning rate at the end of the cosine", "schedule", minimum=0.0)
+    lr_patience: int = option(
+        10, "validations in a row without a lower loss that plateau tolerates", "schedule", minimum=0
+    )
+    lr_final: float = option(
+        0.0, "learning rate at the end of the cosine; the lowest one of plateau", "schedule", minimum=0.0
+    )
     warmup_epochs: float = option(0.0, "epochs over which the learning rate rises linearly", "schedule", minimum=0.0)
     warmup_factor: float = option(
         0.0, "share of the learning rate at which the warm-up begins", "schedule", minimum=0.0, maximum=1.0
@@ -66,6 +73,7 @@ class RecipeOptions:
         "validation",
         pattern=(r"[1-9]\d*|last", "a number of epochs or `last`"),
     )
+    val_loss: bool = option(False, "compute the training losses on the validation record, too", "validation")
     save_every: str = option(
         "1",
         "epochs between checkpoints (10), or updates between snapshots PREFIX-iter-NNNN (5000i); the last epoch and "

@@ -27,9 +27,6 @@ class YOLOOptions:
     iou_t: float = option(
         0.2, "IoU of width and height above which an anchor learns an object", "yolo losses", minimum=0.0, maximum=1.0
     )
-    max_targets: int = option(
-        300, "rows for the objects that an image has on one map, each counted once per anchor", "yolo losses", minimum=1
-    )
     box_loss: str = option("giou", "which overlap of boxes is learned", "yolo losses", choices=BOX_LOSSES)
     giou_gain: float = option(3.54, "weight of the box loss, whatever --box-loss", "yolo losses", minimum=0.0)
     cls_gain: float = option(37.4, "weight of the class loss, for 80 classes", "yolo losses", minimum=0.0)

@@ -9,6 +9,8 @@ Relative paths are those from the folder of the .data file, of its parent, or (l
 src/option_list.c and src/data.c (fill_truth_detection).
 """
 
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,9 @@ MAX_LABEL_BYTES = 4 << 20
 HEADER_BYTES = 1 << 20  # of an image, enough for its size; else all of it is read
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_COLUMNS = 5
+MAX_CLASSES = 10_000  # each gets a name
 KEYS = ("classes", "train", "valid", "names")
+logger = logging.getLogger(__name__)
 IGNORED = ("backup", "eval", "results", "top", "labels")
 
 
@@ -69,9 +73,10 @@ def read_data(path: str | Path) -> DarknetData:
             why = "is given twice" if key in values else f"expected one of {', '.join(KEYS)} = value"
             raise DataError(f"{path}:{number}: {text!r:.80}: {why}")
         values[key] = value
-    if not values.get("classes", "").isdecimal() or not 0 < int(values["classes"][:9]) < 10**6:
-        raise DataError(f"{path}: classes = {values.get('classes', '')!r:.40} is not the number of classes")
-    return DarknetData(int(values["classes"]), *(values.get(key, "") for key in KEYS[1:]))
+    classes = values.get("classes", "")
+    if not re.fullmatch(r"\d{1,9}", classes, re.ASCII) or not 0 < int(classes) <= MAX_CLASSES:
+        raise DataError(f"{path}: classes = {classes!r:.40} is not the number of classes, 1 to {MAX_CLASSES}")
+    return DarknetData(int(classes), *(values.get(key, "") for key in KEYS[1:]))
 
 
 def write_data(path: Path, data: DarknetData) -> None:
@@ -86,7 +91,7 @@ def write_data(path: Path, data: DarknetData) -> None:
 class YoloFolder:
     """Images with YOLO labels, as an Imdb: of the lists of a .data file, of a list (.txt), or of a folder with images/.
 
-    dropped describes boxes without area. An image without a label file has no objects.
+    dropped describes boxes without area. An image without a label file has no objects; a warning counts these.
     """
 
     def __init__(self, root: str | Path, sets: Sequence[str] = (), class_names: Sequence[str] | None = None) -> None:
@@ -101,6 +106,7 @@ class YoloFolder:
         names = tuple(class_names) if class_names else None
         paths, self.root, own_names = _listed(source, sets)
         names = names or own_names
+        _report_unlabelled(paths)
         rows = [_read_labels(path, len(names) if names else None) for path in paths]
         highest = max((int(objects[:, 0].max()) for objects in rows if len(objects)), default=0)
         self.class_names = names or tuple(f"class{k}" for k in range(highest + 1))
@@ -208,6 +214,15 @@ def names_in(folder: Path) -> tuple[str, ...] | None:
     return read_names(found[0]) if len(found) == 1 else None
 
 
+def _report_unlabelled(images: Sequence[Path]) -> None:
+    bare = [path for path in images if not label_path(path).is_file()]
+    if bare:
+        logger.warning(
+            "%d of %d images have no label file and count as images without objects, first %s (expected %s)",
+            len(bare), len(images), bare[0], label_path(bare[0]),
+        )  # fmt: skip
+
+
 def _read_labels(image: Path, num_classes: int | None) -> np.ndarray:
     """Objects (n, 5) of an image: class, cx, cy, w, h; DataError names file and line."""
     path = label_path(image)
@@ -215,11 +230,11 @@ def _read_labels(image: Path, num_classes: int | None) -> np.ndarray:
         return np.zeros((0, LABEL_COLUMNS))
     lines = [(number, line.split()) for number, line in enumerate(text_lines(path, MAX_LABEL_BYTES), 1) if line.strip()]
     objects = np.array([_row(words, f"{path}:{number}") for number, words in lines]).reshape(-1, LABEL_COLUMNS)
-    limit = np.inf if num_classes is None else num_classes
+    limit = MAX_CLASSES if num_classes is None else num_classes
     ids = objects[:, 0]
     rules: Mapping[str, np.ndarray] = {
         "a value is not finite": ~np.isfinite(objects).all(axis=1),
-        f"the class is not one of 0 to {limit - 1:g}": (ids < 0) | (ids >= limit) | (ids != np.floor(ids)),
+        f"the class is not one of 0 to {limit - 1}": (ids < 0) | (ids >= limit) | (ids != np.floor(ids)),
         "cx cy w h are fractions of the image, in [0, 1]": (
             (objects[:, 1:] < 0) | (objects[:, 1:] > 1 + TOLERANCE)
         ).any(axis=1),

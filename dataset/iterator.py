@@ -17,7 +17,7 @@ from dataset.letterbox import Resize
 from dataset.recordio import RecordReader, unpack
 from dataset.rectangular import find_rectangles
 from dataset.relabelled import RelabelledReader
-from dataset.samples import DATA, GEOMETRY, LABEL, Assigner, BatchLayout, SampleMaker
+from dataset.samples import DATA, GEOMETRY, LABEL, Assigner, BatchLayout, SampleMaker, label_rows
 from dataset.sidecar import read_sidecar, verify_sidecar
 from dataset.transforms import Size, shape_of
 from dataset.workers import InProcess, WorkerPool
@@ -131,7 +131,7 @@ class RecordIter(mx.io.DataIter, ABC):
             std=_channels("std", std),
             max_objects=source.max_objects,
             num_classes=source.num_classes,
-            assigner=_importable(assigner),
+            assigner=_with_room(_importable(assigner), label_rows(source.max_objects, augment)),
             seed=seed,
             resize=Resize(resize_mode, fill),
         )
@@ -411,6 +411,12 @@ def _channels(name: str, values: Sequence[float]) -> np.ndarray:
     if array.shape != (3,) or (name == "std" and not (array > 0).all()):
         raise OptionError(f"{name} {tuple(values)} is not one number for each of red, green, blue")
     return array
+
+
+def _with_room(assigner: Assigner | None, count: int) -> Assigner | None:
+    """The assigner with room for images of `count` objects; one without for_objects() has arrays of its own size."""
+    adapt = getattr(assigner, "for_objects", None)
+    return adapt(count) if adapt else assigner
 
 
 def _importable(assigner: Assigner | None) -> Assigner | None:

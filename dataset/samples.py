@@ -37,6 +37,11 @@ class Assigner(Protocol):
         """The targets of a row that is no sample."""
 
 
+def label_rows(max_objects: int, augment: TrainAugment | None) -> int:
+    """Rows of the labels for records of max_objects: a mosaic shows four."""
+    return max_objects * (TILES if augment and augment.mosaic_prob else 1)
+
+
 @dataclass(frozen=True)
 class SampleMaker:
     """Makes samples of a record file; a sample depends on (seed, epoch, position) and on nothing else.
@@ -74,8 +79,7 @@ class SampleMaker:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each float32 array of one sample."""
-        rows = self.max_objects * (TILES if self.augment and self.augment.mosaic_prob else 1)
-        own = {DATA: (3, *self.size), LABEL: (rows, OBJECT_WIDTH), GEOMETRY: (6,)}
+        own = {DATA: (3, *self.size), LABEL: (label_rows(self.max_objects, self.augment), OBJECT_WIDTH), GEOMETRY: (6,)}
         return own | (self.assigner.shapes(self.size) if self.assigner else {})
 
     def objects(self, label: np.ndarray, where: str) -> np.ndarray:

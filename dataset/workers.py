@@ -153,8 +153,13 @@ class WorkerPool:
         return self._layout.arrays(self._memory, slot, size)
 
     def submit(self, slot: int, epoch: int, positions: np.ndarray, size: Size) -> None:
-        """Queues a batch of inputs (H, W): records at `positions` in the first rows of a slot without open tasks."""
+        """Queues a batch of inputs (H, W): records at `positions` in the first rows of a slot without open tasks.
+
+        With more slots than MAX_TASKS it may wait until tasks are done: a full socket would block both ends for ever.
+        """
         tasks = split(slot, epoch, positions, size, max(1, MAX_TASKS // len(self._open)))
+        while any(self._open) and sum(self._open) + len(tasks) > MAX_TASKS:
+            self._receive()
         self._open[slot], self._failures[slot] = len(tasks), []
         with contextlib.suppress(ConnectionError):  # no worker is left: wait() says so
             for task in tasks:

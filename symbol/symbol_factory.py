@@ -80,7 +80,7 @@ def get_assigner(
     """
     with mx.name.NameManager():
         family, wanted = _wanted(network, data_shape, num_classes, options)
-        if sizes and family is ssd:
+        if sizes:
             return family.assigner_of_sizes(*wanted, sizes)
         if family is efficientdet:
             for other in sizes:

@@ -49,10 +49,15 @@ def yolo_losses(maps: Sequence[Symbol], strides: Sequence[int], num_classes: int
     return [mx.sym.make_loss(loss, name=name) for name, loss in losses.items()]
 
 
+def by_anchor(raw: Symbol, *, anchors: int = -1, values: int = -1) -> Symbol:
+    """Raw predictions (B, anchors * values, h, w) as (B, anchors, h, w, values); one of the two numbers is enough."""
+    net = mx.sym.reshape(raw, shape=(0, -4, anchors, values, 0, 0))  # (B, anchors, values, h, w)
+    return mx.sym.transpose(net, axes=(0, 1, 3, 4, 2))
+
+
 def _map_losses(raw: Symbol, rows: Symbol, num_classes: int, options: YOLOOptions) -> tuple[Symbol, Symbol, Symbol]:
     """Sums over the positives of box and class loss, and mean over the cells of the objectness loss, each (B,)."""
-    prediction = mx.sym.reshape(raw, shape=(0, -4, -1, 5 + num_classes, 0, 0))  # (B, anchors, 5 + C, h, w)
-    prediction = mx.sym.transpose(prediction, axes=(0, 1, 3, 4, 2))  # (B, anchors, h, w, 5 + C)
+    prediction = by_anchor(raw, values=5 + num_classes)  # (B, anchors, h, w, 5 + C)
     found = _gather(prediction, rows)  # (B, T, 5 + C)
     positive = _column(rows, COLUMNS.index("anchor"), 2) >= 0  # (B, T)
 

@@ -135,6 +135,21 @@ def test_killed_and_resumed_gives_the_same_bits(whole, tmp_path):
     assert_same_run(options, whole)
 
 
+@pytest.mark.slow
+def test_two_stages_killed_within_and_between_them_give_the_same_bits(options, tmp_path):
+    """Killed within the first stage, after it, within the second."""
+    stages = replace(options, freeze_epochs=2, freeze_batch_size=5, freeze_lr=0.02)
+    whole, killed = (replace(stages, prefix=str(tmp_path / name / "t")) for name in ("whole", "killed"))
+    status, output = finish("train.py", flags(whole))
+    assert status == 0, output
+    for epoch in (1, 2, 3):
+        with running(replace(killed, resume="auto"), lambda: max(list_epochs(killed.prefix), default=0) >= epoch):  # noqa: B023
+            pass
+    status, output = finish("train.py", [*flags(killed), "--resume", "auto"])
+    assert status == 0, output
+    assert_same_run(killed, whole)
+
+
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_run_and_its_workers_and_tells_how_to_continue(whole, tmp_path, number, expected):
     options = replace(whole, prefix=str(tmp_path / "with space" / "t"))

@@ -20,6 +20,7 @@ from config.errors import CheckpointError, OptionError, run_command
 from config.network_options import NetworkOptions
 from config.options import from_mapping, parse_options, to_mapping
 from config.run import TrainOptions, pixel_options
+from dataset.class_names import read_class_names
 from dataset.pascal_voc import VOC_CLASSES
 from detect.inputs import split_words
 
@@ -120,11 +121,12 @@ def _file(words: list[str], options: ConvertOptions) -> Path:
 
 def _class_names(options: ConvertOptions, arg: Arrays) -> tuple[str, ...]:
     """The names given, VOC's, or class0, class1, ...; as many as the heads in the file have classes."""
-    count = options.num_class or len(options.class_names) or _classes_of_heads(options, arg) or len(VOC_CLASSES)
-    if options.class_names and len(options.class_names) != count:
-        raise OptionError(f"--class-names has {len(options.class_names)} names, but there are {count} classes")
-    if options.class_names:
-        return options.class_names
+    names = read_class_names(options.class_names) or ()
+    count = options.num_class or len(names) or _classes_of_heads(options, arg) or len(VOC_CLASSES)
+    if names and len(names) != count:
+        raise OptionError(f"--class-names has {len(names)} names, but there are {count} classes")
+    if names:
+        return names
     return VOC_CLASSES if count == len(VOC_CLASSES) else tuple(f"class{k}" for k in range(count))
 
 
@@ -183,7 +185,7 @@ def _write_checkpoint(
     """A checkpoint of epoch 0, as training writes them, so that evaluate.py, deploy.py and demo.py run it."""
     from symbol.symbol_factory import get_symbol_train, input_size
     from train.checkpoint import save_checkpoint
-    from train.train_net import symbol_digest
+    from train.stages import symbol_digest
 
     assert options.data_shape  # main() has put the source's in
     symbol = get_symbol_train(options.network, options.data_shape, len(names), **network_options)

@@ -45,12 +45,23 @@ META_FIELDS: dict[str, type | tuple[type, ...]] = {
     "network": str,
     "options": dict,
     "batch_size": int,
+    "freeze_epochs": int,
+    "earlier_updates": int,
+    "plateau": dict,
     "symbol_sha256": str,
     "files": dict,
 }
 # Fields that earlier versions did not write, and what they did.
 PIXEL_FIELDS = ("mean_pixels", "std", "resize_mode", "fill")
-META_DEFAULTS: dict[str, Any] = {"std": [1.0, 1.0, 1.0], "resize_mode": FORCE, "fill": DEFAULT_FILL, "rect": 0}
+META_DEFAULTS: dict[str, Any] = {
+    "std": [1.0, 1.0, 1.0],
+    "resize_mode": FORCE,
+    "fill": DEFAULT_FILL,
+    "rect": 0,
+    "freeze_epochs": 0,
+    "earlier_updates": 0,
+    "plateau": {},
+}
 
 logger = logging.getLogger(__name__)
 

@@ -31,12 +31,16 @@ def save_curves(records: Sequence[dict[str, Any]], path: Path, live: Sequence[di
 
 def _draw_losses(axes: Axes, records: Sequence[dict[str, Any]], live: Sequence[dict[str, Any]]) -> None:
     """Losses of epochs as lines with dots, those within epochs thin and pale; the learning rate on an axis of its
-    own."""
+    own; dashed, those of the validation."""
     newest = (live or records)[-1]
     for number, name in enumerate(newest["train"]):
         for points, style in ((live, {"alpha": 0.4}), (records, {"marker": ".", "label": name})):
             values = [point["train"].get(name) for point in points]
             axes.plot([point["epoch"] for point in points], values, color=f"C{number}", **style)
+        validated = [record for record in records if name in record.get("validation_loss", {})]
+        if validated:
+            values = [record["validation_loss"][name] for record in validated]
+            axes.plot([r["epoch"] for r in validated], values, "--", color=f"C{number}", label=f"{name}, validation")
     is_positive = any(value > 0 for point in (*records, *live) for value in point["train"].values())
     axes.set(xlabel="epoch", title="training losses", yscale="log" if is_positive else "linear")
     axes.legend()
@@ -53,7 +57,7 @@ def _draw_scores(scores: Axes, records: Sequence[dict[str, Any]]) -> None:
     for name in validated[-1]["validation"] if validated else ():
         values = [record["validation"].get(name) for record in validated]
         width, colour = MEANS.get(name, (1.0, None))
-        scores.plot(epochs, values, label=name, linewidth=width, color=colour)
+        scores.plot(epochs, values, label=name, linewidth=width, color=colour, marker=".")
     scores.set(xlabel="epoch", title="validation average precision", ylim=(0, 1))
     if validated:
         scores.legend()

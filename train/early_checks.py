@@ -4,12 +4,14 @@ from pathlib import Path
 
 from config.errors import CheckpointError, DataError
 from config.network_names import check_network_name
-from config.run import TrainOptions
+from config.run import TrainOptions, stages
 
 
 def check_early(options: TrainOptions) -> None:
-    """OptionError for an unknown network, DataError or CheckpointError naming a file that is not there."""
+    """OptionError for an unknown network or stages that cannot be, DataError or CheckpointError naming a file that is
+    not there."""
     check_network_name(options.network)
+    stages(options)
     check_records(options)
     for flag, path in (("--train-list", options.train_list), ("--val-list", options.val_list)):
         if path and not Path(path).is_file():

@@ -83,6 +83,8 @@ class EpochEnd:
         if not self._took_over:
             self._take_over()
         record = self._record(number, validation) | ({"best_f1": operating_point} if operating_point else {})
+        if self.validates(epoch) and self.module.validation_losses:
+            record["validation_loss"] = self._observe_losses(self.module.validation_losses)
         last = number >= self.options.end_epoch
         # The line comes before the checkpoint: a run that is killed between the two cuts it when it is resumed.
         self.metrics.append(record)
@@ -98,10 +100,17 @@ class EpochEnd:
         if self.scalars:
             self.scalars.write(record)
         self.curves.draw(force=last or len(self.metrics.records) == 1)
-        if last:
+        if number >= self.progress.end_epoch:
             self._say_what_is_there(number)
         seed_epoch(self.options.seed, number)
         self._epoch_started = time.monotonic()
+
+    def _observe_losses(self, metric: LossMetric) -> dict[str, float]:
+        """The losses of this epoch's validation, which the schedule has taken in."""
+        pairs = metric.get_global_name_value()
+        if self.writer.plateau:
+            self.writer.plateau.observe(sum(value for _, value in pairs))
+        return finite_values(pairs)
 
     def _say_what_is_there(self, number: int) -> None:
         prefix = self.options.prefix

@@ -9,6 +9,7 @@ from config.run import TrainOptions
 from config.runtime import mx
 from dataset.iterator import RecordIter
 from train.schedule import updates_per_epoch
+from train.stages import Stage
 from train.start import Start
 
 NO_END = 2**31 - 1
@@ -19,19 +20,20 @@ def without_end(options: TrainOptions) -> TrainOptions:
     return replace(options, end_epoch=NO_END) if options.max_iter else options
 
 
-def limit_updates(options: TrainOptions, start: Start, iterator: RecordIter) -> tuple[TrainOptions, mx.io.DataIter]:
-    """(options with the end_epoch that --max-iter means, iterator that ends there).
+def limit_updates(stage: Stage, start: Start, iterator: RecordIter) -> tuple[Stage, mx.io.DataIter]:
+    """(stage with the end that --max-iter means, iterator that ends there).
 
     Updates are counted as the schedule does: on from those of the run that is continued. OptionError if that has made
     all of them.
     """
+    options = stage.options
     if not options.max_iter:
-        return options, iterator
+        return stage, iterator
     left = options.max_iter - start.num_update
     if left <= 0:
         raise OptionError(f"{options.prefix} has made {start.num_update} updates; raise --max-iter to train further")
     last = start.epoch + math.ceil(left / updates_per_epoch(options, iterator.num_examples))
-    return replace(options, end_epoch=last), LimitedIter(iterator, left)
+    return replace(stage, options=replace(options, end_epoch=last), run_end=last), LimitedIter(iterator, left)
 
 
 class LimitedIter(mx.io.DataIter):

@@ -11,6 +11,7 @@ from config.errors import CheckpointError
 from config.runtime import mx
 from evaluate.scoring import score_detections
 from train.average import WeightAverage
+from train.metric import LossMetric
 from train.params_file import Params
 from train.recipe import Recipe
 
@@ -32,11 +33,13 @@ class DetectionModule(mx.mod.Module):
         optimizer_state: Mapping[str, np.ndarray] | None = None,
         logger: logging.Logger = LOGGER,
         recipe: Recipe = Recipe(),  # noqa: B008 - it is immutable
+        validation_losses: LossMetric | None = None,
     ) -> None:
         """symbol: training outputs without det; detection_symbol: get_symbol's det.
 
         optimizer_state: {parameter:k} -> k-th state array, restored when the optimizer has been created; it must fit
-        exactly. None = the optimizer's own start.
+        exactly. None = the optimizer's own start. validation_losses: the metric of the losses of detection_symbol,
+        which is then get_symbol_train's; None = they are not computed.
         """
         super().__init__(
             symbol,
@@ -50,6 +53,7 @@ class DetectionModule(mx.mod.Module):
         self._restored_state = optimizer_state
         self._used_labels: list[int] = []
         self._recipe = recipe
+        self.validation_losses = validation_losses
         self._average: WeightAverage | None = None
         self._completes_update = True
         self._batches = 0  # of the update that is being made
@@ -83,7 +87,7 @@ class DetectionModule(mx.mod.Module):
         super().update()
         if self._average:
             aux = list(zip(*self._exec_group.aux_arrays, strict=True))
-            self._average.update(self._trained_arrays(), aux, self._squares, self.num_update)
+            self._average.update(self._trained_arrays(), aux, self._squares, self._optimizer.num_update)
 
     def update_metric(self, eval_metric: mx.metric.EvalMetric, labels: Any, pre_sliced: bool = False) -> None:
         """Hands the outputs of each context to the metric, and in place of labels the sum of its squared gradients."""
@@ -114,9 +118,8 @@ class DetectionModule(mx.mod.Module):
             args_0 = dict(zip(arrays.param_names, (a[0] for a in arrays.param_arrays), strict=True))
             aux_0 = dict(zip(self._aux_names, (a[0] for a in arrays.aux_arrays), strict=True))
             self._average = WeightAverage(self._recipe.ema, args_0, aux_0, self._recipe.averages, self._recipe.ema_ramp)
-        if self._restored_state is not None:
-            self._restore_optimizer(self._restored_state)
-            self._restored_state = None
+        self._create_states(self._restored_state)
+        self._restored_state = None
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
         """{parameter:k} -> k-th state array (momentum; adam: mean, variance) of the first context.
@@ -134,16 +137,25 @@ class DetectionModule(mx.mod.Module):
 
     @property
     def num_update(self) -> int:
-        """Updates made so far, in this run and those it continues."""
-        return self._optimizer.num_update
+        """Updates made so far, in this run and those it continues, in all stages."""
+        return self.earlier_updates + self._optimizer.num_update
+
+    @property
+    def earlier_updates(self) -> int:
+        """Of them, those of the run's earlier stages, which other optimizers made."""
+        return self._recipe.earlier_updates
 
     @property
     def learning_rate(self) -> float:
         """The learning rate of the newest update."""
         return float(self._optimizer.learning_rate)
 
-    def _restore_optimizer(self, saved: Mapping[str, np.ndarray]) -> None:
-        """Creates the state of every trained parameter and fills it; CheckpointError where the shapes do not fit."""
+    def _create_states(self, saved: Mapping[str, np.ndarray] | None) -> None:
+        """Creates the state of every trained parameter, and fills it if there is a saved one: CheckpointError where the
+        shapes do not fit.
+
+        The optimizer itself would create it at the first update: none where a warm-up begins with momentum 0.
+        """
         used = set()
         for index, (name, weights) in enumerate(
             zip(self._exec_group.param_names, self._exec_group.param_arrays, strict=True)
@@ -154,11 +166,12 @@ class DetectionModule(mx.mod.Module):
                 key = index * len(self._context) + device
                 state = self._optimizer.create_state_multi_precision(key, weight)
                 for k, array in enumerate(_as_arrays(state)):
-                    _fill(array, saved, f"{name}:{k}")
-                    used.add(f"{name}:{k}")
+                    if saved is not None:
+                        _fill(array, saved, f"{name}:{k}")
+                        used.add(f"{name}:{k}")
                 self._updater.states[key] = state
                 self._updater.states_synced[key] = True
-        unused = sorted(set(saved) - used)
+        unused = sorted(set(saved or ()) - used)
         if unused:
             raise CheckpointError(f"optimizer state {unused[0]} has no place in this run; resume with the same options")
 
@@ -179,12 +192,12 @@ class DetectionModule(mx.mod.Module):
         """
         if not self._recipe.validates(epoch):
             return []
-        inference = self._inference_module(eval_data.provide_data)
+        inference = self._inference_module(eval_data)
         if reset:
             eval_data.reset()
         mx.nd.waitall()  # see get_params
         with self._weights_to_save():
-            batches = score_detections(inference, eval_data, eval_metric, num_batch)
+            batches = score_detections(inference, eval_data, eval_metric, num_batch, self.validation_losses)
         param = mx.model.BatchEndParam(epoch=epoch, nbatch=batches, eval_metric=eval_metric, locals=None)
         callbacks = score_end_callback if isinstance(score_end_callback, (list, tuple)) else [score_end_callback]
         for callback in filter(None, callbacks):
@@ -233,16 +246,22 @@ class DetectionModule(mx.mod.Module):
         names = zip(group.param_names, group.param_arrays, group.grad_arrays, strict=True)
         return {name: arrays[0] for name, arrays, gradients in names if gradients[0] is not None}
 
-    def _inference_module(self, data_shapes: Any) -> mx.mod.Module:
-        """A Module for `det` that shares this one's parameters and memory.
+    def _inference_module(self, eval_data: mx.io.DataIter) -> mx.mod.Module:
+        """A Module for `det`, and the losses where they are wanted, that shares this one's parameters and memory.
 
         It is made anew for each validation: the executor folds batch norm into weights at its first run and keeps the
         result although the parameters change (mxnet 1.9.1, oneDNN subgraphs).
         """
+        names = self._label_names if self.validation_losses else []
+        labels = [desc for desc in eval_data.provide_label if desc[0] in names] if names else []
         module = mx.mod.Module(
-            self._detection_symbol, data_names=("data",), label_names=None, context=self._context, logger=self.logger
+            self._detection_symbol,
+            data_names=("data",),
+            label_names=[desc[0] for desc in labels] or None,
+            context=self._context,
+            logger=self.logger,
         )
-        module.bind(data_shapes, for_training=False, shared_module=self)
+        module.bind(eval_data.provide_data, labels or None, for_training=False, shared_module=self)
         return module
 
 

@@ -27,6 +27,7 @@ class Recipe:
     ema, ema_ramp: of the averaged weights (train/average.py:decay_at), 0 = none; averages: to go on from, None = the
     first weights.
     before_update: called with the optimizer. validates: whether the epoch of this number is validated.
+    earlier_updates: made by the optimizers of earlier stages of the run.
     """
 
     means: bool = False
@@ -35,3 +36,4 @@ class Recipe:
     averages: tuple[Params, Params] | None = None
     before_update: Callable[[mx.optimizer.Optimizer], None] = no_change
     validates: Callable[[int], bool] = every_epoch
+    earlier_updates: int = 0

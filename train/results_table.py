@@ -10,8 +10,12 @@ WIDTH = 12
 
 
 def write_results(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Writes the lines of metrics.jsonl as a table: epoch, losses, learning rate, P, R, validation; '-' = no value."""
-    rows = [{**r["train"], "lr": r["learning_rate"], **r.get("best_f1", {}), **r["validation"]} for r in records]
+    """Writes the lines of metrics.jsonl as a table: epoch, losses, learning rate, the validation's losses, P, R and
+    scores; '-' = no value."""
+    rows = [
+        {**r["train"], "lr": r["learning_rate"], **_losses(r), **r.get("best_f1", {}), **r["validation"]}
+        for r in records
+    ]
     names = list(dict.fromkeys(name for row in rows for name in row))
     names.sort(key=_place(records))
     widths = [max(WIDTH, len(name)) for name in names]
@@ -26,8 +30,13 @@ def write_results(records: Sequence[dict[str, Any]], path: Path) -> None:
 def _place(records: Sequence[dict[str, Any]]) -> Any:
     """Order of the columns: losses, rate, P and R, values of the validation (which early epochs may lack)."""
     losses = {name for record in records for name in record["train"]}
-    fixed = {"lr": 1, "P": 2, "R": 2}
-    return lambda name: 0 if name in losses else fixed.get(name, 3)
+    fixed = {"lr": 1, "P": 3, "R": 3} | {name: 2 for record in records for name in _losses(record)}
+    return lambda name: 0 if name in losses else fixed.get(name, 4)
+
+
+def _losses(record: dict[str, Any]) -> dict[str, float]:
+    """The losses of the validation record, if they were computed (--val-loss)."""
+    return {f"val_{name}": value for name, value in record.get("validation_loss", {}).items()}
 
 
 def _cell(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from config.errors import OptionError
 from config.recipe_options import batches_per_update
 from config.run import TrainOptions
 from train.recipe import Recipe
@@ -15,6 +16,10 @@ def check_recipe(options: TrainOptions) -> None:
     batches_per_update(options, options.batch_size)
     warm_up_of_others(options, num_example=options.batch_size)
     SavePlan(options, 0)
+    if options.val_loss and not options.val_path:
+        raise OptionError("--val-loss needs a validation; give --val-path or leave the option out")
+    if options.lr_schedule == "plateau" and not options.val_loss:
+        raise OptionError("--lr-schedule plateau follows the validation loss; give --val-loss, too")
 
 
 def make_recipe(options: TrainOptions, start: Start, num_example: int, validates: Callable[[int], bool]) -> Recipe:
@@ -26,6 +31,7 @@ def make_recipe(options: TrainOptions, start: Start, num_example: int, validates
         averages=start.averages,
         before_update=warm_up_of_others(options, num_example),
         validates=validates,
+        earlier_updates=start.earlier_updates,
     )
 
 

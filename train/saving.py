@@ -11,6 +11,8 @@ from train.callbacks import finite_values
 from train.checkpoint import drop_after, list_epochs, remove_checkpoint, save_checkpoint
 from train.metric import LossMetric
 from train.module import DetectionModule
+from train.plateau import Plateau
+from train.stages import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -18,17 +20,11 @@ logger = logging.getLogger(__name__)
 class CheckpointWriter:
     """Writes the module's state as checkpoints of one run."""
 
-    def __init__(
-        self,
-        options: TrainOptions,
-        module: DetectionModule,
-        symbol_json: str,
-        symbol_sha256: str,
-        classes: tuple[str, ...],
-    ) -> None:
-        """symbol_json: the training symbol; symbol_sha256: of its training part (symbol_digest)."""
-        self.options, self.module, self.classes = options, module, classes
-        self.symbol_json, self.symbol_sha256 = symbol_json, symbol_sha256
+    def __init__(self, stage: Stage, module: DetectionModule, plateau: Plateau | None) -> None:
+        """stage: what the module trains; plateau: its schedule, if it is that one."""
+        self.plateau = plateau
+        self.options, self.classes, self.module = stage.options, stage.classes, module
+        self.symbol_json, self.symbol_sha256 = stage.symbol.tojson(), stage.digest
 
     def save(self, prefix: str, number: int, record: dict[str, Any]) -> None:
         """Writes the set `number` of a prefix; record: num_update, learning_rate, train, validation."""
@@ -45,6 +41,9 @@ class CheckpointWriter:
             "network": options.network,
             "options": network_options(options),
             "batch_size": options.batch_size,
+            "freeze_epochs": options.freeze_epochs,
+            "earlier_updates": self.module.earlier_updates,
+            "plateau": self.plateau.state() if self.plateau else {},
             "symbol_sha256": self.symbol_sha256,
         }
         arg_params, aux_params = self.module.params_to_save()

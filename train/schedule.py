@@ -85,12 +85,15 @@ def get_lr_scheduler(
 def make_schedule(options: TrainOptions, num_example: int, relative_to: int = 0) -> tuple[float, Scheduler | None]:
     """(start rate, scheduler) of a run's options; relative_to: the epoch from which updates are counted.
 
-    0, unless training began at a later epoch with weights alone. The cosine ends with the run.
+    0, unless training began at a later epoch with weights alone, or in a second stage. Steps at epochs are those of the
+    run, all else counts from that epoch; the cosine ends with the stage.
     """
     updates = updates_per_epoch(options, num_example)
     warm_up = warm_up_of(options, num_example)
     if options.lr_schedule == "steps":
         return _steps(options.lr, options.lr_steps, options.lr_factor, updates, relative_to, warm_up)
+    if options.lr_schedule == "step_epochs":
+        return options.lr, Rates(options.lr, _each_epochs(options, updates), warm_up)
     final = options.lr_final / options.lr if options.lr else 0.0
     whole = options.max_iter or (options.end_epoch - relative_to) * updates
     if options.lr_schedule == "cosine":
@@ -102,6 +105,15 @@ def make_schedule(options: TrainOptions, num_example: int, relative_to: int = 0)
     return options.lr, Rates(
         options.lr, lambda u: options.lr * cosine_factor(max(0, u - 1) // updates, epochs, final), warm_up
     )
+
+
+def _each_epochs(options: TrainOptions, updates: int) -> Callable[[int], float]:
+    """The rate of an update: multiplied by the factor, below 1, each lr_step_epochs epochs.
+
+    Source: PyTorch's StepLR, called once after each epoch.
+    """
+    length, factor = updates * options.lr_step_epochs, min(options.lr_factor, 1.0)
+    return lambda update: options.lr * factor ** (max(0, update - 1) // length)
 
 
 def updates_per_epoch(options: TrainOptions, num_example: int) -> int:

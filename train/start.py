@@ -1,7 +1,8 @@
 """Where a run starts: from scratch, from weights alone, or exactly where an earlier one stopped."""
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from symbol.symbol_factory import freeze_pattern, input_size
 from train.checkpoint import Checkpoint, list_epochs, load_checkpoint, load_optimizer_state, params_path
 from train.module import RAW
 from train.params_file import Params, read_params
+from train.stages import Stage, stage_at
 from train.weights.report import expected_shapes
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,9 @@ class Start:
     state.
 
     averages: of the weights, where those of arg_params and aux_params are saved beside them (--ema).
+    earlier_updates: those of num_update that were made in earlier stages, by other optimizers.
+    plateau: state of the schedule of that name.
+    follows_stage: the checkpoint of the prefix that it starts from was left by an earlier stage of this very process.
     kept_epochs: the prefix's checkpoints and metrics up to this epoch belong to the run; later ones go when it has
     finished its first epoch.
     """
@@ -36,20 +41,38 @@ class Start:
     num_update: int = 0
     optimizer_state: dict[str, np.ndarray] | None = None
     averages: tuple[Params, Params] | None = None
+    earlier_updates: int = 0
+    plateau: dict[str, Any] = field(default_factory=dict)
+    follows_stage: bool = False
 
 
-def find_start(options: TrainOptions, classes: tuple[str, ...], symbol_sha256: str) -> Start:
-    """The start that --resume, --finetune or --pretrained asks for; what does not fit raises before anything is
-    written."""
+def find_start(plan: Sequence[Stage]) -> Start:
+    """The start that --resume, --finetune or --pretrained asks for, in one of the stages of plan; what does not fit
+    raises before anything is written."""
+    options = plan[-1].options
     if options.resume not in ("-1", "") and options.finetune >= 0:
         raise OptionError("--resume and --finetune exclude each other: continue a run, or start anew from its weights")
     if options.resume not in ("-1", ""):
-        return _resume(options, classes, symbol_sha256)
-    kept = max(0, options.finetune)
-    first = kept or options.begin_epoch
-    if first >= options.end_epoch:
-        raise OptionError(f"the first epoch, {first}, is not before --end-epoch {options.end_epoch}; raise --end-epoch")
-    _refuse_overwriting(options, kept)
+        return _resume(plan)
+    return _begin(plan)
+
+
+def after_stage(stage: Stage) -> Start:
+    """Where the stage after this one starts, which this process has trained to its end: at its last checkpoint."""
+    checkpoint = load_checkpoint(stage.options.prefix, stage.options.end_epoch)
+    return replace(_next_stage(checkpoint), follows_stage=True)
+
+
+def _begin(plan: Sequence[Stage]) -> Start:
+    """A new run."""
+    run = plan[-1].options
+    kept = max(0, run.finetune)
+    first = kept or run.begin_epoch
+    if first >= run.end_epoch:
+        raise OptionError(f"the first epoch, {first}, is not before --end-epoch {run.end_epoch}; raise --end-epoch")
+    _refuse_overwriting(run, kept)
+    stage = stage_at(plan, first)
+    options, classes = stage.options, stage.classes
     weights: tuple[Params | None, Params | None] = (None, None)
     if options.finetune >= 0:
         weights = _from_weights(options, len(classes), options.prefix, options.finetune)
@@ -58,19 +81,28 @@ def find_start(options: TrainOptions, classes: tuple[str, ...], symbol_sha256: s
     return Start(first, kept, *weights)
 
 
-def _resume(options: TrainOptions, classes: tuple[str, ...], symbol_sha256: str) -> Start:
-    if options.resume != "auto" and not options.resume.isdecimal():
-        raise OptionError(f"--resume {options.resume!r}: expected an epoch or `auto`")
-    if options.resume == "auto" and not list_epochs(options.prefix):
-        logger.info("no checkpoint under %s yet: starting from the beginning", options.prefix)
-        return find_start(replace(options, resume="-1"), classes, symbol_sha256)
-    checkpoint = load_checkpoint(options.prefix, options.resume)
-    _refuse_other_run(options, checkpoint, classes, symbol_sha256)
-    if checkpoint.epoch >= options.end_epoch:
+def _resume(plan: Sequence[Stage]) -> Start:
+    run = plan[-1].options
+    if run.resume != "auto" and not run.resume.isdecimal():
+        raise OptionError(f"--resume {run.resume!r}: expected an epoch or `auto`")
+    if run.resume == "auto" and not list_epochs(run.prefix):
+        logger.info("no checkpoint under %s yet: starting from the beginning", run.prefix)
+        return _begin(plan)
+    checkpoint = load_checkpoint(run.prefix, run.resume)
+    trained_by = stage_at(plan, checkpoint.epoch - 1)
+    _refuse_other_run(trained_by, checkpoint)
+    if checkpoint.epoch >= run.end_epoch:
         raise OptionError(
-            f"{options.prefix} is trained up to epoch {checkpoint.epoch}; raise --end-epoch above it to train further"
+            f"{run.prefix} is trained up to epoch {checkpoint.epoch}; raise --end-epoch above it to train further"
         )
-    logger.info("continuing %s after epoch %d", options.prefix, checkpoint.epoch)
+    logger.info("continuing %s after epoch %d", run.prefix, checkpoint.epoch)
+    if stage_at(plan, checkpoint.epoch) is not trained_by:
+        return _next_stage(checkpoint)
+    return _same_stage(run, checkpoint)
+
+
+def _same_stage(options: TrainOptions, checkpoint: Checkpoint) -> Start:
+    """Exactly where the checkpoint's optimizer stopped."""
     averages = (checkpoint.arg_params, checkpoint.aux_params)
     state, raw = _split_raw(load_optimizer_state(checkpoint), averages)
     if bool(raw) != (options.ema > 0):
@@ -83,6 +115,21 @@ def _resume(options: TrainOptions, classes: tuple[str, ...], symbol_sha256: str)
         num_update=checkpoint.meta["num_update"],
         optimizer_state=state,
         averages=averages if raw else None,
+        earlier_updates=checkpoint.meta["earlier_updates"],
+        plateau=checkpoint.meta["plateau"],
+    )
+
+
+def _next_stage(checkpoint: Checkpoint) -> Start:
+    """The saved weights, the averaged ones where there are any, under a new optimizer."""
+    updates = checkpoint.meta["num_update"]
+    return Start(
+        checkpoint.epoch,
+        checkpoint.epoch,
+        checkpoint.arg_params,
+        checkpoint.aux_params,
+        num_update=updates,
+        earlier_updates=updates,
     )
 
 
@@ -100,18 +147,18 @@ def _split_raw(
     return own, (arg, aux)
 
 
-def _refuse_other_run(
-    options: TrainOptions, checkpoint: Checkpoint, classes: tuple[str, ...], symbol_sha256: str
-) -> None:
-    """A resumed run has the network, classes, pixels, batch size and seed of its prefix."""
+def _refuse_other_run(stage: Stage, checkpoint: Checkpoint) -> None:
+    """A resumed run has the network, classes, pixels, stages, batch size and seed of its prefix."""
+    options = stage.options
     given: dict[str, Any] = {
         "network": options.network,
         "data_shape": list(input_size(options.data_shape)),
-        "class_names": list(classes),
+        "class_names": list(stage.classes),
         **pixel_options(options),
+        "freeze_epochs": options.freeze_epochs,
         "batch_size": options.batch_size,
         "seed": options.seed,
-        "symbol_sha256": symbol_sha256,
+        "symbol_sha256": stage.digest,
     }
     for name, value in given.items():
         if checkpoint.meta[name] != value:

@@ -1,13 +1,12 @@
 """Trains a detector: checks everything first, then hands over to mx.mod.Module.fit."""
 
-import hashlib
 import logging
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from config.errors import DataError, OptionError
 from config.options import obsolete_options
@@ -21,11 +20,9 @@ from dataset.labels import HEADER_WIDTH, OBJECT_WIDTH
 from dataset.native_iterator import iterator_class
 from dataset.sidecar import Sidecar, read_sidecar
 from evaluate.eval_metric import ValidationMetric
-from symbol.layers import matches
 from symbol.symbol_factory import (
     carried_options,
     check_any_size,
-    freeze_pattern,
     get_assigner,
     get_symbol,
     get_symbol_train,
@@ -41,14 +38,15 @@ from train.limit import limit_updates, without_end
 from train.metric import make_metric
 from train.module import DetectionModule
 from train.monitor import make_monitor
+from train.plateau import Plateau, make_plateau
 from train.recipe import Recipe
 from train.run_files import command_to_continue, lock_prefix, log_to_file, write_run_file
 from train.run_recipe import check_recipe, make_recipe, validated_epochs
 from train.saving import CheckpointWriter, SavePlan, Snapshots
 from train.schedule import make_schedule, updates_per_epoch
-from train.start import Start, find_start
+from train.stages import Stage, make_stages
+from train.start import Start, after_stage, find_start
 
-Symbol: TypeAlias = mx.sym.Symbol
 logger = logging.getLogger(__name__)
 
 
@@ -63,48 +61,63 @@ def train_net(options: TrainOptions) -> None:
     options = replace(options, **carried_options(options.network, options.darknet_cfg))
     sidecars = _read_sidecars(options)
     classes = class_names(options, sidecars[0])
-    symbol = get_symbol_train(options.network, options.data_shape, len(classes), **network_options(options))
+    plan = make_stages(without_end(options), classes)
     if options.rect_val:
         check_any_size(options.network, options.data_shape, "--rect-val")
-    frozen_parameters(options, symbol)
     make_monitor(options.monitor, options.pattern)
-    check_recipe(options)
+    for stage in plan:
+        check_recipe(stage.options)
     validation_metric(options, classes)
     with ExitStack() as stack:
         stack.enter_context(lock_prefix(options.prefix))
         log = Path(options.log or f"{options.prefix}-train.log")
         stack.enter_context(log_to_file(log, obsolete_options(options)))
         devices = contexts(options)
-        check_batch_size(options.batch_size, devices)
+        for stage in plan:
+            check_batch_size(stage.options.batch_size, devices)
         check_disk_space(options, len(classes))
-        start = find_start(without_end(options), classes, symbol_digest(symbol))
-        train_iter, val_iter = _iterators(options, len(classes), sidecars, start.epoch)
+        start = find_start(plan)
+        for stage in plan:
+            if start.epoch < stage.options.end_epoch:
+                _train_stage(stage, options, devices, sidecars, start)
+                if stage is not plan[-1]:
+                    start = after_stage(stage)
+
+
+def _train_stage(
+    stage: Stage, run: TrainOptions, devices: Sequence[mx.Context], sidecars: Sequence[Sidecar | None], start: Start
+) -> None:
+    """Trains one stage from a start in it to its end; run: the options of all stages."""
+    with ExitStack() as stack:
+        train_iter, val_iter = _iterators(stage.options, len(stage.classes), sidecars, start.epoch)
         for iterator in filter(None, (train_iter, val_iter)):
             stack.callback(iterator.close)
-        write_run_file(options.prefix, options)
-        options, batches = limit_updates(options, start, train_iter)
-        _announce(options, classes, train_iter, start.epoch)
-        _fit(options, devices, classes, symbol, start, train_iter, batches, val_iter)
+        write_run_file(run.prefix, run)
+        stage, batches = limit_updates(stage, start, train_iter)
+        _announce(stage, train_iter, start.epoch)
+        _fit(stage, devices, start, train_iter, batches, val_iter)
 
 
 def _fit(
-    options: TrainOptions,
+    stage: Stage,
     devices: Sequence[mx.Context],
-    classes: tuple[str, ...],
-    symbol: Symbol,
     start: Start,
     train_iter: RecordIter,
     batches: mx.io.DataIter,
     val_iter: RecordIter | None,
 ) -> None:
     """Everything that mx.mod.Module.fit needs, then fit on batches, which train_iter serves."""
+    options = stage.options
     validates = validated_epochs(options)
+    optimizer_params = _optimizer_params(options, start, train_iter, len(devices))
     recipe = make_recipe(options, start, train_iter.num_examples, validates)
     validated = val_iter.smallest_size if val_iter else input_size(options.data_shape)
-    module = _make_module(options, devices, len(classes), symbol, start, validated, recipe)
-    metric = make_metric(without_det(symbol), len(devices))
-    progress = Progress(options.batch_size, options.frequent, train_iter.num_batches, options.end_epoch)
-    writer = CheckpointWriter(options, module, symbol.tojson(), symbol_digest(symbol), classes)
+    module = _make_module(stage, devices, start, validated, recipe)
+    metric = make_metric(stage.losses, len(devices))
+    progress = Progress(options.batch_size, options.frequent, train_iter.num_batches, stage.run_end)
+    scheduler = optimizer_params["lr_scheduler"]
+    plateau = scheduler if isinstance(scheduler, Plateau) else None
+    writer = CheckpointWriter(stage, module, plateau)
     plan = SavePlan(options, start.num_update)
     epoch_end = EpochEnd(writer, plan, metric, start.kept_epochs, progress, validates)
     snapshots = Snapshots(writer, metric, start.num_update)
@@ -114,13 +127,13 @@ def _fit(
             batches,
             eval_data=val_iter,
             eval_metric=metric,
-            validation_metric=validation_metric(options, classes),
+            validation_metric=validation_metric(options, stage.classes),
             batch_end_callback=[FiniteGuard(), progress, snapshots, epoch_end.curves],
             epoch_end_callback=epoch_end.without_validation,
             eval_end_callback=epoch_end.with_validation,
             kvstore=options.kv_store,
             optimizer=options.optimizer,
-            optimizer_params=_optimizer_params(options, start, train_iter, len(devices)),
+            optimizer_params=optimizer_params,
             initializer=mx.init.Xavier(),
             arg_params=start.arg_params,
             aux_params=start.aux_params,
@@ -130,65 +143,47 @@ def _fit(
             monitor=make_monitor(options.monitor, options.pattern),
         )
     except (KeyboardInterrupt, SystemExit):
-        logger.warning("interrupted; continue with: %s", command_to_continue(epoch_end.is_saved))
+        command = command_to_continue(epoch_end.is_saved or start.follows_stage)
+        logger.warning("interrupted; continue with: %s", command)
         raise
 
 
 def _make_module(
-    options: TrainOptions,
-    devices: Sequence[mx.Context],
-    num_classes: int,
-    symbol: Symbol,
-    start: Start,
-    validated: tuple[int, int],
-    recipe: Recipe,
+    stage: Stage, devices: Sequence[mx.Context], start: Start, validated: tuple[int, int], recipe: Recipe
 ) -> DetectionModule:
     """validated: (H, W) of the smallest input of the validation."""
-    settings = network_options(options)
+    network, settings = stage.options.network, network_options(stage.options)
+    make_validated = get_symbol_train if stage.options.val_loss else get_symbol
     return DetectionModule(
-        without_det(symbol),
-        get_symbol(options.network, validated, num_classes, **settings),
-        label_names(options.network, **settings),
+        stage.losses,
+        make_validated(network, validated, len(stage.classes), **settings),
+        label_names(network, **settings),
         devices,
-        fixed_param_names=frozen_parameters(options, symbol),
+        fixed_param_names=stage.frozen,
         optimizer_state=start.optimizer_state,
         logger=logger,
         recipe=recipe,
+        validation_losses=make_metric(stage.losses) if stage.options.val_loss else None,
     )
 
 
-def frozen_parameters(options: TrainOptions, symbol: Symbol) -> list[str]:
-    """Names that --freeze matches; OptionError where it matches nothing, or all there is to train."""
-    inputs = {"data", *label_names(options.network, **network_options(options))}
-    names = [name for name in symbol.list_arguments() if name not in inputs]
-    pattern = freeze_pattern(options.network, options.freeze)
-    frozen = [name for name in names if matches(pattern, name)]
-    if options.freeze and len(frozen) in (0, len(names)):
-        amount = "every parameter: nothing is left to train" if frozen else f"no parameter (there is {names[0]})"
-        raise OptionError(f"--freeze {options.freeze!r} matches {amount}")
-    return frozen
-
-
-def _announce(options: TrainOptions, classes: tuple[str, ...], train_iter: RecordIter, epoch: int) -> None:
+def _announce(stage: Stage, train_iter: RecordIter, epoch: int) -> None:
     """Says what will be trained on what, and where it goes."""
+    options, classes = stage.options, stage.classes
     height, width = input_size(options.data_shape)
     logger.info(
         "%s at %dx%d (height x width), %d classes: %s", options.network, height, width, len(classes), ", ".join(classes)
     )
+    if options.freeze_epochs:
+        logger.info(
+            "%s stage: batch size %d, learning rate %g, %d frozen parameters",
+            "second" if options.end_epoch == stage.run_end else "first", options.batch_size, options.lr,
+            len(stage.frozen),
+        )  # fmt: skip
     logger.info(
         "%d images in %d batches an epoch, epochs %d to %d; all that is written begins with %s",
         train_iter.num_examples, train_iter.num_batches, epoch, options.end_epoch - 1, options.prefix,
     )  # fmt: skip
-
-
-def without_det(symbol: Symbol) -> Symbol:
-    """The training outputs of get_symbol_train without the last, det: training does not compute it."""
-    return mx.sym.Group([symbol[k] for k in range(len(symbol.list_outputs()) - 1)])
-
-
-def symbol_digest(symbol: Symbol) -> str:
-    """sha256 of the training part of a training symbol: equal for equal networks and losses."""
-    return hashlib.sha256(without_det(symbol).tojson().encode()).hexdigest()
 
 
 def class_names(options: TrainOptions, sidecar: Sidecar | None) -> tuple[str, ...]:
@@ -257,6 +252,8 @@ def _iterators(
     )
     if not options.val_path:
         return train, None
+    if options.val_loss:
+        common["assigner"] = get_assigner(options.network, options.data_shape, num_classes, **network_options(options))
     val = kind(options.val_path, path_imglist=options.val_list, augment=None, rect=rect_multiple(options), **common)
     return train, val
 
@@ -289,8 +286,14 @@ def _optimizer_params(options: TrainOptions, start: Start, train_iter: RecordIte
     """Arguments of the optimizer. A resumed run counts updates from where its first part did: same schedule."""
     # Rounded up: the last epoch of that part may have ended early (--max-iter).
     updates = updates_per_epoch(options, train_iter.num_examples)
-    counted_from = start.epoch - math.ceil(start.num_update / updates)
-    rate, scheduler = make_schedule(options, train_iter.num_examples, max(0, counted_from))
+    done = start.num_update - start.earlier_updates
+    counted_from = start.epoch - math.ceil(done / updates)
+    plateau = options.lr_schedule == "plateau"
+    rate, scheduler = (
+        (options.lr, make_plateau(options, train_iter.num_examples, start.plateau))
+        if plateau
+        else make_schedule(options, train_iter.num_examples, max(0, counted_from))
+    )
     # The paper's losses are divided by the positives of the global batch: gradients of the contexts add up. The classic
     # outputs are normalised in each context.
     params: dict[str, Any] = {
@@ -298,7 +301,7 @@ def _optimizer_params(options: TrainOptions, start: Start, train_iter: RecordIte
         "wd": options.wd,
         "lr_scheduler": scheduler,
         "rescale_grad": 1.0 if options.targets == "paper" else 1.0 / num_contexts,
-        "begin_num_update": start.num_update,
+        "begin_num_update": done,
     }
     if options.optimizer in ("sgd", "nag"):
         params["momentum"] = options.momentum

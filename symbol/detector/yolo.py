@@ -1,6 +1,7 @@
 """YOLOv3: decoding of predictions, training and detection symbols (Redmon, Farhadi 2018, https://arxiv.org/abs/1804.02767)."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from boxes.yolo_assigner import YOLOAssigner
@@ -14,7 +15,7 @@ from symbol.darknet_sections import BOX_VALUES, Sections, trace, with_anchors, w
 from symbol.layers import Layers, Symbol
 from symbol.post_process import take_rows
 from symbol.registry import FeatureMap, YOLORow
-from symbol.yolo_losses import LABELS, yolo_losses
+from symbol.yolo_losses import LABELS, by_anchor, yolo_losses
 
 # Words of the option freeze: Darknet-53, or what lies before the heads; all but the predicting convolutions.
 FREEZE = {"body": r"body_\d+_", "all-but-heads": r"(?!pred_\d+_)"}
@@ -55,8 +56,22 @@ def assigner(
         anchors=tuple(level.anchors for level in maps),
         strides=tuple(level.stride for level in maps),
         iou_threshold=options.iou_t,
-        max_targets=options.max_targets,
     )
+
+
+def assigner_of_sizes(
+    network: str,
+    row: YOLORow,
+    size: tuple[int, int],
+    num_classes: int,
+    options: NetworkOptions,
+    sizes: Sequence[tuple[int, int]],
+) -> YOLOAssigner:
+    """As assigner(), also for further inputs; OptionError for one that does not suit the network."""
+    found = assigner(network, row, size, num_classes, options)
+    for other in sizes:
+        _check_size(network, customise(row, options), other)
+    return found
 
 
 def label_names(options: NetworkOptions) -> tuple[str, ...]:
@@ -81,11 +96,13 @@ def feature_maps(network: str, row: YOLORow, size: tuple[int, int], options: Net
 def levels(network: str, row: YOLORow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> list[Level]:
     """The maps of raw predictions; OptionError where the input or the anchors do not suit the network."""
     sections = customise(row, options)
-    _check_size(network, sections, size)
     try:
+        _check_size(network, sections, size)
         return darknet(mx.sym.var("data"), sections, num_classes, Layers(freeze=options.freeze))
-    except ValueError as error:  # a .cfg that uses predictions for something else, and their number has changed
-        raise OptionError(f"--network {network}, for {num_classes} classes: {error}") from error
+    except ValueError as error:  # of a .cfg, with another width, or whose predictions something else reads
+        raise OptionError(
+            f"--network {network}, for {num_classes} classes and --width {options.width:g}: {error}"
+        ) from error
 
 
 def customise(row: YOLORow, options: NetworkOptions) -> Sections:
@@ -109,19 +126,13 @@ def _check_size(network: str, sections: Sections, size: tuple[int, int]) -> None
         )
 
 
-def by_anchor(raw: Symbol, anchors: int) -> Symbol:
-    """Raw predictions (B, anchors * values, h, w) as (B, anchors, h, w, values)."""
-    net = mx.sym.reshape(raw, shape=(0, -4, anchors, -1, 0, 0))  # (B, anchors, values, h, w)
-    return mx.sym.transpose(net, axes=(0, 1, 3, 4, 2))
-
-
 def decode(level: Level) -> Symbol:
     """Boxes and probabilities (B, anchors * h * w, 5 + C) of a map, in the order anchor, y, x.
 
     Values: centre x, y, width, height in pixels of the input, objectness, probability of each class (not multiplied by
     the objectness). Source: YOLOv3, section 2.1 and figure 2.
     """
-    net = by_anchor(level.symbol, len(level.anchors))  # (B, n, h, w, 5 + C)
+    net = by_anchor(level.symbol, anchors=len(level.anchors))  # (B, n, h, w, 5 + C)
     x, y, w, h = (mx.sym.slice_axis(net, axis=4, begin=k, end=k + 1) for k in range(4))  # (B, n, h, w, 1)
     cell_x = mx.sym.reshape(mx.sym.contrib.arange_like(level.symbol, axis=3), shape=(1, 1, 1, -1, 1))
     cell_y = mx.sym.reshape(mx.sym.contrib.arange_like(level.symbol, axis=2), shape=(1, 1, -1, 1, 1))
@@ -154,6 +165,9 @@ def detection_symbol(
     maps: list[Level], size: tuple[int, int], num_classes: int, options: NetworkOptions, name: str = "detection"
 ) -> Symbol:
     """det (B, N, 6) rows [id, score, xmin, ymin, xmax, ymax], best first; corners in [0, 1] of the input."""
+    unknown = [number for number in options.only_classes if number >= num_classes]
+    if unknown:
+        raise OptionError(f"--only-classes {unknown[0]}: the ids of {num_classes} classes are 0 to {num_classes - 1}")
     boxes = mx.sym.concat(*(decode(level) for level in maps), dim=1)  # (B, A, 5 + C)
     if num_classes == 1:  # its class is not learned (no class loss), so the objectness alone is the score
         certain = mx.sym.ones_like(mx.sym.slice_axis(boxes, axis=2, begin=BOX_VALUES, end=None))

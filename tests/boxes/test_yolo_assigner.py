@@ -102,19 +102,19 @@ def test_objects_without_area_change_nothing(box: list[float]) -> None:
         np.testing.assert_array_equal(got[name], array)
 
 
-def test_more_targets_than_rows_name_the_option_and_lose_nothing() -> None:
+def test_more_targets_than_rows_are_an_error_and_lose_nothing() -> None:
     boxes = centres_to_corners(np.tile([0.5, 0.5, 0.3, 0.3], (100, 1)))
     rows = [len(rows_of(ASSIGNER(objects_of(boxes), SIZE), level)) for level in range(2)]
     assert 0 < max(rows) <= 300
     small = YOLOAssigner(ANCHORS, STRIDES, max_targets=max(rows) - 1)
-    with pytest.raises(AssignerError, match=f"100 objects make {max(rows)} targets .*--max-targets"):
+    with pytest.raises(AssignerError, match=f"100 objects make {max(rows)} targets .* for_objects"):
         small(objects_of(boxes), SIZE)
 
 
 def test_a_hundred_objects_fit_whatever_their_sizes() -> None:
     rng = np.random.default_rng(0)
     boxes = centres_to_corners(np.column_stack([rng.random((100, 2)), rng.uniform(0.01, 1, (100, 2))]))
-    everything = YOLOAssigner(ANCHORS, STRIDES, iou_threshold=0.0)
+    everything = YOLOAssigner(ANCHORS, STRIDES, iou_threshold=0.0, max_targets=1).for_objects(100)
     assert everything(objects_of(boxes), SIZE)["normaliser"].tolist() == [300, 300, 1]
 
 

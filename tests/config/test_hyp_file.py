@@ -39,6 +39,7 @@ def test_the_file_wins_over_the_preset_and_flags_win_over_it(hyp):
         ("anchors: 3\n", r"unknown key 'anchors' \(known: giou, cls"),
         ("giou: big\n", "giou is 'big', not a number"),
         ("giou: true\n", "giou is True, not a number"),
+        (f"giou: 1{'0' * 400}\n", "giou is 1000.*, not a number"),
         ("lrf: 0.1\n", "lrf is a part of lr0, which is missing"),
         ("- giou\n", "a list of `key: number` lines"),
         ("giou: !!python/object/apply:os.system [ls]\n", "not readable as YAML"),

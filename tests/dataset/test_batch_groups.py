@@ -7,6 +7,7 @@ from config.augment_options import TrainAugment
 from config.errors import DataError, OptionError
 from config.run import ENGINES
 from dataset.native_iterator import iterator_class
+from dataset.workers import WorkerPool
 from tests.dataset.test_iterator import COUNT, FIRST_ID, SIZE, assert_same, epoch_of, ids, write
 from tests.dataset.toy_assigner import ColumnAssigner
 
@@ -135,3 +136,18 @@ def test_many_open_batches_do_not_fill_the_socket(make):
 def test_wrong_options(make, options, message):
     with pytest.raises(OptionError, match=message):
         make(**options)
+
+
+def test_workers_never_get_more_tasks_than_their_socket_holds(make, monkeypatch):
+    """A group may have more batches than there is room for: both ends would wait for each other for ever."""
+    monkeypatch.setattr("dataset.workers.MAX_TASKS", 3)
+    submit, waiting = WorkerPool.submit, []
+
+    def counted(pool, *arguments):
+        submit(pool, *arguments)
+        waiting.append(sum(pool._open))
+
+    monkeypatch.setattr(WorkerPool, "submit", counted)
+    batches = list(make(workers=1, accumulate=BATCHES))
+    assert sorted(ids(batches)) == list(range(FIRST_ID, FIRST_ID + COUNT))
+    assert max(waiting) <= 3

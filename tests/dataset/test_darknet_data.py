@@ -43,6 +43,14 @@ def test_labels_become_corners_in_pixels(folder):
     assert len(data.images[1].objects) == 0
 
 
+def test_images_without_a_label_file_are_counted(folder, caplog):
+    YoloFolder(folder, ["valid"])
+    assert "no label file" not in caplog.text
+    YoloFolder(folder, ["train"])
+    assert "1 of 2 images have no label file" in caplog.text
+    assert str(folder / "images/train/b.jpg") in caplog.text
+
+
 @pytest.mark.parametrize(("sets", "count"), [([], 2), (["train"], 2), (["valid"], 1), (["train", "valid"], 3)])
 def test_a_data_file_names_lists_by_any_of_its_paths(folder, sets, count):
     data = YoloFolder(folder / "mine.data", sets)
@@ -61,6 +69,14 @@ def test_a_list_and_a_whole_folder(folder):
 def test_without_names_classes_are_numbered(folder):
     (folder / "mine.names").unlink()
     assert YoloFolder(folder).class_names == ("class0", "class1")
+
+
+def test_without_names_a_class_is_not_any_number(folder):
+    """Each class up to the highest gets a name."""
+    (folder / "mine.names").unlink()
+    (folder / "labels/valid/c.txt").write_text("20000 .5 .5 .1 .1\n")
+    with pytest.raises(DataError, match=r"c\.txt:1: .*the class is not one of 0 to 9999"):
+        YoloFolder(folder)
 
 
 def test_boxes_without_area_are_dropped_and_listed(folder):
@@ -113,6 +129,7 @@ def test_wrong_lists_and_data_files_are_named(folder):
         ("classes=2\nclasses=3\n", r"x\.data:2: .* is given twice"),
         ("train=a\n", r"x\.data: classes = ''"),
         ("classes=many\n", r"x\.data: classes = 'many'"),
+        ("classes=0000000019999\n", r"x\.data: classes = '0000000019999' is not the number of classes, 1 to 10000"),
     ],
 )
 def test_a_wrong_data_file_is_named_with_its_line(tmp_path, text, message):

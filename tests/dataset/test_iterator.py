@@ -282,10 +282,16 @@ def test_label_wider_than_max_objects(make):
 
 
 @both_engines
-def test_an_image_with_too_many_targets_is_named(make):
-    assigner = YOLOAssigner(anchors=(((16.0, 16.0),),), strides=(1,), iou_threshold=0.0, max_targets=2)
-    with pytest.raises(DataError, match="toy.rec, record 103: 3 objects make 3 targets .* raise --max-targets"):
-        epoch_of(make(assigner=assigner))
+def test_an_image_that_the_assigner_cannot_take_is_named(make):
+    with pytest.raises(DataError, match="toy.rec, record 103: 3 objects are too many"):
+        epoch_of(make(assigner=ToyAssigner(most=2)))
+
+
+@both_engines
+def test_an_assigner_gets_room_for_the_widest_record(make):
+    assigner = YOLOAssigner(anchors=(((16.0, 16.0), (8.0, 8.0)),), strides=(1,), iou_threshold=0.0, max_targets=1)
+    assert dict(make(assigner=assigner).provide_label)["yolo_target"][1:3] == (1, 3 * 2)
+    assert dict(make(assigner=assigner, max_objects=9).provide_label)["yolo_target"][1:3] == (1, 9 * 2)
 
 
 @both_engines

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from boxes.assigners import AssignerError
+
 IGNORED = -7.0
 
 
@@ -13,10 +15,13 @@ class ToyAssigner:
     """Counts objects; says whether its process knows mxnet, and can take long or fail."""
 
     fail: bool = False
+    most: int = 100
 
     def __call__(self, objects, size):
         if self.fail:
             raise KeyError("a bug in the assigner")
+        if len(objects) > self.most:
+            raise AssignerError(f"{len(objects)} objects are too many")
         return {
             "ids": np.resize(objects[:, 0] if len(objects) else -1, (4, 2)).astype(np.float32),
             "knows_mxnet": np.array([any(name.split(".")[0] == "mxnet" for name in sys.modules)], np.float32),

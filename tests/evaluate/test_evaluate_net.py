@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from config.detection_options import given_detection
 from config.errors import CheckpointError, DataError, OptionError
-from config.run import TrainOptions
+from config.options import parse_options
+from config.run import EvaluateOptions, TrainOptions
 from config.runtime import mx
 from evaluate.coco_metric import STAT_NAMES
 from evaluate.evaluate_net import evaluate_net
@@ -262,3 +264,9 @@ def test_a_list_replaces_the_labels(trained, tmp_path):
     path.write_text("".join(f"{k}\t2\t6\t0\t0.1\t0.1\t0.9\t0.9\t0\t{k}.png\n" for k in range(IMAGES)))
     evaluation = evaluate_net(load_checkpoint(prefix), record, CPU, workers=0, list_path=str(path))
     assert [one.npos for one in evaluation.result.classes] == [IMAGES, 0, 0]
+
+
+def test_filters_of_yolo_can_be_given_when_it_is_evaluated():
+    words = ["--no-multi-label", "--only-classes", "0,2", "--min-box", "4"]
+    given = given_detection(parse_options(EvaluateOptions, words, ""))
+    assert given == {"multi_label": False, "only_classes": (0, 2), "min_box": 4.0}

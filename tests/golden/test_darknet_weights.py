@@ -26,7 +26,9 @@ def test_cfg_and_weights_give_the_outputs_of_the_original(case, tmp_path):
     arg, aux = darknet.rename(darknet.read(weights), network, {})
     maps = levels(network, find_yolo_row(network), tuple(args["input_hw"]), args["num_classes"], NetworkOptions())
     for k, level in enumerate(maps):
-        found = run(by_anchor(level.symbol, len(level.anchors)), {**arg, **aux, "data": case.formula_input("input")})
+        found = run(
+            by_anchor(level.symbol, anchors=len(level.anchors)), {**arg, **aux, "data": case.formula_input("input")}
+        )
         assert_close(case, f"p{k}", found[0])
 
 

@@ -51,7 +51,7 @@ def run(symbol: Any, arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
 @pytest.mark.parametrize("case", cases("yolov3spp_forward"), ids=str)
 def test_forward(case: Case) -> None:
     levels = yolo.levels(case)
-    raw = {f"p{k}": by_anchor(level.symbol, len(level.anchors)) for k, level in enumerate(levels)}
+    raw = {f"p{k}": by_anchor(level.symbol, anchors=len(level.anchors)) for k, level in enumerate(levels)}
     wanted = raw | {"io": mx.sym.concat(*map(decode, levels), dim=1)}
     internals = mx.sym.Group(list(wanted.values())).get_internals()
     outputs = internals.list_outputs()
@@ -76,7 +76,9 @@ def test_forward(case: Case) -> None:
 @pytest.mark.parametrize("case", cases("yolo_decode"), ids=str)
 def test_decode(case: Case) -> None:
     level = Level(mx.sym.var("raw"), tuple(map(tuple, case.args["anchors_px"])), case.args["stride"])
-    p, io = run(mx.sym.Group([by_anchor(level.symbol, len(level.anchors)), decode(level)]), {"raw": case["raw"]})
+    p, io = run(
+        mx.sym.Group([by_anchor(level.symbol, anchors=len(level.anchors)), decode(level)]), {"raw": case["raw"]}
+    )
     assert_outputs(case, {"p": p, "io": io})
 
 

@@ -278,3 +278,21 @@ def test_a_class_filter_leaves_the_other_detections_as_they_are(multi_label: boo
     wanted = every[np.isin(every[:, 0], (0, 2))]
     assert len(wanted)
     np.testing.assert_array_equal(some[some[:, 0] >= 0], wanted)
+
+
+def test_a_class_filter_of_no_class_is_refused() -> None:
+    with pytest.raises(OptionError, match=f"--only-classes {CLASSES}: the ids of {CLASSES} classes are 0 to"):
+        get_symbol(NETWORK, SMALLEST, CLASSES, only_classes=(0, CLASSES))
+
+
+def test_a_further_input_that_does_not_suit_the_network_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"data shape 64,80: .* multiples of 32"):
+        get_assigner(NETWORK, 64, CLASSES, sizes=((96, 96), (64, 80)))
+
+
+def test_a_width_that_makes_a_cfg_too_large_is_named() -> None:
+    sections = ["[net]", "[convolutional]\nfilters=9000\nsize=1", "[convolutional]\nfilters=6\nsize=1"]
+    cfg = "\n".join([*sections, "[yolo]\nmask=0\nanchors=10,13\nclasses=1\n"])
+    get_symbol("darknet:wide.cfg", 64, 1, darknet_cfg=cfg)
+    with pytest.raises(OptionError, match=r"--network darknet:wide\.cfg, .*--width 2: section 0, .*18000 channels"):
+        get_symbol("darknet:wide.cfg", 64, 1, darknet_cfg=cfg, width=2.0)

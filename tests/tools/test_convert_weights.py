@@ -112,3 +112,9 @@ def test_every_source_of_the_table_has_its_reader():
     for source in convert_weights.SOURCES.values():
         with pytest.raises((CheckpointError, InstallError), match="nowhere"):  # torch may be missing
             source.read("nowhere-0001.params")
+
+
+def test_class_names_may_be_a_file(tmp_path):
+    (tmp_path / "mine.names").write_text("cell\n\nplatelet\n")
+    options = convert_weights.ConvertOptions(class_names=(str(tmp_path / "mine.names"),))
+    assert convert_weights._class_names(options, {}) == ("cell", "platelet")

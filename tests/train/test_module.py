@@ -11,7 +11,8 @@ from symbol.symbol_factory import get_symbol, get_symbol_train, label_names
 from tests.train.tiny import BATCH, CLASSES, NETWORK
 from train.module import DetectionModule
 from train.recipe import Recipe
-from train.train_net import without_det
+from train.schedule import WarmUp, WarmUpOfOthers
+from train.stages import without_det
 
 FREEZE_BATCH_NORM = ".*_(gamma|beta)"
 
@@ -131,6 +132,27 @@ def test_an_optimizer_state_that_does_not_fit_is_refused(batches, change, messag
         make_module(batch, state=change(module.optimizer_state()), parameters={"momentum": 0.9})
 
 
+def test_adam_with_weight_decay_takes_the_published_steps(batches):
+    """Adam (Kingma, Ba 2015, the last form of section 2) of the gradient plus decay times weight, as in PyTorch but for
+    the place of epsilon; mxnet leaves biases and batch norm's beta undecayed."""
+    rate, decay, beta1, beta2 = 0.01, 5e-4, 0.9, 0.999
+    module = make_module(batches()[0], optimizer="adam", parameters={"learning_rate": rate, "wd": decay})
+    name = "conv_12_conv2d_weight"
+    index = module._exec_group.param_names.index(name)
+    weight = weights(module)[name].astype(np.float64)
+    mean, variance = np.zeros_like(weight), np.zeros_like(weight)
+    for step_number, batch in enumerate(batches(), start=1):
+        step(module, batch)
+        gradient = module._exec_group.grad_arrays[index][0].asnumpy() + decay * weight
+        mean = beta1 * mean + (1 - beta1) * gradient
+        variance = beta2 * variance + (1 - beta2) * gradient**2
+        unbiased_rate = rate * np.sqrt(1 - beta2**step_number) / (1 - beta1**step_number)
+        weight = weight - unbiased_rate * mean / (np.sqrt(variance) + 1e-8)
+        found = weights(module)[name]
+        np.testing.assert_allclose(found, weight, atol=1e-4 * rate, rtol=1e-4)
+        weight = found.astype(np.float64)
+
+
 def test_moving_averages_are_read_after_the_batch_that_changed_them(batches):
     """mxnet 1.9.1 updates them in BatchNorm's backward behind the engine's back."""
     batch = batches()[0]
@@ -190,3 +212,14 @@ def test_score_stops_after_the_batches_asked_for(batches, records):
         ("rows", BATCH)
     ]
     assert [param.nbatch for param in ended] == [1]
+
+
+def test_a_warm_up_from_momentum_0_ends_with_momentum(batches):
+    batch = batches()[0]
+    recipe = Recipe(before_update=WarmUpOfOthers(WarmUp(3, 0.5), 0.0, 0.9, None))
+    module = make_module(batch, parameters={"momentum": 0.9}, recipe=recipe)
+    for _ in range(4):
+        step(module, batch)
+    assert module._optimizer.momentum == 0.9
+    assert len(module.optimizer_state()) == len(module._exec_group.param_names)
+    assert all(np.abs(array).max() > 0 for array in module.optimizer_state().values())

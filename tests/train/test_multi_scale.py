@@ -107,3 +107,20 @@ def test_anchors_at_fixed_steps_are_refused():
         with pytest.raises(OptionError, match=r"vgg16_reduced have fixed steps at data shape 300,300.*--multi-scale"):
             get_assigner("vgg16_reduced", 300, 3, sizes=sizes, targets=targets)
     assert get_assigner("vgg16_reduced", 320, 3, sizes=input_sizes((320, 320), (1, 1.1)))
+
+
+def test_a_resumed_run_of_several_inputs_ends_with_the_same_bits(options, tmp_path):
+    """With accumulation, whose last group of an epoch is smaller, averages and a warm-up of everything, too."""
+    recipe = {
+        "multi_scale": (0.67, 1.5), "accumulate": 2, "ema": 0.9, "augment": "ssd", "val_path": "",
+        "warmup_epochs": 1.5, "warmup_momentum": 0.5, "warmup_bias_lr": 0.1,
+    }  # fmt: skip
+    for name, ends in (("whole", (2,)), ("parts", (1, 2))):
+        for end in ends:
+            resume = "auto" if end > 1 and len(ends) > 1 else "-1"
+            train_net(options(prefix=str(tmp_path / name), end_epoch=end, resume=resume, **recipe))
+    for kind in ("params", "optim.params"):
+        whole, parts = (mx.nd.load(str(tmp_path / f"{name}-0002.{kind}")) for name in ("whole", "parts"))
+        assert whole.keys() == parts.keys()
+        for name, array in whole.items():
+            np.testing.assert_array_equal(array.asnumpy(), parts[name].asnumpy(), err_msg=name)

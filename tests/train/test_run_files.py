@@ -89,6 +89,7 @@ def record(epoch, train, validation):
             record(2, {"CrossEntropy": 0.5, "late": 1.0}, {"mAP": 0.6, "late": 0.1}),
         ],
         [record(1, {"CrossEntropy": 1.0}, {"mAP": 0.5}), record(2, {"CrossEntropy": 1.0}, {})],
+        [record(1, {"CrossEntropy": 1.0}, {"mAP": 0.5}) | {"validation_loss": {"CrossEntropy": 2.0}}],
     ],
 )
 def test_curves_are_drawn_whatever_was_measured(tmp_path, records):

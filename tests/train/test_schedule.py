@@ -72,6 +72,12 @@ def test_warm_up_rises_linearly_from_zero():
     np.testing.assert_allclose(curve({"warmup_epochs": 2, "lr_factor": 1.0})[-60:], 0.5)
 
 
+def test_steps_each_few_epochs_fall_with_their_first_batch():
+    found = curve({"lr_schedule": "step_epochs", "lr_step_epochs": 3, "lr_factor": 0.1})
+    np.testing.assert_allclose(found, np.repeat([0.5, 0.05, 0.005], [30, 30, 20]))
+    np.testing.assert_array_equal(curve({"lr_schedule": "step_epochs", "lr_factor": 2.0}), 0.5)  # no factor raises it
+
+
 def test_cosine_ends_at_its_final_rate():
     found = curve({"lr_schedule": "cosine", "lr_final": 0.1, "warmup_epochs": 1})
     progress = (np.arange(1, 81) - 10) / 70
@@ -89,6 +95,7 @@ def test_cosine_ends_at_its_final_rate():
         {"lr_schedule": "cosine", "warmup_epochs": 2.5},
         {"lr_factor": 1.0, "warmup_epochs": 3},
         {"lr_schedule": "cosine_epochs", "warmup_epochs": 1, "warmup_factor": 0.1},
+        {"lr_schedule": "step_epochs", "lr_step_epochs": 2, "lr_factor": 0.5},
     ],
 )
 @pytest.mark.parametrize("begin_epoch", [1, 2, 3, 5, 7])

@@ -10,6 +10,7 @@ import pytest
 from config.errors import CheckpointError, OptionError
 from tests.train.tiny import metrics, write_record
 from train.checkpoint import list_epochs, load_checkpoint, params_path
+from train.stages import make_stages
 from train.start import find_start
 from train.train_net import train_net
 
@@ -157,10 +158,10 @@ def test_weights_of_another_network_are_refused(options, finished_run):
     other = options(network="vgg16_reduced", width=1.0, taps=(), extra_filters=None, anchor_sizes="", anchor_ratios="",
                     data_shape=(300,), pretrained=str(finished_run / "t"), epoch=1)  # fmt: skip
     with pytest.raises(CheckpointError, match="none of its .* parameters fits --network vgg16_reduced"):
-        find_start(other, ("a", "b", "c"), "0")
+        find_start(make_stages(other, ("a", "b", "c")))
 
 
 def test_pretrained_weights_start_a_run_with_the_other_matching_rule(options, finished_run):
     run = options(pretrained=str(finished_run / "t"), epoch=2, targets="mxnet")
-    start = find_start(run, ("red", "green", "blue"), "")
+    start = find_start(make_stages(run, ("red", "green", "blue")))
     assert start.arg_params.keys() == load_checkpoint(run.pretrained, 2).arg_params.keys()

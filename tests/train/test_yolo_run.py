@@ -14,7 +14,7 @@ from symbol.darknet_cfg import format_cfg
 from symbol.darknet_sections import with_width
 from symbol.registry import YOLO_NETWORKS
 from tests.deploy.tiny import picture
-from tests.train.tiny import CLASSES, metrics
+from tests.train.tiny import CLASSES, metrics, write_record
 from train.checkpoint import load_checkpoint
 from train.train_net import train_net
 
@@ -65,3 +65,34 @@ def test_the_exported_model_detects_as_the_checkpoint_does(run: TrainOptions, tm
     assert len(found[0])
     np.testing.assert_array_equal(*found)
     assert set(found[0][:, 0]) <= set(range(len(CLASSES)))
+
+
+def test_two_stages_with_the_loss_of_rectangular_validation(tmp_path: Path) -> None:
+    """Wide and tall images; the frozen body's moving averages stay in the first stage."""
+    shapes = ((64, 96), (96, 64))
+    options = TrainOptions(
+        network="yolov3_tiny",
+        width=0.125,
+        data_shape=(96,),
+        train_path=write_record(tmp_path / "train.rec", 8, 1, shapes=shapes),
+        val_path=write_record(tmp_path / "val.rec", 6, 2, shapes=shapes),
+        batch_size=4,
+        freeze_epochs=1,
+        freeze_batch_size=2,
+        workers=0,
+        augment="none",
+        resize_mode="letterbox",
+        rect_val=True,
+        val_loss=True,
+        prefix=str(tmp_path / "run"),
+        end_epoch=2,
+    )
+    train_net(options)
+    first, second = metrics(options.prefix)
+    assert [first["num_update"], second["num_update"]] == [4, 6]
+    assert list(first["validation_loss"]) == list(second["validation_loss"]) == ["box_loss", "obj_loss", "cls_loss"]
+    assert 0 < sum(second["validation_loss"].values()) < sum(first["validation_loss"].values())
+    averages = [load_checkpoint(options.prefix, epoch).aux_params for epoch in (1, 2)]
+    name = next(name for name in averages[0] if name.startswith("body_0_") and name.endswith("mean"))
+    assert not averages[0][name].asnumpy().any()  # as initialised
+    assert averages[1][name].asnumpy().any()
