@@ -59,6 +59,7 @@ OPERATORS = frozenset(
         "floor",
         "gather_nd",
         "max",
+        "mean",
         "min",
         "ones_like",
         "relu",

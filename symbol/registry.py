@@ -233,8 +233,8 @@ EFFDET_NETWORKS: dict[str, EffDetRow] = {
     "efficientdet_d6": EffDetRow(_B6, 1280, channels=384, cells=8, head_layers=5, attention=False),
     "efficientdet_d7": EffDetRow(_B6, 1536, channels=384, cells=8, head_layers=5, attention=False, anchor_scale=5.0),
     "efficientdet_d7x": EffDetRow(_B7, 1536, channels=384, cells=8, head_layers=5, attention=False, levels=6),
-    "efficientdet_mini": EffDetRow(EfficientNet(0.5, 0.5), 384, channels=32, cells=2, head_layers=2),
-    "efficientdet_small": EffDetRow(EfficientNet(0.5, 1.0), 384, channels=48, cells=2, head_layers=3),
+    "efficientdet_mini": EffDetRow(EfficientNet(0.25, 0.5), 384, channels=32, cells=2, head_layers=2),
+    "efficientdet_small": EffDetRow(EfficientNet(0.5, 0.5), 384, channels=48, cells=2, head_layers=3),
 }
 
 

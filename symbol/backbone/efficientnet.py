@@ -104,7 +104,9 @@ def _block(data: Symbol, layers: Layers, name: str, block: Stage, channels: int,
 
 def _squeeze_excitation(data: Symbol, layers: Layers, name: str, channels: int, squeezed: int) -> Symbol:
     """Each channel times a weight that the means of all channels decide (Hu et al. 2018, section 3)."""
-    net = mx.sym.Pooling(data, pool_type="avg", global_pool=True, kernel=(1, 1), name=f"{name}_pool")  # (N, C, 1, 1)
+    net = mx.sym.mean(data, axis=(2, 3), keepdims=True, name=f"{name}_mean")  # (N, C, 1, 1)
     net = swish(layers.conv(net, f"{name}_reduce", squeezed, 1), f"{name}_swish")
     net = layers.conv(net, f"{name}_expand", channels, 1)
-    return mx.sym.broadcast_mul(data, mx.sym.Activation(net, act_type="sigmoid", name=f"{name}_sigmoid"))
+    net = mx.sym.Activation(net, act_type="sigmoid", name=f"{name}_sigmoid")
+    # Means and equal numbers in full size, as the gradients of global pooling and of broadcast_mul are slow.
+    return mx.sym.elemwise_mul(data, mx.sym.broadcast_like(net, data, name=f"{name}_spread"), name=name)

@@ -42,8 +42,8 @@ COUNTS = {
     "efficientdet_d6": (49104, 51.629),
     "efficientdet_d7": (49104, 51.629),
     "efficientdet_d7x": (49140, 76.905),
-    "efficientdet_mini": (49104, 0.611),
-    "efficientdet_small": (49104, 1.075),
+    "efficientdet_mini": (49104, 0.22),
+    "efficientdet_small": (49104, 0.661),
 }
 
 
