@@ -108,7 +108,8 @@ def test_names_with_the_prefix_of_data_parallel_and_plain_convolutions(case):
 
 
 def test_heads_of_other_classes_are_missing_with_their_shapes(convert, capsys):
-    state = {"_conv_stem.weight": np.zeros((16, 3, 3, 3)), "classifier.header.pointwise_conv.conv.bias": np.zeros(63)}
+    stem = np.zeros((EFFDET_NETWORKS["efficientdet_mini"].body.stem, 3, 3, 3))
+    state = {"_conv_stem.weight": stem, "classifier.header.pointwise_conv.conv.bias": np.zeros(63)}
     convert(state, "--network", "efficientdet_mini", "--num-class", "3")
     assert "cls_pred_pointwise_bias (shape (63,) in the file, (27,) in the network)" in capsys.readouterr().out
     convert(state, "--network", "efficientdet_mini")
