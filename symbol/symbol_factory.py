@@ -82,9 +82,6 @@ def get_assigner(
         family, wanted = _wanted(network, data_shape, num_classes, options)
         if sizes:
             return family.assigner_of_sizes(*wanted, sizes)
-        if family is efficientdet:
-            for other in sizes:
-                efficientdet.check_size(network, EFFDET_NETWORKS[network], other)
         return family.assigner(*wanted)
 
 

@@ -70,6 +70,20 @@ def assigner(
     return EffDetAssigner(options.pos_iou, options.neg_iou, anchor_scale(row, options), row.levels)
 
 
+def assigner_of_sizes(
+    network: str,
+    row: EffDetRow,
+    size: tuple[int, int],
+    num_classes: int,
+    options: NetworkOptions,
+    sizes: Sequence[tuple[int, int]],
+) -> EffDetAssigner:
+    """As assigner(), also for further inputs; OptionError for one that does not suit the network."""
+    for other in sizes:
+        check_size(network, row, other)
+    return assigner(network, row, size, num_classes, options)
+
+
 def label_names(options: NetworkOptions) -> tuple[str, ...]:
     """Names of the labels that `training` reads."""
     del options
