@@ -6,6 +6,22 @@ from config.effdet_options import EffDetOptions
 from config.options import option
 from config.yolo_options import YOLOOptions
 
+# Options of SSD's networks alone; with another family they are refused.
+SSD_OPTIONS = frozenset(
+    {
+        "targets",
+        "taps",
+        "extra_filters",
+        "anchor_sizes",
+        "anchor_ratios",
+        "overlap_threshold",
+        "negative_mining_ratio",
+        "min_neg_samples",
+        "variances",
+        "post_process",
+    }
+)
+
 
 @dataclass(frozen=True)
 class NetworkOptions(YOLOOptions, EffDetOptions):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from boxes.effdet_anchors import PER_CELL, RATIOS, SCALES, STRIDES
 from boxes.effdet_assigner import EffDetAssigner
 from config.errors import OptionError
-from config.network_options import NetworkOptions
+from config.network_options import SSD_OPTIONS, NetworkOptions
 from config.runtime import mx
 from config.yolo_options import YOLOOptions
 from symbol.backbone.efficientnet import efficientnet
@@ -25,22 +25,7 @@ BOX_VALUES = 4
 # Words of the option freeze: EfficientNet; all but the class and the box net.
 FREEZE = {"body": "body_", "all-but-heads": "(?!cls_|box_)"}
 # Options of other families; given with one of these networks they are refused.
-UNUSED = frozenset(
-    {
-        "targets",
-        "width",
-        "taps",
-        "extra_filters",
-        "anchor_sizes",
-        "anchor_ratios",
-        "overlap_threshold",
-        "negative_mining_ratio",
-        "min_neg_samples",
-        "variances",
-        "post_process",
-        *(field.name for field in dataclasses.fields(YOLOOptions)),
-    }
-)
+UNUSED = SSD_OPTIONS | {"width"} | {field.name for field in dataclasses.fields(YOLOOptions)}
 
 
 class Heads(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from boxes.yolo_assigner import YOLOAssigner
 from config.effdet_options import EffDetOptions
 from config.errors import OptionError
-from config.network_options import NetworkOptions
+from config.network_options import SSD_OPTIONS, NetworkOptions
 from config.runtime import mx
 from symbol.backbone.darknet import Level, darknet
 from symbol.darknet_cfg import parse_anchors
@@ -20,22 +20,7 @@ from symbol.yolo_losses import LABELS, by_anchor, yolo_losses
 # Words of the option freeze: Darknet-53, or what lies before the heads; all but the predicting convolutions.
 FREEZE = {"body": r"body_\d+_", "all-but-heads": r"(?!pred_\d+_)"}
 # Options of other families; given with one of these networks they are refused.
-UNUSED = frozenset(
-    {
-        "targets",
-        "taps",
-        "extra_filters",
-        "anchor_sizes",
-        "anchor_ratios",
-        "overlap_threshold",
-        "negative_mining_ratio",
-        "min_neg_samples",
-        "loc_weight",
-        "variances",
-        "post_process",
-        *(field.name for field in dataclasses.fields(EffDetOptions)),
-    }
-)
+UNUSED = SSD_OPTIONS | {"loc_weight"} | {field.name for field in dataclasses.fields(EffDetOptions)}
 
 
 def training(network: str, row: YOLORow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> Symbol:
