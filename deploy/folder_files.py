@@ -1,5 +1,6 @@
 """The files of a model folder, read without mxnet: what they are called, the manifest, and whether they are whole."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,32 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 def verify_file(path: Path, record: FileRecord) -> None:
     """CheckpointError unless the file has the size and sha256 of its record."""
+    _check_size(path, record)
+    if file_sha256(path) != record.sha256:
+        raise _damaged(path)
+
+
+def read_verified(folder: str | Path, name: str, manifest: Manifest) -> bytes:
+    """The bytes of a file of a model folder; CheckpointError unless they are those that the manifest describes."""
+    path, record = Path(folder, name), manifest.files[name]
+    _check_size(path, record)
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != record.sha256:
+        raise _damaged(path)
+    return content
+
+
+def _check_size(path: Path, record: FileRecord) -> None:
     if not path.is_file():
         raise CheckpointError(f"{path}: missing, the model folder is incomplete; export the model again")
-    size = path.stat().st_size
-    if size != record.size or file_sha256(path) != record.sha256:
-        raise CheckpointError(
-            f"{path}: damaged (its size or sha256 is not that of {MANIFEST}); copy or export the model again"
-        )
+    if path.stat().st_size != record.size:
+        raise _damaged(path)
+
+
+def _damaged(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: damaged (its size or sha256 is not that of {MANIFEST}); copy or export the model again"
+    )
 
 
 def check_options(manifest: Manifest, path: str | Path, epoch: int | str, detection_options: dict[str, Any]) -> None:
