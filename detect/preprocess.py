@@ -110,7 +110,7 @@ def _decoded(content: bytes, name: str) -> np.ndarray:
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
         reason = "its format is unknown" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise DataError(f"{name}: not a sound image ({reason}); give a whole {', '.join(FORMATS)}") from error
-    return cv2.cvtColor(decode(content, name), cv2.COLOR_BGR2RGB)
+    return decode(content, name, rgb=True)
 
 
 def _checked_pixels(pixels: Any, name: str) -> np.ndarray:
