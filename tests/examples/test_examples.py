@@ -1,5 +1,6 @@
 """The scripts of examples/ need nothing of this project, and find what Detector finds."""
 
+import ast
 import dataclasses
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from config.opencv import cv2
 from deploy.export import inference_model, model_from_checkpoint
 from deploy.model_folder import write_model_folder
 from detect.detector import Detector
@@ -63,3 +65,16 @@ def test_onnxruntime_alone(checkpoint, tmp_path, manifest, size):
     (tmp_path / "a.png").write_bytes(encode_image(picture(3, *size), ".png"))
     expected = Detector(folder, threshold=float(LOWEST), engine="onnxruntime").detect(tmp_path / "a.png")
     _agree(_found("detect_onnxruntime.py", folder, tmp_path / "a.png", tmp_path), expected)
+
+
+def test_the_resize_without_opencv_is_that_of_opencv():
+    tree = ast.parse((EXAMPLES / "detect_onnxruntime.py").read_text("utf-8"))
+    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    functions = {"np": np}
+    exec(compile(tree, "functions", "exec"), functions)
+    image = picture(0, 120, 160)
+    for height, width in ((72, 96), (75, 75), (104, 104), (175, 225), (120, 160), (60, 80), (1, 300)):
+        found, expected = functions["resize"](image, height, width), cv2.resize(image, (width, height))
+        difference = np.abs(found.astype(int) - expected)
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 0.01
