@@ -18,3 +18,5 @@ class DeployOptions(DetectionOptions, ExpectedModel):
     )
     output: str = option("", "folder to write (default: PREFIX-deploy)", "output")
     dtype: str = option("float32", "number format of the weights; float32 only so far", "output")
+    onnx: bool = option(False, "write model.onnx, too: the same network for ONNX Runtime and OpenVINO", "onnx")
+    onnx_batch: int = option(0, "images that model.onnx takes at a time; 0 = any number", "onnx", minimum=0)

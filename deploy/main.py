@@ -16,9 +16,12 @@ def main(argv: list[str]) -> int:
     """Parses the options, writes the model folder and prints what it holds."""
     options = parse_options(DeployOptions, argv, "Export a checkpoint as a model folder that Detector and demo.py run.")
     _check_dtype(options.dtype)
+    if options.onnx_batch and not options.onnx:
+        raise OptionError(f"--onnx-batch {options.onnx_batch}: is for --onnx; give that as well, or leave it out")
     threads.configure()
     from deploy.export import model_from_checkpoint
     from deploy.model_folder import write_model_folder
+    from deploy.onnx_file import onnx_files
     from train.checkpoint import load_checkpoint
     from train.expected_model import check_model
 
@@ -28,7 +31,8 @@ def main(argv: list[str]) -> int:
     folder = options.output or f"{options.prefix}-deploy"
     chosen = given_detection(options)
     model = model_from_checkpoint(checkpoint, data_shape=options.data_shape, **chosen)
-    manifest = write_model_folder(folder, model)
+    more = onnx_files(model, options.onnx_batch) if options.onnx else {}
+    manifest = write_model_folder(folder, model, more)
     post, (height, width) = manifest.postprocessing, manifest.size
     print(f"{folder}: {manifest.network}, epoch {manifest.source.epoch} of {manifest.source.prefix}")
     print(f"  input {height} x {width} (height x width), {len(manifest.class_names)} classes")
