@@ -34,7 +34,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks import inference_report
-from benchmarks.common import machine
 from benchmarks.inference_engines import END_TO_END_CANDIDATES, NETWORK_CANDIDATES, TORCH_PARAMS, Candidate
 from benchmarks.inference_report import END_TO_END, NETWORK, Cell, Setting
 from config.errors import OptionError, run_command
@@ -140,7 +139,7 @@ def measure(setting: Setting, candidates: Sequence[Candidate], options: Inferenc
     for worker in workers:
         worker.wait()
     rounds: dict[str, list[list[float]]] = {worker.candidate.name: [] for worker in workers}
-    started, load = time.time(), machine()
+    started, load = time.time(), f"load average {os.getloadavg()[0]:.1f}"
     for number in range(options.rounds):
         for worker in workers if number % 2 == 0 else reversed(workers):
             seconds = turn(worker, options.seconds)

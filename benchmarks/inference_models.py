@@ -25,6 +25,7 @@ from detect.preprocess import read_image, write_input
 from symbol.symbol_factory import get_symbol
 
 CANDIDATES = 200  # boxes of an image above the score threshold, in the mean
+BIAS_SPREAD = 0.01  # standard deviation of betas and biases
 SPREAD = 1.0  # standard deviation of raw predictions
 Params = dict[str, Any]
 Logits = Callable[[Sequence[np.ndarray], int], np.ndarray]
@@ -184,7 +185,7 @@ def _manifest(network: Network) -> Manifest:
 
 
 def _random_weights(symbol: mx.sym.Symbol, shape: tuple[int, ...], seed: int) -> tuple[Params, Params]:
-    """He's normal weights (He et al. 2015), gamma 1, beta and biases 0; learnt scales as the symbol says."""
+    """He's normal weights (He et al. 2015), small betas and biases; gamma 1, learnt scales as the symbol says."""
     rng = np.random.default_rng(seed)
     arg_shapes, _, aux_shapes = symbol.infer_shape(data=shape)
     attributes = symbol.attr_dict()
@@ -195,7 +196,9 @@ def _random_weights(symbol: mx.sym.Symbol, shape: tuple[int, ...], seed: int) ->
         value: np.ndarray = np.zeros(shape)
         if name.endswith("_weight"):
             value = rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
-        elif "_bias" not in name and "_beta" not in name:
+        elif name.endswith(("_bias", "_beta")):
+            value = rng.normal(0, BIAS_SPREAD, shape)
+        else:
             start = json.loads(attributes.get(name, {}).get("__init__", '["constant", {"value": 1}]'))
             value += start[1].get("value", 1.0)
         arg_params[name] = mx.nd.array(value)
