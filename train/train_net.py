@@ -28,6 +28,7 @@ from symbol.symbol_factory import (
     get_symbol_train,
     input_size,
     label_names,
+    size_multiple,
 )
 from train.callbacks import FiniteGuard, Progress
 from train.devices import check_batch_size, contexts
@@ -235,7 +236,7 @@ def _iterators(
         "num_classes": num_classes,
         "workers": options.workers,
     }
-    sizes = input_sizes(input_size(options.data_shape), options.multi_scale)
+    sizes = input_sizes(input_size(options.data_shape), options.multi_scale, size_multiple(options.network))
     assigner = get_assigner(options.network, options.data_shape, num_classes, sizes=sizes, **network_options(options))
     kind = iterator_class(options.engine)
     train = kind(
