@@ -21,6 +21,12 @@ class DemoOptions(ClassicDemoOptions):
         aliases=("gpu",),
     )
     cpu: bool = option(False, "run on the CPU whatever --gpus says", "model")
+    engine: str = option(
+        "auto",
+        "what runs the network; auto = mxnet for checkpoints and GPUs, else the fastest one that is installed",
+        "model",
+        choices=("auto", "mxnet", "onnxruntime", "openvino"),
+    )
     images: str = option("", "files, folders and globs, apart by commas", "images")
     dir: str = option("", "folder put before each of the images; alone: its images", "images")
     ext: str = option("", "extension put after each of the images", "images")

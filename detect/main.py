@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     images = find_images([*words, options.images], options.dir, options.ext)
     jobs = _plan(images, options)
     threads.configure()
-    from train.run_files import log_to_terminal
+    from config.terminal_log import log_to_terminal
 
     log_to_terminal()
     detector = _load(options)
@@ -71,14 +71,14 @@ def main(argv: list[str]) -> int:
 def _load(options: DemoOptions) -> "Detector":
     """The detector of the options, which is the model that they expect; heat maps need all of its boxes."""
     from detect.detector import Detector
-    from train.devices import contexts
     from train.expected_model import check_model
 
     detection = {name: getattr(options, name) for name in ("nms", "force") if getattr(options, name) is not None}
     detector = Detector(
         options.model,
         options.epoch,
-        ctx=contexts(DeviceOptions(gpus=options.gpus, cpu=options.cpu))[0],
+        engine=options.engine,
+        ctx=DeviceOptions(gpus=options.gpus, cpu=options.cpu),
         threshold=0.0 if options.heatmap else options.thresh,
         batch_size=options.batch_size,
         **detection,

@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
     options = parse_options(TrainOptions, argv, "Train a single-shot detector.", presets=True, files={"hyp": read_hyp})
     check_early(options)
     threads.configure(options.cpus)
-    from train.run_files import log_to_terminal
+    from config.terminal_log import log_to_terminal
     from train.train_net import train_net
 
     log_to_terminal()

@@ -12,30 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from tqdm import tqdm
-
 from config.errors import OptionError
 from config.options import to_mapping
 from config.run import TrainOptions
 from config.runtime import mx
 from dataset.files import write_atomically
 from dataset.sidecar import tool_version
-
-
-class _BarHandler(logging.Handler):
-    """Writes log lines to stderr above a progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
-
-
-def log_to_terminal() -> None:
-    """Sends the log to stderr, above progress bars; called by the commands."""
-    root = logging.getLogger()
-    root.setLevel(logging.INFO)
-    handler = _BarHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    root.addHandler(handler)
 
 
 @contextmanager
