@@ -15,6 +15,12 @@ class ServeOptions:
         None, "GPU to run on, the first of several; '' = the CPU (default: a usable one, else the CPU)", "model"
     )
     cpu: bool = option(False, "run on the CPU whatever --gpus says", "model")
+    engine: str = option(
+        "auto",
+        "what runs the network; auto = mxnet for checkpoints and GPUs, else the fastest one that is installed",
+        "model",
+        choices=("auto", "mxnet", "onnxruntime", "openvino"),
+    )
     thresh: float = option(
         0.5, "lowest score of an answer, unless a request says another", "model", minimum=0, maximum=1
     )

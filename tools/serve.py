@@ -7,14 +7,11 @@ GET / is a page on which to drop an image, GET /health what is served, GET /metr
 neither authentication nor encryption: by default only this machine is served.
 """
 
-import importlib
+import importlib.util
 import logging
-import signal
 import socket
-import sys
 from ipaddress import ip_address
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 if not __package__:
     importlib.import_module("as_module")
@@ -23,40 +20,48 @@ from config import threads
 from config.errors import InstallError, OptionError, run_command
 from config.options import parse_options
 from config.serve_options import ServeOptions
+from config.signals import exit_on_sigterm
+from config.terminal_log import log_to_terminal
 
 if TYPE_CHECKING:
     from detect.service.app import Service
 
 MEGA = 1_000_000
+LIBRARIES = ("starlette", "uvicorn", "prometheus_client")  # of the extra `serve`
 logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str]) -> None:
     """Serves until Ctrl-C or SIGTERM; the requests that are in progress then are still answered."""
     options = parse_options(ServeOptions, argv, "Serve a model over HTTP.")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        import uvicorn
-    except ImportError as error:
-        raise InstallError(f"{error.name} is not installed: pip install -e '.[serve]'") from error
+    _check_installed()
+    log_to_terminal()
     with bind(options.host, options.port) as listener:
         threads.configure()
-        signal.signal(signal.SIGTERM, _terminate)
-        service = _service(options)
-        config = uvicorn.Config(
-            service.app(),
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=round(2 * options.timeout + 1),
-        )
-        _announce(listener)
-        uvicorn.Server(config).run(sockets=[listener])
+        exit_on_sigterm()
+        _serve(_service(options), listener, round(2 * options.timeout) + 1)
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + signal.SIGTERM)
+def _check_installed() -> None:
+    for name in LIBRARIES:
+        if importlib.util.find_spec(name) is None:
+            raise InstallError(f"{name} is not installed: pip install -e '.[serve]'")
+
+
+def _serve(service: "Service", listener: socket.socket, patience: int) -> None:
+    """Serves until a signal, which is raised again when the last request is answered or `patience` seconds are over."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        service.app(),
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=patience,
+    )
+    _announce(listener)
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def bind(host: str, port: int) -> socket.socket:

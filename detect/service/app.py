@@ -64,6 +64,7 @@ class Service:
         self._metrics.describe(**{name: str(about[name]) for name in ("model", "network", "engine")})
         self._metrics.watch("detector_images_waiting", "Decoded images that wait", lambda: self._batcher.waiting)
         self._metrics.watch("detector_requests_in_progress", "Images in progress", lambda: self._in_progress)
+        self._metrics.watch_steps(runner.statistics)
         self._page = read_page()
 
     def app(self) -> Starlette:

@@ -13,6 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+from detect.statistics import StepStatistics
+
 Rows = np.ndarray
 WARM_UPS, TRIALS = 2, 3
 
@@ -24,6 +26,10 @@ class Detects(Protocol):
 
     def stream(self, images: Iterable[np.ndarray]) -> Iterator[Rows]:
         """Detections (n, 6) of one image after the other."""
+        ...
+
+    def statistics(self) -> dict[str, StepStatistics]:
+        """The figures of each step."""
         ...
 
 
@@ -54,6 +60,11 @@ class Runner:
         """Detections (n, 6) of each of at most batch_size images."""
         detector = self._several if self._several and len(images) >= self.least else self._single
         return list(detector.stream(images))
+
+    def statistics(self) -> dict[int, dict[str, StepStatistics]]:
+        """{size of the detector's batches: figures of its steps}."""
+        detectors = [self._single, self._several] if self._several else [self._single]
+        return {detector.batch_size: detector.statistics() for detector in detectors}
 
 
 def seconds_of(detector: Detects, images: Sequence[np.ndarray]) -> float:

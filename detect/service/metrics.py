@@ -1,7 +1,7 @@
 """What the service counts and measures, in the text format of Prometheus."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from prometheus_client import (
@@ -15,10 +15,16 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from detect.statistics import DECODING, StepStatistics
+
 __all__ = ["CONTENT_TYPE", "Measured", "Metrics"]
+Steps = Mapping[int, Mapping[str, StepStatistics]]
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -51,6 +57,10 @@ class Metrics:
         """Labels of the model."""
         self._info.info(labels)
 
+    def watch_steps(self, statistics: Callable[[], Steps]) -> None:
+        """Figures of the detectors' steps, asked for when they are read."""
+        self._registry.register(_StepCollector(statistics))
+
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A gauge that asks for its value."""
         Gauge(name, text, registry=self._registry).set_function(value)
@@ -74,6 +84,24 @@ class Metrics:
     def text(self) -> bytes:
         """All of them."""
         return generate_latest(self._registry)
+
+
+class _StepCollector(Collector):
+    """The latest runs of the steps, as Detector.statistics() has them."""
+
+    def __init__(self, statistics: Callable[[], Steps]) -> None:
+        self._statistics = statistics
+
+    def collect(self) -> Iterator[Metric]:
+        """Median and 99th percentile of each step."""
+        labels = ["batch_size", "step", "quantile"]
+        family = GaugeMetricFamily("detector_step_seconds", "Latest runs of a step of the detector", labels=labels)
+        for size, steps in self._statistics().items():
+            for step, figures in steps.items():
+                if figures.count and step != DECODING:  # images come decoded
+                    family.add_metric([str(size), step, "0.5"], figures.median)
+                    family.add_metric([str(size), step, "0.99"], figures.p99)
+        yield family
 
 
 class Measured:

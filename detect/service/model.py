@@ -11,7 +11,6 @@ from config.serve_options import ServeOptions
 from config.version import __version__
 from detect.detector import Detector
 from detect.service.batching import Runner
-from train.devices import contexts
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ def describe(options: ServeOptions, detector: Detector, runner: Runner) -> dict[
     return {
         "model": Path(options.model).name,
         "network": detector.manifest.network,
-        "engine": "mxnet",
+        "engine": detector.engine,
         "input": detector.manifest.size,
         "version": __version__,
         "batches": {
@@ -44,8 +43,10 @@ def describe(options: ServeOptions, detector: Detector, runner: Runner) -> dict[
 
 
 def _load(options: ServeOptions, batch_size: int) -> Detector:
-    device = contexts(DeviceOptions(gpus=options.gpus, cpu=options.cpu))[0]
-    return Detector(options.model, options.epoch, ctx=device, threshold=0.0, batch_size=batch_size)
+    device = DeviceOptions(gpus=options.gpus, cpu=options.cpu)
+    return Detector(
+        options.model, options.epoch, engine=options.engine, ctx=device, threshold=0.0, batch_size=batch_size
+    )
 
 
 def _about_batches(runner: Runner) -> str:

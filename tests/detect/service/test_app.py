@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import math
 import re
 import threading
 import time
@@ -21,6 +22,7 @@ from detect.draw import draw
 from detect.preprocess import encode_image, read_image
 from detect.service.app import Limits, Service
 from detect.service.model import describe, load_runner
+from detect.statistics import StepStatistics
 from tests.deploy.tiny import CLASSES, picture, save_tiny
 
 LIMITS = Limits(max_bytes=100_000, max_pixels=50_000, queue=8, timeout=20.0, workers=2, max_wait=0.0)
@@ -43,6 +45,11 @@ class FakeRunner:
         self.calls.append(len(images))
         assert self.gate.wait(PATIENCE)
         return [self._rows(image) for image in images]
+
+    def statistics(self):
+        return {
+            4: {"network": StepStatistics(7, 0.02, 0.01, 0.03), "post-processing": StepStatistics(0, *[math.nan] * 3)}
+        }
 
     def _rows(self, image):
         if image[0, 0, 0] > 200:
@@ -348,4 +355,6 @@ def test_metrics_count_what_happened():
     assert samples["detector_detections_total", CLASSES[1]] == 5
     assert samples["detector_stage_seconds_count", "wait"] == 5
     assert samples["detector_images_waiting",] == samples["detector_requests_in_progress",] == 0
+    assert samples["detector_step_seconds", "4", "0.99", "network"] == 0.03
+    assert ("detector_step_seconds", "4", "0.5", "post-processing") not in samples
     assert samples["process_resident_memory_bytes",] > 1e6

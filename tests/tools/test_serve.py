@@ -1,0 +1,91 @@
+"""tools/serve.py as a process: it answers, and ends only when it has answered."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from config.errors import OptionError
+from deploy.export import export
+from detect.preprocess import encode_image
+from tests.deploy.tiny import CLASSES, picture, save_tiny
+from tools.serve import bind
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 120.0
+SLOW = 1.0  # seconds that a body takes to arrive
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "model"
+    export(save_tiny(folder.parent / "tiny"), 3, folder)
+    return folder
+
+
+def start(folder, *words):
+    command = [sys.executable, "-m", "tools.serve", "--model", str(folder), "--cpu", "--batch-size", "2", *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder.parent)}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def address_of(process):
+    """What the log says that it serves on."""
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if found := re.match(r"serving on (http://\S+)$", line):
+            return found[1]
+    raise AssertionError("".join(lines))
+
+
+def slow_body(photo):
+    yield photo[:100]
+    time.sleep(SLOW)
+    yield photo[100:]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_service_when_it_has_answered(folder, number, status):
+    photo = encode_image(picture(0, 90, 120), ".jpg")
+    process = start(folder, "--port", "0", "--thresh", "0.2")
+    try:
+        address = address_of(process)
+        with httpx.Client(base_url=address, timeout=PATIENCE) as client:
+            health = client.get("/health").json()
+            assert (health["model"], health["classes"]) == ("model", list(CLASSES))
+            threading.Timer(SLOW / 2, process.send_signal, [number]).start()
+            answer = client.post("/detect", content=slow_body(photo))
+            assert answer.status_code == 200
+            assert answer.json()["detections"]
+        rest = process.stderr.read()
+        assert process.wait(PATIENCE) == status, rest
+        assert "Traceback" not in rest
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(address)
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def test_an_address_that_is_taken_or_not_there_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(OptionError, match=rf"--host 127\.0\.0\.1 --port {port}: Address already in use; choose"):
+            bind("127.0.0.1", port)
+    with pytest.raises(OptionError, match=r"--host 192\.0\.2\.1 --port 0: "):  # RFC 5737: of nobody
+        bind("192.0.2.1", 0)
+
+
+def test_a_bound_address_refuses_who_comes_before_the_model_is_loaded():
+    with bind("127.0.0.1", 0) as listener, pytest.raises(ConnectionRefusedError):
+        socket.create_connection(listener.getsockname())
