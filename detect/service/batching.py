@@ -156,7 +156,7 @@ class Batcher:
         try:
             return await job.answer
         finally:
-            with suppress(ValueError):  # it has been taken into a batch
+            if job in self._waiting:
                 self._waiting.remove(job)
 
     async def _serve(self) -> None:

@@ -21,6 +21,8 @@ def load_runner(options: ServeOptions) -> tuple[Runner, Detector]:
     several = _load(options, options.batch_size) if options.batch_size > 1 else None
     noise = np.random.default_rng(0).integers(0, 256, (*single.manifest.size, 3), np.uint8)
     runner = Runner(single, several, noise)
+    for detector in filter(None, (single, several)):
+        detector.reset_statistics()
     logger.info("%s: an image takes %.1f ms%s", options.model, 1e3 * runner.single_seconds, _about_batches(runner))
     return runner, single
 
