@@ -120,7 +120,7 @@ def check_any_size(network: str, data_shape: Shape, option: str) -> None:
 
 
 def size_multiple(network: str) -> int:
-    """What the sides of inputs of multi-scale training are multiples of: the stride of an EfficientDet's last map, 32."""
+    """What the sides of multi-scale training's inputs are multiples of: an EfficientDet's largest stride, or 32."""
     return STRIDES[EFFDET_NETWORKS[network].levels - 1] if is_effdet(network) else MINIMUM_SIDE
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from config.errors import DataError, OptionError
+from config.idle_options import idle_options
 from config.options import obsolete_options
 from config.recipe_options import batches_per_update
 from config.run import TrainOptions, augment_options, metric_kinds, network_options, pixel_options, rect_multiple
@@ -41,7 +42,7 @@ from train.module import DetectionModule
 from train.monitor import make_monitor
 from train.plateau import Plateau, make_plateau
 from train.recipe import Recipe
-from train.run_files import command_to_continue, lock_prefix, log_to_file, write_run_file
+from train.run_files import changed_options, command_to_continue, lock_prefix, log_to_file, write_run_file
 from train.run_recipe import check_recipe, make_recipe, validated_epochs
 from train.saving import CheckpointWriter, SavePlan, Snapshots
 from train.schedule import make_schedule, updates_per_epoch
@@ -73,11 +74,15 @@ def train_net(options: TrainOptions) -> None:
         stack.enter_context(lock_prefix(options.prefix))
         log = Path(options.log or f"{options.prefix}-train.log")
         stack.enter_context(log_to_file(log, obsolete_options(options)))
+        for line in idle_options(options):
+            logger.warning(line)
         devices = contexts(options)
         for stage in plan:
             check_batch_size(stage.options.batch_size, devices)
         check_disk_space(options, len(classes))
         start = find_start(plan)
+        for line in changed_options(options.prefix, options):
+            logger.warning(line)
         for stage in plan:
             if start.epoch < stage.options.end_epoch:
                 _train_stage(stage, options, devices, sidecars, start)
