@@ -18,6 +18,7 @@ from starlette.routing import Route
 from config.errors import DataError
 from detect.draw import draw
 from detect.preprocess import encode_image, read_image
+from detect.records import make_record
 from detect.service.batching import Batcher, Runner
 from detect.service.metrics import CONTENT_TYPE, Measured, Metrics
 from detect.service.page import read_page
@@ -178,7 +179,7 @@ class Service:
             rows = rows[rows[:, 1] >= wanted.threshold]
             self._count(rows)
             if wanted.picture is None:
-                return JSONResponse(record(picture, rows, self._names))
+                return JSONResponse(make_record({}, picture, rows, self._names))
             with self._metrics.stage("draw"):
                 return await self._in_pool(self._draw, picture, rows, wanted.picture)
 
@@ -200,23 +201,6 @@ class Service:
         ids, counts = np.unique(rows[:, 0].astype(int), return_counts=True)
         for number, count in zip(ids, counts, strict=True):
             self._metrics.found.labels(self._names[number]).inc(int(count))
-
-
-def record(picture: np.ndarray, rows: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """The answer in JSON: size of a picture (h, w, 3), detections (n, 6) with boxes in its pixels."""
-    return {
-        "width": picture.shape[1],
-        "height": picture.shape[0],
-        "detections": [
-            {
-                "class": names[int(row[0])],
-                "id": int(row[0]),
-                "score": round(float(row[1]), 6),
-                "box": [round(float(value), 3) for value in row[2:]],
-            }
-            for row in rows
-        ],
-    }
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -32,6 +32,7 @@ def describe(options: ServeOptions, detector: Detector, runner: Runner) -> dict[
     return {
         "model": Path(options.model).name,
         "network": detector.manifest.network,
+        "dtype": detector.manifest.dtype,
         "engine": detector.engine,
         "input": detector.manifest.size,
         "version": __version__,

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from tools.serve import bind
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0
-SLOW = 1.0  # seconds that a body takes to arrive
+PAUSE = 0.3  # seconds between a signal and the rest of a body
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +46,14 @@ def address_of(process):
     raise AssertionError("".join(lines))
 
 
-def slow_body(photo):
+def interrupted_body(photo, process, number, address):
+    """A body; the signal comes when a part of it has arrived."""
     yield photo[:100]
-    time.sleep(SLOW)
+    end = time.monotonic() + PATIENCE
+    while httpx.get(f"{address}/health").json()["in_progress"] < 1:
+        assert time.monotonic() < end
+    process.send_signal(number)
+    time.sleep(PAUSE)
     yield photo[100:]
 
 
@@ -59,13 +63,12 @@ def test_a_signal_ends_the_service_when_it_has_answered(folder, number, status):
     process = start(folder, "--port", "0", "--thresh", "0.2")
     try:
         address = address_of(process)
-        with httpx.Client(base_url=address, timeout=PATIENCE) as client:
-            health = client.get("/health").json()
-            assert (health["model"], health["classes"]) == ("model", list(CLASSES))
-            threading.Timer(SLOW / 2, process.send_signal, [number]).start()
-            answer = client.post("/detect", content=slow_body(photo))
-            assert answer.status_code == 200
-            assert answer.json()["detections"]
+        health = httpx.get(f"{address}/health").json()
+        assert (health["model"], health["classes"]) == ("model", list(CLASSES))
+        body = interrupted_body(photo, process, number, address)
+        answer = httpx.post(f"{address}/detect", content=body, timeout=PATIENCE)
+        assert answer.status_code == 200
+        assert answer.json()["detections"]
         rest = process.stderr.read()
         assert process.wait(PATIENCE) == status, rest
         assert "Traceback" not in rest

@@ -211,17 +211,18 @@ def test_a_body_is_read_no_further_than_its_limit():
 
 def test_who_comes_while_too_many_are_in_progress_is_told_to_come_again():
     runner = FakeRunner()
+    service = fake(runner, queue=5)
 
     async def conversation(client):
         runner.gate.clear()
         waiting = [asyncio.create_task(client.post("/detect", content=PHOTO)) for _ in range(5)]
-        await until(lambda: runner.calls)
+        await until(lambda: service._in_progress == 5)
         refused = [await client.post("/detect", content=PHOTO) for _ in range(3)]
         health = (await client.get("/health")).json()
         runner.gate.set()
         return [await task for task in waiting], refused, health, await client.post("/detect", content=PHOTO)
 
-    answered, refused, health, later = talk(fake(runner, queue=5), conversation)
+    answered, refused, health, later = talk(service, conversation)
     assert [response.status_code for response in (*answered, later)] == [200] * 6
     assert all(response.status_code == 503 and response.headers["retry-after"] == "1" for response in refused)
     assert health["in_progress"] == 5
@@ -246,7 +247,7 @@ def test_what_takes_too_long_ends():
     assert (without.status_code, slow.status_code) == (504, 408)
     assert without.json()["error"].startswith("no answer within 0.1 s")
     assert slow.json()["error"].startswith("the image has not arrived within 0.1 s")
-    assert later.status_code in (200, 504)  # 504 on a machine that needs more than 0.1 s
+    assert later.status_code in (200, 408, 504)  # not 200 on a machine that needs more than 0.1 s
 
 
 def test_clients_that_go_leave_the_others_their_answers():
