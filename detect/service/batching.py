@@ -16,7 +16,7 @@ import numpy as np
 from detect.statistics import StepStatistics
 
 Rows = np.ndarray
-WARM_UPS, TRIALS = 2, 3
+WARM_UPS, TRIALS = 2, 5
 
 
 class Detects(Protocol):
