@@ -12,11 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from config.errors import OptionError
+from config.errors import InstallError, OptionError
 from deploy.export import export
 from detect.preprocess import encode_image
 from tests.deploy.tiny import CLASSES, picture, save_tiny
-from tools.serve import bind
+from tools.serve import bind, main
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0
@@ -92,3 +92,14 @@ def test_an_address_that_is_taken_or_not_there_is_named():
 def test_a_bound_address_refuses_who_comes_before_the_model_is_loaded():
     with bind("127.0.0.1", 0) as listener, pytest.raises(ConnectionRefusedError):
         socket.create_connection(listener.getsockname())
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    monkeypatch.setattr("tools.serve.LIBRARIES", ("starlette", "no_such_library"))
+    with pytest.raises(InstallError, match=r"no_such_library is not installed: pip install -e '\.\[serve\]'"):
+        main(["--model", "none"])
+
+
+def test_the_service_itself_needs_no_mxnet():
+    code = "import sys, detect.service.app, detect.service.model, tools.serve; sys.exit('mxnet' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
