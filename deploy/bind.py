@@ -5,7 +5,7 @@ import logging
 from config.runtime import mx
 from deploy.bfloat16 import to_bfloat16
 from deploy.int8 import fuse, to_int8
-from deploy.manifest import BFLOAT16, UINT8_NHWC, Manifest
+from deploy.manifest import BFLOAT16, UINT8_NHWC
 from deploy.model_folder import Model
 from train.params_file import Params
 
@@ -20,8 +20,8 @@ def bind(model: Model, ctx: mx.Context, batch: int) -> mx.executor.Executor:
     oneDNN's: elsewhere than on a CPU such a model runs in float32. CheckpointError where a calibration does not fit.
     """
     symbol, arg_params = converted(model, ctx)
-    types = {"data": "uint8"} if model.manifest.input_format == UINT8_NHWC else {}
-    executor = symbol.simple_bind(ctx, grad_req="null", type_dict=types, data=(batch, *image_shape(model.manifest)))
+    types = {"data": "uint8" if model.manifest.input_format == UINT8_NHWC else "float32"}
+    executor = symbol.simple_bind(ctx, grad_req="null", type_dict=types, data=(batch, *model.manifest.image_shape))
     executor.copy_params_from(arg_params, model.aux_params)
     return executor
 
@@ -38,9 +38,3 @@ def converted(model: Model, ctx: mx.Context) -> tuple[mx.sym.Symbol, Params]:
     if dtype == BFLOAT16:
         return to_bfloat16(model.symbol, model.arg_params)
     return model.symbol, model.arg_params
-
-
-def image_shape(manifest: Manifest) -> tuple[int, ...]:
-    """The shape of `data` without its first axis."""
-    height, width = manifest.size
-    return (height, width, 3) if manifest.input_format == UINT8_NHWC else (3, height, width)

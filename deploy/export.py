@@ -1,5 +1,6 @@
 """Checkpoints as models that detect: the one way from a training run to a Detector or a model folder."""
 
+import dataclasses
 import logging
 import math
 from pathlib import Path
@@ -9,9 +10,11 @@ from config.errors import CheckpointError
 from config.network_options import NetworkOptions
 from config.options import from_mapping, to_mapping
 from config.version import versions
+from deploy.fold import fold_batch_norm
 from deploy.folder_files import check_options, is_model_folder
-from deploy.manifest import Manifest, PostProcessing, Source
+from deploy.manifest import UINT8_NHWC, Manifest, PostProcessing, Source
 from deploy.model_folder import Model, check_params, read_model_folder, write_model_folder
+from deploy.pixels import with_pixel_input
 from symbol.registry import is_effdet, is_yolo
 from symbol.symbol_factory import get_symbol, input_size
 from train.checkpoint import Checkpoint, list_epochs, load_checkpoint
@@ -72,6 +75,16 @@ def model_from_checkpoint(
     model = Model(symbol, checkpoint.arg_params, checkpoint.aux_params, manifest)
     check_params(model, origin)
     return model
+
+
+def inference_model(model: Model, uint8_input: bool = False) -> Model:
+    """The same detector for inference alone: batch norms folded; by option it reads uint8 pixels (B, H, W, 3)."""
+    symbol, arg_params, aux_params = fold_batch_norm(model.symbol, model.arg_params, model.aux_params)
+    manifest = model.manifest
+    if uint8_input:
+        symbol, arg_params = with_pixel_input(symbol, arg_params, manifest.mean, manifest.std)
+        manifest = dataclasses.replace(manifest, input_format=UINT8_NHWC)
+    return Model(symbol, arg_params, aux_params, manifest)
 
 
 def _manifest(checkpoint: Checkpoint, size: tuple[int, int], options: NetworkOptions) -> Manifest:

@@ -154,6 +154,12 @@ class Manifest:
         """(height, width) of the network input."""
         return self.input_shape[0], self.input_shape[1]
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one image in `data`."""
+        height, width = self.size
+        return (height, width, 3) if self.input_format == UINT8_NHWC else (3, height, width)
+
 
 def manifest_to_json(manifest: Manifest) -> str:
     """The text of manifest.json."""

@@ -24,7 +24,7 @@ from train.params_file import Params, read_params, write_params
 
 @dataclass(frozen=True)
 class Model:
-    """A detector ready to be bound: `symbol` reads data (B, 3, H, W) and gives det (B, N, 6)."""
+    """A detector ready to be bound: `symbol` reads data of the manifest's input_format and gives det (B, N, 6)."""
 
     symbol: mx.sym.Symbol = field(repr=False)
     arg_params: Params = field(repr=False)
@@ -63,7 +63,7 @@ def read_model_folder(folder: str | Path) -> Model:
     for name, record in manifest.files.items():
         verify_file(folder / name, record)
     symbol = load_symbol((folder / SYMBOL).read_bytes(), str(folder / SYMBOL))
-    check_shapes(symbol, str(folder / SYMBOL), data=(1, 3, *manifest.size))
+    check_shapes(symbol, str(folder / SYMBOL), data=(1, *manifest.image_shape))
     arg_params, aux_params = read_params(folder / PARAMS)
     model = Model(symbol, arg_params, aux_params, manifest)
     check_params(model, str(folder / PARAMS))
@@ -86,7 +86,7 @@ def _shapes(model: Model, origin: str) -> dict[str, tuple[int, ...]]:
     """Shape of each parameter by the symbol and the input shape."""
     symbol = model.symbol
     try:
-        arg_shapes, _, aux_shapes = symbol.infer_shape(data=(1, 3, *model.manifest.size))
+        arg_shapes, _, aux_shapes = symbol.infer_shape(data=(1, *model.manifest.image_shape))
     except (mx.base.MXNetError, RuntimeError) as error:
         raise CheckpointError(f"{origin}: the symbol does not fit its input ({last_line(error)})") from error
     names = symbol.list_arguments() + symbol.list_auxiliary_states()

@@ -20,6 +20,7 @@ OPERATORS = frozenset(
     {
         "Activation",
         "BatchNorm",
+        "Cast",
         "Concat",
         "Convolution",
         "Dropout",
@@ -50,6 +51,7 @@ OPERATORS = frozenset(
         "broadcast_div",
         "broadcast_like",
         "broadcast_mul",
+        "broadcast_sub",
         "clip",
         "elemwise_add",
         "elemwise_mul",
@@ -162,6 +164,8 @@ def _checked_node(node: Any, before: list[dict[str, Any]]) -> dict[str, Any]:
         raise ValueError(f"node {position} has no name, inputs or attributes")
     if not all(isinstance(value, str) for value in attrs.values()):
         raise ValueError(f"node {position} has an attribute that is not a text")
+    if node["op"] == "Cast" and attrs != {"dtype": "float32"}:
+        raise ValueError(f"node {position} casts to another type than float32")
     wrong = next((key for key, value in attrs.items() if not _is_plausible(key, value)), None)
     if wrong is not None:
         raise ValueError(f"node {position} has {wrong!r:.50} {attrs[wrong]!r:.50}")

@@ -5,6 +5,7 @@ import threading
 import numpy as np
 
 from config.run import DeviceOptions
+from deploy.bind import bind
 from deploy.export import load_model
 from detect.engine import MXNET, Task
 from train.devices import contexts
@@ -22,10 +23,7 @@ class MxnetEngine:
         if device is None or isinstance(device, DeviceOptions):
             device = contexts(device or DeviceOptions())[0]
         self.manifest = model.manifest
-        self._executor = model.symbol.simple_bind(
-            device, grad_req="null", data=(task.batch_size, 3, *model.manifest.size)
-        )
-        self._executor.copy_params_from(model.arg_params, model.aux_params)
+        self._executor = bind(model, device, task.batch_size)
         self._lock = threading.Lock()
 
     def run(self, data: np.ndarray) -> np.ndarray:

@@ -9,11 +9,11 @@ import numpy as np
 from config.errors import InstallError
 from config.threads import engine_threads
 from deploy.folder_files import ONNX, read_verified
-from deploy.manifest import Manifest
+from deploy.manifest import BFLOAT16, Manifest
 from detect.batches import run_in_batches
 from detect.engine import OPENVINO
 
-_PRECISIONS = {"bfloat16": "bf16"}  # of what is float32 in the file; by itself OpenVINO takes bfloat16 where it is fast
+_PRECISIONS = {BFLOAT16: "bf16"}  # the file is float32; by itself OpenVINO takes bfloat16 wherever that is fast
 
 
 class OpenvinoEngine:

@@ -14,7 +14,7 @@ from dataset.image_check import MAX_BYTES, MAX_PIXELS, load_strictly
 from dataset.labels import OBJECT_WIDTH
 from dataset.letterbox import Resize
 from dataset.transforms import Size, decode
-from deploy.manifest import Manifest
+from deploy.manifest import UINT8_NHWC, Manifest
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
@@ -40,22 +40,31 @@ def read_image(image: ImageInput, name: str) -> np.ndarray:
 
 
 class InputWriter:
-    """Turns pictures into the input of a model: (B, 3, H, W) float32 RGB, normalised, as its manifest says."""
+    """Turns pictures into the input of a model, in the format that its manifest says.
+
+    float32_nchw: (B, 3, H, W) float32 RGB, normalised; uint8_nhwc: (B, H, W, 3) uint8 RGB, which the network
+    normalises by itself.
+    """
 
     def __init__(self, manifest: Manifest) -> None:
         """The manifest of the model."""
         self._size = manifest.size
+        self._bytes = manifest.input_format == UINT8_NHWC
         self._mean, self._std = (np.array(x, np.float32) for x in (manifest.mean, manifest.std))
         self._resize = Resize(manifest.resize_mode, manifest.fill)
 
     def batch(self, pictures: int, batch_size: int) -> np.ndarray:
         """An input whose first rows wait for pictures; the others are zero."""
-        data = np.empty((batch_size, 3, *self._size), np.float32)
+        shape = (*self._size, 3) if self._bytes else (3, *self._size)
+        data = np.empty((batch_size, *shape), np.uint8 if self._bytes else np.float32)
         data[pictures:] = 0
         return data
 
     def write(self, pixels: np.ndarray, row: np.ndarray) -> np.ndarray:
         """Writes pixels (h, w, 3) uint8 RGB to a row of a batch; returns the geometry (6,) that to_image needs."""
+        if self._bytes:
+            row[...], _, view = resize_only(np.ascontiguousarray(pixels), _NO_OBJECTS, self._size, self._resize)
+            return view
         return write_input(pixels, self._mean, self._std, row, self._resize)
 
     def noise(self, batch_size: int) -> np.ndarray:

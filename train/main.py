@@ -1,16 +1,11 @@
 """The command train.py. Options are read before mxnet is imported: the number of CPU contexts sets the threads."""
 
-import signal
-from types import FrameType
-from typing import NoReturn
-
 from config import threads
 from config.hyp_file import read_hyp
 from config.options import parse_options
 from config.run import TrainOptions
+from config.signals import exit_on_sigterm
 from train.early_checks import check_early
-
-TERMINATED = 128 + signal.SIGTERM
 
 
 def main(argv: list[str]) -> int:
@@ -22,10 +17,6 @@ def main(argv: list[str]) -> int:
     from train.train_net import train_net
 
     log_to_terminal()
-    signal.signal(signal.SIGTERM, _terminate)
+    exit_on_sigterm()
     train_net(options)
     return 0
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(TERMINATED)
