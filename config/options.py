@@ -121,11 +121,14 @@ def to_mapping(options: Any) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(options).items()}
 
 
-def read_preset(cls: type, name: str) -> dict[str, Any]:
-    """Reads {option: value} of a YAML preset: a file's path, or the name of a file in config/presets."""
+def read_preset(cls: type, name: str, flag: str = "--config") -> dict[str, Any]:
+    """Reads {option: value} of a YAML preset: a file's path, or the name of a file in config/presets.
+
+    flag: the option that gave the name, for OptionError.
+    """
     path = name if os.path.isfile(name) else os.path.join(PRESET_FOLDER, f"{name}.yaml")
     if not os.path.isfile(path):
-        raise OptionError(f"--config {name}: no such file, and no preset of that name (presets: {_preset_names()})")
+        raise OptionError(f"{flag} {name}: no such file, and no preset of that name (presets: {_preset_names()})")
     content = read_yaml(Path(path))
     if not isinstance(content, dict):
         raise OptionError(f"{path}: a preset is a list of `option: value` lines")

@@ -19,12 +19,12 @@ def main(argv: list[str]) -> int:
     options = parse_options(DeployOptions, argv, "Export a checkpoint as a model folder that Detector and demo.py run.")
     check_int8(options)
     threads.configure()
+    from config.terminal_log import log_to_terminal
     from deploy.export import inference_model, model_from_checkpoint
     from deploy.model_folder import write_model_folder
     from deploy.precision import Int8Options, with_dtype
     from train.checkpoint import load_checkpoint
     from train.expected_model import check_model
-    from train.run_files import log_to_terminal
 
     log_to_terminal()
 

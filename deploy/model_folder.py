@@ -14,12 +14,10 @@ from config.errors import CheckpointError, OptionError
 from config.runtime import mx
 from dataset.files import write_atomically
 from dataset.sidecar import file_sha256
-from deploy.manifest import FileRecord, Manifest, manifest_from_json, manifest_to_json
-from deploy.symbol_check import MAX_SYMBOL_BYTES, check_shapes, last_line, load_symbol
+from deploy.folder_files import MANIFEST, ONNX, PARAMS, SYMBOL, read_manifest, verify_file
+from deploy.manifest import FileRecord, Manifest, manifest_to_json
+from deploy.symbol_check import check_shapes, last_line, load_symbol
 from train.params_file import Params, read_params, write_params
-
-SYMBOL, PARAMS, MANIFEST = "model-symbol.json", "model-0000.params", "manifest.json"
-MAX_MANIFEST_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -30,11 +28,6 @@ class Model:
     arg_params: Params = field(repr=False)
     aux_params: Params = field(repr=False)
     manifest: Manifest
-
-
-def is_model_folder(path: str | Path) -> bool:
-    """Whether there is a manifest."""
-    return Path(path, MANIFEST).is_file()
 
 
 def write_model_folder(folder: str | Path, model: Model) -> Manifest:
@@ -65,31 +58,13 @@ def read_model_folder(folder: str | Path) -> Model:
     folder = Path(folder)
     manifest = read_manifest(folder)
     for name, record in manifest.files.items():
-        _verify(folder / name, record)
+        verify_file(folder / name, record)
     symbol = load_symbol((folder / SYMBOL).read_bytes(), str(folder / SYMBOL))
     check_shapes(symbol, str(folder / SYMBOL), data=(1, *manifest.image_shape))
     arg_params, aux_params = read_params(folder / PARAMS)
     model = Model(symbol, arg_params, aux_params, manifest)
     check_params(model, str(folder / PARAMS))
     return model
-
-
-def read_manifest(folder: str | Path) -> Manifest:
-    """The manifest of a model folder; CheckpointError if it is missing or damaged."""
-    path = Path(folder, MANIFEST)
-    try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ValueError(f"larger than {MAX_MANIFEST_BYTES} bytes")
-        manifest = manifest_from_json(path.read_text("utf-8"))
-        if manifest.files.keys() != {SYMBOL, PARAMS}:
-            raise ValueError(f"files are not {SYMBOL} and {PARAMS}")
-        if manifest.files[SYMBOL].size > MAX_SYMBOL_BYTES:
-            raise ValueError(f"{SYMBOL} is larger than {MAX_SYMBOL_BYTES} bytes")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: damaged ({error}); export the model again") from error
-    return manifest
 
 
 def check_params(model: Model, origin: str) -> None:
@@ -124,23 +99,13 @@ def _write_files(folder: Path, model: Model) -> Manifest:
     return manifest
 
 
-def _verify(path: Path, record: FileRecord) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: missing, the model folder is incomplete; export the model again")
-    size = path.stat().st_size
-    if size != record.size or file_sha256(path) != record.sha256:
-        raise CheckpointError(
-            f"{path}: damaged (its size or sha256 is not that of {MANIFEST}); copy or export the model again"
-        )
-
-
 def _check_replaceable(target: Path) -> None:
     """OptionError unless `target` is free, an empty folder, or a folder with nothing but a model in it."""
     if not target.exists():
         return
     if not target.is_dir():
         raise OptionError(f"--output {target}: a file of that name is there; choose another folder")
-    foreign = sorted(path.name for path in target.iterdir() if path.name not in (SYMBOL, PARAMS, MANIFEST))
+    foreign = sorted(path.name for path in target.iterdir() if path.name not in (SYMBOL, PARAMS, ONNX, MANIFEST))
     if foreign:
         raise OptionError(
             f"--output {target}: the folder holds {foreign[0]}, which is no part of a model; choose another folder"

@@ -13,8 +13,8 @@ from typing import Any
 
 from config.errors import CheckpointError
 from config.runtime import mx
+from deploy.folder_files import MAX_SYMBOL_BYTES
 
-MAX_SYMBOL_BYTES = 16 << 20
 VARIABLE = "null"
 OPERATORS = frozenset(
     {
