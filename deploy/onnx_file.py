@@ -34,7 +34,7 @@ def onnx_files(model: Model, batch: int = 0) -> dict[str, bytes]:
             raise
         raise InstallError(f"--onnx: the package onnx is not installed; {_INSTALL}") from error
     manifest, params = model.manifest, model.arg_params | model.aux_params
-    shape, kind = _image_shape(manifest), _input_type(manifest)
+    shape, kind = manifest.image_shape, _input_type(manifest)
     proto = to_onnx(model.symbol, params, shape, len(manifest.class_names), batch=batch, input_type=kind)
     onnx.checker.check_model(proto, full_check=True)
     content = proto.SerializeToString()
@@ -90,8 +90,3 @@ def mxnet_det(model: Model, data: np.ndarray) -> np.ndarray:
 
 def _input_type(manifest: Manifest) -> type:
     return np.uint8 if manifest.input_format == UINT8_NHWC else np.float32
-
-
-def _image_shape(manifest: Manifest) -> tuple[int, int, int]:
-    height, width = manifest.size
-    return (height, width, 3) if manifest.input_format == UINT8_NHWC else (3, height, width)

@@ -47,4 +47,5 @@ det = det[(det[:, 0] >= 0) & (det[:, 1] >= lowest)]  # id, score, corners from 0
 det = det[np.argsort(-det[:, 1], kind="stable")]
 boxes = (det[:, 2:] * ([width, height] * 2) - [left, top] * 2) / ([inner_w / w, inner_h / h] * 2)
 for (number, score), box in zip(det[:, :2], np.clip(boxes, 0, [w, h] * 2), strict=True):
-    print(f"{manifest['class_names'][int(number)]} {score:.4f}", *(f"{value:.2f}" for value in box))
+    if (box[2:] > box[:2]).all():  # not in the border
+        print(f"{manifest['class_names'][int(number)]} {score:.4f}", *(f"{value:.2f}" for value in box))

@@ -152,6 +152,6 @@ def test_what_is_not_translated_is_said():
     data = candidates((1, 10))
     with pytest.raises(OptionError, match=r"box_nms \(odd\) .*in_format center"):
         exported(mx.sym.contrib.box_nms(mx.sym.var("data"), in_format="center", name="odd"), {}, data)
+    params = {"anchors": mx.nd.zeros((1, 10, 4))}
     with pytest.raises(OptionError, match="nms_threshold 2"):
-        params = {"anchors": mx.nd.zeros((1, 10, 4))}
         exported(multibox(mx.sym.var("data"), 10, nms_threshold=2.0), params, predictions((1, 10)))
