@@ -44,7 +44,11 @@ def test_weights_are_the_folded_ones_of_the_checkpoint_and_plain_mxnet_reads_the
     made = inference_model(model_from_checkpoint(load_checkpoint(prefix, 3)))
     expected_args, expected_aux = made.arg_params, made.aux_params
     assert not aux
-    assert (args["multi_feat_2_conv_1x1_conv_weight"] == tiny_params()[0]["multi_feat_2_conv_1x1_conv_weight"]).asnumpy().all()
+    assert (
+        (args["multi_feat_2_conv_1x1_conv_weight"] == tiny_params()[0]["multi_feat_2_conv_1x1_conv_weight"])
+        .asnumpy()
+        .all()
+    )
     assert symbol.list_outputs() == ["detection_output"]
     for found, expected in ((args, expected_args), (aux, expected_aux)):
         assert found.keys() == expected.keys()
