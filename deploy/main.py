@@ -18,10 +18,13 @@ def main(argv: list[str]) -> int:
     """Parses the options, writes the model folder and prints what it holds."""
     options = parse_options(DeployOptions, argv, "Export a checkpoint as a model folder that Detector and demo.py run.")
     check_int8(options)
+    if options.onnx_batch and not options.onnx:
+        raise OptionError(f"--onnx-batch {options.onnx_batch}: is for --onnx; give that as well, or leave it out")
     threads.configure()
     from config.terminal_log import log_to_terminal
     from deploy.export import inference_model, model_from_checkpoint
     from deploy.model_folder import write_model_folder
+    from deploy.onnx_file import onnx_files
     from deploy.precision import Int8Options, with_dtype
     from train.checkpoint import load_checkpoint
     from train.expected_model import check_model
@@ -35,9 +38,10 @@ def main(argv: list[str]) -> int:
     chosen = given_detection(options)
     model = model_from_checkpoint(checkpoint, data_shape=options.data_shape, **chosen)
     model = inference_model(model, options.uint8_input)
+    more = onnx_files(model, options.onnx_batch) if options.onnx else {}
     int8 = Int8Options(options.calib_rec, options.calib_mode, options.num_calib, options.max_loss)
     model = with_dtype(model, options.dtype, options.eval_rec, int8)
-    manifest = write_model_folder(folder, model)
+    manifest = write_model_folder(folder, model, more)
     post, (height, width) = manifest.postprocessing, manifest.size
     print(f"{folder}: {manifest.network}, epoch {manifest.source.epoch} of {manifest.source.prefix}")
     print(f"  input {height} x {width} (height x width), {len(manifest.class_names)} classes")

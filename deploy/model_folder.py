@@ -6,9 +6,11 @@
 import dataclasses
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from config.errors import CheckpointError, OptionError
 from config.runtime import mx
@@ -30,9 +32,10 @@ class Model:
     manifest: Manifest
 
 
-def write_model_folder(folder: str | Path, model: Model) -> Manifest:
+def write_model_folder(folder: str | Path, model: Model, more: Mapping[str, bytes] = MappingProxyType({})) -> Manifest:
     """Writes a model folder under a temporary name, reads it back and renames it; returns the manifest with its files.
 
+    more: further files by name, such as model.onnx, and their contents.
     An empty folder and an older model folder of that name are replaced; a folder with other files in it raises
     OptionError. CheckpointError where the folder cannot be written; an older one then stays.
     """
@@ -41,7 +44,7 @@ def write_model_folder(folder: str | Path, model: Model) -> Manifest:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
-        written = _write_files(temporary, model)
+        written = _write_files(temporary, model, more)
         read_model_folder(temporary)
         _replace(target, temporary)
     except OSError as error:
@@ -90,10 +93,13 @@ def _shapes(model: Model, origin: str) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in zip(names, [*arg_shapes, *aux_shapes], strict=True) if name != "data"}
 
 
-def _write_files(folder: Path, model: Model) -> Manifest:
+def _write_files(folder: Path, model: Model, more: Mapping[str, bytes]) -> Manifest:
     write_atomically(folder / SYMBOL, model.symbol.tojson().encode("utf-8"))
     write_params(folder / PARAMS, model.arg_params, model.aux_params)
-    files = {name: FileRecord((folder / name).stat().st_size, file_sha256(folder / name)) for name in (SYMBOL, PARAMS)}
+    for name, content in more.items():
+        write_atomically(folder / name, content)
+    names = (SYMBOL, PARAMS, *more)
+    files = {name: FileRecord((folder / name).stat().st_size, file_sha256(folder / name)) for name in names}
     manifest = dataclasses.replace(model.manifest, files=files)
     write_atomically(folder / MANIFEST, manifest_to_json(manifest).encode("utf-8"))
     return manifest

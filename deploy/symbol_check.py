@@ -136,7 +136,7 @@ def _check_sizes(nodes: list[dict[str, Any]], shapes: list[tuple[int, ...]], inp
     sizes: list[list[int]] = []
     found = iter(shapes)
     for node in nodes:
-        outputs = [next(found) for _ in range(_num_outputs(node))]
+        outputs = [next(found) for _ in range(num_outputs(node))]
         sizes.append([math.prod(shape) for shape in outputs])
         if any(side < 1 for shape in outputs for side in shape):
             raise ValueError(f"the array {node['name']!r:.80} is empty or of unknown shape: {outputs}")
@@ -199,11 +199,11 @@ def _checked_entry(entry: Any, before: list[dict[str, Any]]) -> list[int]:
     """[node, output, version] with a node among those `before`, so that there are no cycles, and an output it has."""
     whole = isinstance(entry, list) and len(entry) == 3 and all(type(value) is int for value in entry)
     known = whole and 0 <= entry[0] < len(before)
-    if not known or not 0 <= entry[1] < _num_outputs(before[entry[0]]) or entry[2] not in (0, 1):
+    if not known or not 0 <= entry[1] < num_outputs(before[entry[0]]) or entry[2] not in (0, 1):
         raise ValueError(f"{entry!r:.50} is no output of an earlier node")
     return entry
 
 
-def _num_outputs(node: dict[str, Any]) -> int:
+def num_outputs(node: dict[str, Any]) -> int:
     """Outputs of a checked node: topk alone may have two."""
     return 2 if node["op"] == "topk" and node["attrs"].get("ret_typ") == "both" else 1
