@@ -5,7 +5,8 @@ import logging
 from config.runtime import mx
 from deploy.bfloat16 import to_bfloat16
 from deploy.int8 import fuse, to_int8
-from deploy.manifest import BFLOAT16, UINT8_NHWC
+from deploy.layouts import for_onednn
+from deploy.manifest import BFLOAT16, FLOAT32, UINT8_NHWC
 from deploy.model_folder import Model
 from train.params_file import Params
 
@@ -30,11 +31,11 @@ def converted(model: Model, ctx: mx.Context) -> tuple[mx.sym.Symbol, Params]:
     """The symbol and arg_params of a model as they run in ctx."""
     dtype, calibration = model.manifest.dtype, model.manifest.calibration
     if ctx.device_type != "cpu":
-        if dtype != "float32":
+        if dtype != FLOAT32:
             logger.warning("%s is for CPUs; on %s the model runs in float32", dtype, ctx)
         return model.symbol, model.arg_params
     if calibration is not None:
         return to_int8(fuse(model.symbol, model.arg_params, model.aux_params), calibration)
     if dtype == BFLOAT16:
-        return to_bfloat16(model.symbol, model.arg_params)
-    return model.symbol, model.arg_params
+        return to_bfloat16(for_onednn(model.symbol), model.arg_params)
+    return for_onednn(model.symbol), model.arg_params

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from config.runtime import mx
-from deploy.int8 import Fused, Thresholds, threshold_names
+from deploy.int8 import Fused, Thresholds
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class _Reader:
     """Runs the float32 symbol and gives all arrays that need thresholds."""
 
     def __init__(self, fused: Fused, first: mx.nd.NDArray) -> None:
-        self._names = threshold_names(fused)
+        self._names = fused.arrays
         internals = fused.symbol.get_internals()
         symbol = mx.sym.Group([internals[name] for name in self._names])
         types = {"data": first.dtype}

@@ -10,6 +10,7 @@ from config.errors import CheckpointError
 from config.network_options import NetworkOptions
 from config.options import from_mapping, to_mapping
 from config.version import versions
+from deploy.constants import fold_constants
 from deploy.fold import fold_batch_norm
 from deploy.folder_files import check_options, is_model_folder
 from deploy.manifest import UINT8_NHWC, Manifest, PostProcessing, Source
@@ -78,9 +79,13 @@ def model_from_checkpoint(
 
 
 def inference_model(model: Model, uint8_input: bool = False) -> Model:
-    """The same detector for inference alone: batch norms folded; by option it reads uint8 pixels (B, H, W, 3)."""
+    """The same detector for inference alone at its input size: batch norms and constants folded.
+
+    By option it reads uint8 pixels (B, H, W, 3).
+    """
     symbol, arg_params, aux_params = fold_batch_norm(model.symbol, model.arg_params, model.aux_params)
     manifest = model.manifest
+    symbol, arg_params = fold_constants(symbol, arg_params, (1, *manifest.image_shape))
     if uint8_input:
         symbol, arg_params = with_pixel_input(symbol, arg_params, manifest.mean, manifest.std)
         manifest = dataclasses.replace(manifest, input_format=UINT8_NHWC)

@@ -11,7 +11,9 @@ from typing import Any
 
 from config.errors import CheckpointError
 from config.runtime import mx
+from deploy.layouts import for_onednn
 from deploy.manifest import Calibration
+from deploy.quiet import quiet
 from train.params_file import Params
 
 _BACKEND = "MKLDNN_QUANTIZE"
@@ -50,6 +52,15 @@ class Fused:
         )
 
     @cached_property
+    def arrays(self) -> list[str]:
+        """All that may be quantised, whatever stays float32: what layers, and operators beside them, read and write."""
+        wanted = [node for node in self._nodes if node["name"] not in self.fixed]
+        read = (self._nodes[entry[0]] for node in wanted for entry in node["inputs"])
+        names = dict.fromkeys(node["name"] for node in (*read, *wanted))
+        outputs = set(self.symbol.get_internals().list_outputs())
+        return [name if name in outputs else f"{name}_output" for name in names if name not in self.arg_params]
+
+    @cached_property
     def predictions(self) -> list[str]:
         """The layers that no other layer follows, by their own names."""
         before = self._before_layers()
@@ -70,12 +81,7 @@ class Fused:
 
 def fuse(symbol: mx.sym.Symbol, arg_params: Params, aux_params: Params) -> Fused:
     """A float32 detection symbol whose batch norms are folded, with its weights."""
-    return Fused(symbol.get_backend_symbol(_BACKEND), arg_params, aux_params)
-
-
-def threshold_names(fused: Fused, excluded: tuple[str, ...] = ()) -> list[str]:
-    """The arrays whose range decides how they are quantised; layers of these names stay float32."""
-    return _quantise(fused, excluded)[1].include_layer
+    return Fused(for_onednn(symbol).get_backend_symbol(_BACKEND), arg_params, aux_params)
 
 
 def to_int8(fused: Fused, calibration: Calibration) -> tuple[mx.sym.Symbol, Params]:
@@ -103,18 +109,19 @@ def _quantise(fused: Fused, excluded: tuple[str, ...]) -> tuple[mx.sym.Symbol, A
     unknown = next((name for name in excluded if name not in fused.layers), None)
     if unknown:
         raise CheckpointError(f"the calibration names a layer {unknown:.80} that is not there; export the model again")
-    symbol, _, _, collector = mx.contrib.quantization.quantize_graph(
-        fused.symbol,
-        fused.arg_params,
-        fused.aux_params,
-        mx.cpu(),
-        excluded_sym_names=[*fused.fixed, *(fused.layers[name] for name in excluded)],
-        calib_mode="naive",
-        quantized_dtype="auto",  # without a sign where nothing is negative
-        quantize_mode="smart",
-        quantize_granularity="channel-wise",  # of weights
-        logger=None,
-    )
+    with quiet():  # MXNet writes a line about every operator that has no int8 form
+        symbol, _, _, collector = mx.contrib.quantization.quantize_graph(
+            fused.symbol,
+            fused.arg_params,
+            fused.aux_params,
+            mx.cpu(),
+            excluded_sym_names=[*fused.fixed, *(fused.layers[name] for name in excluded)],
+            calib_mode="naive",
+            quantized_dtype="auto",  # without a sign where nothing is negative
+            quantize_mode="smart",
+            quantize_granularity="channel-wise",  # of weights
+            logger=None,
+        )
     return symbol, collector
 
 

@@ -70,20 +70,33 @@ def _quantised(model: Model, eval_record: str, options: Int8Options) -> Model:
 
 
 def _fewest(attempt: Callable[[tuple[str, ...]], Model], ranked: list[str], max_loss: float) -> Model:
-    """The model without the first of the ranked layers, as few as suffice: twice as many until they do, then halved."""
+    """The model with as few layers in float32 as suffice: of the ranked ones a stretch, its end found, then its start.
+
+    Ranks say how much a layer changes predictions; which of these changes matter for the mAP is seen by trying.
+    """
+    tried: dict[tuple[int, int], Model] = {}
+
+    def suffices(start: int, end: int) -> bool:
+        tried[start, end] = attempt(tuple(ranked[start:end]))
+        return _loss(tried[start, end]) <= max_loss
+
     few, many = 0, 1
-    found = attempt(tuple(ranked[:many]))
-    while _loss(found) > max_loss and many < len(ranked):
+    while not suffices(0, many) and many < len(ranked):
         few, many = many, min(2 * many, len(ranked))
-        found = attempt(tuple(ranked[:many]))
+    end = _first(lambda count: suffices(0, count), few, many)
+    start = end - _first(lambda count: suffices(end - count, end), 0, end)
+    return tried[start, end]
+
+
+def _first(suffices: Callable[[int], bool], few: int, many: int) -> int:
+    """The smallest of few + 1 ... many that suffices, if all above it do; `many` is known to."""
     while many - few > 1:
         middle = (few + many) // 2
-        other = attempt(tuple(ranked[:middle]))
-        if _loss(other) <= max_loss:
-            found, many = other, middle
+        if suffices(middle):
+            many = middle
         else:
             few = middle
-    return found
+    return many
 
 
 def _calibration_batches(model: Model, options: Int8Options) -> list[mx.nd.NDArray]:

@@ -19,8 +19,9 @@ from dataset.files import write_atomically
 from deploy.manifest import Manifest
 from detect.engine import Engine
 
-# A round runs each engine once, one after the other, so that other work on the machine slows all of them alike.
-WARM_RUNS, ROUNDS, LEAST_ROUNDS, MAX_SECONDS = 2, 9, 3, 5.0
+# A round runs each engine a few times, one engine after the other, so that other work on the machine slows all of them
+# alike. The first run of a turn is not counted: caches, and threads of another engine that still wait at full speed.
+ROUNDS, LEAST_ROUNDS, TURN, MAX_SECONDS = 6, 2, 6, 5.0
 MAX_ENTRIES, MAX_BYTES = 200, 1 << 20
 logger = logging.getLogger(__name__)
 
@@ -65,18 +66,21 @@ def _open_all(openers: Mapping[str, Callable[[], Engine]]) -> list[Engine]:
 def measure(engines: Sequence[Engine], data: np.ndarray) -> dict[str, float]:
     """{name: median seconds of a run}."""
     for engine in engines:
-        for _ in range(WARM_RUNS):
-            engine.run(data)
+        engine.run(data)
     seconds: dict[str, list[float]] = {engine.name: [] for engine in engines}
     started = time.perf_counter()
     for finished in range(ROUNDS):
         if finished >= LEAST_ROUNDS and time.perf_counter() - started > MAX_SECONDS:
             break
         for engine in engines:
-            begin = time.perf_counter()
-            engine.run(data)
-            seconds[engine.name].append(time.perf_counter() - begin)
+            seconds[engine.name] += [_seconds(engine, data) for _ in range(TURN)][1:]
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _seconds(engine: Engine, data: np.ndarray) -> float:
+    begin = time.perf_counter()
+    engine.run(data)
+    return time.perf_counter() - begin
 
 
 def choice_key(manifest: Manifest, batch_size: int, threads: int, engines: Sequence[str]) -> str:
