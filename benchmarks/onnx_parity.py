@@ -7,6 +7,7 @@ import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,10 @@ from benchmarks.common import machine, print_table
 from config import threads
 from config.errors import OptionError, run_command
 from config.options import option, parse_options
+
+if TYPE_CHECKING:
+    from deploy.manifest import Manifest
+    from deploy.model_folder import Model
 
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -42,19 +47,18 @@ def main(argv: list[str]) -> None:
     content = onnx_files(model)[ONNX]
     batches = inputs(model.manifest, options)
     reference, seconds = timed(mxnet_run(model, batches[0].shape), batches)
-    rows = [("MXNet", str(sum(int((det[..., 0] >= 0).sum()) for det in reference)), "", "", "", milliseconds(seconds))]
+    rows = [["MXNet", str(count(reference)), "", "", "", milliseconds(seconds)]]
     for name, start in (("ONNX Runtime", onnxruntime_run), ("OpenVINO", openvino_run)):
         found, seconds = timed(start(content, options.batch), batches)
         result = total(compare(*pair) for pair in zip(reference, found, strict=True))
-        there = sum(int((det[..., 0] >= 0).sum()) for det in found)
-        figures = (there, result.in_place, result.unmatched, f"{result.largest:.1e}")
-        rows.append((name, *map(str, figures), milliseconds(seconds)))
+        figures = (count(found), result.in_place, result.unmatched, f"{result.largest:.1e}")
+        rows.append([name, *map(str, figures), milliseconds(seconds)])
     print(f"{model.manifest.network}, {options.images} images of {options.rec}; {machine()}\n")
     same = f"same row, equal to {TOLERANCE:g}"
     print_table(("runtime", "detections", same, "without counterpart", "largest difference", "ms a batch"), rows)
 
 
-def inputs(manifest, options: ParityOptions) -> list[np.ndarray]:  # type: ignore[no-untyped-def]
+def inputs(manifest: "Manifest", options: ParityOptions) -> list[np.ndarray]:
     """The first images of the record as the network reads them, in batches; OptionError if there are fewer."""
     from dataset.recordio import RecordReader, unpack
     from detect.preprocess import InputWriter, read_image
@@ -83,12 +87,17 @@ def timed(run: Run, batches: list[np.ndarray]) -> tuple[list[np.ndarray], list[f
     return outputs, seconds
 
 
+def count(dets: list[np.ndarray]) -> int:
+    """Detections in all batches."""
+    return sum(int((det[..., 0] >= 0).sum()) for det in dets)
+
+
 def milliseconds(seconds: list[float]) -> str:
     """The median."""
     return f"{np.median(seconds) * 1e3:.1f}"
 
 
-def mxnet_run(model, shape: tuple[int, ...]) -> Run:  # type: ignore[no-untyped-def]
+def mxnet_run(model: "Model", shape: tuple[int, ...]) -> Run:
     """The model in MXNet."""
     from config.runtime import mx
     from deploy.bind import bind
@@ -102,7 +111,7 @@ def mxnet_run(model, shape: tuple[int, ...]) -> Run:  # type: ignore[no-untyped-
     return run
 
 
-def onnxruntime_run(content: bytes, batch: int) -> Run:
+def onnxruntime_run(content: bytes, _batch: int) -> Run:
     """The file in ONNX Runtime."""
     import onnxruntime
 
