@@ -201,7 +201,7 @@ def test_a_gpu_means_mxnet(folder, monkeypatch):
 
 @pytest.mark.parametrize("engine", OTHERS)
 def test_damaged_and_foreign_files_are_named(plain, tmp_path, engine):
-    with_onnx(plain, tmp_path / "foreign", b"no model at all")
+    with_onnx(plain, tmp_path / "foreign", b"\x08\x08")  # an ONNX file without a graph
     with pytest.raises(InstallError, match=f"model.onnx: {engine} cannot run it"):
         Detector(tmp_path / "foreign", engine=engine)
     damaged = with_onnx(plain, tmp_path / "damaged") / ONNX
