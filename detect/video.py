@@ -33,6 +33,8 @@ class Capture(Protocol):
 
     def get(self, number: int) -> float: ...  # noqa: D102
 
+    def set(self, number: int, value: float) -> bool: ...  # noqa: D102
+
     def release(self) -> None: ...  # noqa: D102
 
 
@@ -60,6 +62,8 @@ class Video:
         if not self._capture.isOpened():
             self._capture.release()
             raise DataError(f"{self.name}: {_why_closed(source)}")
+        if self.live:
+            self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest picture, not one from a queue
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = rate if math.isfinite(rate) and 0 < rate <= HIGHEST_RATE else USUAL_RATE
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
