@@ -13,11 +13,6 @@ def _obsolete(default: Any, now: str) -> Any:
     return option(default, f"no effect: {now}", _CLASSIC, obsolete=now)
 
 
-def _not_built(default: Any, what: str) -> Any:
-    """An option that only its default is accepted for."""
-    return option(default, f"{what} not built yet", _CLASSIC, not_built=what)
-
-
 @dataclass(frozen=True)
 class ClassicTrainOptions:
     """Classic options of train.py."""
@@ -67,5 +62,3 @@ class ClassicDemoOptions(ExpectedModel):
 
     deploy: bool = _obsolete(False, "--model says by itself whether it is a model folder or a checkpoint")
     timer: bool = _obsolete(True, "the seconds are always logged")
-    camera: bool = _not_built(False, "detection in a camera's pictures is")
-    frame_resize: str = _not_built("", "detection in a camera's pictures is")

@@ -21,7 +21,21 @@ class DemoOptions(ClassicDemoOptions):
         aliases=("gpu",),
     )
     cpu: bool = option(False, "run on the CPU whatever --gpus says", "model")
-    images: str = option("", "files, folders and globs, apart by commas", "images")
+    engine: str = option(
+        "auto",
+        "what runs the network; auto = mxnet for checkpoints and GPUs, else the fastest one that is installed",
+        "model",
+        choices=("auto", "mxnet", "onnxruntime", "openvino"),
+    )
+    images: str = option("", "files (images, videos), folders and globs, apart by commas", "images")
+    video: str = option("", "video files, apart by commas, whatever their names end with", "images")
+    camera: str = option(
+        "", "number of a camera to read, 0 if none is given; Ctrl-C ends", "images", pattern=(r"\d*", "a number")
+    )
+    frame_resize: str = option(
+        "", "size of the frames of videos and cameras: width,height or a factor (default: their own)", "images"
+    )
+    max_frames: int = option(0, "frames to read of each video or camera; 0 = all", "images", minimum=0)
     dir: str = option("", "folder put before each of the images; alone: its images", "images")
     ext: str = option("", "extension put after each of the images", "images")
     batch_size: int = option(1, "images at a time", "images", minimum=1, maximum=1024)
@@ -36,10 +50,20 @@ class DemoOptions(ClassicDemoOptions):
     force: bool | None = option(
         None, "suppress across classes; for a checkpoint only (default: the model's)", "detections"
     )
-    output: str = option("output/detections", "folder for the pictures with boxes; '' = none", "detections")
+    output: str = option("output/detections", "folder for the pictures and videos with boxes; '' = none", "detections")
+    show: bool = option(False, "show the pictures in a window, too; q ends", "detections")
+    crop: str = option("", "folder for the cut-out detections, CLASS/IMAGE-NNNN.png; '' = none", "detections")
     heatmap: str = option(
         "",
         "folder for pictures with a heat map of the scores of all boxes, those below --thresh included; '' = none",
         "detections",
     )
-    json: str = option("", "file for the detections", "detections")
+    json: str = option(
+        "", "file for the detections: a list, or, if its name ends in .jsonl, a line for each picture", "detections"
+    )
+    benchmark: int = option(
+        0,
+        "measure each step over so many images (100 if no number is given), and write nothing",
+        "measuring",
+        minimum=0,
+    )

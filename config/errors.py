@@ -6,6 +6,8 @@ import select
 import sys
 from collections.abc import Callable
 
+from config.signals import keep_interrupts
+
 
 class UserError(Exception):
     """A mistake that the user can mend; its text names the file, record or option and the remedy."""
@@ -37,6 +39,7 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
     A mistake is a UserError, a file that the system refuses (OSError with a file name) or a full disk. Status 141 when
     the reader of the output has gone (`train.py --help | head`). DETECTOR_TRACEBACK=1 shows a mistake's traceback.
     """
+    keep_interrupts()
     try:
         status = _run(main)
     except KeyboardInterrupt:

@@ -4,6 +4,8 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any
 
+from config.version import installed_version
+
 CUDA_WHEEL = "mxnet-cu112"
 INSTALL_CUDA = "`make venv LOCK=requirements-cu112.lock` or `pip install -e '.[cu112]'`"
 # mxnet-cu112 1.9.1 holds machine code for sm_50, 60, 70, 80 and 86, which later minor versions of the same major run,
@@ -74,6 +76,15 @@ def gpu_problem(driver: Driver | None, cuda_wheel: bool) -> str | None:
     if not cuda_wheel:
         return f"the CPU wheel of mxnet is installed; for the GPU: {INSTALL_CUDA}"
     return None
+
+
+def usable_gpus() -> tuple[list[int], str | None]:
+    """(ordinals of the GPUs that this MXNet can run on, why there is none)."""
+    driver = read_driver()
+    problem = gpu_problem(driver, installed_version(CUDA_WHEEL) is not None)
+    if problem or driver is None:
+        return [], problem
+    return [k for k, gpu in enumerate(driver.gpus) if is_supported(gpu)], None
 
 
 def is_supported(gpu: Gpu) -> bool:

@@ -15,6 +15,7 @@ __all__ = ["cv2"]
 
 def _import_cv2() -> ModuleType:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # who reads an image reports a damaged one, by its name
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # the same for videos: quiet
     try:
         import cv2 as module
     except ImportError as error:

@@ -44,7 +44,6 @@ def option(
     pattern: tuple[str, str] | None = None,
     aliases: tuple[str, ...] = (),
     obsolete: str = "",
-    not_built: str = "",
 ) -> Any:
     """Declares a field: its default, help text, group in --help, allowed values and inclusive bounds.
 
@@ -52,10 +51,10 @@ def option(
     (`--exts .jpg .png`, tuples only), or "positional": one word without a flag, required.
     pattern: of a text, the regular expression that all of it matches, and what to call that in an error.
     aliases: further names of the flag (`gpu` is --gpu). obsolete: a sentence on what happens instead; who gives the
-    option reads it. not_built: what is missing; any value but the default is refused with it.
+    option reads it.
     """
     metadata = {"help": help, "group": group, "choices": choices, "minimum": minimum, "maximum": maximum}
-    metadata |= {"words": words, "pattern": pattern, "aliases": aliases, "obsolete": obsolete, "not_built": not_built}
+    metadata |= {"words": words, "pattern": pattern, "aliases": aliases, "obsolete": obsolete}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -121,11 +120,14 @@ def to_mapping(options: Any) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(options).items()}
 
 
-def read_preset(cls: type, name: str) -> dict[str, Any]:
-    """Reads {option: value} of a YAML preset: a file's path, or the name of a file in config/presets."""
+def read_preset(cls: type, name: str, flag: str = "--config") -> dict[str, Any]:
+    """Reads {option: value} of a YAML preset: a file's path, or the name of a file in config/presets.
+
+    flag: the option that gave the name, for OptionError.
+    """
     path = name if os.path.isfile(name) else os.path.join(PRESET_FOLDER, f"{name}.yaml")
     if not os.path.isfile(path):
-        raise OptionError(f"--config {name}: no such file, and no preset of that name (presets: {_preset_names()})")
+        raise OptionError(f"{flag} {name}: no such file, and no preset of that name (presets: {_preset_names()})")
     content = read_yaml(Path(path))
     if not isinstance(content, dict):
         raise OptionError(f"{path}: a preset is a list of `option: value` lines")
@@ -314,18 +316,13 @@ def _parts(field: dataclasses.Field, text: str) -> Any:
 
 
 def _checked(cls: type, values: dict[str, Any], origin: str) -> dict[str, Any]:
-    """The values of known fields, checked; OptionError for unknown ones and those that are not built."""
+    """The values of known fields, checked; OptionError for unknown ones."""
     fields = _fields(cls)
     where = f" in {origin}" if origin else ""
     for name in values:
         if name not in fields:
             raise OptionError(f"unknown option {name!r}{where}{_suggestion(name, fields)}")
-    checked = {name: _check(fields[name], value, where) for name, value in values.items()}
-    for name, value in checked.items():
-        missing = fields[name].metadata["not_built"]
-        if missing and value != fields[name].default:
-            raise OptionError(f"{_flag(name)} {_shown(value)}{where}: {missing} not built yet; leave the option out")
-    return checked
+    return {name: _check(fields[name], value, where) for name, value in values.items()}
 
 
 def _check(field: dataclasses.Field, value: Any, where: str) -> Any:

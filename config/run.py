@@ -70,7 +70,7 @@ class RunOptions(InputOptions):
     multi_scale: tuple[float, ...] = option(
         (),
         "smallest and largest input to train on, as factors of --data-shape (0.67,1.5) or as longer sides in pixels "
-        "(288,608): each update has a random multiple of 32 between them",
+        "(288,608): each update has a random multiple of 32 (EfficientDet: 128) between them",
         "data",
         minimum=0.01,
         maximum=8192,

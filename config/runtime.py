@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from config import threads
+from config import amx, threads
 from config.errors import InstallError
 from config.gpus import CUDA_WHEEL, INSTALL_CUDA
 from config.libraries import named_library, remedy
@@ -101,7 +101,20 @@ def _reason(error: Exception) -> str:
     return f"mxnet needs the system library {library}: {remedy(library)}"
 
 
+def _import_with_amx() -> ModuleType:
+    """mxnet, whose oneDNN uses AMX where there is any: it reads the setting in its first operator."""
+    granted = amx.request() if "mxnet" not in sys.modules else False
+    try:
+        mxnet = _import_mxnet()
+        if granted:
+            mxnet.nd.Activation(mxnet.nd.zeros((1, 1, 1, 1)), act_type="relu").wait_to_read()
+    finally:
+        if granted:
+            amx.forget()
+    return mxnet
+
+
 _set_environment()
 _add_numpy_aliases()
 _load_cuda_libraries()
-mx: Any = _import_mxnet()
+mx: Any = _import_with_amx()

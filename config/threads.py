@@ -26,6 +26,12 @@ def configure(cpu_contexts: int = 1) -> None:
     os.environ["OMP_NUM_THREADS"] = wanted
 
 
+def engine_threads() -> int:
+    """Threads for a library other than mxnet: the first number in OMP_NUM_THREADS, else usable_threads()."""
+    chosen = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(chosen) if chosen.isdecimal() and int(chosen) > 0 else usable_threads()
+
+
 def usable_threads(cpu_contexts: int = 1, root: Path = Path("/")) -> int:
     """Threads for each of cpu_contexts parallel users: physical cores of the affinity within the quota, at least 1.
 
@@ -72,6 +78,12 @@ def _folder_and_parents(mount: Path, mount_root: str, group: str) -> Iterator[Pa
     inner = path.relative_to(mount_root) if path.is_relative_to(mount_root) else PurePosixPath()
     for part in (inner, *inner.parents):
         yield mount / part
+
+
+def cpu_model(root: Path = Path("/")) -> str:
+    """The name of the CPU, or "unknown"."""
+    lines = (line.partition(":") for line in _read(root / "proc/cpuinfo").splitlines())
+    return next((value.strip() for name, _, value in lines if name.strip() == "model name"), "unknown")
 
 
 def _folder_quota(folder: Path) -> float | None:

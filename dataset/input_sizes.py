@@ -10,11 +10,12 @@ MULTIPLE = 32  # pixels; the stride of the deepest maps
 LARGEST_FACTOR = 8  # what is larger are pixels
 
 
-def input_sizes(size: Size, limits: Sequence[float]) -> tuple[Size, ...]:
-    """The inputs (H, W) to train on beside `size` (H, W): multiples of 32 in about its proportions, the smallest first.
+def input_sizes(size: Size, limits: Sequence[float], multiple: int = MULTIPLE) -> tuple[Size, ...]:
+    """The inputs (H, W) to train on beside `size` (H, W): those in about its proportions, the smallest first.
 
     limits: the smallest and the largest longer side, as factors of that of `size` (up to 8) or in pixels; () = no other
-    inputs, (). OptionError where they are no two numbers, or no multiple of 32 lies between them.
+    inputs, (). multiple: what the sides are multiples of, in pixels. OptionError where limits are no two numbers, or no
+    multiple lies between them.
     """
     if not limits:
         return ()
@@ -24,14 +25,9 @@ def input_sizes(size: Size, limits: Sequence[float]) -> tuple[Size, ...]:
         raise OptionError(
             f"--multi-scale {','.join(f'{v:g}' for v in limits)}: give the smallest and the largest input"
         )
-    sides = range(math.ceil(pixels[0] / MULTIPLE), int(pixels[1] // MULTIPLE) + 1)
+    sides = range(math.ceil(pixels[0] / multiple), int(pixels[1] // multiple) + 1)
     if not sides or not sides[0]:
         raise OptionError(
-            f"--multi-scale: no multiple of {MULTIPLE} lies between {pixels[0]:g} and {pixels[1]:g} pixels; widen it"
+            f"--multi-scale: no multiple of {multiple} lies between {pixels[0]:g} and {pixels[1]:g} pixels; widen it"
         )
-    return tuple((_scaled(size[0], side / longest), _scaled(size[1], side / longest)) for side in sides)
-
-
-def _scaled(side: int, factor: float) -> int:
-    """`factor` multiples of 32 times a side, to the nearest multiple, at least one."""
-    return max(1, round(side * factor)) * MULTIPLE
+    return tuple(tuple(max(1, round(s * side / longest)) * multiple for s in size) for side in sides)  # type: ignore[misc]

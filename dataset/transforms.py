@@ -16,6 +16,7 @@ from config.opencv import cv2
 Size = tuple[int, int]
 Span = tuple[int, int]
 DECODE_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+DECODE_FLAGS_RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 HUE_RANGE = 180  # of OpenCV's 8-bit HLS
 WHOLE = np.array([0.0, 0.0, 1.0, 1.0])
 
@@ -42,13 +43,13 @@ class ColourShift:
     contrast: float = 0.0
 
 
-def decode(image: bytes, where: str) -> np.ndarray:
-    """Encoded image -> (h, w, 3) uint8 BGR; the EXIF orientation is ignored, since boxes refer to the stored pixels.
+def decode(image: bytes, where: str, *, rgb: bool = False) -> np.ndarray:
+    """Encoded image -> (h, w, 3) uint8 BGR, or RGB; EXIF orientation is ignored: boxes refer to the stored pixels.
 
     DataError naming `where` if it is no image that OpenCV can decode.
     """
     try:
-        pixels = cv2.imdecode(np.frombuffer(image, np.uint8), DECODE_FLAGS)
+        pixels = cv2.imdecode(np.frombuffer(image, np.uint8), DECODE_FLAGS_RGB if rgb else DECODE_FLAGS)
     except cv2.error as error:
         raise DataError(f"{where}: the image cannot be decoded ({error.err}); replace it and pack again") from error
     if pixels is None:

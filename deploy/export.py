@@ -1,16 +1,21 @@
 """Checkpoints as models that detect: the one way from a training run to a Detector or a model folder."""
 
+import dataclasses
 import logging
 import math
 from pathlib import Path
 from typing import Any
 
-from config.errors import CheckpointError, OptionError
+from config.errors import CheckpointError
 from config.network_options import NetworkOptions
 from config.options import from_mapping, to_mapping
 from config.version import versions
-from deploy.manifest import Manifest, PostProcessing, Source
-from deploy.model_folder import Model, check_params, is_model_folder, read_model_folder, write_model_folder
+from deploy.constants import fold_constants
+from deploy.fold import fold_batch_norm
+from deploy.folder_files import check_options, is_model_folder
+from deploy.manifest import UINT8_NHWC, Manifest, PostProcessing, Source
+from deploy.model_folder import Model, check_params, read_model_folder, write_model_folder
+from deploy.pixels import with_pixel_input
 from symbol.registry import is_effdet, is_yolo
 from symbol.symbol_factory import get_symbol, input_size
 from train.checkpoint import Checkpoint, list_epochs, load_checkpoint
@@ -41,27 +46,15 @@ def load_model(path: str | Path, epoch: int | str = "auto", **detection_options:
     for, or what is damaged.
     """
     if is_model_folder(path):
-        if epoch != "auto":
-            raise OptionError(f"--epoch {epoch}: {path} is a model folder, which holds one epoch; leave --epoch out")
-        return _with_options(read_model_folder(path), path, detection_options)
+        model = read_model_folder(path)
+        check_options(model.manifest, path, epoch, detection_options)
+        return model
     if not list_epochs(str(path)):
         raise CheckpointError(
             f"{path}: neither a model folder nor the prefix of a checkpoint (looked for {path}/manifest.json and "
             f"{path}-NNNN.json); train or export a model first, or correct the path"
         )
     return model_from_checkpoint(load_checkpoint(str(path), epoch), **detection_options)
-
-
-def _with_options(model: Model, path: str | Path, detection_options: dict[str, Any]) -> Model:
-    """The model of a folder, if it detects with these options: they are part of its symbol."""
-    for name, value in detection_options.items():
-        exported = getattr(model.manifest.postprocessing, name)
-        if value != exported:
-            flag = f"--{name.replace('_', '-')}"
-            raise OptionError(
-                f"{flag} {value}: {path} was exported with {exported}; export it again with {flag} {value}"
-            )
-    return model
 
 
 def model_from_checkpoint(
@@ -83,6 +76,20 @@ def model_from_checkpoint(
     model = Model(symbol, checkpoint.arg_params, checkpoint.aux_params, manifest)
     check_params(model, origin)
     return model
+
+
+def inference_model(model: Model, uint8_input: bool = False) -> Model:
+    """The same detector for inference alone at its input size: batch norms and constants folded.
+
+    By option it reads uint8 pixels (B, H, W, 3).
+    """
+    symbol, arg_params, aux_params = fold_batch_norm(model.symbol, model.arg_params, model.aux_params)
+    manifest = model.manifest
+    symbol, arg_params = fold_constants(symbol, arg_params, (1, *manifest.image_shape))
+    if uint8_input:
+        symbol, arg_params = with_pixel_input(symbol, arg_params, manifest.mean, manifest.std)
+        manifest = dataclasses.replace(manifest, input_format=UINT8_NHWC)
+    return Model(symbol, arg_params, aux_params, manifest)
 
 
 def _manifest(checkpoint: Checkpoint, size: tuple[int, int], options: NetworkOptions) -> Manifest:

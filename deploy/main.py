@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from config import threads
 from config.deploy_options import DeployOptions
@@ -9,18 +10,26 @@ from config.detection_options import given_detection
 from config.errors import OptionError
 from config.options import parse_options
 
-NOT_BUILT = ("bfloat16", "int8", "onnx")
+if TYPE_CHECKING:
+    from deploy.manifest import Manifest
 
 
 def main(argv: list[str]) -> int:
     """Parses the options, writes the model folder and prints what it holds."""
     options = parse_options(DeployOptions, argv, "Export a checkpoint as a model folder that Detector and demo.py run.")
-    _check_dtype(options.dtype)
+    check_int8(options)
+    if options.onnx_batch and not options.onnx:
+        raise OptionError(f"--onnx-batch {options.onnx_batch}: is for --onnx; give that as well, or leave it out")
     threads.configure()
-    from deploy.export import model_from_checkpoint
+    from config.terminal_log import log_to_terminal
+    from deploy.export import inference_model, model_from_checkpoint
     from deploy.model_folder import write_model_folder
+    from deploy.onnx_file import onnx_files
+    from deploy.precision import Int8Options, with_dtype
     from train.checkpoint import load_checkpoint
     from train.expected_model import check_model
+
+    log_to_terminal()
 
     checkpoint = load_checkpoint(options.prefix, options.epoch)
     known = {name: checkpoint.meta[name] for name in ("network", "class_names", "data_shape", "mean_pixels")}
@@ -28,20 +37,35 @@ def main(argv: list[str]) -> int:
     folder = options.output or f"{options.prefix}-deploy"
     chosen = given_detection(options)
     model = model_from_checkpoint(checkpoint, data_shape=options.data_shape, **chosen)
-    manifest = write_model_folder(folder, model)
+    model = inference_model(model, options.uint8_input)
+    more = onnx_files(model, options.onnx_batch) if options.onnx else {}
+    int8 = Int8Options(options.calib_rec, options.calib_mode, options.num_calib, options.max_loss)
+    model = with_dtype(model, options.dtype, options.eval_rec, int8)
+    manifest = write_model_folder(folder, model, more)
     post, (height, width) = manifest.postprocessing, manifest.size
     print(f"{folder}: {manifest.network}, epoch {manifest.source.epoch} of {manifest.source.prefix}")
     print(f"  input {height} x {width} (height x width), {len(manifest.class_names)} classes")
     print(f"  nms {post.nms}, topk {post.nms_topk}, score threshold {post.score_threshold}, force {post.force}")
+    _print_precision(manifest)
     for name, record in manifest.files.items():
         print(f"  {name} {record.size / 1e6:.1f} MB")
     print(f"try it: python demo.py --model {shlex.quote(folder)} --images IMAGE_OR_FOLDER --output detections")
     return 0
 
 
-def _check_dtype(dtype: str) -> None:
-    """OptionError unless this version can write it."""
-    if dtype in NOT_BUILT:
-        raise OptionError(f"--dtype {dtype}: not built yet; --dtype float32 is")
-    if dtype != "float32":
-        raise OptionError(f"--dtype {dtype}: unknown; --dtype float32 is what can be written")
+def check_int8(options: DeployOptions) -> None:
+    """OptionError unless int8 has images to calibrate with, or where other dtypes have them."""
+    if options.dtype == "int8" and not options.calib_rec:
+        raise OptionError("--dtype int8: needs --calib-rec, a record of images like those it will see")
+    if options.dtype != "int8" and options.calib_rec:
+        raise OptionError(f"--calib-rec {options.calib_rec}: is for --dtype int8; leave it out")
+
+
+def _print_precision(manifest: "Manifest") -> None:
+    print(f"  {manifest.dtype}, input {manifest.input_format}")
+    if manifest.calibration:
+        known = manifest.calibration
+        print(f"  calibrated on {known.images} images of {known.record}, {len(known.excluded)} layers in float32")
+    if manifest.accuracy:
+        measured = manifest.accuracy
+        print(f"  {measured.metric} {measured.this:.4f}, in float32 {measured.float32:.4f}, on {measured.record}")

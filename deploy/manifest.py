@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,18 @@ from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES
 
 FORMAT = 1
 MAX_SIDE = 8192  # of the network input
-_SUPPORTED = {"format": FORMAT, "interpolation": "bilinear", "dtype": "float32"}
+MAX_THRESHOLD = 1e30
+_OPTIONAL = frozenset({"input_format", "calibration", "accuracy"})  # fields that the first version did not write
+# Of dtype: how the network computes. The weights in the folder are float32 in each.
+FLOAT32, BFLOAT16, INT8 = DTYPES = ("float32", "bfloat16", "int8")
+# Of input_format: float32 (B, 3, H, W) RGB less mean, over std; or uint8 (B, H, W, 3) RGB pixels as they are.
+FLOAT32_NCHW, UINT8_NHWC = INPUT_FORMATS = ("float32_nchw", "uint8_nhwc")
+_CHOICES = {
+    "resize_mode": RESIZE_MODES,
+    "interpolation": ("bilinear",),
+    "dtype": DTYPES,
+    "input_format": INPUT_FORMATS,
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,41 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """What int8 needs to know beside the weights.
+
+    Attributes:
+        record, mode, images: the images' record, how thresholds were found, and in how many images.
+        thresholds: lowest and highest value of each array that is quantised, by MXNet's name.
+        excluded: the convolutions that stay float32.
+    """
+
+    record: str
+    mode: str
+    images: int
+    thresholds: dict[str, tuple[float, ...]]
+    excluded: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """ValueError for thresholds that are no intervals."""
+        for name, values in self.thresholds.items():
+            if len(values) != 2 or not -MAX_THRESHOLD <= values[0] <= values[1] <= MAX_THRESHOLD:
+                raise ValueError(
+                    f"calibration: the threshold of {name:.80} is {list(values[:3])}, not two numbers in their order"
+                )
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A metric of this model on a labelled record, and what the same weights have in float32."""
+
+    record: str
+    metric: str
+    float32: float
+    this: float
+
+
+@dataclass(frozen=True)
 class FileRecord:
     """Size in bytes and sha256 (hexadecimal) of a file."""
 
@@ -54,7 +101,10 @@ class Manifest:
         resize_mode: `force` = height and width are scaled each for itself; `letterbox` = by one factor, with borders.
         fill: colour of the borders; `force` has none.
         interpolation: of the resize.
-        dtype: of weights and input.
+        dtype: how the network computes, one of DTYPES.
+        input_format: what `data` holds, one of INPUT_FORMATS.
+        calibration: of int8.
+        accuracy: where it was measured.
         network, options: what the symbol was built from.
         postprocessing: settings of det.
         versions: of the libraries that wrote the folder.
@@ -75,16 +125,21 @@ class Manifest:
     resize_mode: str = FORCE
     fill: int = DEFAULT_FILL
     interpolation: str = "bilinear"
-    dtype: str = "float32"
+    dtype: str = FLOAT32
+    input_format: str = FLOAT32_NCHW
+    calibration: Calibration | None = None
+    accuracy: Accuracy | None = None
     files: dict[str, FileRecord] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """ValueError says which field has a value that no model can have, or one that this version cannot run."""
-        for name, value in _SUPPORTED.items():
-            if getattr(self, name) != value:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, this version runs {value!r} only")
-        if self.resize_mode not in RESIZE_MODES:
-            raise ValueError(f"resize_mode is {self.resize_mode!r}, this version runs {' and '.join(RESIZE_MODES)}")
+        if self.format != FORMAT:
+            raise ValueError(f"format is {self.format}, this version runs {FORMAT} only")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r:.50}, this version runs {' and '.join(known)} only")
+        if (self.dtype == INT8) != (self.calibration is not None):
+            raise ValueError("calibration belongs to the dtype int8, which needs it")
         if not 0 <= self.fill <= 255:
             raise ValueError(f"fill is {self.fill}, not 0 to 255")
         if not self.class_names or not all(self.class_names) or len(set(self.class_names)) != len(self.class_names):
@@ -98,6 +153,12 @@ class Manifest:
     def size(self) -> tuple[int, int]:
         """(height, width) of the network input."""
         return self.input_shape[0], self.input_shape[1]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one image in `data`."""
+        height, width = self.size
+        return (height, width, 3) if self.input_format == UINT8_NHWC else (3, height, width)
 
 
 def manifest_to_json(manifest: Manifest) -> str:
@@ -122,6 +183,8 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
     arguments = typing.get_args(kind)
     if kind is Any:
         return value
+    if typing.get_origin(kind) is types.UnionType:  # X | None
+        return None if value is None else _typed(arguments[0], value, where)
     if typing.get_origin(kind) is tuple:
         _require(value, list, where)
         return tuple(_typed(arguments[0], item, where) for item in value)
@@ -137,10 +200,10 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
 def _instance(kind: Any, value: Any, where: str) -> Any:
     _require(value, dict, where)
     hints = typing.get_type_hints(kind)
-    missing = next((name for name in hints if name not in value), None)
+    missing = next((name for name in hints if name not in value and name not in _OPTIONAL), None)
     if missing:
         raise ValueError(f"{missing} is missing in {where}")
-    return kind(**{name: _typed(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+    return kind(**{name: _typed(hint, value[name], f"{where}.{name}") for name, hint in hints.items() if name in value})
 
 
 def _require(value: Any, kind: type, where: str) -> None:

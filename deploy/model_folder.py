@@ -6,25 +6,25 @@
 import dataclasses
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from config.errors import CheckpointError, OptionError
 from config.runtime import mx
 from dataset.files import write_atomically
 from dataset.sidecar import file_sha256
-from deploy.manifest import FileRecord, Manifest, manifest_from_json, manifest_to_json
-from deploy.symbol_check import MAX_SYMBOL_BYTES, check_shapes, last_line, load_symbol
+from deploy.folder_files import MANIFEST, ONNX, PARAMS, SYMBOL, read_manifest, verify_file
+from deploy.manifest import FileRecord, Manifest, manifest_to_json
+from deploy.symbol_check import check_shapes, last_line, load_symbol
 from train.params_file import Params, read_params, write_params
-
-SYMBOL, PARAMS, MANIFEST = "model-symbol.json", "model-0000.params", "manifest.json"
-MAX_MANIFEST_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class Model:
-    """A detector ready to be bound: `symbol` reads data (B, 3, H, W) and gives det (B, N, 6)."""
+    """A detector ready to be bound: `symbol` reads data of the manifest's input_format and gives det (B, N, 6)."""
 
     symbol: mx.sym.Symbol = field(repr=False)
     arg_params: Params = field(repr=False)
@@ -32,14 +32,10 @@ class Model:
     manifest: Manifest
 
 
-def is_model_folder(path: str | Path) -> bool:
-    """Whether there is a manifest."""
-    return Path(path, MANIFEST).is_file()
-
-
-def write_model_folder(folder: str | Path, model: Model) -> Manifest:
+def write_model_folder(folder: str | Path, model: Model, more: Mapping[str, bytes] = MappingProxyType({})) -> Manifest:
     """Writes a model folder under a temporary name, reads it back and renames it; returns the manifest with its files.
 
+    more: further files by name, such as model.onnx, and their contents.
     An empty folder and an older model folder of that name are replaced; a folder with other files in it raises
     OptionError. CheckpointError where the folder cannot be written; an older one then stays.
     """
@@ -48,7 +44,7 @@ def write_model_folder(folder: str | Path, model: Model) -> Manifest:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
-        written = _write_files(temporary, model)
+        written = _write_files(temporary, model, more)
         read_model_folder(temporary)
         _replace(target, temporary)
     except OSError as error:
@@ -65,31 +61,13 @@ def read_model_folder(folder: str | Path) -> Model:
     folder = Path(folder)
     manifest = read_manifest(folder)
     for name, record in manifest.files.items():
-        _verify(folder / name, record)
+        verify_file(folder / name, record)
     symbol = load_symbol((folder / SYMBOL).read_bytes(), str(folder / SYMBOL))
-    check_shapes(symbol, str(folder / SYMBOL), data=(1, 3, *manifest.size))
+    check_shapes(symbol, str(folder / SYMBOL), data=(1, *manifest.image_shape))
     arg_params, aux_params = read_params(folder / PARAMS)
     model = Model(symbol, arg_params, aux_params, manifest)
     check_params(model, str(folder / PARAMS))
     return model
-
-
-def read_manifest(folder: str | Path) -> Manifest:
-    """The manifest of a model folder; CheckpointError if it is missing or damaged."""
-    path = Path(folder, MANIFEST)
-    try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ValueError(f"larger than {MAX_MANIFEST_BYTES} bytes")
-        manifest = manifest_from_json(path.read_text("utf-8"))
-        if manifest.files.keys() != {SYMBOL, PARAMS}:
-            raise ValueError(f"files are not {SYMBOL} and {PARAMS}")
-        if manifest.files[SYMBOL].size > MAX_SYMBOL_BYTES:
-            raise ValueError(f"{SYMBOL} is larger than {MAX_SYMBOL_BYTES} bytes")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: damaged ({error}); export the model again") from error
-    return manifest
 
 
 def check_params(model: Model, origin: str) -> None:
@@ -108,30 +86,23 @@ def _shapes(model: Model, origin: str) -> dict[str, tuple[int, ...]]:
     """Shape of each parameter by the symbol and the input shape."""
     symbol = model.symbol
     try:
-        arg_shapes, _, aux_shapes = symbol.infer_shape(data=(1, 3, *model.manifest.size))
+        arg_shapes, _, aux_shapes = symbol.infer_shape(data=(1, *model.manifest.image_shape))
     except (mx.base.MXNetError, RuntimeError) as error:
         raise CheckpointError(f"{origin}: the symbol does not fit its input ({last_line(error)})") from error
     names = symbol.list_arguments() + symbol.list_auxiliary_states()
     return {name: shape for name, shape in zip(names, [*arg_shapes, *aux_shapes], strict=True) if name != "data"}
 
 
-def _write_files(folder: Path, model: Model) -> Manifest:
+def _write_files(folder: Path, model: Model, more: Mapping[str, bytes]) -> Manifest:
     write_atomically(folder / SYMBOL, model.symbol.tojson().encode("utf-8"))
     write_params(folder / PARAMS, model.arg_params, model.aux_params)
-    files = {name: FileRecord((folder / name).stat().st_size, file_sha256(folder / name)) for name in (SYMBOL, PARAMS)}
+    for name, content in more.items():
+        write_atomically(folder / name, content)
+    names = (SYMBOL, PARAMS, *more)
+    files = {name: FileRecord((folder / name).stat().st_size, file_sha256(folder / name)) for name in names}
     manifest = dataclasses.replace(model.manifest, files=files)
     write_atomically(folder / MANIFEST, manifest_to_json(manifest).encode("utf-8"))
     return manifest
-
-
-def _verify(path: Path, record: FileRecord) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: missing, the model folder is incomplete; export the model again")
-    size = path.stat().st_size
-    if size != record.size or file_sha256(path) != record.sha256:
-        raise CheckpointError(
-            f"{path}: damaged (its size or sha256 is not that of {MANIFEST}); copy or export the model again"
-        )
 
 
 def _check_replaceable(target: Path) -> None:
@@ -140,7 +111,7 @@ def _check_replaceable(target: Path) -> None:
         return
     if not target.is_dir():
         raise OptionError(f"--output {target}: a file of that name is there; choose another folder")
-    foreign = sorted(path.name for path in target.iterdir() if path.name not in (SYMBOL, PARAMS, MANIFEST))
+    foreign = sorted(path.name for path in target.iterdir() if path.name not in (SYMBOL, PARAMS, ONNX, MANIFEST))
     if foreign:
         raise OptionError(
             f"--output {target}: the folder holds {foreign[0]}, which is no part of a model; choose another folder"

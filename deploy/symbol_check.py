@@ -13,13 +13,14 @@ from typing import Any
 
 from config.errors import CheckpointError
 from config.runtime import mx
+from deploy.folder_files import MAX_SYMBOL_BYTES
 
-MAX_SYMBOL_BYTES = 16 << 20
 VARIABLE = "null"
 OPERATORS = frozenset(
     {
         "Activation",
         "BatchNorm",
+        "Cast",
         "Concat",
         "Convolution",
         "Dropout",
@@ -50,6 +51,7 @@ OPERATORS = frozenset(
         "broadcast_div",
         "broadcast_like",
         "broadcast_mul",
+        "broadcast_sub",
         "clip",
         "elemwise_add",
         "elemwise_mul",
@@ -134,7 +136,7 @@ def _check_sizes(nodes: list[dict[str, Any]], shapes: list[tuple[int, ...]], inp
     sizes: list[list[int]] = []
     found = iter(shapes)
     for node in nodes:
-        outputs = [next(found) for _ in range(_num_outputs(node))]
+        outputs = [next(found) for _ in range(num_outputs(node))]
         sizes.append([math.prod(shape) for shape in outputs])
         if any(side < 1 for shape in outputs for side in shape):
             raise ValueError(f"the array {node['name']!r:.80} is empty or of unknown shape: {outputs}")
@@ -162,6 +164,8 @@ def _checked_node(node: Any, before: list[dict[str, Any]]) -> dict[str, Any]:
         raise ValueError(f"node {position} has no name, inputs or attributes")
     if not all(isinstance(value, str) for value in attrs.values()):
         raise ValueError(f"node {position} has an attribute that is not a text")
+    if node["op"] == "Cast" and attrs != {"dtype": "float32"}:
+        raise ValueError(f"node {position} casts to another type than float32")
     wrong = next((key for key, value in attrs.items() if not _is_plausible(key, value)), None)
     if wrong is not None:
         raise ValueError(f"node {position} has {wrong!r:.50} {attrs[wrong]!r:.50}")
@@ -195,11 +199,11 @@ def _checked_entry(entry: Any, before: list[dict[str, Any]]) -> list[int]:
     """[node, output, version] with a node among those `before`, so that there are no cycles, and an output it has."""
     whole = isinstance(entry, list) and len(entry) == 3 and all(type(value) is int for value in entry)
     known = whole and 0 <= entry[0] < len(before)
-    if not known or not 0 <= entry[1] < _num_outputs(before[entry[0]]) or entry[2] not in (0, 1):
+    if not known or not 0 <= entry[1] < num_outputs(before[entry[0]]) or entry[2] not in (0, 1):
         raise ValueError(f"{entry!r:.50} is no output of an earlier node")
     return entry
 
 
-def _num_outputs(node: dict[str, Any]) -> int:
+def num_outputs(node: dict[str, Any]) -> int:
     """Outputs of a checked node: topk alone may have two."""
     return 2 if node["op"] == "topk" and node["attrs"].get("ret_typ") == "both" else 1

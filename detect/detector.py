@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from config.errors import CheckpointError, OptionError
 from config.run import DeviceOptions
-from config.runtime import mx
-from dataset.letterbox import Resize
 from dataset.transforms import to_image
-from deploy.export import load_model
-from detect.preprocess import ImageInput, read_image, write_input
-from train.devices import contexts
+from detect.engine import AUTO, Task
+from detect.engines import open_engine
+from detect.preprocess import ImageInput, InputWriter, read_image
+from detect.statistics import DECODING, NETWORK, POST, PRE, StepStatistics, Timings
+
+if TYPE_CHECKING:
+    from config.runtime import mx
 
 DEFAULT_THRESHOLD = 0.5
 
@@ -25,13 +26,15 @@ DEFAULT_THRESHOLD = 0.5
 class Detector:
     """Runs an exported model folder or a checkpoint.
 
-    Pictures are RGB (uint8, height x width x 3) wherever they are arrays. Any number of threads may call detect();
-    the network itself runs for one of them at a time (a lock), decoding and resizing run in parallel.
+    Pictures are RGB (uint8, height x width x 3) wherever they are arrays. Any number of threads may call detect():
+    decoding, resizing and the selection of detections run in parallel, and so does the network in onnxruntime and
+    openvino; in mxnet it runs for one thread at a time (a lock).
 
     Attributes:
         manifest: what is known of the model.
         class_names: names in the order of the ids.
         batch_size: images that the network runs at a time; fewer are filled up.
+        engine: name of what runs the network: mxnet, onnxruntime or openvino.
     """
 
     def __init__(
@@ -39,7 +42,8 @@ class Detector:
         path: str | Path,
         epoch: int | str = "auto",
         *,
-        ctx: mx.Context | None = None,
+        engine: str = AUTO,
+        ctx: mx.Context | DeviceOptions | None = None,
         threshold: float | Mapping[str, float] = DEFAULT_THRESHOLD,
         batch_size: int = 1,
         **detection_options: Any,
@@ -49,29 +53,29 @@ class Detector:
         Args:
             path: a model folder, or the prefix of a checkpoint.
             epoch: of a checkpoint: a number, `auto` = the newest, `best`.
-            ctx: where to run; None = the first usable GPU, else the CPU.
+            engine: mxnet; onnxruntime or openvino for a model folder with model.onnx; `auto` = mxnet for checkpoints
+                and GPUs, else the fastest that is installed, measured once for a model, batch size and machine and
+                then remembered (in ~/.cache or XDG_CACHE_HOME).
+            ctx: where to run: a context of mxnet, or options that name one; None = the first usable GPU, else the CPU.
             threshold: lowest score of a detection, or {class name: lowest score} (others have DEFAULT_THRESHOLD). The
                 model itself drops what is below its own score threshold (manifest.postprocessing).
             batch_size: images at a time.
             detection_options: nms, nms_topk, score_threshold, force in place of a checkpoint's own; a model folder must
                 have been exported with them.
 
-        CheckpointError where there is no model or it is damaged, OptionError for a threshold of no class.
+        CheckpointError where there is no model or it is damaged, OptionError for a threshold of no class or an engine
+        that cannot run this model, InstallError for one that is not installed.
         """
         if batch_size < 1:
             raise OptionError(f"batch size {batch_size}: expected at least 1")
-        model = load_model(path, epoch, **detection_options)
-        self.manifest = model.manifest
-        self.class_names = model.manifest.class_names
+        self._engine = open_engine(engine, Task(path, epoch, ctx, batch_size, detection_options))
+        self.engine = self._engine.name
+        self.manifest = self._engine.manifest
+        self.class_names = self.manifest.class_names
         self.batch_size = batch_size
         self._thresholds = class_thresholds(threshold, self.class_names)
-        self._mean, self._std = (np.array(x, np.float32) for x in (model.manifest.mean, model.manifest.std))
-        self._resize = Resize(model.manifest.resize_mode, model.manifest.fill)
-        self._shape = (batch_size, 3, *model.manifest.size)
-        self._lock = threading.Lock()
-        ctx = ctx or contexts(DeviceOptions())[0]
-        self._executor = model.symbol.simple_bind(ctx, grad_req="null", data=self._shape)
-        self._executor.copy_params_from(model.arg_params, model.aux_params)
+        self._writer = InputWriter(self.manifest)
+        self._timings = Timings()
 
     def detect(self, images: ImageInput | Iterable[ImageInput]) -> np.ndarray | list[np.ndarray]:
         """Detections of an image, or the list of those of several images.
@@ -94,20 +98,33 @@ class Detector:
         """The detections of one image after the other, as detect() gives them; holds batch_size images at a time."""
         numbered = enumerate(images)
         while chunk := list(itertools.islice(numbered, self.batch_size)):
-            pictures = [read_image(image, f"image {number}") for number, image in chunk]
-            data = np.zeros(self._shape, np.float32)
-            views = [
-                write_input(picture, self._mean, self._std, row, self._resize)
-                for picture, row in zip(pictures, data, strict=False)
-            ]
-            for view, rows in zip(views, self._forward(data), strict=False):
-                yield select(rows, self._thresholds, view, self.manifest.size)
+            yield from self._detect_batch([self._read(image, number) for number, image in chunk])
 
-    def _forward(self, data: np.ndarray) -> np.ndarray:
-        """det (B, N, 6) of a batch (B, 3, H, W)."""
-        with self._lock:
-            self._executor.arg_dict["data"][:] = data
-            return self._executor.forward(is_train=False)[0].asnumpy()
+    def statistics(self) -> dict[str, StepStatistics]:
+        """How often each step ran and its seconds: decoding, pre-processing and post-processing of an image, and the
+        network's of a batch."""
+        return self._timings.summary()
+
+    def reset_statistics(self) -> None:
+        """Starts the statistics anew, for instance after the first images."""
+        self._timings.clear()
+
+    def _read(self, image: ImageInput, number: int) -> np.ndarray:
+        with self._timings.measure(DECODING):
+            return read_image(image, f"image {number}")
+
+    def _detect_batch(self, pictures: list[np.ndarray]) -> Iterator[np.ndarray]:
+        """The detections of up to batch_size pictures."""
+        data, views = self._writer.batch(len(pictures), self.batch_size), []
+        for picture, row in zip(pictures, data, strict=False):
+            with self._timings.measure(PRE):
+                views.append(self._writer.write(picture, row))
+        with self._timings.measure(NETWORK):
+            det = self._engine.run(data)
+        for view, rows in zip(views, det, strict=False):
+            with self._timings.measure(POST):
+                found = select(rows, self._thresholds, view, self.manifest.size)
+            yield found
 
 
 def select(rows: np.ndarray, thresholds: np.ndarray, view: np.ndarray, size: tuple[int, int]) -> np.ndarray:

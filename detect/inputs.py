@@ -1,12 +1,30 @@
 """Which images the words of a command line mean, and where their pictures go."""
 
 import glob
-from collections.abc import Collection, Sequence
+import itertools
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from config.errors import DataError, OptionError
 from config.options import is_truth
 from detect.preprocess import SUFFIXES
+
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to read, or the number of a camera; `video` says whether it has frames."""
+
+    origin: Path | int
+    video: bool
+
+    @property
+    def path(self) -> Path:
+        """The file, or a name for what a camera shows."""
+        return Path(f"camera-{self.origin}.mp4") if isinstance(self.origin, int) else self.origin
 
 
 def split_words(argv: Sequence[str], booleans: Collection[str] = ()) -> tuple[list[str], list[str]]:
@@ -36,8 +54,18 @@ def _is_value(word: str, flag: str, booleans: Collection[str]) -> bool:
     return bool(flag) and flag.replace("--no-", "--", 1) not in booleans
 
 
+def with_values(argv: Sequence[str], defaults: Mapping[str, str]) -> list[str]:
+    """argv with the value of `defaults` ({flag: number}) after each of these flags that no number follows."""
+    words: list[str] = []
+    for word, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+        words.append(word)
+        if word in defaults and not re.fullmatch(r"\d+", following):
+            words.append(defaults[word])
+    return words
+
+
 def find_images(words: Sequence[str], folder: str = "", extension: str = "") -> list[Path]:
-    """The image files that words mean, each once, in their order.
+    """The image and video files that words mean, each once, in their order.
 
     A word is a file, a folder (its images, sorted), a glob, or several of these apart by commas. `folder` is put before
     each word and `extension` after it; `folder` without words is searched itself. DataError names what does not exist.
@@ -53,16 +81,17 @@ def find_images(words: Sequence[str], folder: str = "", extension: str = "") -> 
     return list(found.values())
 
 
-def plan_outputs(images: Sequence[Path], folder: Path) -> list[Path]:
+def plan_outputs(images: Sequence[Path], folder: Path, videos: Collection[Path] = ()) -> list[Path]:
     """A file in `folder` for each image: its own name, with a number where that is taken by another one.
 
-    OptionError where one of them is an image of the input.
+    Those in `videos` become .mp4. OptionError where one of them is an image of the input.
     """
     inputs = {path.resolve() for path in images}
     taken: set[Path] = set()
     planned: list[Path] = []
     for image in images:
         suffix = image.suffix if image.suffix.lower() in SUFFIXES else f"{image.suffix}.png"
+        suffix = ".mp4" if image in videos else suffix
         candidate, count = folder / f"{image.stem}{suffix}", 1
         while candidate in taken:
             count += 1
@@ -72,6 +101,11 @@ def plan_outputs(images: Sequence[Path], folder: Path) -> list[Path]:
         taken.add(candidate)
         planned.append(candidate)
     return planned
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file is a video by its name."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def _split_commas(word: str, folder: str, extension: str) -> list[str]:

@@ -13,10 +13,12 @@ from dataset.augment import STRETCHED, resize_only
 from dataset.image_check import MAX_BYTES, MAX_PIXELS, load_strictly
 from dataset.labels import OBJECT_WIDTH
 from dataset.letterbox import Resize
-from dataset.transforms import Size, decode, normalise
+from dataset.transforms import Size, decode
+from deploy.manifest import UINT8_NHWC, Manifest
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+_VALUES = np.arange(256, dtype=np.float32)
 _NO_OBJECTS = np.zeros((0, OBJECT_WIDTH), np.float32)
 
 ImageInput = str | Path | bytes | bytearray | memoryview | np.ndarray
@@ -37,17 +39,56 @@ def read_image(image: ImageInput, name: str) -> np.ndarray:
     raise DataError(f"{name}: an image is a path, its encoded bytes or an array, not {type(image).__name__}")
 
 
+class InputWriter:
+    """Turns pictures into the input of a model, in the format that its manifest says.
+
+    float32_nchw: (B, 3, H, W) float32 RGB, normalised; uint8_nhwc: (B, H, W, 3) uint8 RGB, which the network
+    normalises by itself.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        """The manifest of the model."""
+        self._size = manifest.size
+        self._bytes = manifest.input_format == UINT8_NHWC
+        self._mean, self._std = (np.array(x, np.float32) for x in (manifest.mean, manifest.std))
+        self._resize = Resize(manifest.resize_mode, manifest.fill)
+
+    def batch(self, pictures: int, batch_size: int) -> np.ndarray:
+        """An input whose first rows wait for pictures; the others are zero."""
+        shape = (*self._size, 3) if self._bytes else (3, *self._size)
+        data = np.empty((batch_size, *shape), np.uint8 if self._bytes else np.float32)
+        data[pictures:] = 0
+        return data
+
+    def write(self, pixels: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """Writes pixels (h, w, 3) uint8 RGB to a row of a batch; returns the geometry (6,) that to_image needs."""
+        if self._bytes:
+            row[...], _, view = resize_only(np.ascontiguousarray(pixels), _NO_OBJECTS, self._size, self._resize)
+            return view
+        return write_input(pixels, self._mean, self._std, row, self._resize)
+
+    def noise(self, batch_size: int) -> np.ndarray:
+        """A batch of random pixels, always the same ones."""
+        pixels = np.random.default_rng(0).integers(0, 256, (batch_size, *self._size, 3), np.uint8)
+        data = self.batch(batch_size, batch_size)
+        for picture, row in zip(pixels, data, strict=True):
+            self.write(picture, row)
+        return data
+
+
 def write_input(
     pixels: np.ndarray, mean: np.ndarray, std: np.ndarray, out: np.ndarray, resize: Resize = STRETCHED
 ) -> np.ndarray:
     """Writes pixels (h, w, 3) uint8 RGB, resized bilinearly to (H, W), less mean, over std (3,), to out (3, H, W).
 
-    Returns the geometry (6,) that dataset.transforms.to_image needs.
+    Bit for bit what dataset.transforms.normalise gives. Returns the geometry (6,) that dataset.transforms.to_image
+    needs.
     """
     size: Size = (out.shape[1], out.shape[2])
-    bgr = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR)
-    resized, _, view = resize_only(bgr, _NO_OBJECTS, size, resize)
-    normalise(resized, mean, std, out)
+    resized, _, view = resize_only(np.ascontiguousarray(pixels), _NO_OBJECTS, size, resize)
+    tables = (_VALUES - mean[:, None]) / std[:, None]  # (3, 256): the normalised value of each value of R, G and B
+    for plane, table, target in zip(cv2.split(resized), tables, out, strict=True):
+        cv2.LUT(plane, table, dst=target)
     return view
 
 
@@ -78,7 +119,7 @@ def _decoded(content: bytes, name: str) -> np.ndarray:
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
         reason = "its format is unknown" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise DataError(f"{name}: not a sound image ({reason}); give a whole {', '.join(FORMATS)}") from error
-    return cv2.cvtColor(decode(content, name), cv2.COLOR_BGR2RGB)
+    return decode(content, name, rgb=True)
 
 
 def _checked_pixels(pixels: Any, name: str) -> np.ndarray:

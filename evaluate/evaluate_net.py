@@ -90,7 +90,7 @@ def evaluate_net(
     OptionError where the record's classes are not the checkpoint's.
     """
     meta = checkpoint.meta
-    _check_classes(rec_path, meta["class_names"], checkpoint.prefix)
+    check_classes(rec_path, meta["class_names"], checkpoint.prefix)
     batch_size = batch_size or meta["batch_size"]
     check_batch_size(batch_size, devices)
     rect = meta["rect"] if rect is None else rect
@@ -150,7 +150,8 @@ def _inference_module(
     return module
 
 
-def _check_classes(rec_path: str, names: Sequence[str], prefix: str) -> None:
+def check_classes(rec_path: str, names: Sequence[str], prefix: str) -> None:
+    """DataError if there is no such record, OptionError if its sidecar names other classes."""
     if not Path(rec_path).is_file():
         raise DataError(f"--rec-path {rec_path}: no such file; make it with tools/prepare_dataset.py")
     sidecar = read_sidecar(rec_path)

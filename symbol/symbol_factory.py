@@ -41,6 +41,7 @@ __all__ = [
     "input_size",
     "label_names",
     "list_networks",
+    "size_multiple",
 ]
 
 Shape = int | tuple[int, ...]
@@ -110,12 +111,17 @@ def carried_options(network: str, darknet_cfg: str) -> dict[str, Any]:
 def check_any_size(network: str, data_shape: Shape, option: str) -> None:
     """OptionError naming `option` unless the network's symbol takes inputs of other sizes than data_shape, too."""
     if is_effdet(network):
-        side = STRIDES[EFFDET_NETWORKS[network].levels - 1]
+        side = size_multiple(network)
         raise OptionError(f"{option}: {network} needs inputs whose sides are multiples of {side}; leave it out")
     if not is_yolo(network):
         raise OptionError(
             f"{option}: the anchors of {network} are fractions of an input of one size, {data_shape}; leave it out"
         )
+
+
+def size_multiple(network: str) -> int:
+    """What the sides of multi-scale training's inputs are multiples of: an EfficientDet's largest stride, or 32."""
+    return STRIDES[EFFDET_NETWORKS[network].levels - 1] if is_effdet(network) else MINIMUM_SIDE
 
 
 def freeze_pattern(network: str, freeze: str) -> str:

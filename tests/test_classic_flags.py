@@ -95,6 +95,7 @@ CLASSIC = {
         ("--force True --timer True", {"force": True, "timer": True}),
         ("--no-force --no-timer --deploy", {"force": False, "timer": False, "deploy": True}),
         ("--class-names aeroplane,bicycle --batch-size 1", {"class_names": ("aeroplane", "bicycle")}),
+        ("--camera 0 --frame-resize 640,480", {"camera": "0", "frame_resize": "640,480"}),
     ],
     DeployOptions: [
         ("--network vgg16_reduced --num-class 20", {"network": "vgg16_reduced", "num_class": 20}),
@@ -124,8 +125,6 @@ CLASSIC = {
 LINES = [(cls, line, fields) for cls, lines in CLASSIC.items() for line, fields in lines]
 NOT_BUILT = [
     (TrainOptions, "--kv-store dist_sync", "training on several machines"),
-    (DemoOptions, "--camera", "a camera's pictures"),
-    (DemoOptions, "--frame-resize 0.5", "a camera's pictures"),
 ]
 OBSOLETE = [
     (TrainOptions, "--num-example 16551", "--num-example has no effect: the record says"),

@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
 
 def preset_values(options: AnchorsOptions) -> dict[str, Any]:
     """{option: value} of the preset, with the options given here in place of its own."""
-    values = read_preset(TrainOptions, options.preset) if options.preset else {}
+    values = read_preset(TrainOptions, options.preset, "--preset") if options.preset else {}
     for name in ("network", "data_shape", "resize_mode"):
         value = getattr(options, name)
         if value is not None:

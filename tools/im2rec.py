@@ -17,6 +17,7 @@ if not __package__:
 from config.errors import DataError, OptionError, run_command
 from config.im2rec_options import Im2recOptions
 from config.options import parse_options
+from config.signals import exit_on_sigterm
 from config.threads import usable_threads
 from dataset.class_names import read_class_names
 from dataset.encode import DEFAULT_QUALITY, Encoder
@@ -24,7 +25,7 @@ from dataset.files import AtomicFile, publish_all
 from dataset.image_folder import find_images, split
 from dataset.image_list import ImageRoot, format_list
 from dataset.list_packing import ImageList, PackedList, load_list, pack_list
-from tools.packing_output import exit_on_sigterm, print_list, progress
+from tools.packing_output import print_list, progress
 
 _MADE_LISTS = r"(_\d+)?(_train|_val|_test)?\.lst"  # what --list appends to PREFIX
 logger = logging.getLogger("im2rec")

@@ -1,11 +1,9 @@
-"""What the tools that pack images share: progress for the user, and an orderly end on SIGTERM."""
+"""What the tools that pack images share: progress for the user."""
 
 import logging
-import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from types import FrameType
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -15,15 +13,6 @@ from dataset.packing import shortened
 T = TypeVar("T")
 _LOG_SECONDS = 10.0
 logger = logging.getLogger(__name__)
-
-
-def exit_on_sigterm() -> None:
-    """Makes SIGTERM raise SystemExit, so that temporary files are removed."""
-    signal.signal(signal.SIGTERM, _terminate)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
 
 
 def progress(images: Iterable[T], total: int) -> Iterator[T]:

@@ -21,6 +21,7 @@ import numpy as np
 from config.errors import DataError, OptionError, run_command
 from config.options import parse_options
 from config.prepare_options import PrepareOptions
+from config.signals import exit_on_sigterm
 from config.threads import usable_threads
 from dataset.annotation_list import AnnotationList, write_annotation_list
 from dataset.class_names import read_class_names
@@ -30,7 +31,7 @@ from dataset.imdb import Imdb
 from dataset.packing import Report, pack_dataset
 from dataset.pascal_voc import PascalVoc
 from dataset.splits import split
-from tools.packing_output import exit_on_sigterm, print_list, progress
+from tools.packing_output import print_list, progress
 
 
 def main(argv: list[str]) -> None:

@@ -4,10 +4,9 @@ import logging
 from collections.abc import Sequence
 
 from config.errors import OptionError
-from config.gpus import CUDA_WHEEL, gpu_problem, is_supported, read_driver
+from config.gpus import usable_gpus
 from config.run import DeviceOptions
 from config.runtime import mx
-from config.version import installed_version
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +41,3 @@ def check_batch_size(batch_size: int, devices: Sequence[mx.Context]) -> None:
             f"--batch-size {batch_size} is too small for {len(devices)} devices: each needs an image; raise it or use "
             "fewer devices"
         )
-
-
-def usable_gpus() -> tuple[list[int], str | None]:
-    """(ordinals of the GPUs that this MXNet can run on, why there is none)."""
-    driver = read_driver()
-    problem = gpu_problem(driver, installed_version(CUDA_WHEEL) is not None)
-    if problem or driver is None:
-        return [], problem
-    return [k for k, gpu in enumerate(driver.gpus) if is_supported(gpu)], None

@@ -1,16 +1,11 @@
 """The command train.py. Options are read before mxnet is imported: the number of CPU contexts sets the threads."""
 
-import signal
-from types import FrameType
-from typing import NoReturn
-
 from config import threads
 from config.hyp_file import read_hyp
 from config.options import parse_options
 from config.run import TrainOptions
+from config.signals import exit_on_sigterm
 from train.early_checks import check_early
-
-TERMINATED = 128 + signal.SIGTERM
 
 
 def main(argv: list[str]) -> int:
@@ -18,14 +13,10 @@ def main(argv: list[str]) -> int:
     options = parse_options(TrainOptions, argv, "Train a single-shot detector.", presets=True, files={"hyp": read_hyp})
     check_early(options)
     threads.configure(options.cpus)
-    from train.run_files import log_to_terminal
+    from config.terminal_log import log_to_terminal
     from train.train_net import train_net
 
     log_to_terminal()
-    signal.signal(signal.SIGTERM, _terminate)
+    exit_on_sigterm()
     train_net(options)
     return 0
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(TERMINATED)

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from tqdm import tqdm
-
 from config.errors import OptionError
 from config.options import to_mapping
 from config.run import TrainOptions
@@ -21,21 +19,23 @@ from config.runtime import mx
 from dataset.files import write_atomically
 from dataset.sidecar import tool_version
 
-
-class _BarHandler(logging.Handler):
-    """Writes log lines to stderr above a progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
-
-
-def log_to_terminal() -> None:
-    """Sends the log to stderr, above progress bars; called by the commands."""
-    root = logging.getLogger()
-    root.setLevel(logging.INFO)
-    handler = _BarHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    root.addHandler(handler)
+# Options that a resumed run may have of its own without another result.
+_DATA = {"train_path", "val_path"}
+_MACHINE = {"cpu", "cpus", "gpus", "workers"}
+_RANGE = {"begin_epoch", "end_epoch", "finetune", "resume"}
+_SEEN = {
+    "eval_every",
+    "frequent",
+    "keep",
+    "log",
+    "monitor",
+    "overwrite",
+    "pattern",
+    "prefix",
+    "save_best_only",
+    "save_every",
+}
+MAY_CHANGE = _DATA | _MACHINE | _RANGE | _SEEN | {"tensorboard"}
 
 
 @contextmanager
@@ -102,6 +102,22 @@ def write_run_file(prefix: str, options: TrainOptions) -> None:
         "threads": os.environ.get("OMP_NUM_THREADS"),
     }
     write_atomically(Path(f"{prefix}-run.json"), (json.dumps(content, indent=1) + "\n").encode())
+
+
+def changed_options(prefix: str, options: TrainOptions) -> list[str]:
+    """A line for each option that decides results and is not what PREFIX-run.json says of the run so far.
+
+    Nothing unless the run is resumed and there is such a file that can be read: the checkpoints know what they must.
+    """
+    if options.resume in ("-1", ""):
+        return []
+    try:
+        before = json.loads(Path(f"{prefix}-run.json").read_text("utf-8"))["options"]
+        now = to_mapping(options)
+        names = [name for name in before if name in now and name not in MAY_CHANGE and before[name] != now[name]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [f"--{name.replace('_', '-')} is now {now[name]}, was {before[name]} in the run so far" for name in names]
 
 
 class MetricsFile:

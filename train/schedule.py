@@ -156,7 +156,8 @@ class WarmUpOfOthers:
         factor = 1.0
         if share < 1.0:
             rates = optimizer.lr_scheduler
-            factor = (start + share * (rates.rate(update) - start)) / rates(update)
+            rate = rates(update)
+            factor = (start + share * (rates.rate(update) - start)) / rate if rate else 1.0  # of 0 there is no factor
         biases = [name for name in optimizer.idx2name.values() if name.endswith(BIASES)]
         optimizer.lr_mult = self._lr_mult | {name: factor * self._lr_mult.get(name, 1.0) for name in biases}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from config.errors import DataError, OptionError
+from config.idle_options import idle_options
 from config.options import obsolete_options
 from config.recipe_options import batches_per_update
 from config.run import TrainOptions, augment_options, metric_kinds, network_options, pixel_options, rect_multiple
@@ -28,6 +29,7 @@ from symbol.symbol_factory import (
     get_symbol_train,
     input_size,
     label_names,
+    size_multiple,
 )
 from train.callbacks import FiniteGuard, Progress
 from train.devices import check_batch_size, contexts
@@ -40,7 +42,7 @@ from train.module import DetectionModule
 from train.monitor import make_monitor
 from train.plateau import Plateau, make_plateau
 from train.recipe import Recipe
-from train.run_files import command_to_continue, lock_prefix, log_to_file, write_run_file
+from train.run_files import changed_options, command_to_continue, lock_prefix, log_to_file, write_run_file
 from train.run_recipe import check_recipe, make_recipe, validated_epochs
 from train.saving import CheckpointWriter, SavePlan, Snapshots
 from train.schedule import make_schedule, updates_per_epoch
@@ -72,11 +74,15 @@ def train_net(options: TrainOptions) -> None:
         stack.enter_context(lock_prefix(options.prefix))
         log = Path(options.log or f"{options.prefix}-train.log")
         stack.enter_context(log_to_file(log, obsolete_options(options)))
+        for line in idle_options(options):
+            logger.warning(line)
         devices = contexts(options)
         for stage in plan:
             check_batch_size(stage.options.batch_size, devices)
         check_disk_space(options, len(classes))
         start = find_start(plan)
+        for line in changed_options(options.prefix, options):
+            logger.warning(line)
         for stage in plan:
             if start.epoch < stage.options.end_epoch:
                 _train_stage(stage, options, devices, sidecars, start)
@@ -235,7 +241,7 @@ def _iterators(
         "num_classes": num_classes,
         "workers": options.workers,
     }
-    sizes = input_sizes(input_size(options.data_shape), options.multi_scale)
+    sizes = input_sizes(input_size(options.data_shape), options.multi_scale, size_multiple(options.network))
     assigner = get_assigner(options.network, options.data_shape, num_classes, sizes=sizes, **network_options(options))
     kind = iterator_class(options.engine)
     train = kind(

@@ -343,7 +343,6 @@ class Old:
     topk: int = option(400, "boxes kept", aliases=("nms_topk",))
     quiet: bool = option(False, "say nothing", aliases=("silent",))
     threads: int = option(1, "no effect", obsolete="all cores are used")
-    store: str = option("local", "where", not_built="other stores are")
 
 
 @pytest.mark.parametrize("word", ["--nms-topk=5", "--nms_topk=5", "--topk=5"])
@@ -356,9 +355,3 @@ def test_an_alias_sets_the_field_and_the_last_one_wins(word):
 def test_an_obsolete_option_is_told_once_and_has_its_value(caplog, tmp_path):
     assert parse_options(Old, ["--config", write(tmp_path, "threads: 3")], "", presets=True) == Old(threads=3)
     assert [record.message for record in caplog.records] == ["--threads has no effect: all cores are used"]
-
-
-def test_what_is_not_built_is_refused_but_for_its_default():
-    assert from_mapping(Old, {"store": "local"}) == Old()
-    with pytest.raises(OptionError, match="--store dist: other stores are not built yet; leave the option out"):
-        from_mapping(Old, {"store": "dist"})

@@ -15,6 +15,7 @@ def test_factors_and_pixels():
     assert input_sizes((416, 416), (279, 624)) == input_sizes((416, 416), (0.67, 1.5))
     assert input_sizes((320, 640), (640, 640)) == ((320, 640),)
     assert input_sizes((32, 640), (0.2, 0.2)) == ((32, 128),)
+    assert input_sizes((256, 384), (0.6, 1.4), 128) == ((128, 256), (256, 384), (384, 512))
 
 
 @given(st.tuples(st.integers(1, 20), st.integers(1, 20)), st.floats(0.5, 1), st.floats(1, 2))

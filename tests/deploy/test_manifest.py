@@ -5,8 +5,19 @@ import json
 
 import pytest
 
-from deploy.manifest import FileRecord, Manifest, PostProcessing, Source, manifest_from_json, manifest_to_json
+from deploy.manifest import (
+    Accuracy,
+    Calibration,
+    FileRecord,
+    Manifest,
+    PostProcessing,
+    Source,
+    manifest_from_json,
+    manifest_to_json,
+)
 
+CALIBRATION = {"record": "a.rec", "mode": "naive", "images": 5, "thresholds": {"conv1": [-1.5, 2]}, "excluded": []}
+NEW = ("input_format", "calibration", "accuracy")  # later than the first version
 GOOD = Manifest(
     class_names=("red", "grün"),
     mean=(1.0, 2.0, 3.0),
@@ -18,6 +29,9 @@ GOOD = Manifest(
     versions={"mxnet": "1.9.1"},
     source=Source("output/ssd", 12, {"mAP": 0.5}),
     files={"model-0000.params": FileRecord(3, "a" * 64)},
+    dtype="int8",
+    calibration=Calibration("a.rec", "naive", 5, {"conv1": (-1.5, 2.0)}, ("conv2",)),
+    accuracy=Accuracy("a.rec", "VOC07 mAP", 0.8, 0.79),
 )
 
 
@@ -25,6 +39,13 @@ def test_round_trip_and_later_fields_are_ignored():
     values = json.loads(manifest_to_json(GOOD))
     assert manifest_from_json(json.dumps({**values, "novelty": [1]})) == GOOD
     assert GOOD.size == (96, 80)
+
+
+def test_manifests_of_the_first_version_are_read():
+    values = json.loads(manifest_to_json(dataclasses.replace(GOOD, dtype="float32", calibration=None, accuracy=None)))
+    old = {name: value for name, value in values.items() if name not in NEW}
+    read = manifest_from_json(json.dumps(old))
+    assert (read.input_format, read.calibration, read.accuracy) == ("float32_nchw", None, None)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +67,16 @@ def test_round_trip_and_later_fields_are_ignored():
         ("input_shape", [96, -80]),
         ("resize_mode", "fit"),
         ("interpolation", "cubic"),
-        ("dtype", "int8"),
+        ("dtype", "float16"),
+        ("dtype", ["int8"]),
+        ("calibration", None),
+        ("calibration", {**CALIBRATION, "thresholds": {"conv1": [1, 0]}}),
+        ("calibration", {**CALIBRATION, "thresholds": {"conv1": [1]}}),
+        ("calibration", {**CALIBRATION, "thresholds": {"conv1": [-1e31, 0]}}),
+        ("calibration", {**CALIBRATION, "thresholds": {"conv1": "all"}}),
+        ("calibration", {**CALIBRATION, "excluded": [1]}),
+        ("input_format", "uint8"),
+        ("accuracy", {"record": "a.rec"}),
         ("options", []),
         ("postprocessing", {}),
         ("postprocessing", None),
@@ -61,7 +91,7 @@ def test_wrong_values_are_refused(name, value):
         manifest_from_json(json.dumps({**values, name: value}).replace("Infinity", "1e999"))
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Manifest)])
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Manifest) if field.name not in NEW])
 def test_missing_fields_are_named(name):
     values = json.loads(manifest_to_json(GOOD))
     del values[name]

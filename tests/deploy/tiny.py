@@ -24,11 +24,16 @@ def tiny_symbol():
 def tiny_params():
     """Weights by name and shape alone; heads are large enough for detections of every class."""
     symbol = tiny_symbol()
-    arg_shapes, _, aux_shapes = symbol.infer_shape(data=(1, 3, *SIZE))
-    args = dict(zip(symbol.list_arguments(), arg_shapes, strict=True))
-    aux = dict(zip(symbol.list_auxiliary_states(), aux_shapes, strict=True))
-    del args["data"]
-    return {n: _values(n, s) for n, s in args.items()}, {n: _values(n, s) for n, s in aux.items()}
+    params, aux_names = deterministic_params(symbol, SIZE), symbol.list_auxiliary_states()
+    return ({n: a for n, a in params.items() if n not in aux_names}, {n: params[n] for n in aux_names})
+
+
+def deterministic_params(symbol, size):
+    """Arguments and auxiliary states of a symbol by name and shape alone."""
+    arg_shapes, _, aux_shapes = symbol.infer_shape(data=(1, 3, *size))
+    names = symbol.list_arguments() + symbol.list_auxiliary_states()
+    shapes = zip(names, [*arg_shapes, *aux_shapes], strict=True)
+    return {name: _values(name, shape) for name, shape in shapes if name != "data"}
 
 
 def _values(name, shape):

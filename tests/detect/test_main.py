@@ -117,7 +117,10 @@ def test_without_pictures(folder, photos, monkeypatch):
         (["PHOTOS/one", "--model", "MODEL", "--gpus", "77"], "--gpus 77"),
         (["PHOTOS/one", "--model", "MODEL", "--num-class", "20"], "--num-class 20: MODEL has 3"),
         (["PHOTOS/one", "--model", "MODEL", "--nms", "0.1"], "--nms 0.1: MODEL was exported with 0.45"),
-        (["--camera"], "--camera True: detection in a camera's pictures is not built yet"),
+        (["PHOTOS/one", "--frame-resize", "big"], "--frame-resize big: expected width,height"),
+        (["PHOTOS/one", "--engine", "onnxruntime", "--model", "MODEL"], "MODEL has no model.onnx; export it again"),
+        (["PHOTOS/one", "--show", "--model", "MODEL"], "--show: there is no display"),
+        (["PHOTOS/two/c.jpg", "--benchmark", "--model", "MODEL"], "c.jpg: not a sound image"),
     ],
 )
 def test_mistakes_are_one_sentence(folder, photos, words, sentence, monkeypatch, capsys):
@@ -125,6 +128,8 @@ def test_mistakes_are_one_sentence(folder, photos, words, sentence, monkeypatch,
 
     words = [word.replace("PHOTOS", str(photos)).replace("MODEL", str(folder)) for word in words]
     monkeypatch.setattr(sys, "argv", ["demo.py", *words])
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(photos)
     with pytest.raises(SystemExit) as ended:
         run_command(main)

@@ -1,5 +1,6 @@
 """Images as networks read them: like validation, and never a damaged one."""
 
+import dataclasses
 import io
 import struct
 import zlib
@@ -12,8 +13,10 @@ from config.errors import DataError
 from dataset.iterator import DetRecordIter
 from dataset.labels import pack_label
 from dataset.recordio import RecordWriter, pack
-from detect.preprocess import encode_image, read_image, write_input
-from tests.deploy.tiny import picture
+from deploy.export import model_from_checkpoint
+from detect.preprocess import InputWriter, encode_image, read_image, write_input
+from tests.deploy.tiny import picture, save_tiny
+from train.checkpoint import load_checkpoint
 
 
 def _encoded(pixels, kind="JPEG", **options):
@@ -107,3 +110,20 @@ def test_reading_leaves_arrays_alone():
     before = pixels.copy()
     write_input(pixels, np.zeros(3, np.float32), np.ones(3, np.float32), np.zeros((3, 32, 32), np.float32))
     np.testing.assert_array_equal(pixels, before)
+
+
+@pytest.mark.parametrize("mode", ["force", "letterbox"])
+def test_uint8_networks_read_the_pixels_that_others_read_normalised(tmp_path, mode):
+    """Their own first layer subtracts and divides; rows without a picture are zero."""
+    manifest = model_from_checkpoint(load_checkpoint(save_tiny(tmp_path / "tiny", resize_mode=mode), 3)).manifest
+    plain, raw = InputWriter(manifest), InputWriter(dataclasses.replace(manifest, input_format="uint8_nhwc"))
+    normalised, pixels = plain.batch(1, 2), raw.batch(1, 2)
+    views = [plain.write(PIXELS, normalised[0]), raw.write(PIXELS, pixels[0])]
+    np.testing.assert_array_equal(*views)
+    assert pixels.dtype == np.uint8
+    mean, std = (np.array(x, np.float32) for x in (manifest.mean, manifest.std))
+    np.testing.assert_array_equal(((pixels[0] - mean) / std).transpose(2, 0, 1), normalised[0])
+    assert not pixels[1].any()
+    assert not normalised[1].any()
+    assert raw.noise(2).shape == (2, *manifest.size, 3)
+    np.testing.assert_array_equal(plain.noise(2), plain.noise(2))

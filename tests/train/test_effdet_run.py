@@ -1,5 +1,6 @@
 """An EfficientDet from training to detection: train_net, checkpoint, evaluation, model folder, Detector."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +56,10 @@ def test_the_exported_model_detects_as_the_checkpoint_does(run: TrainOptions, tm
     assert len(found[0])
     np.testing.assert_array_equal(*found)
     assert set(found[0][:, 0]) <= set(range(len(CLASSES)))
+
+
+def test_several_input_sizes(run: TrainOptions, tmp_path: Path) -> None:
+    """Their sides are multiples of 128, whatever --multi-scale says of 32."""
+    sizes = replace(run, prefix=str(tmp_path / "sizes"), multi_scale=(1.0, 2.4), batch_size=2, max_iter=3, val_path="")
+    train_net(sizes)
+    assert all(np.isfinite(list(metrics(sizes.prefix)[0]["train"].values())))

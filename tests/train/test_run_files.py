@@ -4,14 +4,24 @@ import io
 import json
 import logging
 import sys
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from config.errors import OptionError
+from config.run import TrainOptions
 from train.callbacks import Progress
 from train.curves import save_curves
-from train.run_files import MetricsFile, command_to_continue, lock_prefix, log_to_file
+from train.run_files import (
+    MetricsFile,
+    changed_options,
+    command_to_continue,
+    lock_prefix,
+    log_to_file,
+    write_run_file,
+)
 
 
 @pytest.mark.parametrize(
@@ -118,3 +128,15 @@ def test_on_a_terminal_a_bar_shows_loss_speed_and_time_left(monkeypatch):
     assert "Epoch 1" in shown
     assert "CrossEntropy=1.2500" in shown
     assert "images/s, run ends in 0:00:00" in shown
+
+
+def test_a_resumed_run_tells_which_options_it_changes(tmp_path):
+    prefix = str(tmp_path / "run")
+    options = TrainOptions(prefix=prefix, lr=0.01)
+    assert changed_options(prefix, replace(options, resume="auto")) == []
+    write_run_file(prefix, options)
+    other = replace(options, lr=0.1, end_epoch=999, workers=7)
+    assert changed_options(prefix, other) == []
+    assert changed_options(prefix, replace(other, resume="auto")) == ["--lr is now 0.1, was 0.01 in the run so far"]
+    Path(f"{prefix}-run.json").write_text("[]")
+    assert changed_options(prefix, replace(other, resume="auto")) == []

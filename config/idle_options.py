@@ -1,0 +1,45 @@
+"""Options of a training run that do nothing because of another one: told, not refused, as presets may set them."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+from config.run import TrainOptions
+
+
+def idle_options(options: TrainOptions) -> list[str]:
+    """A sentence for each option that is not at its default although another one keeps it from having an effect."""
+    defaults = {field.name: field.default for field in fields(options)}
+    given = {name for name, default in defaults.items() if getattr(options, name) != default}
+    return [
+        f"--{name.replace('_', '-')} has no effect {reason}"
+        for names, reason in _idle(options)
+        for name in names
+        if name in given
+    ]
+
+
+def _idle(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Groups of options without effect, and why."""
+    schedule = f"with --lr-schedule {options.lr_schedule}"
+    readers = {
+        ("lr_steps",): ("steps",),
+        ("lr_step_epochs",): ("step_epochs",),
+        ("lr_factor",): ("steps", "step_epochs", "plateau"),
+        ("lr_patience",): ("plateau",),
+        ("lr_final",): ("cosine", "cosine_epochs", "plateau"),
+    }
+    yield from ((names, schedule) for names, schedules in readers.items() if options.lr_schedule not in schedules)
+    if not options.warmup_epochs:
+        yield ("warmup_factor",), "without --warmup-epochs"
+    if not options.ema:
+        yield ("ema_ramp",), "without --ema"
+    if not options.freeze_epochs:
+        yield ("freeze_batch_size", "freeze_lr"), "without --freeze-epochs"
+    if options.resize_mode == "force" and not options.rect_val:
+        yield ("fill",), "with --resize-mode force, which draws no borders"
+    if not options.rect_val:
+        yield ("rect_multiple",), "without --rect-val"
+    if not options.val_path:
+        yield ("eval_every", "val_loss", "metrics", "best_metric", "rect_val"), "without --val-path"
+    if options.optimizer not in ("sgd", "nag"):
+        yield ("momentum",), f"with --optimizer {options.optimizer}"

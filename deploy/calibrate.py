@@ -1,0 +1,77 @@
+"""Thresholds for int8: the range of every array that is quantised, found in images."""
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+
+from config.runtime import mx
+from deploy.int8 import Fused, Thresholds
+
+logger = logging.getLogger(__name__)
+
+NAIVE, ENTROPY = MODES = ("naive", "entropy")
+_BINS = 8001  # of a histogram from -limit to limit, as in mxnet.contrib.quantization
+_LEVELS = 255
+_EVERY = 10  # batches between lines of the log
+
+
+def calibrate(fused: Fused, images: list[mx.nd.NDArray], mode: str) -> Thresholds:
+    """{array: (lowest, highest)} over images, each a batch of data in the model's input format.
+
+    naive: the extremes. entropy: the range whose 8 bits keep the distribution best, by its Kullback-Leibler divergence
+    (Migacz 2017, 8-bit inference with TensorRT, https://on-demand.gputechconf.com/gtc/2017/presentation/
+    s7310-8-bit-inference-with-tensorrt.pdf); arrays without negative values start at 0.
+    """
+    reader = _Reader(fused, images[0])
+    found: Thresholds = {}
+    for arrays in _progress(reader, images, "ranges"):
+        for name, array in arrays:
+            low, high = found.get(name, (np.inf, -np.inf))
+            found[name] = min(low, float(array.min())), max(high, float(array.max()))
+    return found if mode == NAIVE else _least_divergent(reader, images, found)
+
+
+class _Reader:
+    """Runs the float32 symbol and gives all arrays that need thresholds."""
+
+    def __init__(self, fused: Fused, first: mx.nd.NDArray) -> None:
+        self._names = fused.arrays
+        internals = fused.symbol.get_internals()
+        symbol = mx.sym.Group([internals[name] for name in self._names])
+        types = {"data": first.dtype}
+        self._executor = symbol.simple_bind(mx.cpu(), grad_req="null", type_dict=types, data=first.shape)
+        self._executor.copy_params_from(fused.arg_params, fused.aux_params, allow_extra_params=True)
+
+    def __call__(self, data: mx.nd.NDArray) -> Iterator[tuple[str, np.ndarray]]:
+        self._executor.arg_dict["data"][:] = data
+        for name, array in zip(self._names, self._executor.forward(is_train=False), strict=True):
+            yield name, array.asnumpy()
+
+
+def _progress(reader: _Reader, images: list[mx.nd.NDArray], what: str) -> Iterator[Iterator[tuple[str, np.ndarray]]]:
+    for number, data in enumerate(images, start=1):
+        yield reader(data)
+        if number % _EVERY == 0 or number == len(images):
+            logger.info("calibration, %s: batch %d of %d", what, number, len(images))
+
+
+def _least_divergent(reader: _Reader, images: list[mx.nd.NDArray], ranges: Thresholds) -> Thresholds:
+    limits = {name: max(-low, high) or 1.0 for name, (low, high) in ranges.items()}
+    counts = {name: np.zeros(_BINS) for name in ranges}
+    for arrays in _progress(reader, images, "histograms"):
+        for name, array in arrays:
+            counts[name] += np.histogram(array, _BINS, (-limits[name], limits[name]))[0]
+    found: Thresholds = {}
+    for number, (name, (low, _)) in enumerate(ranges.items(), start=1):
+        high = _best_limit(counts[name], limits[name], _LEVELS if low < 0 else 2 * _LEVELS + 1)
+        found[name] = (-high if low < 0 else 0.0), high
+        if number % (5 * _EVERY) == 0 or number == len(ranges):
+            logger.info("calibration, entropy: array %d of %d", number, len(ranges))
+    return found
+
+
+def _best_limit(counts: np.ndarray, limit: float, levels: int) -> float:
+    edges = mx.nd.array(np.linspace(-limit, limit, _BINS + 1))
+    threshold, _ = mx.nd.contrib.calibrate_entropy(mx.nd.array(counts), edges, num_quantized_bins=levels)
+    return float(threshold.asscalar())

@@ -1,0 +1,1 @@
+"""Detection symbols as ONNX models, decoding and non-maximum suppression included."""

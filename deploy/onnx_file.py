@@ -1,0 +1,92 @@
+"""The model.onnx of a model folder: written, checked by onnx, and run beside MXNet before anyone gets it."""
+
+import logging
+
+import numpy as np
+
+from config.errors import InstallError, OptionError
+from config.runtime import mx
+from deploy.comparison import TOLERANCE, Comparison, compare
+from deploy.folder_files import ONNX
+from deploy.manifest import UINT8_NHWC, Manifest
+from deploy.model_folder import Model
+
+logger = logging.getLogger(__name__)
+_INSTALL = 'pip install "mxnet-detector-trainer[onnx]"'
+_TRIAL_BATCH = 2  # of a file that takes any number of images
+_SQUARE = 16  # pixels of one colour in the trial pictures
+# Detections that may differ: where scores or overlaps are equal but for rounding, either order is right.
+_MOST_UNMATCHED = 0.1
+
+
+def onnx_files(model: Model, batch: int = 0) -> dict[str, bytes]:
+    """{model.onnx: content} of a model, float32 whatever its dtype; batch: images at a time, 0 = any number.
+
+    InstallError without the package onnx; OptionError where an operator has no translation, or where ONNX Runtime, if
+    it is installed, does not find what MXNet finds.
+    """
+    try:
+        import onnx
+
+        from deploy.onnx_export.export import to_onnx
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "onnx":
+            raise
+        raise InstallError(f"--onnx: the package onnx is not installed; {_INSTALL}") from error
+    manifest, params = model.manifest, model.arg_params | model.aux_params
+    shape, kind = manifest.image_shape, _input_type(manifest)
+    proto = to_onnx(model.symbol, params, shape, len(manifest.class_names), batch=batch, input_type=kind)
+    onnx.checker.check_model(proto, full_check=True)
+    content = proto.SerializeToString()
+    check_runtime(content, model, batch or _TRIAL_BATCH)
+    return {ONNX: content}
+
+
+def check_runtime(content: bytes, model: Model, batch: int) -> None:
+    """OptionError where ONNX Runtime finds something else than MXNet in pictures of coloured squares."""
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        logger.warning("%s was not tried: onnxruntime is not installed (%s)", ONNX, _INSTALL)
+        return
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    data = trial_data(model.manifest, batch)
+    result = compare(mxnet_det(model, data), session.run(["det"], {"data": data})[0])
+    logger.info("%s in ONNX Runtime: %s", ONNX, describe(result))
+    if result.unmatched > _MOST_UNMATCHED * result.detections:
+        raise OptionError(
+            f"--onnx: ONNX Runtime {onnxruntime.__version__} does not find what MXNet finds ({describe(result)}); "
+            "leave --onnx out"
+        )
+
+
+def describe(result: Comparison) -> str:
+    """A comparison in words."""
+    return (
+        f"of {result.detections} detections {result.in_place} are the same to {TOLERANCE:g}, "
+        f"{result.unmatched} have no counterpart"
+    )
+
+
+def trial_data(manifest: Manifest, batch: int) -> np.ndarray:
+    """Pictures of coloured squares as the network reads them."""
+    height, width = manifest.size
+    rng = np.random.default_rng(0)
+    squares = rng.integers(0, 256, (batch, -(-height // _SQUARE), -(-width // _SQUARE), 3), dtype=np.uint8)
+    pixels = squares.repeat(_SQUARE, 1).repeat(_SQUARE, 2)[:, :height, :width]
+    if manifest.input_format == UINT8_NHWC:
+        return np.ascontiguousarray(pixels)
+    normalised = (pixels - np.array(manifest.mean, np.float32)) / np.array(manifest.std, np.float32)
+    return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2), np.float32)
+
+
+def mxnet_det(model: Model, data: np.ndarray) -> np.ndarray:
+    """det (B, N, 6) of the model's symbol in float32."""
+    executor = model.symbol.simple_bind(mx.cpu(), grad_req="null", type_dict={"data": data.dtype.name}, data=data.shape)
+    executor.copy_params_from(model.arg_params, model.aux_params)
+    executor.arg_dict["data"][:] = data
+    return executor.forward(is_train=False)[0].asnumpy()
+
+
+def _input_type(manifest: Manifest) -> type:
+    return np.uint8 if manifest.input_format == UINT8_NHWC else np.float32

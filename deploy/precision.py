@@ -1,0 +1,126 @@
+"""The number format of an exported model: what is written of it, what it costs in accuracy."""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from config.errors import DataError
+from config.runtime import mx
+from deploy.calibrate import calibrate
+from deploy.int8 import fuse
+from deploy.labelled import METRIC, input_batches, mean_ap
+from deploy.manifest import FLOAT32, INT8, Accuracy, Calibration
+from deploy.model_folder import Model
+from deploy.sensitivity import rank_layers
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 4  # images of a batch here; a network sees each image by itself
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """How to quantise: images to calibrate with, `naive` or `entropy`, and the mAP that may be lost (1 = all)."""
+
+    record: str
+    mode: str
+    images: int
+    max_loss: float
+
+
+def with_dtype(model: Model, dtype: str, eval_record: str = "", int8: Int8Options | None = None) -> Model:
+    """The float32 model as one of dtype, its accuracy measured on eval_record if there is one.
+
+    int8 is for the dtype int8 alone: layers are taken out of it until no more than max_loss of the mAP is lost on
+    eval_record.
+    """
+    if dtype == INT8 and int8:
+        return _quantised(model, eval_record or int8.record, int8)
+    changed = _changed(model, dtype=dtype)
+    if not eval_record:
+        return changed
+    float32 = _measured(model, eval_record, FLOAT32)
+    this = float32 if dtype == FLOAT32 else _measured(changed, eval_record, dtype)
+    return _changed(changed, accuracy=Accuracy(eval_record, METRIC, float32, this))
+
+
+def _quantised(model: Model, eval_record: str, options: Int8Options) -> Model:
+    fused = fuse(model.symbol, model.arg_params, model.aux_params)
+    batches = _calibration_batches(model, options)
+    thresholds = calibrate(fused, batches, options.mode)
+    images = min(options.images, len(batches) * _BATCH)
+    calibration = Calibration(options.record, options.mode, images, thresholds)
+    float32 = _measured(model, eval_record, FLOAT32)
+
+    def attempt(excluded: tuple[str, ...]) -> Model:
+        changed = _changed(model, dtype=INT8, calibration=dataclasses.replace(calibration, excluded=excluded))
+        what = f"int8 with {len(excluded)} of {len(fused.layers)} layers in float32"
+        accuracy = Accuracy(eval_record, METRIC, float32, _measured(changed, eval_record, what))
+        return _changed(changed, accuracy=accuracy)
+
+    found = attempt(())
+    if _loss(found) <= options.max_loss:
+        return found
+    logger.info("mAP loss %.4f is above %.4f: looking for the layers that cause it", _loss(found), options.max_loss)
+    ranked = [layer for _, layer in rank_layers(fused, thresholds, batches[0])]
+    return _fewest(attempt, ranked, options.max_loss)
+
+
+def _fewest(attempt: Callable[[tuple[str, ...]], Model], ranked: list[str], max_loss: float) -> Model:
+    """The model with as few layers in float32 as suffice: of the ranked ones a stretch, its end found, then its start.
+
+    Ranks say how much a layer changes predictions; which of these changes matter for the mAP is seen by trying.
+    """
+    tried: dict[tuple[int, int], Model] = {}
+
+    def suffices(start: int, end: int) -> bool:
+        tried[start, end] = attempt(tuple(ranked[start:end]))
+        return _loss(tried[start, end]) <= max_loss
+
+    few, many = 0, 1
+    while not suffices(0, many) and many < len(ranked):
+        few, many = many, min(2 * many, len(ranked))
+    end = _first(lambda count: suffices(0, count), few, many)
+    start = end - _first(lambda count: suffices(end - count, end), 0, end)
+    return tried[start, end]
+
+
+def _first(suffices: Callable[[int], bool], few: int, many: int) -> int:
+    """The smallest of few + 1 ... many that suffices, if all above it do; `many` is known to."""
+    while many - few > 1:
+        middle = (few + many) // 2
+        if suffices(middle):
+            many = middle
+        else:
+            few = middle
+    return many
+
+
+def _calibration_batches(model: Model, options: Int8Options) -> list[mx.nd.NDArray]:
+    """The first images of the record in the model's input format."""
+    batches = []
+    for data, _ in input_batches(options.record, model.manifest, _BATCH):
+        batches.append(data.copy())
+        if len(batches) * _BATCH >= options.images:
+            break
+    return batches
+
+
+def _measured(model: Model, record: str, what: str) -> float:
+    value = mean_ap(model, record, _BATCH)
+    if math.isnan(value):
+        raise DataError(f"{record}: without objects there is no accuracy; give a labelled record by --eval-rec")
+    logger.info("%s: %s %.4f on %s", what, METRIC, value, record)
+    return value
+
+
+def _loss(model: Model) -> float:
+    accuracy = model.manifest.accuracy
+    return accuracy.float32 - accuracy.this if accuracy else math.inf
+
+
+def _changed(model: Model, **changes: Any) -> Model:
+    return dataclasses.replace(model, manifest=dataclasses.replace(model.manifest, **changes))

@@ -1,0 +1,33 @@
+"""The network in MXNet, of a model folder or a checkpoint, on a CPU or GPU: the only module of detect/ with mxnet."""
+
+import threading
+
+import numpy as np
+
+from config.run import DeviceOptions
+from deploy.bind import bind
+from deploy.export import load_model
+from detect.engine import MXNET, Task
+from train.devices import contexts
+
+
+class MxnetEngine:
+    """An executor with reserved memory; a lock lets one thread at a time use it, as MXNet's executors demand."""
+
+    name = MXNET
+
+    def __init__(self, task: Task) -> None:
+        """Loads and binds the model; errors as of deploy.export.load_model."""
+        model = load_model(task.path, task.epoch, **task.detection_options)
+        device = task.device
+        if device is None or isinstance(device, DeviceOptions):
+            device = contexts(device or DeviceOptions())[0]
+        self.manifest = model.manifest
+        self._executor = bind(model, device, task.batch_size)
+        self._lock = threading.Lock()
+
+    def run(self, data: np.ndarray) -> np.ndarray:
+        """Det (B, N, 6) of a batch of the size that was bound."""
+        with self._lock:
+            self._executor.arg_dict["data"][:] = data
+            return self._executor.forward(is_train=False)[0].asnumpy()

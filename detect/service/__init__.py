@@ -1,0 +1,1 @@
+"""An HTTP service over Detector; started by tools/serve.py."""

@@ -1,0 +1,241 @@
+"""The HTTP service: an image comes in, detections as JSON or a picture with boxes go out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from config.errors import DataError
+from detect.draw import draw
+from detect.preprocess import encode_image, read_image
+from detect.records import make_record
+from detect.service.batching import Batcher, Runner
+from detect.service.metrics import CONTENT_TYPE, Measured, Metrics
+from detect.service.page import read_page
+from detect.service.requests import (
+    PICTURE_TYPES,
+    RefusedError,
+    Wanted,
+    check_header,
+    check_type,
+    drain,
+    read_body,
+    until_gone,
+    wanted_of,
+)
+
+T = TypeVar("T")
+RETRY_SECONDS = 1
+CLIENT_GONE = 499  # nobody reads it; by custom the status of such requests in logs and metrics
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What requests may cost: bytes and pixels of an image, requests in progress, seconds; `workers` threads decode."""
+
+    max_bytes: int
+    max_pixels: int
+    queue: int
+    timeout: float
+    workers: int
+    max_wait: float
+
+
+class Service:
+    """The routes and what they share."""
+
+    def __init__(
+        self, runner: Runner, class_names: Sequence[str], limits: Limits, threshold: float, about: dict[str, Any]
+    ) -> None:
+        """Serves a model; threshold is the lowest score unless a request says another, `about` is shown by /health."""
+        self._names, self._limits, self._threshold, self._about = tuple(class_names), limits, threshold, about
+        self._runner = runner
+        self._in_progress = self._preparing = 0
+        self._metrics = Metrics()
+        self._metrics.describe(**{name: str(about[name]) for name in ("model", "network", "engine")})
+        self._metrics.watch("detector_images_waiting", "Decoded images that wait", lambda: self._batcher.waiting)
+        self._metrics.watch("detector_requests_in_progress", "Images in progress", lambda: self._in_progress)
+        self._metrics.watch_steps(runner.statistics)
+        self._page = read_page()
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        routes = [
+            Route("/", self._show_page),
+            Route("/detect", self._detect, methods=["POST"]),
+            Route("/health", self._show_health),
+            Route("/metrics", self._show_metrics),
+        ]
+        paths = frozenset(route.path for route in routes)
+        return Starlette(
+            routes=routes,
+            middleware=[Middleware(Measured, metrics=self._metrics, paths=paths)],
+            exception_handlers={RefusedError: _refuse, HTTPException: _refuse_route, Exception: _fail},
+            lifespan=self._lifespan,
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        size = self._runner.batch_size
+        self._batcher = Batcher(
+            self._run,
+            size,
+            least=self._runner.least,
+            max_wait=self._limits.max_wait,
+            more_are_coming=lambda: self._preparing > 0,
+            waited=lambda seconds: self._metrics.spent("wait", seconds),
+        )
+        # Encoded images wait outside, so that only these few are in memory as pixels.
+        self._decoded = asyncio.Semaphore(2 * size + self._limits.workers)
+        self._batcher.start()
+        with ThreadPoolExecutor(self._limits.workers, thread_name_prefix="images") as self._pool:
+            yield
+            await self._batcher.close()
+
+    def _run(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        self._metrics.batches.observe(len(images))
+        with self._metrics.stage("detect"):
+            return self._runner.detect(images)
+
+    async def _show_page(self, request: Request) -> Response:
+        content, headers = self._page
+        return _answer(content, "text/html", headers=headers)
+
+    async def _show_health(self, request: Request) -> Response:
+        running = self._batcher.running
+        content = {
+            "status": "ready" if running else "failed",
+            **self._about,
+            "classes": self._names,
+            "threshold": self._threshold,
+            "limits": asdict(self._limits),
+            "in_progress": self._in_progress,
+        }
+        return JSONResponse(content, 200 if running else 503, {"Cache-Control": "no-store"})
+
+    async def _show_metrics(self, request: Request) -> Response:
+        return Response(self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _detect(self, request: Request) -> Response:
+        if self._in_progress >= self._limits.queue:
+            await drain(request)
+            raise RefusedError(
+                503,
+                f"{self._in_progress} images are in progress, as many as are taken; come again",
+                {"Retry-After": str(RETRY_SECONDS)},
+            )
+        self._in_progress += 1
+        try:
+            return await self._serve(request)
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_GONE)
+        finally:
+            self._in_progress -= 1
+
+    async def _serve(self, request: Request) -> Response:
+        wanted, content = await self._receive(request)
+        seconds = self._limits.timeout
+        try:
+            async with asyncio.timeout(seconds):
+                return await _while_connected(request, self._answer(content, wanted))
+        except TimeoutError:
+            raise RefusedError(504, f"no answer within {seconds:g} s; send fewer images at a time") from None
+
+    async def _receive(self, request: Request) -> tuple[Wanted, bytes]:
+        """What a request wants, and its body."""
+        try:
+            wanted = wanted_of(request, self._threshold)
+            check_type(request)
+        except RefusedError:
+            await drain(request)
+            raise
+        seconds = self._limits.timeout
+        try:
+            with self._metrics.stage("receive"):
+                async with asyncio.timeout(seconds):
+                    return wanted, await read_body(request, self._limits.max_bytes)
+        except TimeoutError:
+            raise RefusedError(408, f"the image has not arrived within {seconds:g} s") from None
+
+    async def _answer(self, content: bytes, wanted: Wanted) -> Response:
+        async with self._decoded:
+            self._preparing += 1
+            try:
+                with self._metrics.stage("decode"):
+                    picture = await self._in_pool(self._decode, content)
+            finally:
+                self._preparing -= 1
+            rows = await self._batcher.detect(picture)
+            rows = rows[rows[:, 1] >= wanted.threshold]
+            self._count(rows)
+            if wanted.picture is None:
+                return JSONResponse(make_record({}, picture, rows, self._names))
+            with self._metrics.stage("draw"):
+                return await self._in_pool(self._draw, picture, rows, wanted.picture)
+
+    async def _in_pool(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+
+    def _decode(self, content: bytes) -> np.ndarray:
+        check_header(content, self._limits.max_pixels)
+        try:
+            return read_image(content, "the image")
+        except DataError as error:
+            raise RefusedError(400, str(error)) from error
+
+    def _draw(self, picture: np.ndarray, rows: np.ndarray, kind: str) -> Response:
+        content = encode_image(draw(picture, rows, self._names), PICTURE_TYPES[kind])
+        return _answer(content, kind)
+
+    def _count(self, rows: np.ndarray) -> None:
+        ids, counts = np.unique(rows[:, 0].astype(int), return_counts=True)
+        for number, count in zip(ids, counts, strict=True):
+            self._metrics.found.labels(self._names[number]).inc(int(count))
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client of the request goes; ClientDisconnect then."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(until_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.wait({task, gone})
+
+
+def _answer(content: bytes, kind: str, headers: Mapping[str, str] | None = None) -> Response:
+    """A body that is of this type, whatever a browser thinks of it."""
+    return Response(content, media_type=kind, headers={"X-Content-Type-Options": "nosniff", **(headers or {})})
+
+
+def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RefusedError)
+    return JSONResponse({"error": str(error)}, error.status, error.headers)
+
+
+def _refuse_route(request: Request, error: Exception) -> Response:
+    """A path or method that there is not."""
+    assert isinstance(error, HTTPException)
+    sentence = (
+        f"{request.method} {request.url.path:.80}: {error.detail}; POST /detect, GET /, /health and /metrics are served"
+    )
+    return JSONResponse({"error": sentence}, error.status_code, error.headers)
+
+
+def _fail(request: Request, error: Exception) -> Response:
+    """The client hears nothing of the cause; the server's log has the traceback."""
+    return JSONResponse({"error": "the image could not be processed; the server's log says why"}, 500)

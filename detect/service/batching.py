@@ -1,0 +1,209 @@
+"""Images of concurrent requests, run together where that is faster than one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from detect.statistics import StepStatistics
+
+Rows = np.ndarray
+WARM_UPS, TRIALS = 2, 5
+
+
+class Detects(Protocol):
+    """What is used of a Detector."""
+
+    batch_size: int
+
+    def stream(self, images: Iterable[np.ndarray]) -> Iterator[Rows]:
+        """Detections (n, 6) of one image after the other."""
+        ...
+
+    def statistics(self) -> dict[str, StepStatistics]:
+        """The figures of each step."""
+        ...
+
+
+class Runner:
+    """Runs images in batches where these are worth it.
+
+    A detector fills its batches up, so that a single image costs as much as a whole batch. There is therefore one for
+    single images beside the one for batches, and their times, measured at the start, say which is faster for k images.
+
+    Attributes:
+        single_seconds, batch_seconds: time of an image alone, and of a batch however full.
+        least: fewest images for which a batch is faster.
+        several_size: size of a batch.
+        batch_size: most images at a time: several_size, or 1 where batches are not faster.
+    """
+
+    def __init__(self, single: Detects, several: Detects | None, picture: np.ndarray) -> None:
+        """single: of batch size 1; several: of a larger one, or None; picture: (h, w, 3), to measure them with."""
+        self._single, self._several = single, several
+        self.single_seconds = seconds_of(single, [picture])
+        self.batch_seconds = seconds_of(several, [picture] * several.batch_size) if several else self.single_seconds
+        self.least = fewest_for_batch(self.single_seconds, self.batch_seconds)
+        self.several_size = self.batch_size = several.batch_size if several else 1
+        if self.least > self.batch_size:
+            self._several, self.batch_size = None, 1
+
+    def detect(self, images: Sequence[np.ndarray]) -> list[Rows]:
+        """Detections (n, 6) of each of at most batch_size images."""
+        detector = self._several if self._several and len(images) >= self.least else self._single
+        return list(detector.stream(images))
+
+    def statistics(self) -> dict[int, dict[str, StepStatistics]]:
+        """{size of the detector's batches: figures of its steps}."""
+        detectors = [self._single, self._several] if self._several else [self._single]
+        return {detector.batch_size: detector.statistics() for detector in detectors}
+
+
+def seconds_of(detector: Detects, images: Sequence[np.ndarray]) -> float:
+    """The shortest of some runs, after some that warm up."""
+    seconds = []
+    for _ in range(WARM_UPS + TRIALS):
+        begin = time.perf_counter()
+        list(detector.stream(images))
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds[WARM_UPS:])
+
+
+def fewest_for_batch(single_seconds: float, batch_seconds: float) -> int:
+    """The smallest number k >= 2 of images that take longer one after the other than as a batch."""
+    return max(2, int(batch_seconds / single_seconds) + 1)
+
+
+@dataclass(eq=False)
+class _Job:
+    image: np.ndarray
+    answer: asyncio.Future[Rows]
+    since: float = field(default_factory=time.monotonic)
+
+
+class Batcher:
+    """Waiting images, and the one thread that runs them in the order of their arrival.
+
+    Attributes:
+        waited: called with the seconds that an image has waited.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[np.ndarray]], Sequence[Rows]],
+        batch_size: int,
+        *,
+        least: int = 2,
+        max_wait: float = 0.0,
+        more_are_coming: Callable[[], bool] = lambda: False,
+        waited: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        """Collects nothing before start().
+
+        Args:
+            run: detections of each of the images; called in the thread.
+            batch_size: most images of a call.
+            least: fewest images of a call for more than one: fewer are run one by one.
+            max_wait: seconds that an image waits for others, while more_are_coming() and the batch is not full.
+        """
+        self._run, self._batch_size, self._least, self._max_wait = run, batch_size, least, max_wait
+        self._more_are_coming, self.waited = more_are_coming, waited
+        self._waiting: deque[_Job] = deque()
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Images that wait."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> bool:
+        """Whether images that come are run."""
+        return self._task is not None and not self._task.done()
+
+    def start(self) -> None:
+        """Begins to run what comes; called within the event loop."""
+        self._task = asyncio.create_task(self._serve())
+
+    async def close(self) -> None:
+        """Ends the thread. Who waits for an answer is cancelled: let the requests end before."""
+        if self._task:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        for job in self._waiting:
+            job.answer.cancel()
+        self._thread.shutdown()
+
+    async def detect(self, image: np.ndarray) -> Rows:
+        """Detections (n, 6) of an image (h, w, 3); raises what the network raises for this image.
+
+        Who is cancelled while it waits takes its image with it.
+        """
+        job = _Job(image, asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
+        self._arrived.set()
+        try:
+            return await job.answer
+        finally:
+            if job in self._waiting:
+                self._waiting.remove(job)
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._gather()
+            jobs = self._take()
+            for job in jobs:
+                self.waited(time.monotonic() - job.since)
+            answers = await loop.run_in_executor(self._thread, self._answers, [job.image for job in jobs])
+            for job, answer in zip(jobs, answers, strict=True):
+                if job.answer.done():  # cancelled: nobody waits for it
+                    continue
+                if isinstance(answer, Exception):
+                    job.answer.set_exception(answer)
+                else:
+                    job.answer.set_result(answer)
+
+    async def _gather(self) -> None:
+        """Returns when there are images, and either enough of them or no reason to wait for others."""
+        while not self._waiting:
+            await self._next_arrival()
+        end = self._waiting[0].since + self._max_wait
+        while 0 < len(self._waiting) < self._batch_size and self._more_are_coming():
+            left = end - time.monotonic()
+            if left <= 0:
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._next_arrival()
+
+    async def _next_arrival(self) -> None:
+        self._arrived.clear()
+        await self._arrived.wait()
+
+    def _take(self) -> list[_Job]:
+        """The images of the next call: the first one, or as many as make a batch."""
+        count = min(len(self._waiting), self._batch_size)
+        if count < self._least:
+            count = min(count, 1)
+        return [self._waiting.popleft() for _ in range(count)]
+
+    def _answers(self, images: Sequence[np.ndarray]) -> list[Rows | Exception]:
+        """The detections of each image; where a batch fails, each image is run alone and has an error of its own."""
+        if not images:
+            return []
+        try:
+            return list(self._run(images))
+        except Exception as error:
+            return [error] if len(images) == 1 else [self._answers([image])[0] for image in images]

@@ -1,0 +1,93 @@
+"""Where pictures go beside video files: image files, a window, cut-out detections."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from config.errors import OptionError
+from config.opencv import cv2
+from dataset.files import write_atomically
+from detect.preprocess import encode_image
+
+TITLE = "detections (q ends)"
+_END_KEYS = (ord("q"), 27)  # 27: Escape
+
+
+class Sink(Protocol):
+    """Takes pictures (h, w, 3) uint8 RGB with their time in seconds."""
+
+    path: Path
+
+    def write(self, pixels: np.ndarray, seconds: float) -> None:
+        """Takes one picture."""
+
+    def close(self) -> None:
+        """There are no more pictures."""
+
+
+class ImageFile:
+    """An image file for one picture."""
+
+    def __init__(self, path: Path) -> None:
+        """A path with a suffix of SUFFIXES."""
+        self.path = path
+
+    def write(self, pixels: np.ndarray, seconds: float) -> None:
+        """Writes the file, whole or not at all."""
+        write_atomically(self.path, encode_image(pixels, self.path.suffix.lower()))
+
+    def close(self) -> None:
+        """The file is complete already."""
+
+
+class Window:
+    """A window that shows pictures; its user ends the run by q or Escape."""
+
+    def __init__(self) -> None:
+        """OptionError where there is no display, or an OpenCV without windows."""
+        problem = display_problem()
+        if problem:
+            raise OptionError(f"--show: {problem}; leave it out and look at the files in --output")
+
+    def show(self, pixels: np.ndarray, wait: bool) -> bool:
+        """Shows a picture, until a key is pressed if `wait`; returns whether to go on."""
+        cv2.imshow(TITLE, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+        return cv2.waitKey(0 if wait else 1) & 0xFF not in _END_KEYS
+
+    def close(self) -> None:
+        """Closes the window."""
+        cv2.destroyAllWindows()
+
+
+def display_problem() -> str | None:
+    """Why no window can be opened, or None."""
+    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return "there is no display (neither DISPLAY nor WAYLAND_DISPLAY is set)"
+    if re.search(r"GUI:\s+NONE", cv2.getBuildInformation()):
+        return "this OpenCV has no windows (opencv-python-headless; opencv-python has)"
+    return None
+
+
+def write_crops(picture: np.ndarray, detections: np.ndarray, names: Sequence[str], stem: Path, first: int = 1) -> int:
+    """Cuts detections (n, 6), boxes in pixels, out of a picture (h, w, 3): PARENT/CLASS/STEM-0001.png and so on.
+
+    `stem` is PARENT/STEM, `first` the number of the first one; returns how many there were. Boxes are rounded outwards
+    to whole pixels.
+    """
+    height, width = picture.shape[:2]
+    low = np.clip(np.floor(detections[:, 2:4]), 0, [width - 1, height - 1]).astype(int)
+    high = np.clip(np.ceil(detections[:, 4:6]), low + 1, [width, height]).astype(int)
+    for number, (x0, y0), (x1, y1), row in zip(range(first, first + len(low)), low, high, detections, strict=True):
+        path = stem.parent / folder_name(names[int(row[0])]) / f"{stem.name}-{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_image(picture[y0:y1, x0:x1], ".png"))  # many and small: not synced one by one
+    return len(low)
+
+
+def folder_name(name: str) -> str:
+    """The name of a class as that of a folder: what a file system or shell may take amiss becomes `_`."""
+    return re.sub(r"[^\w.-]|^\.+", "_", name)[:100]

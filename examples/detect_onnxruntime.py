@@ -1,0 +1,51 @@
+"""Detects with the model.onnx of a deployed folder, onnxruntime and Pillow alone: pip install onnxruntime pillow.
+
+python detect_onnxruntime.py FOLDER IMAGE [LOWEST_SCORE]
+"""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+
+def neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each of `new` pixels the two of `old` that it lies between, and the second one's share of 2048."""
+    place = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
+    low = place.astype(int)
+    return low, np.minimum(low + 1, old - 1), np.rint((place - low) * 2048).astype(int)[:, None]
+
+
+def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pixels (h, w, 3) stretched: bilinear without a low-pass, in the fixed-point numbers of OpenCV's resize."""
+    (y, below, down), (x, beside, right) = neighbours(pixels.shape[0], height), neighbours(pixels.shape[1], width)
+    rows = (pixels[:, x] * (2048 - right) + pixels[:, beside] * right) >> 4
+    down = down[:, None]
+    return ((((rows[y] * (2048 - down)) >> 16) + ((rows[below] * down) >> 16) + 2) >> 2).astype(np.uint8)
+
+
+folder, path, lowest = sys.argv[1], sys.argv[2], float((sys.argv[3:] or [0.5])[0])
+with open(f"{folder}/manifest.json", encoding="utf-8") as file:
+    manifest = json.load(file)
+height, width = manifest["input_shape"]
+image = np.asarray(Image.open(path).convert("RGB"))
+h, w = image.shape[:2]
+inner_h, inner_w = height, width  # of the input, what the image covers
+if manifest["resize_mode"] == "letterbox":
+    scale = min(height / h, width / w)
+    inner_h, inner_w = max(1, round(h * scale)), max(1, round(w * scale))
+top, left = round((height - inner_h) / 2 - 0.1), round((width - inner_w) / 2 - 0.1)
+data = np.full((height, width, 3), manifest["fill"], np.uint8)
+data[top : top + inner_h, left : left + inner_w] = resize(image, inner_h, inner_w)
+if manifest.get("input_format") != "uint8_nhwc":
+    data = ((data - np.float32(manifest["mean"])) / np.float32(manifest["std"])).transpose(2, 0, 1)
+network = onnxruntime.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])
+det = network.run(["det"], {"data": data[None]})[0][0]
+det = det[(det[:, 0] >= 0) & (det[:, 1] >= lowest)]  # id, score, corners from 0 to 1 of the input
+det = det[np.argsort(-det[:, 1], kind="stable")]
+boxes = (det[:, 2:] * ([width, height] * 2) - [left, top] * 2) / ([inner_w / w, inner_h / h] * 2)
+for (number, score), box in zip(det[:, :2], np.clip(boxes, 0, [w, h] * 2), strict=True):
+    if (box[2:] > box[:2]).all():  # not in the border
+        print(f"{manifest['class_names'][int(number)]} {score:.4f}", *(f"{value:.2f}" for value in box))

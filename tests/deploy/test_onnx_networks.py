@@ -1,0 +1,54 @@
+"""Whole networks in ONNX find what they find in MXNet."""
+
+import numpy as np
+import pytest
+
+from deploy.comparison import compare
+from symbol.symbol_factory import get_symbol
+from tests.deploy.onnx_runtimes import RUNTIMES, exported, run, run_mxnet
+from tests.deploy.tiny import deterministic_params
+
+NEARLY_ALL = 0.98  # rounding may exchange rows whose scores are equal but for it
+# (network, size, classes, options)
+NETWORKS = [
+    ("mobilenet", (128, 96), 3, {"width": 0.25}),
+    ("mobilenet", (128, 96), 3, {"width": 0.25, "post_process": "per_class", "keep_topk": 50, "nms_topk": 40}),
+    ("mobilenet", (128, 96), 3, {"width": 0.25, "post_process": "per_class", "force": True}),
+    ("mobilenet_v2", (96, 96), 2, {"force": True}),
+    ("vgg16_ssd_voc", (304, 304), 2, {}),
+    ("densenet-tiny", (128, 128), 2, {}),
+    ("yolov3_tiny", (96, 128), 4, {"nms_topk": 100}),
+    ("yolov3_spp_mini", (96, 128), 1, {"multi_label": False}),
+    ("yolov3_spp_mini", (64, 96), 5, {"only_classes": (1, 3), "force": True}),
+    ("efficientdet_mini", (128, 256), 4, {}),
+    ("efficientdet_mini", (128, 128), 1, {"force": True, "keep_topk": 30}),
+]
+
+
+def params_of(symbol, size):
+    """Weights that saturate no score, so that the order of detections is clear, and biases of all kinds."""
+    rng = np.random.default_rng(0)
+    params = deterministic_params(symbol, size)
+    for name, array in params.items():
+        if name.endswith(("_w1", "_w2")):  # of BiFPN's fusions
+            array[:] = rng.uniform(0.5, 1.5, array.shape)
+        elif name.endswith(("_bias", "_beta")):
+            array[:] = rng.normal(0, 0.2, array.shape)
+        elif "pred" in name:
+            array *= 0.2
+    return params
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(("network", "size", "classes", "options"), NETWORKS)
+def test_a_network(network, size, classes, options, runtime):
+    symbol = get_symbol(network, size, classes, score_threshold=0.05, **options)
+    params = params_of(symbol, size)
+    data = np.random.default_rng(0).normal(0, 1, (2, 3, *size)).astype(np.float32)
+    expected = run_mxnet(symbol, params, data)
+    found = run(runtime, exported(symbol, params, data, classes), data)
+    result = compare(expected, found)
+    assert expected.shape == found.shape
+    assert result.detections > 5
+    assert result.unmatched == 0
+    assert result.in_place >= NEARLY_ALL * result.detections
