@@ -2,12 +2,14 @@
 
 import logging
 
+from config.errors import CheckpointError
 from config.runtime import mx
 from deploy.bfloat16 import to_bfloat16
 from deploy.int8 import fuse, to_int8
 from deploy.layouts import for_onednn
 from deploy.manifest import BFLOAT16, FLOAT32, UINT8_NHWC
 from deploy.model_folder import Model
+from deploy.symbol_check import last_line
 from train.params_file import Params
 
 logger = logging.getLogger(__name__)
@@ -18,12 +20,18 @@ def bind(model: Model, ctx: mx.Context, batch: int) -> mx.executor.Executor:
 
     `data` is float32 (B, 3, H, W), or uint8 (B, H, W, 3), as the manifest says. MXNet joins convolutions with what
     follows them by itself (its subgraph backend MKLDNN is on for executors without gradients). bfloat16 and int8 are
-    oneDNN's: elsewhere than on a CPU such a model runs in float32. CheckpointError where a calibration does not fit.
+    oneDNN's: elsewhere than on a CPU such a model runs in float32. CheckpointError where the symbol or the
+    calibration does not fit.
     """
-    symbol, arg_params = converted(model, ctx)
     types = {"data": "uint8" if model.manifest.input_format == UINT8_NHWC else "float32"}
-    executor = symbol.simple_bind(ctx, grad_req="null", type_dict=types, data=(batch, *model.manifest.image_shape))
-    executor.copy_params_from(arg_params, model.aux_params)
+    try:
+        symbol, arg_params = converted(model, ctx)
+        executor = symbol.simple_bind(ctx, grad_req="null", type_dict=types, data=(batch, *model.manifest.image_shape))
+        executor.copy_params_from(arg_params, model.aux_params)
+    except (mx.base.MXNetError, RuntimeError) as error:
+        raise CheckpointError(
+            f"MXNet cannot run this model as {model.manifest.dtype} ({last_line(error)}); export it again"
+        ) from error
     return executor
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from config.errors import InstallError
 from config.threads import cpu_model
-from config.version import installed_version
+from config.version import __version__, installed_version
 from dataset.files import write_atomically
 from deploy.manifest import Manifest
 from detect.engine import Engine
@@ -84,9 +84,9 @@ def _seconds(engine: Engine, data: np.ndarray) -> float:
 
 
 def choice_key(manifest: Manifest, batch_size: int, threads: int, engines: Sequence[str]) -> str:
-    """What the fastest engine depends on, as a sha256: the model's files, batch, threads, CPU, versions of engines."""
+    """What the fastest engine depends on, as a sha256: model, batch, threads, CPU, versions of engines and ours."""
     files = {name: record.sha256 for name, record in manifest.files.items()}
-    versions = {name: installed_version(name) for name in engines}
+    versions = {"detector": __version__, **{name: installed_version(name) for name in engines}}
     parts = [files, manifest.dtype, batch_size, threads, cpu_model(), versions]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8")).hexdigest()
 
