@@ -37,7 +37,7 @@ from deploy.folder_files import ONNX
 from deploy.int8 import fuse
 from deploy.manifest import Calibration
 from deploy.model_folder import Model, write_model_folder
-from deploy.onnx_file import onnx_files
+from deploy.onnx_export.export import to_onnx
 
 MODEL_IMAGES = 4  # whose statistics the weights are made for
 # Those of ONNX Runtime's int8 operators that networks have; SSD's L2 normalisation stays float32.
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     trained = make_model(network, images[:MODEL_IMAGES])
     model = inference_model(trained)
     inputs = read_inputs(images, model.manifest)
-    more = onnx_files(model)
+    more = {ONNX: _onnx(model)}
     write_model_folder(folder / FLOAT32, model, more)
     write_model_folder(folder / BFLOAT16, _changed(model, dtype=BFLOAT16), more)
     write_model_folder(folder / INT8, _int8(model, inputs), more)
@@ -61,6 +61,13 @@ def main(argv: Sequence[str]) -> None:
     np.savez(folder / TORCH_PARAMS, **params)
     write_onnxruntime_int8(folder / FLOAT32 / ONNX, folder / ORT_INT8, inputs)
     write_openvino_int8(folder / FLOAT32 / ONNX, folder / OPENVINO_INT8, inputs)
+
+
+def _onnx(model: Model) -> bytes:
+    """As deploy.py --onnx writes it, but not tried on squares of colours: random weights have too many equal scores."""
+    params = model.arg_params | model.aux_params
+    classes = len(model.manifest.class_names)
+    return to_onnx(model.symbol, params, model.manifest.image_shape, classes).SerializeToString()
 
 
 def _int8(model: Model, inputs: np.ndarray) -> Model:
