@@ -11,8 +11,8 @@ from typing import Any
 
 from config.errors import CheckpointError
 from config.runtime import mx
-from deploy.layouts import for_onednn
 from deploy.manifest import Calibration
+from deploy.onednn import suit_onednn
 from deploy.quiet import quiet
 from train.params_file import Params
 
@@ -79,9 +79,10 @@ class Fused:
         return found
 
 
-def fuse(symbol: mx.sym.Symbol, arg_params: Params, aux_params: Params) -> Fused:
-    """A float32 detection symbol whose batch norms are folded, with its weights."""
-    return Fused(for_onednn(symbol).get_backend_symbol(_BACKEND), arg_params, aux_params)
+def fuse(symbol: mx.sym.Symbol, arg_params: Params, aux_params: Params, shape: tuple[int, ...]) -> Fused:
+    """A float32 detection symbol whose batch norms are folded, for inputs of this shape, with its weights."""
+    symbol, arg_params, aux_params = suit_onednn(symbol, arg_params, aux_params, shape)
+    return Fused(symbol.get_backend_symbol(_BACKEND), arg_params, aux_params)
 
 
 def to_int8(fused: Fused, calibration: Calibration) -> tuple[mx.sym.Symbol, Params]:

@@ -48,7 +48,7 @@ def with_dtype(model: Model, dtype: str, eval_record: str = "", int8: Int8Option
 
 
 def _quantised(model: Model, eval_record: str, options: Int8Options) -> Model:
-    fused = fuse(model.symbol, model.arg_params, model.aux_params)
+    fused = fuse(model.symbol, model.arg_params, model.aux_params, (_BATCH, *model.manifest.image_shape))
     batches = _calibration_batches(model, options)
     thresholds = calibrate(fused, batches, options.mode)
     images = min(options.images, len(batches) * _BATCH)
