@@ -33,9 +33,9 @@ def export(
     data_shape: tuple[int, ...] | None = None,
     **detection_options: Any,
 ) -> Manifest:
-    """Writes the model folder of a checkpoint and returns its manifest; arguments as model_from_checkpoint."""
-    checkpoint = load_checkpoint(prefix, epoch)
-    return write_model_folder(folder, model_from_checkpoint(checkpoint, data_shape=data_shape, **detection_options))
+    """Writes the float32 model folder of a checkpoint and returns its manifest; arguments as model_from_checkpoint."""
+    model = model_from_checkpoint(load_checkpoint(prefix, epoch), data_shape=data_shape, **detection_options)
+    return write_model_folder(folder, inference_model(model))
 
 
 def load_model(path: str | Path, epoch: int | str = "auto", **detection_options: Any) -> Model:

@@ -8,7 +8,7 @@ import pytest
 from config.errors import CheckpointError, OptionError
 from config.runtime import mx
 from deploy import model_folder
-from deploy.export import export, load_model, model_from_checkpoint
+from deploy.export import export, inference_model, load_model, model_from_checkpoint
 from deploy.model_folder import MANIFEST, PARAMS, SYMBOL, read_model_folder
 from tests.deploy.tiny import CLASSES, MEAN, OPTIONS, SIZE, save_tiny, tiny_params
 from train.checkpoint import load_checkpoint
@@ -39,9 +39,16 @@ def test_the_folder_says_everything(prefix, folder):
     }
 
 
-def test_weights_are_those_of_the_checkpoint_and_plain_mxnet_reads_them(prefix, folder):
+def test_weights_are_the_folded_ones_of_the_checkpoint_and_plain_mxnet_reads_them(prefix, folder):
     symbol, args, aux = mx.model.load_checkpoint(str(folder / "model"), 0)
-    expected_args, expected_aux = tiny_params()
+    made = inference_model(model_from_checkpoint(load_checkpoint(prefix, 3)))
+    expected_args, expected_aux = made.arg_params, made.aux_params
+    assert not aux
+    assert (
+        (args["multi_feat_2_conv_1x1_conv_weight"] == tiny_params()[0]["multi_feat_2_conv_1x1_conv_weight"])
+        .asnumpy()
+        .all()
+    )
     assert symbol.list_outputs() == ["detection_output"]
     for found, expected in ((args, expected_args), (aux, expected_aux)):
         assert found.keys() == expected.keys()

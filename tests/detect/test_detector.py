@@ -47,12 +47,10 @@ def _validation(images):
     return rows
 
 
-def test_folder_prefix_and_validation_agree_bit_for_bit(prefix, detector):
-    found = detector.detect(IMAGES)
-    for image, rows, other, det in zip(
-        IMAGES, found, Detector(prefix, "auto", threshold=0.0).detect(IMAGES), _validation(IMAGES), strict=True
-    ):
-        np.testing.assert_array_equal(rows, other)
+def test_prefix_and_validation_agree_bit_for_bit_and_the_folder_to_rounding(prefix, detector):
+    found = Detector(prefix, "auto", threshold=0.0).detect(IMAGES)
+    for image, rows, other, det in zip(IMAGES, found, detector.detect(IMAGES), _validation(IMAGES), strict=True):
+        np.testing.assert_allclose(other, rows, rtol=1e-4, atol=1e-4)
         det = det[det[:, 0] >= 0]
         det = det[np.argsort(-det[:, 1], kind="stable")]
         height, width = image.shape[:2]
