@@ -51,15 +51,14 @@ def bind(model: Model, ctx: mx.Context, batch: int) -> BoundModel:
 def converted(model: Model, ctx: mx.Context, shape: tuple[int, ...]) -> tuple[mx.sym.Symbol, Params, Params]:
     """The symbol, arg_params and aux_params of a model as they run in ctx on inputs of this shape."""
     dtype, calibration = model.manifest.dtype, model.manifest.calibration
-    given = model.symbol, model.arg_params, model.aux_params
+    params = model.arg_params, model.aux_params
     if ctx.device_type != "cpu":
         if dtype != FLOAT32:
             logger.warning("%s is for CPUs; on %s the model runs in float32", dtype, ctx)
-        return given
+        return model.symbol, *params
+    symbol, arg_params, aux_params = suit_onednn(model.symbol, *params, shape)
     if calibration is not None:
-        fused = fuse(*given, shape)
-        return *to_int8(fused, calibration), fused.aux_params
-    symbol, arg_params, aux_params = suit_onednn(*given, shape)
-    if dtype == BFLOAT16:
+        symbol, arg_params = to_int8(fuse(symbol, arg_params, aux_params), calibration)
+    elif dtype == BFLOAT16:
         symbol, arg_params = to_bfloat16(symbol, arg_params)
     return symbol, arg_params, aux_params

@@ -12,7 +12,6 @@ from typing import Any
 from config.errors import CheckpointError
 from config.runtime import mx
 from deploy.manifest import Calibration
-from deploy.onednn import suit_onednn
 from deploy.quiet import quiet
 from train.params_file import Params
 
@@ -79,9 +78,8 @@ class Fused:
         return found
 
 
-def fuse(symbol: mx.sym.Symbol, arg_params: Params, aux_params: Params, shape: tuple[int, ...]) -> Fused:
-    """A float32 detection symbol whose batch norms are folded, for inputs of this shape, with its weights."""
-    symbol, arg_params, aux_params = suit_onednn(symbol, arg_params, aux_params, shape)
+def fuse(symbol: mx.sym.Symbol, arg_params: Params, aux_params: Params) -> Fused:
+    """A float32 detection symbol whose batch norms are folded, with its weights."""
     return Fused(symbol.get_backend_symbol(_BACKEND), arg_params, aux_params)
 
 

@@ -1,4 +1,4 @@
-"""A detection network as it runs fastest in oneDNN, with which MXNet computes on CPUs: done when it is bound, never in files.
+"""Networks rewritten for oneDNN, with which MXNet computes on CPUs, when they are bound: files never hold the result.
 
 MXNet 1.9.1 multiplies, slices and averages outside of oneDNN, on maps in a plain layout. Between convolutions, whose
 maps lie in blocks of channels, each such operator has its maps copied from one layout to the other and back, which took
@@ -22,6 +22,7 @@ Rule = Callable[[Node], Node | None]
 _GLOBAL = {"global_pool": "True", "kernel": "(1, 1)"}
 _SCALE = {"fix_gamma": "False", "use_global_stats": "True", "eps": "1e-20"}
 _ROUNDING = 1e-3  # a larger error of swish is that of another function
+_OUTPUT = "output"  # the reader of what the network gives
 _CUT = ("(None,None,1,1)", "(None,None,None,None)")  # begin and end of a slice: no first row, no first column
 
 
@@ -38,7 +39,7 @@ def suit_onednn(
     symbol, arg_params, aux_params = fold_batch_norm(symbol, arg_params, aux_params)
     symbol, arg_params = fold_constants(symbol, arg_params, (1, *shape[1:]))
     work = _Rewriting(symbol, arg_params, aux_params, shape)
-    rules = {"mean": work.mean, "slice": work.cut, "max": work.largest, "_mul_scalar": work.scale}
+    rules: dict[str, Rule] = {"mean": work.mean, "slice": work.cut, "max": work.largest, "_mul_scalar": work.scale}
     if swish_is_there():
         rules["elemwise_mul"] = work.swish
     if shape[0] == 1:
@@ -56,12 +57,17 @@ def squeezes(symbol: mx.sym.Symbol) -> bool:
 
 
 class _Rewriting:
-    """A graph, its weights, and the shapes of what its nodes give. Rules give what takes a node's place, or None."""
+    """A graph, its weights, the shapes of what its nodes give, and the operators that read them.
+
+    Rules give what takes a node's place, or None.
+    """
 
     def __init__(self, symbol: mx.sym.Symbol, args: Params, aux: Params, shape: tuple[int, ...]) -> None:
         self._args, self._aux = dict(args), dict(aux)
         self._graph, self._shapes = graph_of(symbol), _shapes(symbol, shape)
-        self._readers = self._graph.readers()
+        self._readers = {node: [reader.op for reader in readers] for node, readers in self._graph.readers().items()}
+        for edge in self._graph.outputs:
+            self._readers[edge.node].append(_OUTPUT)
 
     def apply(self, rules: dict[str, Rule]) -> None:
         """Replaces nodes by the rules of their operators."""
@@ -94,7 +100,7 @@ class _Rewriting:
         and a column of zeros more."""
         convolution = node.inputs[0].node
         pad = _same_padding(node, convolution)
-        if pad is None or len(self._readers[convolution]) > 1:
+        if pad is None or self._readers[convolution] != ["slice"]:
             return None
         weight = self._args[convolution.inputs[1].node.name].asnumpy()
         wide = np.pad(weight, ((0, 0), (0, 0), (1, 0), (1, 0)))
@@ -114,7 +120,7 @@ class _Rewriting:
 
     def scale(self, node: Node) -> Node | None:
         """A map times a number, where maps are added: the gamma of a batch norm that does nothing else."""
-        if not self._is_map(node) or any(reader.op != "add_n" for reader in self._readers[node]):
+        if not self._is_map(node) or set(self._readers[node]) != {"add_n"}:
             return None
         gamma = np.full(self._shapes[node.name][1], float(node.attrs["scalar"]))
         return self._scaled(node, node.inputs[0], self._parameter(f"{node.name}_gamma", gamma, self._args))
@@ -150,7 +156,7 @@ class _Rewriting:
 
 @cache
 def swish_is_there() -> bool:
-    """Whether this build of MXNet has oneDNN's derivative of softplus: without oneDNN it is computed from another input."""
+    """Whether MXNet takes softplus's derivative from oneDNN: its own operator reads another input."""
     data = mx.nd.array(np.linspace(-4, 4, 32).reshape(1, 8, 2, 2))
     symbol = symbol_of(Graph([Edge(_swish("swish", Edge(Node(VARIABLE, "data"))))]))
     found = symbol.bind(mx.cpu(), {"data": data}, grad_req="null").forward(is_train=False)[0]
@@ -166,7 +172,7 @@ def _is_mean(node: Node) -> bool:
 
 
 def _same_padding(cut: Node, convolution: Node) -> int | None:
-    """The padding of a convolution, the same everywhere, of stride 2, of which a slice drops the first row and column."""
+    """The padding of a convolution of stride 2, the same everywhere, if a slice drops its first row and column."""
     if convolution.op != "Convolution" or tuple(_plain(cut, key) for key in ("begin", "end", "step")) != (*_CUT, ""):
         return None
     pad = _plain(convolution, "pad").strip("()").split(",")
