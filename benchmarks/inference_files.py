@@ -37,6 +37,7 @@ from deploy.folder_files import ONNX
 from deploy.int8 import fuse
 from deploy.manifest import Calibration
 from deploy.model_folder import Model, write_model_folder
+from deploy.onednn import suit_onednn
 from deploy.onnx_export.export import to_onnx
 
 MODEL_IMAGES = 4  # whose statistics the weights are made for
@@ -72,7 +73,8 @@ def _onnx(model: Model) -> bytes:
 
 def _int8(model: Model, inputs: np.ndarray) -> Model:
     """All layers int8; unlike deploy.py it measures no accuracy, which random weights do not have."""
-    fused = fuse(model.symbol, model.arg_params, model.aux_params)
+    shape = (1, *model.manifest.image_shape)
+    fused = fuse(*suit_onednn(model.symbol, model.arg_params, model.aux_params, shape))
     thresholds = calibrate(fused, [mx.nd.array(data[None]) for data in inputs], NAIVE)
     return _changed(model, dtype=INT8, calibration=Calibration("images", NAIVE, len(inputs), thresholds))
 
