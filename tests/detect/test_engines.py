@@ -121,6 +121,19 @@ def test_the_fastest_is_chosen_and_alone_opened_later(cache):
     assert len(opened) == 5
 
 
+def test_slow_networks_are_measured_with_few_runs(monkeypatch):
+    monkeypatch.setattr(engine_choice, "TURN_SECONDS", 0.02)
+    monkeypatch.setattr(engine_choice, "MAX_SECONDS", 0.05)
+    runs = []
+
+    class Slow(_Fake):
+        def run(self, data):
+            runs.append(super().run(data))
+
+    assert 0.03 <= engine_choice.measure([Slow("slow", 0.03)], np.zeros(1))["slow"] < 1
+    assert len(runs) == 1 + 2
+
+
 def test_engines_that_do_not_start_are_left_out_with_a_warning(caplog, cache):
     openers, _ = _fakes(broken=None, sound=0.0)
     assert engine_choice.fastest(openers, "key", np.zeros(1)).name == "sound"
