@@ -102,13 +102,7 @@ def mxnet_run(model: "Model", shape: tuple[int, ...]) -> Run:
     from config.runtime import mx
     from deploy.bind import bind
 
-    executor = bind(model, mx.cpu(), shape[0])
-
-    def run(data: np.ndarray) -> np.ndarray:
-        executor.arg_dict["data"][:] = data
-        return executor.forward(is_train=False)[0].asnumpy()
-
-    return run
+    return bind(model, mx.cpu(), shape[0]).run
 
 
 def onnxruntime_run(content: bytes, _batch: int) -> Run:
