@@ -11,6 +11,7 @@ from deploy.int8 import fuse, to_int8
 from deploy.manifest import BFLOAT16, FLOAT32, UINT8_NHWC
 from deploy.model_folder import Model
 from deploy.onednn import squeezes, suit_onednn
+from deploy.padding import pad_predictions
 from deploy.symbol_check import last_line
 from train.params_file import Params
 
@@ -66,7 +67,8 @@ def converted(model: Model, ctx: mx.Context, shape: tuple[int, ...]) -> tuple[mx
         return model.symbol, *params
     symbol, arg_params, aux_params = suit_onednn(model.symbol, *params, shape)
     if calibration is not None:
-        symbol, arg_params = to_int8(fuse(symbol, arg_params, aux_params), calibration)
-    elif dtype == BFLOAT16:
+        return *to_int8(fuse(symbol, arg_params, aux_params), calibration), aux_params
+    symbol, arg_params = pad_predictions(symbol, arg_params)
+    if dtype == BFLOAT16:
         symbol, arg_params = to_bfloat16(symbol, arg_params)
     return symbol, arg_params, aux_params
