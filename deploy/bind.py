@@ -5,6 +5,7 @@ import logging
 from config.errors import CheckpointError
 from config.runtime import mx
 from deploy.bfloat16 import to_bfloat16
+from deploy.channels import fill_blocks
 from deploy.int8 import fuse, to_int8
 from deploy.layouts import for_onednn
 from deploy.manifest import BFLOAT16, FLOAT32, UINT8_NHWC
@@ -44,6 +45,5 @@ def converted(model: Model, ctx: mx.Context) -> tuple[mx.sym.Symbol, Params]:
         return model.symbol, model.arg_params
     if calibration is not None:
         return to_int8(fuse(model.symbol, model.arg_params, model.aux_params), calibration)
-    if dtype == BFLOAT16:
-        return to_bfloat16(for_onednn(model.symbol), model.arg_params)
-    return for_onednn(model.symbol), model.arg_params
+    symbol, arg_params = fill_blocks(for_onednn(model.symbol), model.arg_params)
+    return to_bfloat16(symbol, arg_params) if dtype == BFLOAT16 else (symbol, arg_params)
