@@ -2,48 +2,74 @@
 
 import logging
 
+import numpy as np
+
 from config.errors import CheckpointError
 from config.runtime import mx
 from deploy.bfloat16 import to_bfloat16
 from deploy.channels import fill_blocks
 from deploy.int8 import fuse, to_int8
-from deploy.layouts import for_onednn
 from deploy.manifest import BFLOAT16, FLOAT32, UINT8_NHWC
 from deploy.model_folder import Model
+from deploy.onednn import squeezes, suit_onednn
 from deploy.symbol_check import last_line
 from train.params_file import Params
 
 logger = logging.getLogger(__name__)
 
 
-def bind(model: Model, ctx: mx.Context, batch: int) -> mx.executor.Executor:
-    """An inference executor of `batch` images: write arg_dict["data"], then forward(is_train=False)[0] is det.
+class BoundModel:
+    """A model with memory and weights for `batch` images, or for one where these run faster one after the other.
 
-    `data` is float32 (B, 3, H, W), or uint8 (B, H, W, 3), as the manifest says. MXNet joins convolutions with what
+    Its data is float32 (B, 3, H, W), or uint8 (B, H, W, 3), as the manifest says. MXNet joins convolutions with what
     follows them by itself (its subgraph backend MKLDNN is on for executors without gradients). bfloat16 and int8 are
     oneDNN's: elsewhere than on a CPU such a model runs in float32. CheckpointError where the symbol or the
     calibration does not fit.
     """
-    types = {"data": "uint8" if model.manifest.input_format == UINT8_NHWC else "float32"}
-    try:
-        symbol, arg_params = converted(model, ctx)
-        executor = symbol.simple_bind(ctx, grad_req="null", type_dict=types, data=(batch, *model.manifest.image_shape))
-        executor.copy_params_from(arg_params, model.aux_params)
-    except (mx.base.MXNetError, RuntimeError) as error:
-        raise CheckpointError(
-            f"MXNet cannot run this model as {model.manifest.dtype} ({last_line(error)}); export it again"
-        ) from error
-    return executor
+
+    def __init__(self, model: Model, ctx: mx.Context, batch: int) -> None:
+        """Allocates; batch: the images of each run."""
+        alone = ctx.device_type == "cpu" and squeezes(model.symbol)
+        self._batch = 1 if alone else batch
+        shape = (self._batch, *model.manifest.image_shape)
+        types = {"data": "uint8" if model.manifest.input_format == UINT8_NHWC else "float32"}
+        try:
+            symbol, arg_params, aux_params = converted(model, ctx, shape)
+            self._executor = symbol.simple_bind(ctx, grad_req="null", type_dict=types, data=shape)
+            self._executor.copy_params_from(arg_params, aux_params)
+        except (mx.base.MXNetError, RuntimeError) as error:
+            raise CheckpointError(
+                f"MXNet cannot run this model as {model.manifest.dtype} ({last_line(error)}); export it again"
+            ) from error
+
+    def run(self, data: np.ndarray | mx.nd.NDArray) -> np.ndarray:
+        """Det (B, N, 6) of as many images as were bound."""
+        parts = [self._det(data[k : k + self._batch]) for k in range(0, len(data), self._batch)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _det(self, data: np.ndarray | mx.nd.NDArray) -> np.ndarray:
+        self._executor.arg_dict["data"][:] = data
+        return self._executor.forward(is_train=False)[0].asnumpy()
 
 
-def converted(model: Model, ctx: mx.Context) -> tuple[mx.sym.Symbol, Params]:
-    """The symbol and arg_params of a model as they run in ctx."""
+def bind(model: Model, ctx: mx.Context, batch: int) -> BoundModel:
+    """A model that runs `batch` images at a time in ctx."""
+    return BoundModel(model, ctx, batch)
+
+
+def converted(model: Model, ctx: mx.Context, shape: tuple[int, ...]) -> tuple[mx.sym.Symbol, Params, Params]:
+    """The symbol, arg_params and aux_params of a model as they run in ctx on inputs of this shape."""
     dtype, calibration = model.manifest.dtype, model.manifest.calibration
+    params = model.arg_params, model.aux_params
     if ctx.device_type != "cpu":
         if dtype != FLOAT32:
             logger.warning("%s is for CPUs; on %s the model runs in float32", dtype, ctx)
-        return model.symbol, model.arg_params
+        return model.symbol, *params
+    symbol, arg_params, aux_params = suit_onednn(model.symbol, *params, shape)
     if calibration is not None:
-        return to_int8(fuse(model.symbol, model.arg_params, model.aux_params), calibration)
-    symbol, arg_params = fill_blocks(for_onednn(model.symbol), model.arg_params)
-    return to_bfloat16(symbol, arg_params) if dtype == BFLOAT16 else (symbol, arg_params)
+        symbol, arg_params = to_int8(fuse(symbol, arg_params, aux_params), calibration)
+        return symbol, arg_params, aux_params
+    symbol, arg_params = fill_blocks(symbol, arg_params)
+    if dtype == BFLOAT16:
+        symbol, arg_params = to_bfloat16(symbol, arg_params)
+    return symbol, arg_params, aux_params

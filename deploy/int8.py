@@ -11,7 +11,6 @@ from typing import Any
 
 from config.errors import CheckpointError
 from config.runtime import mx
-from deploy.layouts import for_onednn
 from deploy.manifest import Calibration
 from deploy.quiet import quiet
 from train.params_file import Params
@@ -89,7 +88,7 @@ class Fused:
 
 def fuse(symbol: mx.sym.Symbol, arg_params: Params, aux_params: Params) -> Fused:
     """A float32 detection symbol whose batch norms are folded, with its weights."""
-    return Fused(for_onednn(symbol).get_backend_symbol(_BACKEND), arg_params, aux_params)
+    return Fused(symbol.get_backend_symbol(_BACKEND), arg_params, aux_params)
 
 
 def to_int8(fused: Fused, calibration: Calibration) -> tuple[mx.sym.Symbol, Params]:

@@ -45,11 +45,10 @@ def input_batches(record: str, manifest: Manifest, batch: int) -> Iterator[tuple
 
 def mean_ap(model: Model, record: str, batch: int) -> float:
     """The model's VOC07 mAP on a record; nan if that has no objects."""
-    executor = bind(model, mx.cpu(), batch)
+    bound = bind(model, mx.cpu(), batch)
     metric = VOC07MApMetric(_OVERLAP, False, model.manifest.class_names)
     for data, one in input_batches(record, model.manifest, batch):
-        executor.arg_dict["data"][:] = data
-        det = executor.forward(is_train=False)[0].asnumpy()
+        det = bound.run(data)
         rows = len(det) - (one.pad or 0)
         frames = frames_of(np.asarray(one.geometry)[:rows], model.manifest.size)
         metric.update([one.label[0].asnumpy()[:rows], frames], [det[:rows]])

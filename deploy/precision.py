@@ -14,6 +14,7 @@ from deploy.int8 import fuse
 from deploy.labelled import METRIC, input_batches, mean_ap
 from deploy.manifest import FLOAT32, INT8, Accuracy, Calibration
 from deploy.model_folder import Model
+from deploy.onednn import suit_onednn
 from deploy.sensitivity import rank_layers
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ def with_dtype(model: Model, dtype: str, eval_record: str = "", int8: Int8Option
 
 
 def _quantised(model: Model, eval_record: str, options: Int8Options) -> Model:
-    fused = fuse(model.symbol, model.arg_params, model.aux_params)
+    shape = (_BATCH, *model.manifest.image_shape)
+    fused = fuse(*suit_onednn(model.symbol, model.arg_params, model.aux_params, shape))
     batches = _calibration_batches(model, options)
     thresholds = calibrate(fused, batches, options.mode)
     images = min(options.images, len(batches) * _BATCH)

@@ -12,7 +12,7 @@ from train.devices import contexts
 
 
 class MxnetEngine:
-    """An executor with reserved memory; a lock lets one thread at a time use it, as MXNet's executors demand."""
+    """A model with reserved memory; a lock lets one thread at a time use it, as MXNet's executors demand."""
 
     name = MXNET
 
@@ -23,11 +23,10 @@ class MxnetEngine:
         if device is None or isinstance(device, DeviceOptions):
             device = contexts(device or DeviceOptions())[0]
         self.manifest = model.manifest
-        self._executor = bind(model, device, task.batch_size)
+        self._bound = bind(model, device, task.batch_size)
         self._lock = threading.Lock()
 
     def run(self, data: np.ndarray) -> np.ndarray:
         """Det (B, N, 6) of a batch of the size that was bound."""
         with self._lock:
-            self._executor.arg_dict["data"][:] = data
-            return self._executor.forward(is_train=False)[0].asnumpy()
+            return self._bound.run(data)

@@ -171,11 +171,7 @@ def test_all_layers_return_to_float32_where_nothing_else_helps(prefix, record, m
     changed = with_dtype(model, "int8", "", Int8Options(record, "naive", 2, max_loss=-1.0))
     assert len(changed.manifest.calibration.excluded) == len(fuse(model.symbol, model.arg_params, {}).layers)
     data = images(model)
-    det = []
-    for one in (model, changed):
-        executor = bind(one, mx.cpu(), 1)
-        executor.arg_dict["data"][:] = data * 50
-        det.append(executor.forward(is_train=False)[0].asnumpy())
+    det = [bind(one, mx.cpu(), 1).run(data * 50) for one in (model, changed)]
     np.testing.assert_allclose(det[0], det[1], atol=1e-5)
 
 
