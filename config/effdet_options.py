@@ -25,6 +25,13 @@ class EffDetOptions:
         minimum=0.0,
         maximum=0.9,
     )
+    bn_momentum: float = option(
+        0.99,
+        "share of its moving averages that batch norm keeps at an update; lower for runs of few updates",
+        "efficientdet network",
+        minimum=0.0,
+        maximum=0.9999,
+    )
 
     pos_iou: float = option(
         0.5, "IoU from which an anchor learns its object", "efficientdet losses", minimum=0.0, maximum=1.0

@@ -4,12 +4,15 @@ import logging
 
 import numpy as np
 
+from config.errors import CheckpointError
 from config.runtime import mx
 from deploy.bfloat16 import to_bfloat16
 from deploy.int8 import fuse, to_int8
 from deploy.manifest import BFLOAT16, FLOAT32, UINT8_NHWC
 from deploy.model_folder import Model
 from deploy.onednn import squeezes, suit_onednn
+from deploy.padding import pad_predictions
+from deploy.symbol_check import last_line
 from train.params_file import Params
 
 logger = logging.getLogger(__name__)
@@ -20,7 +23,8 @@ class BoundModel:
 
     Its data is float32 (B, 3, H, W), or uint8 (B, H, W, 3), as the manifest says. MXNet joins convolutions with what
     follows them by itself (its subgraph backend MKLDNN is on for executors without gradients). bfloat16 and int8 are
-    oneDNN's: elsewhere than on a CPU such a model runs in float32. CheckpointError where a calibration does not fit.
+    oneDNN's: elsewhere than on a CPU such a model runs in float32. CheckpointError where the symbol or the
+    calibration does not fit.
     """
 
     def __init__(self, model: Model, ctx: mx.Context, batch: int) -> None:
@@ -28,10 +32,15 @@ class BoundModel:
         alone = ctx.device_type == "cpu" and squeezes(model.symbol)
         self._batch = 1 if alone else batch
         shape = (self._batch, *model.manifest.image_shape)
-        symbol, arg_params, aux_params = converted(model, ctx, shape)
         types = {"data": "uint8" if model.manifest.input_format == UINT8_NHWC else "float32"}
-        self._executor = symbol.simple_bind(ctx, grad_req="null", type_dict=types, data=shape)
-        self._executor.copy_params_from(arg_params, aux_params)
+        try:
+            symbol, arg_params, aux_params = converted(model, ctx, shape)
+            self._executor = symbol.simple_bind(ctx, grad_req="null", type_dict=types, data=shape)
+            self._executor.copy_params_from(arg_params, aux_params)
+        except (mx.base.MXNetError, RuntimeError) as error:
+            raise CheckpointError(
+                f"MXNet cannot run this model as {model.manifest.dtype} ({last_line(error)}); export it again"
+            ) from error
 
     def run(self, data: np.ndarray | mx.nd.NDArray) -> np.ndarray:
         """Det (B, N, 6) of as many images as were bound."""
@@ -58,7 +67,8 @@ def converted(model: Model, ctx: mx.Context, shape: tuple[int, ...]) -> tuple[mx
         return model.symbol, *params
     symbol, arg_params, aux_params = suit_onednn(model.symbol, *params, shape)
     if calibration is not None:
-        symbol, arg_params = to_int8(fuse(symbol, arg_params, aux_params), calibration)
-    elif dtype == BFLOAT16:
+        return *to_int8(fuse(symbol, arg_params, aux_params), calibration), aux_params
+    symbol, arg_params = pad_predictions(symbol, arg_params)
+    if dtype == BFLOAT16:
         symbol, arg_params = to_bfloat16(symbol, arg_params)
     return symbol, arg_params, aux_params

@@ -38,7 +38,7 @@ class _Reader:
     def __init__(self, fused: Fused, first: mx.nd.NDArray) -> None:
         self._names = fused.arrays
         internals = fused.symbol.get_internals()
-        symbol = mx.sym.Group([internals[name] for name in self._names])
+        symbol = mx.sym.Group([internals[output] for output in self._names.values()])
         types = {"data": first.dtype}
         self._executor = symbol.simple_bind(mx.cpu(), grad_req="null", type_dict=types, data=first.shape)
         self._executor.copy_params_from(fused.arg_params, fused.aux_params, allow_extra_params=True)

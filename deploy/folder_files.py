@@ -7,9 +7,10 @@ from typing import Any
 from config.errors import CheckpointError, OptionError
 from dataset.sidecar import file_sha256
 from deploy.manifest import FileRecord, Manifest, manifest_from_json
+from deploy.onnx_wire import check_self_contained
 
 SYMBOL, PARAMS, ONNX, MANIFEST = "model-symbol.json", "model-0000.params", "model.onnx", "manifest.json"
-MAX_MANIFEST_BYTES, MAX_SYMBOL_BYTES = 4 << 20, 16 << 20
+MAX_MANIFEST_BYTES, MAX_SYMBOL_BYTES, MAX_ONNX_BYTES = 4 << 20, 16 << 20, 2 << 30
 _NEEDED, _OPTIONAL = {SYMBOL, PARAMS}, {ONNX}
 
 
@@ -27,8 +28,9 @@ def read_manifest(folder: str | Path) -> Manifest:
         manifest = manifest_from_json(path.read_text("utf-8"))
         if not _NEEDED <= manifest.files.keys() <= _NEEDED | _OPTIONAL:
             raise ValueError(f"files are not {SYMBOL} and {PARAMS}, with or without {ONNX}")
-        if manifest.files[SYMBOL].size > MAX_SYMBOL_BYTES:
-            raise ValueError(f"{SYMBOL} is larger than {MAX_SYMBOL_BYTES} bytes")
+        for name, limit in ((SYMBOL, MAX_SYMBOL_BYTES), (ONNX, MAX_ONNX_BYTES)):
+            if name in manifest.files and manifest.files[name].size > limit:
+                raise ValueError(f"{name} is larger than {limit} bytes")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
@@ -44,13 +46,25 @@ def verify_file(path: Path, record: FileRecord) -> None:
 
 
 def read_verified(folder: str | Path, name: str, manifest: Manifest) -> bytes:
-    """The bytes of a file of a model folder; CheckpointError unless they are those that the manifest describes."""
+    """The bytes of a file of a model folder; CheckpointError unless they are those that the manifest describes.
+
+    model.onnx must not name further files, as a runtime would read those.
+    """
     path, record = Path(folder, name), manifest.files[name]
     _check_size(path, record)
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != record.sha256:
         raise _damaged(path)
+    if name == ONNX:
+        _check_onnx(path, content)
     return content
+
+
+def _check_onnx(path: Path, content: bytes) -> None:
+    try:
+        check_self_contained(content)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a model that can be run ({error}); export it again with --onnx") from error
 
 
 def _check_size(path: Path, record: FileRecord) -> None:

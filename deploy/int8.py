@@ -51,13 +51,21 @@ class Fused:
         )
 
     @cached_property
-    def arrays(self) -> list[str]:
-        """All that may be quantised, whatever stays float32: what layers, and operators beside them, read and write."""
+    def arrays(self) -> dict[str, str]:
+        """All that may be quantised, whatever stays float32: what layers, and operators beside them, read and write.
+
+        The names of their outputs by names that last: of layers or nodes, as MXNet numbers the nodes that hold layers.
+        """
         wanted = [node for node in self._nodes if node["name"] not in self.fixed]
         read = (self._nodes[entry[0]] for node in wanted for entry in node["inputs"])
-        names = dict.fromkeys(node["name"] for node in (*read, *wanted))
         outputs = set(self.symbol.get_internals().list_outputs())
-        return [name if name in outputs else f"{name}_output" for name in names if name not in self.arg_params]
+        found = {}
+        for node in (*read, *wanted):
+            name, output = node["name"], f"{node['name']}_output"
+            if name not in self.arg_params and name not in self.aux_params:
+                lasting = _inner_name(node) if node["op"] in _COMPUTED else name
+                found[lasting] = output if output in outputs else name
+        return found
 
     @cached_property
     def predictions(self) -> list[str]:
@@ -87,10 +95,11 @@ def to_int8(fused: Fused, calibration: Calibration) -> tuple[mx.sym.Symbol, Para
     """The int8 symbol, with float32 input and output, and its weights; CheckpointError if it was calibrated for other
     layers."""
     quantised, collector = _quantise(fused, calibration.excluded)
-    missing = next((name for name in collector.include_layer if name not in calibration.thresholds), None)
+    known = {fused.arrays[name]: values for name, values in calibration.thresholds.items() if name in fused.arrays}
+    missing = next((output for output in collector.include_layer if output not in known), None)
     if missing:
         raise CheckpointError(f"the calibration has no threshold for {missing:.80}; export the model again")
-    collector.min_max_dict = {name: calibration.thresholds[name] for name in collector.include_layer}
+    collector.min_max_dict = {output: known[output] for output in collector.include_layer}
     calibrated, params, _ = mx.contrib.quantization.calib_graph(
         quantised,
         fused.arg_params,

@@ -1,6 +1,7 @@
 """The fastest of several engines for one model on this machine: measured once, then remembered in a small file."""
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -14,14 +15,15 @@ import numpy as np
 
 from config.errors import InstallError
 from config.threads import cpu_model
-from config.version import installed_version
+from config.version import __version__, installed_version
 from dataset.files import write_atomically
 from deploy.manifest import Manifest
 from detect.engine import Engine
 
-# A round runs each engine a few times, one engine after the other, so that other work on the machine slows all of them
-# alike. The first run of a turn is not counted: caches, and threads of another engine that still wait at full speed.
-ROUNDS, LEAST_ROUNDS, TURN, MAX_SECONDS = 6, 2, 6, 5.0
+# In a round each engine has a turn of a few runs, so that other work on the machine slows all of them alike. The first
+# run of a turn is not counted: caches are cold, and threads of the engine before may still wait at full speed.
+ROUNDS, MAX_SECONDS = 6, 5.0
+TURN_RUNS, TURN_SECONDS = 6, 0.5
 MAX_ENTRIES, MAX_BYTES = 200, 1 << 20
 logger = logging.getLogger(__name__)
 
@@ -69,24 +71,27 @@ def measure(engines: Sequence[Engine], data: np.ndarray) -> dict[str, float]:
         engine.run(data)
     seconds: dict[str, list[float]] = {engine.name: [] for engine in engines}
     started = time.perf_counter()
-    for finished in range(ROUNDS):
-        if finished >= LEAST_ROUNDS and time.perf_counter() - started > MAX_SECONDS:
-            break
+    for _ in range(ROUNDS):
         for engine in engines:
-            seconds[engine.name] += [_seconds(engine, data) for _ in range(TURN)][1:]
+            seconds[engine.name] += _turn(engine, data)
+        if time.perf_counter() - started > MAX_SECONDS:
+            break
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _seconds(engine: Engine, data: np.ndarray) -> float:
-    begin = time.perf_counter()
-    engine.run(data)
-    return time.perf_counter() - begin
+def _turn(engine: Engine, data: np.ndarray) -> list[float]:
+    """Seconds of up to TURN_RUNS runs but the first, of one at least."""
+    times = [time.perf_counter()]
+    while len(times) < 3 or (len(times) <= TURN_RUNS and times[-1] - times[0] < TURN_SECONDS):
+        engine.run(data)
+        times.append(time.perf_counter())
+    return [end - begin for begin, end in itertools.pairwise(times)][1:]
 
 
 def choice_key(manifest: Manifest, batch_size: int, threads: int, engines: Sequence[str]) -> str:
-    """What the fastest engine depends on, as a sha256: the model's files, batch, threads, CPU, versions of engines."""
+    """What the fastest engine depends on, as a sha256: model, batch, threads, CPU, versions of engines and ours."""
     files = {name: record.sha256 for name, record in manifest.files.items()}
-    versions = {name: installed_version(name) for name in engines}
+    versions = {"detector": __version__, **{name: installed_version(name) for name in engines}}
     parts = [files, manifest.dtype, batch_size, threads, cpu_model(), versions]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8")).hexdigest()
 

@@ -1,6 +1,7 @@
 """A folder's model.onnx in ONNX Runtime, on the CPU."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -8,7 +9,7 @@ from config.errors import InstallError
 from config.threads import engine_threads
 from deploy.folder_files import ONNX, read_verified
 from deploy.manifest import Manifest
-from detect.batches import run_in_batches
+from detect.batches import DATA, DET, Shape, check_contract, run_in_batches
 from detect.engine import ONNXRUNTIME
 
 
@@ -18,26 +19,37 @@ class OnnxEngine:
     name = ONNXRUNTIME
 
     def __init__(self, folder: str | Path, manifest: Manifest) -> None:
-        """InstallError where ONNX Runtime cannot be loaded or does not run the file."""
-        content = read_verified(folder, ONNX, manifest)
-        try:
-            import onnxruntime
-
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = engine_threads()
-            options.log_severity_level = 3  # errors
-            # Threads that wait at full speed after a run would keep the cores from pre-processing and other engines.
-            options.add_session_config_entry("session.force_spinning_stop", "1")
-            self._session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001 - its exceptions have no base class of their own
-            raise InstallError(f"{folder}/{ONNX}: onnxruntime cannot run it ({error})") from error
+        """InstallError where ONNX Runtime cannot be loaded or run the file, CheckpointError for a wrong file."""
+        origin = f"{folder}/{ONNX}"
+        self._session = _load(read_verified(folder, ONNX, manifest), origin)
+        inputs, outputs = _ports(self._session.get_inputs()), _ports(self._session.get_outputs())
+        check_contract(origin, manifest, inputs, outputs)
         self.manifest = manifest
-        size = self._session.get_inputs()[0].shape[0]
-        self._size = size if isinstance(size, int) else None
+        self._size = inputs[DATA][0]
 
     def run(self, data: np.ndarray) -> np.ndarray:
         """Det (B, N, 6) of a batch."""
         return run_in_batches(self._run, data, self._size)
 
     def _run(self, data: np.ndarray) -> np.ndarray:
-        return self._session.run(["det"], {"data": data})[0]
+        return self._session.run([DET], {DATA: data})[0]
+
+
+def _load(content: bytes, origin: str) -> Any:
+    """The session of a model; InstallError if there can be none."""
+    try:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = engine_threads()
+        options.log_severity_level = 3  # errors
+        # Threads that wait at full speed after a run would keep the cores from pre-processing and other engines.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no base class of their own
+        raise InstallError(f"{origin}: onnxruntime cannot run it ({error})") from error
+
+
+def _ports(arguments: list[Any]) -> dict[str, Shape]:
+    """{name: shape}; a side is a number, or a name or nothing for any number."""
+    return {a.name: tuple(side if isinstance(side, int) else None for side in a.shape or ()) for a in arguments}

@@ -3,6 +3,7 @@
 import io
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from config.errors import InstallError
 from config.threads import engine_threads
 from deploy.folder_files import ONNX, read_verified
 from deploy.manifest import BFLOAT16, Manifest
-from detect.batches import run_in_batches
+from detect.batches import DATA, DET, Shape, check_contract, run_in_batches
 from detect.engine import OPENVINO
 
 _PRECISIONS = {BFLOAT16: "bf16"}  # the file is float32; by itself OpenVINO takes bfloat16 wherever that is fast
@@ -22,26 +23,15 @@ class OpenvinoEngine:
     name = OPENVINO
 
     def __init__(self, folder: str | Path, manifest: Manifest, batch_size: int) -> None:
-        """InstallError where OpenVINO cannot be loaded or does not run the file."""
-        content = read_verified(folder, ONNX, manifest)
-        try:
-            import openvino
-
-            core = openvino.Core()
-            model = core.read_model(io.BytesIO(content))
-            size = model.inputs[0].get_partial_shape()[0]
-            if size.is_dynamic:
-                model.reshape({0: [batch_size, *list(model.inputs[0].get_partial_shape())[1:]]})
-            settings = {
-                "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_NUM_THREADS": engine_threads(),
-                "INFERENCE_PRECISION_HINT": _PRECISIONS.get(manifest.dtype, "f32"),
-            }
-            self._model = core.compile_model(model, "CPU", settings)
-        except Exception as error:  # noqa: BLE001 - it raises plain RuntimeErrors
-            raise InstallError(f"{folder}/{ONNX}: openvino cannot run it ({error})") from error
+        """InstallError where OpenVINO cannot be loaded or does not run the file, CheckpointError for a wrong file."""
+        origin = f"{folder}/{ONNX}"
+        core, model = _read(read_verified(folder, ONNX, manifest), origin)
+        inputs = _ports(model.inputs)
+        check_contract(origin, manifest, inputs, _ports(model.outputs))
         self.manifest = manifest
-        self._size = batch_size if size.is_dynamic else size.get_length()
+        self._size = inputs[DATA][0] or batch_size
+        shape = (self._size, *manifest.image_shape)
+        self._model = _compile(core, model, shape, _PRECISIONS.get(manifest.dtype, "f32"), origin)
         self._requests = threading.local()
 
     def run(self, data: np.ndarray) -> np.ndarray:
@@ -51,4 +41,40 @@ class OpenvinoEngine:
     def _run(self, data: np.ndarray) -> np.ndarray:
         if not hasattr(self._requests, "request"):
             self._requests.request = self._model.create_infer_request()
-        return self._requests.request.infer({"data": data}, share_inputs=True)["det"].copy()
+        return self._requests.request.infer({DATA: data}, share_inputs=True)[DET].copy()
+
+
+def _read(content: bytes, origin: str) -> tuple[Any, Any]:
+    """(OpenVINO's core, the model); InstallError if there can be none."""
+    try:
+        import openvino
+
+        core = openvino.Core()
+        return core, core.read_model(io.BytesIO(content))
+    except Exception as error:  # plain RuntimeErrors
+        raise InstallError(f"{origin}: openvino cannot run it ({error})") from error
+
+
+def _compile(core: Any, model: Any, shape: tuple[int, ...], precision: str, origin: str) -> Any:
+    """The model for inputs of a shape."""
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": engine_threads(),
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    try:
+        model.reshape({DATA: list(shape)})
+        return core.compile_model(model, "CPU", settings)
+    except Exception as error:  # plain RuntimeErrors
+        raise InstallError(f"{origin}: openvino cannot run it ({error})") from error
+
+
+def _ports(ports: list[Any]) -> dict[str, Shape]:
+    """{name: shape}; None for a side that may have any number, () for a shape of any rank."""
+    found: dict[str, Shape] = {}
+    for port in ports:
+        names, shape = port.get_names(), port.get_partial_shape()
+        name = next((name for name in (DATA, DET) if name in names), min(names, default=""))
+        sides = () if shape.rank.is_dynamic else shape
+        found[name] = tuple(None if side.is_dynamic else side.get_length() for side in sides)
+    return found

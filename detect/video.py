@@ -19,7 +19,8 @@ from detect.inputs import VIDEO_SUFFIXES
 USUAL_RATE, HIGHEST_RATE = 25.0, 240.0  # frames a second, where a file or camera does not say
 SHORT = 0.9  # share of the frames that a file promises; who gets fewer is told
 MAX_SCALE, MAX_SIDE = 8.0, 8192
-_CODECS = (("mp4v", ".mp4"), ("MJPG", ".avi"))  # the first one that this OpenCV can write
+# The first one that this OpenCV can write; the second suffix is not that of a film to read in the same folder.
+_CODECS = (("mp4v", ".mp4"), ("MJPG", ".mjpg.avi"))
 logger = logging.getLogger(__name__)
 
 
@@ -31,6 +32,8 @@ class Capture(Protocol):
     def read(self) -> tuple[bool, np.ndarray | None]: ...  # noqa: D102
 
     def get(self, number: int) -> float: ...  # noqa: D102
+
+    def set(self, number: int, value: float) -> bool: ...  # noqa: D102
 
     def release(self) -> None: ...  # noqa: D102
 
@@ -59,6 +62,8 @@ class Video:
         if not self._capture.isOpened():
             self._capture.release()
             raise DataError(f"{self.name}: {_why_closed(source)}")
+        if self.live:
+            self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest picture, not one from a queue
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = rate if math.isfinite(rate) and 0 < rate <= HIGHEST_RATE else USUAL_RATE
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -121,7 +126,7 @@ class VideoFile:
     """
 
     def __init__(self, path: Path, rate: float, live: bool = False) -> None:
-        """A file that is begun with the first picture; .mp4, or .avi where OpenCV has no encoder for it."""
+        """A file that is begun with the first picture; .mp4, or .mjpg.avi where OpenCV has no encoder for it."""
         self.path = path
         self._rate, self._live = rate, live
         self._writer: Any = None
@@ -140,16 +145,17 @@ class VideoFile:
 
     def _open(self, size: tuple[int, int]) -> None:
         self._size = size
+        asked = self.path
         for codec, suffix in _CODECS:
-            self.path = self.path.with_suffix(suffix)
-            self._temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}{suffix}")
+            self.path = asked.with_suffix(suffix)
+            self._temporary = asked.with_name(f".{asked.stem}.{os.getpid()}{suffix}")
             code = cv2.VideoWriter.fourcc(*codec)
             self._writer = cv2.VideoWriter(str(self._temporary), code, self._rate, size[::-1])
             if self._writer.isOpened():
                 return
             self._temporary.unlink(missing_ok=True)
         self._writer = None
-        raise OptionError(f"{self.path}: OpenCV cannot write a video there; choose another --output, or '' for none")
+        raise OptionError(f"{asked}: OpenCV cannot write a video there; choose another --output, or '' for none")
 
     def close(self) -> None:
         """Ends the file and gives it its name; DataError where there was no room for it."""

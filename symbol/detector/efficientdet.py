@@ -18,7 +18,7 @@ from symbol.neck.bifpn import bifpn
 from symbol.post_process import take_rows
 from symbol.registry import EffDetRow, FeatureMap
 
-BATCH_NORM_EPS, BATCH_NORM_MOMENTUM = 1e-3, 0.99
+BATCH_NORM_EPS = 1e-3
 CLASS_BIAS = -math.log(99)  # at the start every class has the probability 0.01 (RetinaNet, section 4.1)
 BODY_TAPS = slice(1, None)  # c3, c4 and c5: strides 8, 16 and 32
 BOX_VALUES = 4
@@ -115,7 +115,7 @@ def predictions(
 ) -> Heads:
     """The network's outputs; OptionError where the input does not suit it. The symbol holds no input size."""
     check_size(network, row, size)
-    layers = Layers(options.freeze, BATCH_NORM_EPS, BATCH_NORM_MOMENTUM)
+    layers = Layers(options.freeze, BATCH_NORM_EPS, options.bn_momentum)
     taps = efficientnet(mx.sym.var("data"), layers, row.body, drop_connect)[BODY_TAPS]
     maps = bifpn(taps, layers, row.channels, row.cells, row.levels, row.attention)
     cls = head(maps, layers, "cls", row, num_classes, CLASS_BIAS)

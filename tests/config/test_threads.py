@@ -113,3 +113,16 @@ def test_configure_may_be_repeated_until_mxnet_is_there(monkeypatch):
     threads.configure(3)
     with pytest.raises(RuntimeError, match="OMP_NUM_THREADS=4"):
         threads.configure(2)
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("3", 3), ("4,2", 4), (" 2 ", 2), ("", 5), ("x", 5), ("0", 5)])
+def test_other_libraries_get_as_many_threads(monkeypatch, setting, expected):
+    monkeypatch.setenv("OMP_NUM_THREADS", setting)
+    monkeypatch.setattr(threads, "usable_threads", lambda: 5)
+    assert threads.engine_threads() == expected
+
+
+def test_the_cpu_has_a_name(tmp_path):
+    root = machine(tmp_path, files=[("proc/cpuinfo", "processor : 0\nmodel name\t: A CPU @ 2: fast\nmodel name : B")])
+    assert threads.cpu_model(root) == "A CPU @ 2: fast"
+    assert threads.cpu_model(tmp_path / "none") == "unknown"

@@ -18,7 +18,7 @@ from deploy.folder_files import ONNX, read_manifest
 from detect import engine_choice, engines
 from detect.detector import Detector
 from tests.deploy.tiny import picture, save_tiny
-from tests.detect.tiny_onnx import expected_rows, with_onnx
+from tests.detect.tiny_onnx import expected_rows, tiny_onnx, with_onnx
 
 ROOT = Path(__file__).parents[2]
 OTHERS = ("onnxruntime", "openvino")
@@ -121,6 +121,19 @@ def test_the_fastest_is_chosen_and_alone_opened_later(cache):
     assert len(opened) == 5
 
 
+def test_slow_networks_are_measured_with_few_runs(monkeypatch):
+    monkeypatch.setattr(engine_choice, "TURN_SECONDS", 0.02)
+    monkeypatch.setattr(engine_choice, "MAX_SECONDS", 0.05)
+    runs = []
+
+    class Slow(_Fake):
+        def run(self, data):
+            runs.append(super().run(data))
+
+    assert 0.03 <= engine_choice.measure([Slow("slow", 0.03)], np.zeros(1))["slow"] < 1
+    assert len(runs) == 1 + 2
+
+
 def test_engines_that_do_not_start_are_left_out_with_a_warning(caplog, cache):
     openers, _ = _fakes(broken=None, sound=0.0)
     assert engine_choice.fastest(openers, "key", np.zeros(1)).name == "sound"
@@ -201,7 +214,7 @@ def test_a_gpu_means_mxnet(folder, monkeypatch):
 
 @pytest.mark.parametrize("engine", OTHERS)
 def test_damaged_and_foreign_files_are_named(plain, tmp_path, engine):
-    with_onnx(plain, tmp_path / "foreign", b"no model at all")
+    with_onnx(plain, tmp_path / "foreign", b"\x08\x08")  # an ONNX file without a graph
     with pytest.raises(InstallError, match=f"model.onnx: {engine} cannot run it"):
         Detector(tmp_path / "foreign", engine=engine)
     damaged = with_onnx(plain, tmp_path / "damaged") / ONNX
@@ -211,6 +224,14 @@ def test_damaged_and_foreign_files_are_named(plain, tmp_path, engine):
     damaged.unlink()
     with pytest.raises(CheckpointError, match="model.onnx: missing"):
         Detector(tmp_path / "damaged", engine=engine)
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+@pytest.mark.parametrize("change", [{"size": (96, 96)}, {"data": "image"}, {"det": "found"}])
+def test_files_that_are_no_detector_of_this_manifest_are_refused(plain, tmp_path, engine, change):
+    folder = with_onnx(plain, tmp_path / "model", tiny_onnx(**{"size": read_manifest(plain).size, **change}))
+    with pytest.raises(CheckpointError, match=r"model.onnx: reads .* and gives .*, not data \(B, 3, 96, 80\) and det"):
+        Detector(folder, engine=engine)
 
 
 def test_unknown_engines_and_settings_of_a_folder(folder):

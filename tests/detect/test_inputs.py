@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from config.errors import DataError, OptionError
-from detect.inputs import find_images, plan_outputs, split_words
+from detect.inputs import Source, find_images, plan_outputs, split_words, with_values
 
 
 @pytest.fixture
@@ -62,3 +62,27 @@ def test_words_without_a_flag_are_images():
     images, flags = split_words(["a.jpg", "--thresh", "0.3", "b.jpg", "--model=m", "c.jpg", "-h", "d.jpg"])
     assert images == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
     assert flags == ["--thresh", "0.3", "--model=m", "-h"]
+
+
+def test_flags_that_may_stand_alone_get_their_number():
+    defaults = {"--camera": "0", "--benchmark": "100"}
+    for line, expected in (
+        ("--camera", "--camera 0"),
+        ("--camera 3 x.jpg", "--camera 3 x.jpg"),
+        ("--benchmark x.jpg --camera", "--benchmark 100 x.jpg --camera 0"),
+        ("--camera=1 --benchmark 7", "--camera=1 --benchmark 7"),
+        ("", ""),
+    ):
+        assert with_values(line.split(), defaults) == expected.split()
+
+
+def test_videos_become_films_with_names_of_their_own():
+    sources = [
+        Source(Path("x/a.avi"), True),
+        Source(Path("y/a.bin"), True),
+        Source(2, True),
+        Source(Path("a.jpg"), False),
+    ]
+    paths, videos = [source.path for source in sources], {source.path for source in sources if source.video}
+    names = [path.name for path in plan_outputs(paths, Path("out"), videos)]
+    assert names == ["a.mp4", "a-2.mp4", "camera-2.mp4", "a.jpg"]

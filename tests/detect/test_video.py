@@ -102,7 +102,7 @@ def test_without_an_encoder_for_mp4_it_is_an_avi(tmp_path, monkeypatch):
     film = VideoFile(tmp_path / "out.mp4", 10.0)
     film.write(picture(0, 48, 64), 0.0)
     film.close()
-    assert [path.name for path in tmp_path.iterdir()] == ["out.avi"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mjpg.avi"]
     with pytest.raises(OptionError, match="cannot write a video there"):
         VideoFile(tmp_path / "none/out.mp4", 10.0).write(picture(0, 48, 64), 0.0)
 

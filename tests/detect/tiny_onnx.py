@@ -15,7 +15,7 @@ from detect.preprocess import InputWriter
 BOXES = np.array([[0, 0, 0.1, 0.2, 0.5, 0.6], [2, 0, 0.3, 0.3, 0.9, 1.0], [-1, 0, 0, 0, 0, 0]], np.float32)
 
 
-def tiny_onnx(size, batch=1):
+def tiny_onnx(size, batch=1, data="data", det="det"):
     """det = BOXES with sigmoid(mean of data / 50) and sigmoid(first number of data / 100) as scores."""
     height, width = size
     places = np.zeros((2, 3, 6), np.float32)
@@ -24,24 +24,24 @@ def tiny_onnx(size, batch=1):
                  "fifty": np.float32(50), "hundred": np.float32(100), "zeros": np.zeros(3, np.int64),
                  "ones": np.ones(3, np.int64), "axes": np.array([1, 2, 3]), "shape": np.array([-1, 1, 1])}  # fmt: skip
     nodes = [
-        helper.make_node("ReduceMean", ["data", "axes"], ["mean"], keepdims=0),
+        helper.make_node("ReduceMean", [data, "axes"], ["mean"], keepdims=0),
         helper.make_node("Div", ["mean", "fifty"], ["scaled"]),
         helper.make_node("Sigmoid", ["scaled"], ["score"]),
         helper.make_node("Reshape", ["score", "shape"], ["column"]),
         helper.make_node("Mul", ["column", "mean_place"], ["means"]),
-        helper.make_node("Slice", ["data", "zeros", "ones", "axes"], ["first"]),
+        helper.make_node("Slice", [data, "zeros", "ones", "axes"], ["first"]),
         helper.make_node("Div", ["first", "hundred"], ["first_scaled"]),
         helper.make_node("Sigmoid", ["first_scaled"], ["first_score"]),
         helper.make_node("Reshape", ["first_score", "shape"], ["first_column"]),
         helper.make_node("Mul", ["first_column", "first_place"], ["firsts"]),
         helper.make_node("Add", ["means", "firsts"], ["scores"]),
-        helper.make_node("Add", ["boxes", "scores"], ["det"]),
+        helper.make_node("Add", ["boxes", "scores"], [det]),
     ]
     graph = helper.make_graph(
         nodes,
         "tiny",
-        [helper.make_tensor_value_info("data", TensorProto.FLOAT, [batch, 3, height, width])],
-        [helper.make_tensor_value_info("det", TensorProto.FLOAT, [batch, 3, 6])],
+        [helper.make_tensor_value_info(data, TensorProto.FLOAT, [batch, 3, height, width])],
+        [helper.make_tensor_value_info(det, TensorProto.FLOAT, [batch, 3, 6])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

@@ -35,6 +35,9 @@ class FakeCapture:
     def get(self, number):
         return {cv2.CAP_PROP_FPS: 0.0}.get(number, -1.0)
 
+    def set(self, number, value):
+        return True
+
     def release(self):
         self.released = True
 

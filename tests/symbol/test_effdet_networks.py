@@ -147,6 +147,15 @@ def test_drop_connect_grows_with_depth_and_is_off_at_inference() -> None:
     assert drops(get_symbol("efficientdet_d0", 128, CLASSES)) == []
 
 
+def test_batch_norm_averages_as_the_original_unless_told_otherwise() -> None:
+    def momenta(**options: float) -> set[float]:
+        nodes = json.loads(get_symbol_train(NETWORK, 128, CLASSES, **options).tojson())["nodes"]
+        return {float(node["attrs"]["momentum"]) for node in nodes if node["op"] == "BatchNorm"}
+
+    assert momenta() == {0.99}
+    assert momenta(bn_momentum=0.9) == {0.9}
+
+
 def random_arrays(symbol: Any, size: tuple[int, int]) -> dict[str, Any]:
     """Random data and weights of a symbol without labels; batch norm does nothing."""
     rng = np.random.default_rng(0)
