@@ -3,7 +3,8 @@
 python -m benchmarks.train_step --network vgg16_reduced --rec data/train.rec
 python -m benchmarks.train_step --network mobilenet --rec data/train.rec
 python -m benchmarks.train_step --network yolov3_spp --rec data/train.rec
-(about three minutes each; PyTorch's rows need torch in the same environment)
+python -m benchmarks.train_step --network efficientdet_d0 --rec data/train.rec
+(about three minutes each; PyTorch's rows need torch in the same environment, and EfficientDet has none)
 
 - whole training: mx.mod.Module.fit as train.py has it: DetRecordIter with the SSD augmentation and the assigner in its
   workers, the losses, the update, the training metric, the guard against non-finite losses, progress lines. Ends of
@@ -36,7 +37,7 @@ from config.threads import usable_threads
 from dataset.iterator import DetRecordIter
 from symbol.darknet_sections import with_classes, with_width
 from symbol.detector.ssd import anchor_layers
-from symbol.registry import find_row, find_yolo_row, is_yolo
+from symbol.registry import find_row, find_yolo_row, is_effdet, is_yolo
 from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, input_size, label_names
 from train.callbacks import FiniteGuard, Progress
 from train.metric import make_metric
@@ -68,6 +69,7 @@ SETTINGS = {
     "vgg16_reduced": Setting(300, 8, 1.0, required=0.95, steps=2, torch_steps=1, rounds=4),
     "mobilenet": Setting(320, 16, 0.5, required=0.85, steps=12, torch_steps=4, rounds=9),
     "yolov3_spp": Setting(416, 4, 1.0, required=0.9, steps=2, torch_steps=1, rounds=4, memory=12.0),
+    "efficientdet_d0": Setting(512, 4, 1.0, required=0.9, steps=2, torch_steps=0, rounds=4, memory=12.0),
 }
 
 
@@ -245,8 +247,8 @@ def count_parameters(options: TrainStepOptions, num_classes: int) -> int:
 
 
 def start_torch(options: TrainStepOptions, num_classes: int) -> TorchPeer | None:
-    """The peer, or None where torch is not installed or not wanted."""
-    if not options.torch or importlib.util.find_spec("torch") is None:
+    """The peer, or None where torch is not installed or not wanted, or torch_peers lacks the network."""
+    if not options.torch or is_effdet(options.network) or importlib.util.find_spec("torch") is None:
         return None
     peer, wanted = TorchPeer(options, num_classes), count_parameters(options, num_classes)
     if peer.parameters != wanted:

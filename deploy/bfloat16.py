@@ -8,7 +8,7 @@ BFLOAT16, FLOAT32 = "bfloat16", "float32"
 _DTYPE_NUMBER = "12"  # of bfloat16 in a variable's __dtype__
 _COMPUTED = frozenset({"Convolution", "FullyConnected"})
 # These go on in bfloat16 where all that they read is bfloat16.
-_CARRIED = frozenset({"Activation", "LeakyReLU", "Pooling", "elemwise_add"})
+_CARRIED = frozenset({"Activation", "LeakyReLU", "Pooling", "_backward_Activation", "elemwise_add"})
 
 
 def to_bfloat16(symbol: mx.sym.Symbol, arg_params: Params) -> tuple[mx.sym.Symbol, Params]:

@@ -1,13 +1,18 @@
 """What is rewritten for oneDNN computes what it did."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from config.runtime import mx
+from deploy.bfloat16 import to_bfloat16
 from deploy.bind import bind
+from deploy.calibrate import calibrate
 from deploy.export import inference_model
+from deploy.int8 import fuse
+from deploy.manifest import Calibration
 from deploy.onednn import squeezes, suit_onednn, swish_is_there
 from deploy.precision import with_dtype
 from tests.deploy.made_up import images, largest_error, made_up, predictions, run
@@ -73,9 +78,21 @@ def test_a_second_image_is_not_seen_with_the_gates_of_the_first():
 
 def test_bfloat16_runs_the_rewritten_network():
     model = inference_model(made_up(EFFDETS[0]))
-    data = images(model, 2)
-    expected, found = (bind(with_dtype(model, d), mx.cpu(), 2).run(data) for d in ("float32", "bfloat16"))
-    assert np.abs(found[:, :5, 1] - expected[:, :5, 1]).max() < 0.05
+    data = images(model)
+    symbol, args, aux = suit_onednn(*_parts(model), data.shape)
+    short, short_args = to_bfloat16(predictions(symbol), args)
+    assert largest_error(run(short, short_args, aux, data), run(predictions(symbol), args, aux, data)) < 0.05
+    bound = bind(with_dtype(model, "bfloat16"), mx.cpu(), 1)
+    assert np.abs(bound.run(data)[:, :5, 1] - bind(model, mx.cpu(), 1).run(data)[:, :5, 1]).max() < 0.02
+
+
+def test_int8_runs_with_the_thresholds_of_another_number_of_images():
+    model = inference_model(made_up(EFFDETS[0]))
+    data = images(model, 4)
+    thresholds = calibrate(fuse(*suit_onednn(*_parts(model), data.shape)), [data], "naive")
+    manifest = dataclasses.replace(model.manifest, dtype="int8", calibration=Calibration("", "naive", 4, thresholds))
+    found = bind(dataclasses.replace(model, manifest=manifest), mx.cpu(), 4).run(data)
+    assert np.abs(found[:, :5, 1] - bind(model, mx.cpu(), 4).run(data)[:, :5, 1]).max() < 0.02
 
 
 def test_swish_is_there():
