@@ -7,11 +7,11 @@ import numpy as np
 from config.errors import CheckpointError
 from config.runtime import mx
 from deploy.bfloat16 import bfloat16_is_there, to_bfloat16
-from deploy.channels import fill_blocks
 from deploy.int8 import fuse, to_int8
 from deploy.manifest import BFLOAT16, FLOAT32, UINT8_NHWC
 from deploy.model_folder import Model
 from deploy.onednn import squeezes, suit_onednn
+from deploy.padding import pad_predictions
 from deploy.symbol_check import last_line
 from train.params_file import Params
 
@@ -67,9 +67,8 @@ def converted(model: Model, ctx: mx.Context, shape: tuple[int, ...]) -> tuple[mx
         return model.symbol, *params
     symbol, arg_params, aux_params = suit_onednn(model.symbol, *params, shape)
     if calibration is not None:
-        symbol, arg_params = to_int8(fuse(symbol, arg_params, aux_params), calibration)
-        return symbol, arg_params, aux_params
-    symbol, arg_params = fill_blocks(symbol, arg_params)
+        return *to_int8(fuse(symbol, arg_params, aux_params), calibration), aux_params
+    symbol, arg_params = pad_predictions(symbol, arg_params)
     if dtype == BFLOAT16 and not bfloat16_is_there():
         logger.warning("bfloat16 needs a CPU with AVX-512; on this one the model runs in float32")
     elif dtype == BFLOAT16:

@@ -18,8 +18,7 @@ def main(argv: list[str]) -> int:
     """Parses the options, writes the model folder and prints what it holds."""
     options = parse_options(DeployOptions, argv, "Export a checkpoint as a model folder that Detector and demo.py run.")
     check_int8(options)
-    if options.onnx_batch and not options.onnx:
-        raise OptionError(f"--onnx-batch {options.onnx_batch}: is for --onnx; give that as well, or leave it out")
+    check_onnx(options)
     threads.configure()
     from config.terminal_log import log_to_terminal
     from deploy.export import inference_model, model_from_checkpoint
@@ -59,6 +58,12 @@ def check_int8(options: DeployOptions) -> None:
         raise OptionError("--dtype int8: needs --calib-rec, a record of images like those it will see")
     if options.dtype != "int8" and options.calib_rec:
         raise OptionError(f"--calib-rec {options.calib_rec}: is for --dtype int8; leave it out")
+
+
+def check_onnx(options: DeployOptions) -> None:
+    """OptionError for an option of model.onnx without it."""
+    if options.onnx_batch and not options.onnx:
+        raise OptionError(f"--onnx-batch {options.onnx_batch}: is for --onnx; give that as well, or leave it out")
 
 
 def _print_precision(manifest: "Manifest") -> None:

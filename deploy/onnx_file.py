@@ -1,5 +1,6 @@
 """The model.onnx of a model folder: written, checked by onnx, and run beside MXNet before anyone gets it."""
 
+import json
 import logging
 
 import numpy as np
@@ -36,10 +37,17 @@ def onnx_files(model: Model, batch: int = 0) -> dict[str, bytes]:
     manifest, params = model.manifest, model.arg_params | model.aux_params
     shape, kind = manifest.image_shape, _input_type(manifest)
     proto = to_onnx(model.symbol, params, shape, len(manifest.class_names), batch=batch, input_type=kind)
+    onnx.helper.set_model_props(proto, properties(manifest))
     onnx.checker.check_model(proto, full_check=True)
     content = proto.SerializeToString()
     check_runtime(content, model, batch or _TRIAL_BATCH)
     return {ONNX: content}
+
+
+def properties(manifest: Manifest) -> dict[str, str]:
+    """What who has the file alone must know, as its metadata: names of fields of the manifest, values as JSON."""
+    names = ("class_names", "mean", "std", "resize_mode", "fill", "interpolation", "input_format")
+    return {name: json.dumps(getattr(manifest, name), ensure_ascii=False) for name in names}
 
 
 def check_runtime(content: bytes, model: Model, batch: int) -> None:

@@ -71,7 +71,7 @@ class _Walk:
         self._head: list[int] = content["heads"][0]
         self._params, self._batch = params, batch
         self._shapes = _shapes(symbol, self._nodes, input_shape, batch)
-        self._spread = _needless_broadcasts(self._nodes)
+        self._spread = _needless_broadcasts(self._nodes) - {self._head[0]}
         self._graph = Graph(num_classes)
         self._tensors: list[list[Tensor]] = []
 

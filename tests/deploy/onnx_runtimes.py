@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from config.runtime import mx
-from deploy.onnx_export.export import to_onnx
 
 onnx = pytest.importorskip("onnx")
+from deploy.onnx_export.export import to_onnx  # noqa: E402
+
 RUNTIMES = ("onnxruntime", "openvino")
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from config.runtime import mx
-from deploy.channels import fill_blocks
 from deploy.constants import fold_constants
 from deploy.fold import fold_batch_norm
 from symbol.registry import EFFDET_NETWORKS, NETWORKS, YOLO_NETWORKS
@@ -45,23 +44,6 @@ def test_constants_change_nothing_for_any_number_of_images(network):
     constant, constant_args = fold_constants(symbol, args, (1, 3, *model.manifest.size))
     np.testing.assert_allclose(run(constant, constant_args, aux, images(model, 2))[0], expected, atol=1e-6)
     assert "_contrib_MultiBoxPrior" not in _operators(constant)
-
-
-@pytest.mark.parametrize("network", FAMILIES)
-def test_convolutions_with_whole_blocks_predict_the_same(network):
-    model = made_up(network)
-    symbol, args = fill_blocks(model.symbol, model.arg_params)
-    filters = [n["attrs"]["num_filter"] for n in json.loads(symbol.tojson())["nodes"] if n["op"] == "Convolution"]
-    assert len(filters) == _operators(model.symbol).count("Convolution")
-    assert all(int(count) % 16 == 0 for count in filters if count not in _grouped(model.symbol))
-    data = images(model, 2)
-    expected = run(predictions(model.symbol), model.arg_params, model.aux_params, data)
-    assert largest_error(run(predictions(symbol), args, model.aux_params, data), expected) < 1e-5
-
-
-def _grouped(symbol):
-    nodes = [node for node in json.loads(symbol.tojson())["nodes"] if node["op"] == "Convolution"]
-    return {node["attrs"]["num_filter"] for node in nodes if node["attrs"].get("num_group", "1") != "1"}
 
 
 def test_a_batch_norm_stays_where_something_else_reads_the_convolution():

@@ -1,6 +1,7 @@
 """deploy.py --onnx: the file in the folder, what it says, what it refuses; real images."""
 
 import builtins
+import json
 import sys
 
 import numpy as np
@@ -78,6 +79,12 @@ def test_it_holds_no_batch_norm_and_no_anchors_to_compute(content):
     operators = {node.op_type for node in onnx.load_from_string(content).graph.node}
     assert "BatchNormalization" not in operators
     assert operators & {"Loop", "Scan", "If", "Range"} == set()
+
+
+def test_the_file_alone_says_what_it_finds(model, content):
+    known = {entry.key: json.loads(entry.value) for entry in onnx.load_from_string(content).metadata_props}
+    assert tuple(known["class_names"]) == model.manifest.class_names
+    assert (tuple(known["mean"]), known["input_format"]) == (model.manifest.mean, "float32_nchw")
 
 
 def test_what_another_runtime_finds_is_looked_at_before_the_folder_is_written(prefix, tmp_path, monkeypatch):

@@ -14,10 +14,6 @@ sym = mx.sym
 IMAGE = (3, 9, 8)
 
 
-def nd(*values):
-    return tuple(float(v) for v in values)
-
-
 # name: (symbol of data, shape of one image's data)
 CASES = {
     "convolution": (lambda d: sym.Convolution(d, kernel=(3, 2), num_filter=4, pad=(1, 0), stride=(2, 1)), IMAGE),
@@ -84,6 +80,7 @@ CASES = {
         d, sym.reshape(sym.contrib.arange_like(d, axis=3), shape=(1, 1, 1, -1))), IMAGE),
     "repeated": (lambda d: sym.concat(
         sym.broadcast_like(sym.mean(d, axis=(2, 3), keepdims=True), d), d, dim=1), IMAGE),
+    "repeated alone": (lambda d: sym.broadcast_like(sym.mean(d, axis=(2, 3), keepdims=True), d), IMAGE),
     "repeated in a product": (lambda d: sym.elemwise_mul(
         d, sym.broadcast_like(sym.mean(d, axis=(2, 3), keepdims=True), d)), IMAGE),
     "repeated as both factors": (lambda d: (lambda r: sym.elemwise_mul(r, r))(
