@@ -16,7 +16,6 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -99,7 +98,7 @@ def write_onnxruntime_int8(source: Path, target: Path, inputs: np.ndarray) -> No
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    model = _without_its_names(onnx.load(source))
+    model = onnx.load(source)
     nodes = [(node.name, node.op_type, node.input, node.output) for node in model.graph.node]
     quantize_static(
         model,
@@ -112,16 +111,6 @@ def write_onnxruntime_int8(source: Path, target: Path, inputs: np.ndarray) -> No
         op_types_to_quantize=list(ORT_QUANTISED),
         nodes_to_exclude=_after_convolutions(nodes),
     )
-
-
-def _without_its_names(model: Any) -> Any:
-    """The model without weights called as the quantizer calls the scale of a map: relu4_3_scale is SSD's own."""
-    taken = {weight.name for weight in model.graph.initializer if weight.name.endswith("_scale")}
-    for weight in model.graph.initializer:
-        weight.name += "_" * (weight.name in taken)
-    for node in model.graph.node:
-        node.input[:] = [name + "_" * (name in taken) for name in node.input]
-    return model
 
 
 def write_openvino_int8(source: Path, target: Path, inputs: np.ndarray) -> None:

@@ -26,6 +26,7 @@ TRANSLATIONS: dict[str, Callable[[Graph, Node], str | list[str]]] = {
 OF_SHAPES = frozenset({"_contrib_MultiBoxPrior", "_contrib_arange_like", "ones_like"})
 BROADCASTING = frozenset({"elemwise_add", "elemwise_mul", "elemwise_sub"})  # in ONNX, not in MXNet
 DYNAMIC = 0  # batch of any size
+QUANTIZER_NAMES = ("_scale", "_zero_point")
 
 
 def to_onnx(
@@ -105,7 +106,11 @@ class _Walk:
         return next(number for number, node in enumerate(self._nodes) if node["name"] == name)
 
     def _variable(self, name: str, shape: Shape) -> Tensor:
-        return Tensor(name, shape, None if name == INPUT else self._params[name].asnumpy())
+        if name == INPUT:
+            return Tensor(name, shape, None)
+        # relu4_3_scale of SSD is what onnxruntime.quantization would call the scale of relu4_3.
+        free = f"{name}/value" if name.endswith(QUANTIZER_NAMES) else name
+        return Tensor(free, shape, self._params[name].asnumpy())
 
     def _outputs(self, node: Node, needless: bool) -> list[Tensor]:
         constants = self._constants(node)

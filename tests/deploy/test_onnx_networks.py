@@ -74,3 +74,13 @@ def test_a_network(network, size, classes, options, runtime):
     assert result.detections > 5
     assert result.unmatched == 0
     assert result.in_place >= NEARLY_ALL * result.detections
+
+
+def test_no_weight_has_a_name_that_quantizers_give():
+    """relu4_3_scale, a weight of VGG's SSD, would be what onnxruntime.quantization calls the scale of relu4_3."""
+    size = (304, 304)
+    symbol = get_symbol("vgg16_ssd_voc", size, 2)
+    model = exported(symbol, params_of(symbol, size, 0.2), np.zeros((1, 3, *size), np.float32), 2)
+    names = {weight.name for weight in model.graph.initializer}
+    assert any(name.startswith("relu4_3_scale") for name in names)
+    assert not any(name.endswith(("_scale", "_zero_point")) for name in names)
