@@ -1,7 +1,10 @@
 """bfloat16 for the operators that oneDNN runs in it; boxes, anchors, scores and suppression stay float32."""
 
+from functools import cache
+
 from config.runtime import mx
 from deploy.graph import Edge, Node, graph_of, symbol_of
+from deploy.quiet import quiet
 from train.params_file import Params
 
 BFLOAT16, FLOAT32 = "bfloat16", "float32"
@@ -28,6 +31,18 @@ def to_bfloat16(symbol: mx.sym.Symbol, arg_params: Params) -> tuple[mx.sym.Symbo
             node.inputs = [_cast(edge, FLOAT32, short, casts) for edge in node.inputs]
     graph.outputs = [_cast(edge, FLOAT32, short, casts) for edge in graph.outputs]
     return symbol_of(graph), {n: _short(a) if n in weights else a for n, a in arg_params.items()}
+
+
+@cache
+def bfloat16_is_there() -> bool:
+    """Whether oneDNN convolves in bfloat16 on this CPU: it needs AVX-512."""
+    data, weight = (_short(mx.nd.ones((1, 16, 4, 4))) for _ in range(2))
+    try:
+        with quiet():
+            mx.nd.Convolution(data, weight, num_filter=1, kernel=(4, 4), no_bias=True).wait_to_read()
+    except mx.base.MXNetError:
+        return False
+    return True
 
 
 def _make_short(variable: Node) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 
 from config.errors import CheckpointError
 from config.runtime import mx
-from deploy.bfloat16 import to_bfloat16
+from deploy.bfloat16 import bfloat16_is_there, to_bfloat16
 from deploy.int8 import fuse, to_int8
 from deploy.manifest import BFLOAT16, FLOAT32, UINT8_NHWC
 from deploy.model_folder import Model
@@ -69,6 +69,8 @@ def converted(model: Model, ctx: mx.Context, shape: tuple[int, ...]) -> tuple[mx
     if calibration is not None:
         return *to_int8(fuse(symbol, arg_params, aux_params), calibration), aux_params
     symbol, arg_params = pad_predictions(symbol, arg_params)
-    if dtype == BFLOAT16:
+    if dtype == BFLOAT16 and not bfloat16_is_there():
+        logger.warning("bfloat16 needs a CPU with AVX-512; on this one the model runs in float32")
+    elif dtype == BFLOAT16:
         symbol, arg_params = to_bfloat16(symbol, arg_params)
     return symbol, arg_params, aux_params

@@ -1,10 +1,13 @@
 """bfloat16: convolutions alone, near to float32."""
 
+import dataclasses
 import json
 
 import pytest
 
+from config.runtime import mx
 from deploy.bfloat16 import to_bfloat16
+from deploy.bind import bind
 from deploy.export import inference_model
 from tests.deploy.made_up import images, largest_error, made_up, predictions, run
 
@@ -36,3 +39,12 @@ def test_nothing_but_layers_and_what_goes_with_them_is_bfloat16(network):
             short |= {number} if any(k in short for k in reads) else set()
         elif node["op"] != "amp_cast":
             assert not any(k in short for k in reads), node["name"]
+
+
+def test_cpus_without_it_run_float32_and_say_so(monkeypatch, caplog):
+    model = inference_model(made_up("mobilenet"))
+    short = dataclasses.replace(model, manifest=dataclasses.replace(model.manifest, dtype="bfloat16"))
+    monkeypatch.setattr("deploy.bind.bfloat16_is_there", lambda: False)
+    found, expected = (bind(one, mx.cpu(), 1).run(images(model)) for one in (short, model))
+    assert (found == expected).all()
+    assert "AVX-512" in caplog.text
