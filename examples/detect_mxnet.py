@@ -10,8 +10,7 @@ import sys
 import numpy as np
 
 for name in ("bool", "int", "float", "complex", "object", "str"):  # mxnet uses them, numpy has them no longer
-    if name not in np.__dict__:
-        setattr(np, name, getattr(builtins, name))
+    vars(np).setdefault(name, getattr(builtins, name))
 import mxnet as mx  # noqa: E402, TID251 - without the project
 
 folder, path, lowest = sys.argv[1], sys.argv[2], float((sys.argv[3:] or [0.5])[0])
@@ -20,10 +19,9 @@ with open(f"{folder}/manifest.json", encoding="utf-8") as file:
 height, width = manifest["input_shape"]
 image = mx.image.imread(path, flag=1 | 128)  # RGB; 128: EXIF orientation is ignored
 h, w = image.shape[:2]
-inner_h, inner_w = height, width  # of the input, what the image covers
-if manifest["resize_mode"] == "letterbox":
-    scale = min(height / h, width / w)
-    inner_h, inner_w = max(1, round(h * scale)), max(1, round(w * scale))
+scale = min(height / h, width / w)
+fitted = max(1, round(h * scale)), max(1, round(w * scale))
+inner_h, inner_w = fitted if manifest["resize_mode"] == "letterbox" else (height, width)  # what the image covers
 top, left = round((height - inner_h) / 2 - 0.1), round((width - inner_w) / 2 - 0.1)
 data = np.full((height, width, 3), manifest["fill"], np.uint8)
 data[top : top + inner_h, left : left + inner_w] = mx.image.imresize(image, inner_w, inner_h, interp=1).asnumpy()

@@ -32,10 +32,9 @@ with open(f"{folder}/manifest.json", encoding="utf-8") as file:
 height, width = manifest["input_shape"]
 image = np.asarray(Image.open(path).convert("RGB"))
 h, w = image.shape[:2]
-inner_h, inner_w = height, width  # of the input, what the image covers
-if manifest["resize_mode"] == "letterbox":
-    scale = min(height / h, width / w)
-    inner_h, inner_w = max(1, round(h * scale)), max(1, round(w * scale))
+scale = min(height / h, width / w)
+fitted = max(1, round(h * scale)), max(1, round(w * scale))
+inner_h, inner_w = fitted if manifest["resize_mode"] == "letterbox" else (height, width)  # what the image covers
 top, left = round((height - inner_h) / 2 - 0.1), round((width - inner_w) / 2 - 0.1)
 data = np.full((height, width, 3), manifest["fill"], np.uint8)
 data[top : top + inner_h, left : left + inner_w] = resize(image, inner_h, inner_w)
