@@ -29,8 +29,9 @@ from benchmarks.inference_engines import (
     TORCH_SYMBOL,
 )
 from benchmarks.inference_models import NETWORKS, make_model, raw_outputs, read_inputs
+from config.deploy_options import NAIVE
 from config.runtime import mx
-from deploy.calibrate import NAIVE, calibrate
+from deploy.calibrate import calibrate
 from deploy.export import inference_model
 from deploy.folder_files import ONNX
 from deploy.int8 import fuse

@@ -6,6 +6,8 @@ from config.classic_options import ExpectedModel
 from config.detection_options import DetectionOptions
 from config.options import option
 
+NAIVE, _ = CALIBRATION_MODES = ("naive", "entropy")
+
 
 @dataclass(frozen=True)
 class DeployOptions(DetectionOptions, ExpectedModel):
@@ -29,7 +31,7 @@ class DeployOptions(DetectionOptions, ExpectedModel):
     )
     calib_rec: str = option("", "record of images from which int8 takes the ranges of its numbers", "int8")
     calib_mode: str = option(
-        "naive", "naive = the extremes, entropy = the ranges of least divergence", "int8", choices=("naive", "entropy")
+        NAIVE, "naive = the extremes, entropy = the ranges of least divergence", "int8", choices=CALIBRATION_MODES
     )
     num_calib: int = option(48, "images to calibrate with: the record's first ones", "int8", minimum=1)
     max_loss: float = option(

@@ -24,11 +24,11 @@ class BoundModel:
     Its data is float32 (B, 3, H, W), or uint8 (B, H, W, 3), as the manifest says. MXNet joins convolutions with what
     follows them by itself (its subgraph backend MKLDNN is on for executors without gradients). bfloat16 and int8 are
     oneDNN's: elsewhere than on a CPU such a model runs in float32. CheckpointError where the symbol or the
-    calibration does not fit.
+    calibration does not fit: some thresholds fail at the first run alone, so that there is one here.
     """
 
     def __init__(self, model: Model, ctx: mx.Context, batch: int) -> None:
-        """Allocates; batch: the images of each run."""
+        """Allocates and runs once; batch: the images of each run."""
         alone = ctx.device_type == "cpu" and squeezes(model.symbol)
         self._batch = 1 if alone else batch
         shape = (self._batch, *model.manifest.image_shape)
@@ -37,7 +37,8 @@ class BoundModel:
             symbol, arg_params, aux_params = converted(model, ctx, shape)
             self._executor = symbol.simple_bind(ctx, grad_req="null", type_dict=types, data=shape)
             self._executor.copy_params_from(arg_params, aux_params)
-        except (mx.base.MXNetError, RuntimeError) as error:
+            self._det(np.zeros(shape, types["data"]))
+        except (mx.base.MXNetError, RuntimeError, KeyError, ValueError, IndexError) as error:
             raise CheckpointError(
                 f"MXNet cannot run this model as {model.manifest.dtype} ({last_line(error)}); export it again"
             ) from error

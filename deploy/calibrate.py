@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from config.deploy_options import NAIVE
 from config.runtime import mx
 from deploy.int8 import Fused, Thresholds
 
 logger = logging.getLogger(__name__)
 
-NAIVE, ENTROPY = MODES = ("naive", "entropy")
 _BINS = 8001  # of a histogram from -limit to limit, as in mxnet.contrib.quantization
 _LEVELS = 255
 _EVERY = 10  # batches between lines of the log

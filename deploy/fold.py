@@ -20,7 +20,7 @@ def fold_batch_norm(
     """The detection symbol and its weights without those batch norms that follow a convolution directly.
 
     A convolution that several share gets weights of its own for each batch norm, called after the layer. Batch norms
-    after anything else (densenet) stay. Nothing that was given is changed.
+    after anything else (densenet), and those where a weight is computed, stay. Nothing that was given is changed.
     """
     graph = graph_of(symbol)
     arrays = {name: array.asnumpy() for name, array in (arg_params | aux_params).items()}
@@ -29,7 +29,7 @@ def fold_batch_norm(
     changes: dict[Edge, Edge] = {}
     for norm in graph.nodes():
         convolution = _convolution(norm, graph, readers)
-        if convolution:
+        if convolution and _are_known((convolution, norm), arrays):
             scale, shift = _affine(norm, arrays)
             _absorb(convolution, scale, shift, arrays, owners)
             changes[Edge(norm)] = norm.inputs[0]
@@ -55,6 +55,11 @@ def _convolution(norm: Node, graph: Graph, readers: dict[Node, list[Node]]) -> N
             return None
         node = node.inputs[0].node
     return None
+
+
+def _are_known(nodes: tuple[Node, ...], arrays: dict[str, np.ndarray]) -> bool:
+    """Whether all that operators read beside their data are parameters."""
+    return all(edge.node.name in arrays for node in nodes for edge in node.inputs[1:])
 
 
 def _keeps_channels(node: Node) -> bool:

@@ -1,5 +1,6 @@
 """The files of a model folder, read without mxnet: what they are called, the manifest, and whether they are whole."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,16 @@ def _damaged(path: Path) -> CheckpointError:
 
 
 def check_options(manifest: Manifest, path: str | Path, epoch: int | str, detection_options: dict[str, Any]) -> None:
-    """OptionError where a model folder is asked for another epoch or other detections: both are part of its symbol."""
+    """OptionError where a model folder is asked for another epoch or other detections: both are part of its symbol.
+
+    Names that are no setting of detections are refused, too.
+    """
     if epoch != "auto":
         raise OptionError(f"--epoch {epoch}: {path} is a model folder, which holds one epoch; leave --epoch out")
+    known = [field.name for field in dataclasses.fields(manifest.postprocessing)]
     for name, value in detection_options.items():
+        if name not in known:
+            raise OptionError(f"unknown option {name!r}: {path} is a model folder, which has {', '.join(known)}")
         exported = getattr(manifest.postprocessing, name)
         if value != exported:
             flag = f"--{name.replace('_', '-')}"

@@ -1,7 +1,7 @@
 """Symbols as graphs that can be rewritten: nodes that know their inputs, read from and written to a symbol's JSON."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -46,14 +46,18 @@ class Graph:
         return found
 
     def replace(self, changes: dict[Edge, Edge]) -> None:
-        """Lets all that reads a key read its value, and what that is replaced by in turn."""
-        for node in self.nodes():
-            node.inputs = [_last(edge, changes) for edge in node.inputs]
-        self.outputs = [_last(edge, changes) for edge in self.outputs]
+        """Lets all that reads a key read its value, and what that is replaced by in turn.
 
-    def names(self) -> set[str]:
-        """The names of all nodes."""
-        return {node.name for node in self.nodes()}
+        New nodes that lead to a value read the values of other keys as well; their own key they may read.
+        """
+        old = self.nodes()
+        own: dict[Node, set[Edge]] = {node: set() for node in old}
+        for key, value in changes.items():
+            for node in _sorted([value.node], old):
+                own.setdefault(node, set()).add(key)
+        for node, keys in own.items():
+            node.inputs = [edge if edge in keys else _last(edge, changes) for edge in node.inputs]
+        self.outputs = [_last(edge, changes) for edge in self.outputs]
 
 
 def graph_of(symbol: mx.sym.Symbol) -> Graph:
@@ -93,9 +97,9 @@ def _last(edge: Edge, changes: dict[Edge, Edge]) -> Edge:
     return edge
 
 
-def _sorted(roots: list[Node]) -> Iterator[Node]:
-    """Depth first, inputs before their readers; without recursion, as networks are deep."""
-    done: set[Node] = set()
+def _sorted(roots: list[Node], known: Iterable[Node] = ()) -> Iterator[Node]:
+    """Depth first, inputs before their readers, without those known; without recursion, as networks are deep."""
+    done = set(known)
     waiting = [(node, False) for node in reversed(roots)]
     while waiting:
         node, inputs_done = waiting.pop()

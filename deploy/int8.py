@@ -1,7 +1,7 @@
 """int8 by MXNet's quantization for oneDNN, from float32 weights and the thresholds of a calibration.
 
-A model folder holds float32 weights and thresholds; they are quantised whenever the model is loaded, which takes about
-a second and gives the same numbers each time. Nothing but float32 operators is ever read from a file that way.
+A model folder holds float32 weights and thresholds; they are quantised whenever the model is loaded, which gives the
+same numbers each time. Nothing but float32 operators is ever read from a file that way.
 """
 
 import json

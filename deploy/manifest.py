@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import math
+import sys
 import types
 import typing
 from dataclasses import dataclass, field
@@ -52,7 +52,8 @@ class Calibration:
 
     Attributes:
         record, mode, images: the images' record, how thresholds were found, and in how many images.
-        thresholds: lowest and highest value of each array that is quantised, by MXNet's name.
+        thresholds: lowest and highest value of each array that is quantised, by the name of its layer or operator
+            (Fused.arrays in deploy/int8.py).
         excluded: the convolutions that stay float32.
     """
 
@@ -134,14 +135,14 @@ class Manifest:
     def __post_init__(self) -> None:
         """ValueError says which field has a value that no model can have, or one that this version cannot run."""
         if self.format != FORMAT:
-            raise ValueError(f"format is {self.format}, this version runs {FORMAT} only")
+            raise ValueError(f"format is {self.format!r:.50}, this version runs {FORMAT} only")
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r:.50}, this version runs {' and '.join(known)} only")
         if (self.dtype == INT8) != (self.calibration is not None):
             raise ValueError("calibration belongs to the dtype int8, which needs it")
         if not 0 <= self.fill <= 255:
-            raise ValueError(f"fill is {self.fill}, not 0 to 255")
+            raise ValueError(f"fill is {self.fill!r:.50}, not 0 to 255")
         if not self.class_names or not all(self.class_names) or len(set(self.class_names)) != len(self.class_names):
             raise ValueError("class_names is empty, or a name is empty or stands there twice")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
@@ -209,5 +210,5 @@ def _instance(kind: Any, value: Any, where: str) -> Any:
 def _require(value: Any, kind: type, where: str) -> None:
     """ValueError unless value, out of JSON, has this type; whole numbers are numbers, booleans and infinity are not."""
     allowed = (int, float) if kind is float else (kind,)
-    if type(value) not in allowed or (kind is float and not math.isfinite(value)):
+    if type(value) not in allowed or (kind is float and not abs(value) <= sys.float_info.max):
         raise ValueError(f"{where} is not of type {kind.__name__}: {value!r:.50}")

@@ -91,20 +91,24 @@ class _Rewriting:
 
     def mean(self, node: Node) -> Node | None:
         """The mean of each channel is global pooling."""
-        if not _is_mean(node):
+        if not _is_mean(node) or not self._is_map(node):
             return None
         return Node("Pooling", node.name, {**_GLOBAL, "pool_type": "avg"}, node.inputs)
 
     def cut(self, node: Node) -> Node | None:
         """A convolution of stride 2 without its first row and column: it starts where it must if its kernel has a row
-        and a column of zeros more."""
+        and a column of zeros more. Where this would give another shape, the slice stays."""
         convolution = node.inputs[0].node
         pad = _same_padding(node, convolution)
-        if pad is None or self._readers[convolution] != ["slice"]:
+        weight = self._args.get(convolution.inputs[1].node.name) if pad is not None else None
+        if pad is None or weight is None or self._readers[convolution] != ["slice"]:
             return None
-        weight = self._args[convolution.inputs[1].node.name].asnumpy()
-        wide = np.pad(weight, ((0, 0), (0, 0), (1, 0), (1, 0)))
+        wide = np.pad(weight.asnumpy(), ((0, 0), (0, 0), (1, 0), (1, 0)))
         side = wide.shape[-1]
+        before = self._shapes[convolution.inputs[0].node.name][2:]
+        after = tuple((length + 2 * (pad - 1) - side) // 2 + 1 for length in before)
+        if wide.shape[2] != side or after != self._shapes[node.name][2:]:
+            return None
         attrs = {**convolution.attrs, "kernel": f"({side}, {side})", "pad": f"({pad - 1}, {pad - 1})"}
         edge = self._parameter(f"{convolution.name}_weight_wide", wide, self._args)
         return Node("Convolution", convolution.name, attrs, [convolution.inputs[0], edge, *convolution.inputs[2:]])
@@ -168,7 +172,8 @@ def _swish(name: str, data: Edge) -> Node:
 
 
 def _is_mean(node: Node) -> bool:
-    return node.op == "mean" and _plain(node, "axis") == "(2,3)" and node.attrs.get("keepdims") in ("True", "1")
+    kept, others = (node.attrs.get(key) in ("True", "1") for key in ("keepdims", "exclude"))
+    return node.op == "mean" and _plain(node, "axis") == "(2,3)" and kept and not others
 
 
 def _same_padding(cut: Node, convolution: Node) -> int | None:

@@ -18,14 +18,16 @@ _TURN, _RESHAPE = "transpose", "Reshape"
 def pad_predictions(symbol: mx.sym.Symbol, arg_params: Params) -> tuple[mx.sym.Symbol, Params]:
     """The float32 detection symbol and its weights with such convolutions; nothing that was given is changed.
 
-    It concerns convolutions, of more than BLOCK channels, whose only reader is a transpose or a Reshape.
+    It concerns convolutions, of more than BLOCK channels, whose only reader is a transpose or a Reshape, and whose
+    weights are parameters.
     """
     graph = graph_of(symbol)
     readers = graph.readers()
     padded: dict[str, tuple[Node, mx.nd.NDArray]] = {}
     changes: dict[Edge, Edge] = {}
     for node in graph.nodes():
-        if len(readers[node]) == 1 and _is_widened(node, readers[node][0]):
+        known = all(edge.node.name in arg_params for edge in node.inputs[1:])
+        if known and len(readers[node]) == 1 and _is_widened(node, readers[node][0]):
             old, new = _widened(node, readers[node][0], arg_params, padded)
             changes[old] = new
     graph.replace(changes)

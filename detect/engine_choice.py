@@ -13,18 +13,21 @@ from typing import Any
 
 import numpy as np
 
+from config.amx import ISA
 from config.errors import InstallError
+from config.gpus import CUDA_WHEEL
 from config.threads import cpu_model
 from config.version import __version__, installed_version
 from dataset.files import write_atomically
 from deploy.manifest import Manifest
-from detect.engine import Engine
+from detect.engine import MXNET, Engine
 
 # In a round each engine has a turn of a few runs, so that other work on the machine slows all of them alike. The first
 # run of a turn is not counted: caches are cold, and threads of the engine before may still wait at full speed.
 ROUNDS, MAX_SECONDS = 6, 5.0
 TURN_RUNS, TURN_SECONDS = 6, 0.5
 MAX_ENTRIES, MAX_BYTES = 200, 1 << 20
+_MXNET_WHEELS = ("mxnet", CUDA_WHEEL)
 logger = logging.getLogger(__name__)
 
 
@@ -89,10 +92,13 @@ def _turn(engine: Engine, data: np.ndarray) -> list[float]:
 
 
 def choice_key(manifest: Manifest, batch_size: int, threads: int, engines: Sequence[str]) -> str:
-    """What the fastest engine depends on, as a sha256: model, batch, threads, CPU, versions of engines and ours."""
+    """What the fastest engine depends on, as a sha256: model, layers that stay float32, batch, threads, CPU, what of it
+    oneDNN may use, versions of engines and ours."""
     files = {name: record.sha256 for name, record in manifest.files.items()}
-    versions = {"detector": __version__, **{name: installed_version(name) for name in engines}}
-    parts = [files, manifest.dtype, batch_size, threads, cpu_model(), versions]
+    excluded = manifest.calibration.excluded if manifest.calibration else ()
+    names = [wheel for name in engines for wheel in (_MXNET_WHEELS if name == MXNET else (name,))]
+    versions = {"detector": __version__, **{name: installed_version(name) for name in names}}
+    parts = [files, manifest.dtype, excluded, batch_size, threads, cpu_model(), os.environ.get(ISA), versions]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8")).hexdigest()
 
 

@@ -44,8 +44,8 @@ def open_engine(name: str, task: Task) -> Engine:
     on_gpu = _is_gpu(task.device)
     if name == AUTO:
         return _open_auto([MXNET] if on_gpu else _possible(manifest, task.path), task, manifest)
-    if name != MXNET and isinstance(task.device, DeviceOptions) and on_gpu and task.device.gpus:
-        raise OptionError(f"--gpus {task.device.gpus}: {name} runs on the CPU here; choose --engine {MXNET} or --cpu")
+    if name != MXNET and on_gpu:
+        _refuse_gpu(name, task.device)
     if name != MXNET and ONNX not in manifest.files:
         raise OptionError(f"engine {name}: {task.path} has no {ONNX}; export it again with deploy.py --onnx")
     _check_installed(name)
@@ -103,6 +103,15 @@ def _is_gpu(device: mx.Context | DeviceOptions | None) -> bool:
         wanted = bool(usable_gpus()[0]) if options.gpus is None else bool(options.gpus.strip())
         return wanted and not options.cpu
     return bool(device.device_type == "gpu")
+
+
+def _refuse_gpu(name: str, device: mx.Context | DeviceOptions | None) -> None:
+    """OptionError where a GPU was asked for, as this engine runs on the CPU."""
+    if isinstance(device, DeviceOptions):
+        if device.gpus:
+            raise OptionError(f"--gpus {device.gpus}: {name} runs on the CPU here; choose --engine {MXNET} or --cpu")
+    elif device is not None:
+        raise OptionError(f"ctx {device}: {name} runs on the CPU here; choose engine {MXNET!r} or leave ctx out")
 
 
 def _is_installed(name: str) -> bool:

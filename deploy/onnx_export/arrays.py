@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from onnx import TensorProto
 
-from deploy.onnx_export.graph import LAST, Graph, Node, Tensor
+from deploy.onnx_export.graph import LAST, Graph, Node, Tensor, TranslationError
 
 FIRST = np.iinfo(np.int64).min
 # dtypes of topk's numbers and of Cast.
@@ -88,6 +88,8 @@ def topk(graph: Graph, node: Node) -> list[str]:
     Of equal entries ONNX takes the first; MXNet does not say which it takes.
     """
     node.require("ret_typ", "indices", "value", "both")
+    if node.attrs.get("axis") == "None":
+        raise TranslationError("axis None")
     axis = node.get("axis", -1)
     count = node.get("k", 1) or node.inputs[0].shape[axis]
     values, found = graph.add_many(

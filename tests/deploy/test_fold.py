@@ -67,3 +67,12 @@ def test_gamma_is_one_where_the_norm_says_so():
     folded, params, _ = fold_batch_norm(symbol, args, aux)
     data = mx.nd.full((1, 1, 1, 1), 3)
     assert run(folded, params, {}, data)[0].ravel().tolist() == [1.0, 8.0]
+
+
+def test_a_batch_norm_stays_where_the_weights_of_the_convolution_are_computed():
+    weight = mx.sym.var("weight", shape=(2, 3, 1, 1)) * 2
+    conv = mx.sym.Convolution(mx.sym.var("data"), weight, num_filter=2, kernel=(1, 1), no_bias=True, name="conv")
+    symbol = mx.sym.BatchNorm(conv, name="norm")
+    args = {"weight": mx.nd.ones((2, 3, 1, 1)), "norm_gamma": mx.nd.ones(2), "norm_beta": mx.nd.ones(2)}
+    aux = {"norm_moving_mean": mx.nd.ones(2), "norm_moving_var": mx.nd.ones(2)}
+    assert "BatchNorm" in _operators(fold_batch_norm(symbol, args, aux)[0])

@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pytest
 
+from config.deploy_options import CALIBRATION_MODES
 from config.errors import CheckpointError, DataError, OptionError
 from config.runtime import mx
 from deploy.bind import bind
-from deploy.calibrate import MODES, calibrate
+from deploy.calibrate import calibrate
 from deploy.export import inference_model, model_from_checkpoint
 from deploy.int8 import fuse, to_int8
 from deploy.main import main
@@ -92,7 +93,7 @@ def test_entropy_cuts_off_what_is_rare():
     data = mx.nd.array(rng.normal(0, 1, shapes.pop("data")))
     data[0, 0, 0, 0] = 1000
     fused = fuse(symbol, {name: mx.nd.array(rng.normal(0, 1, shape)) for name, shape in shapes.items()}, {})
-    naive, entropy = (calibrate(fused, [data], mode) for mode in MODES)
+    naive, entropy = (calibrate(fused, [data], mode) for mode in CALIBRATION_MODES)
     assert naive.keys() == entropy.keys()
     assert naive["data"][1] == 1000
     assert entropy["data"][1] < 100

@@ -168,6 +168,22 @@ def test_a_convolution_that_something_else_reads_is_cut_as_before():
         assert "slice" in _rewritten(one)
 
 
+@pytest.mark.parametrize(("kernel", "shape"), [((3, 5), SIZE), ((3, 3), (1, 8, 7, 7))], ids=str)
+def test_convolutions_that_would_give_another_shape_are_cut_as_before(kernel, shape):
+    def build(data):
+        return [_cut(mx.sym.Convolution(data, name="conv", num_filter=8, kernel=kernel, pad=(2, 2), stride=(2, 2)))]
+
+    assert "slice" in _rewritten(build, shape)
+
+
+def test_means_over_the_other_axes_stay():
+    def mean(data):
+        return mx.sym.mean(data, axis=(2, 3), keepdims=True, exclude=True)
+
+    assert "mean" in _rewritten(lambda data: [mean(data)])
+    assert not squeezes(mean(mx.sym.var("data")))
+
+
 def test_convolutions_that_share_weights_keep_theirs():
     def build(data):
         weight = mx.sym.var("shared")

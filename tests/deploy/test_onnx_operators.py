@@ -143,6 +143,11 @@ def test_an_operator_without_translation_is_named():
         exported(symbol, {}, np.zeros((1, 2, 2, 2), np.float32))
 
 
+def test_the_largest_of_all_numbers_have_no_translation():
+    with pytest.raises(OptionError, match="axis None"):
+        exported(sym.topk(sym.var("data"), axis=None, k=2), {}, np.zeros((1, 2, 4, 4), np.float32))
+
+
 def test_an_attribute_without_translation_is_named():
     symbol = sym.Pooling(sym.var("data"), pool_type="lp", p_value=2, kernel=(2, 2))
     with pytest.raises(OptionError, match="pool_type lp"):

@@ -47,3 +47,17 @@ def test_predictions_have_whole_blocks_of_channels_and_keep_their_values(network
     assert all(count <= BLOCK or count % BLOCK == 0 for count in filters)
     assert args == given
     np.testing.assert_allclose(run(padded, output, longer, aux, data), run(symbol, output, args, aux, data), atol=1e-4)
+
+
+def test_predictions_of_predictions_have_whole_blocks_as_well():
+    net = mx.sym.var("data")
+    for name in ("first", "second"):
+        net = mx.sym.Convolution(net, num_filter=20, kernel=(1, 1), name=name)
+        net = mx.sym.transpose(net, axes=(0, 2, 3, 1), name=f"{name}_turned")
+    data = np.random.default_rng(1).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    args, aux = with_weights(net, data.shape)
+    padded, longer = pad_predictions(net, args)
+    heads = [node for node in graph_of(padded).nodes() if node.op == "Convolution"]
+    assert [node.attrs["num_filter"] for node in heads] == ["32", "32"]
+    expected = run(net, "second_turned_output", args, aux, data)
+    np.testing.assert_allclose(run(padded, padded.list_outputs()[0], longer, aux, data), expected, atol=1e-5)

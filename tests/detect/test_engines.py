@@ -1,5 +1,6 @@
 """Engines: the same detections whichever runs the network, the fastest by default, mxnet only where it is needed."""
 
+import dataclasses
 import json
 import logging
 import subprocess
@@ -13,8 +14,10 @@ import pytest
 
 from config.errors import CheckpointError, InstallError, OptionError
 from config.run import DeviceOptions
+from config.runtime import mx
 from deploy.export import export
 from deploy.folder_files import ONNX, read_manifest
+from deploy.manifest import Calibration
 from detect import engine_choice, engines
 from detect.detector import Detector
 from tests.deploy.tiny import picture, save_tiny
@@ -171,7 +174,8 @@ def test_the_cache_keeps_the_newest_entries(monkeypatch):
     assert [engine_choice.recall(f"key {k}") for k in range(5)] == [None, None, "mxnet", "mxnet", "mxnet"]
 
 
-def test_the_choice_depends_on_what_changes_the_speed(folder, plain):
+def test_the_choice_depends_on_what_changes_the_speed(folder, plain, monkeypatch):
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
     manifest = read_manifest(folder)
     keys = [
         engine_choice.choice_key(manifest, 1, 2, ["mxnet"]),
@@ -182,6 +186,17 @@ def test_the_choice_depends_on_what_changes_the_speed(folder, plain):
     ]
     assert len(set(keys)) == len(keys)
     assert keys[0] == engine_choice.choice_key(manifest, 1, 2, ["mxnet"])
+    for excluded in ((), ("conv1",)):
+        calibration = Calibration("", "naive", 1, {}, excluded)
+        int8 = dataclasses.replace(manifest, dtype="int8", calibration=calibration)
+        keys.append(engine_choice.choice_key(int8, 1, 2, ["mxnet"]))
+    monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX2")
+    keys.append(engine_choice.choice_key(manifest, 1, 2, ["mxnet"]))
+    monkeypatch.setattr(engine_choice, "installed_version", {"mxnet-cu112": "1.9.1"}.get)
+    keys.append(engine_choice.choice_key(manifest, 1, 2, ["mxnet"]))
+    monkeypatch.setattr(engine_choice, "installed_version", {"mxnet-cu112": "1.9.2"}.get)
+    keys.append(engine_choice.choice_key(manifest, 1, 2, ["mxnet"]))
+    assert len(set(keys)) == len(keys)
 
 
 def test_what_is_not_installed_is_one_sentence_with_the_remedy(folder, plain, monkeypatch):
@@ -210,6 +225,8 @@ def test_a_gpu_means_mxnet(folder, monkeypatch):
     assert opened[-1] == ["mxnet", *OTHERS]
     with pytest.raises(OptionError, match="--gpus 0: openvino runs on the CPU"):
         engines.open_engine("openvino", engines.Task(folder, device=DeviceOptions(gpus="0")))
+    with pytest.raises(OptionError, match=r"ctx gpu\(0\): onnxruntime runs on the CPU"):
+        Detector(folder, engine="onnxruntime", ctx=mx.gpu(0))
 
 
 @pytest.mark.parametrize("engine", OTHERS)
@@ -242,6 +259,8 @@ def test_unknown_engines_and_settings_of_a_folder(folder):
             Detector(folder, engine=engine, nms=0.1)
         with pytest.raises(OptionError, match="--epoch 3: .* is a model folder"):
             Detector(folder, 3, engine=engine)
+        with pytest.raises(OptionError, match="unknown option 'nms_thresh': .* has operator, nms,"):
+            Detector(folder, engine=engine, nms_thresh=0.4)
 
 
 @pytest.mark.parametrize("engine", ["auto", "onnxruntime", "openvino"])

@@ -1,0 +1,36 @@
+"""Models that cannot run are refused when they are bound."""
+
+import dataclasses
+
+import pytest
+
+from config.errors import CheckpointError
+from config.runtime import mx
+from deploy import bind as bind_module
+from deploy.bind import bind
+from deploy.calibrate import calibrate
+from deploy.export import inference_model
+from deploy.int8 import fuse
+from deploy.manifest import Calibration
+from tests.deploy.made_up import images, made_up
+
+MODEL = inference_model(made_up("mobilenet"))
+
+
+@pytest.mark.parametrize("values", [(-1e30, 1e30), (-6.0, -5.0)], ids=str)
+def test_thresholds_with_which_no_image_can_be_run_are_refused(values):
+    known = calibrate(fuse(MODEL.symbol, MODEL.arg_params, MODEL.aux_params), [images(MODEL)], "naive")
+    calibration = Calibration("", "naive", 1, dict.fromkeys(known, values))
+    manifest = dataclasses.replace(MODEL.manifest, dtype="int8", calibration=calibration)
+    with pytest.raises(CheckpointError, match="cannot run this model as int8"):
+        bind(dataclasses.replace(MODEL, manifest=manifest), mx.cpu(), 1)
+
+
+@pytest.mark.parametrize("error", [KeyError, ValueError, IndexError])
+def test_what_the_conversion_does_not_expect_is_a_damaged_model(error, monkeypatch):
+    def fail(*arguments):
+        raise error("node")
+
+    monkeypatch.setattr(bind_module, "converted", fail)
+    with pytest.raises(CheckpointError, match="cannot run this model as float32"):
+        bind(MODEL, mx.cpu(), 1)
