@@ -13,9 +13,9 @@ benchmarks/inference_files.py.
 - end to end: bytes of JPEG files to boxes in pixels by Detector with each engine; what Detector has no engine for, by
   the same pre- and post-processing around it.
 
-Each candidate is a process of its own, made ready beside the others. They run in turns, every other round in reverse;
-ratios are medians over the rounds of the ratio within a round. Results are written to --json after each setting; those
-of an earlier call stay unless they are measured again.
+Each candidate is a process of its own, made ready beside the others, but with `auto`, which measures, before them. They
+run in turns, every other round in reverse; ratios are medians over the rounds of the ratio within a round. Results are
+written to --json after each setting; those of an earlier call stay unless they are measured again.
 """
 
 import json
@@ -42,6 +42,7 @@ from config.options import option, parse_options
 from config.threads import cpu_model
 from config.version import installed_version
 from dataset.files import write_atomically
+from detect.engine import AUTO
 from tools.make_shapes import draw_image
 
 NETWORK_NAMES = ("ssd_vgg16", "ssd_mobilenet", "yolov3_spp", "efficientdet_d0")
@@ -74,7 +75,7 @@ class Worker:
     """The process of one candidate; `error` says why it has ended early."""
 
     def __init__(self, candidate: Candidate, setting: Setting, files: Path) -> None:
-        """Starts it; it becomes ready while others do."""
+        """Starts it; it becomes ready while others do, but alone if it measures which engine is the fastest."""
         self.candidate, self.error = candidate, ""
         self.ready: dict[str, Any] = {}
         given = {
@@ -94,10 +95,13 @@ class Worker:
             text=True,
             env=environment(setting.cores),
         )
+        if AUTO in candidate.name.split():
+            self.wait()
 
     def wait(self) -> None:
         """Returns when it is ready or has failed."""
-        self.ready = self._answer() or {}
+        if not self.ready and not self.error:
+            self.ready = self._answer() or {}
 
     def run(self, times: int) -> list[float]:
         """Seconds of each of so many runs; none if it has failed."""

@@ -41,9 +41,11 @@ def main(argv: list[str]) -> None:
     from deploy.comparison import TOLERANCE, compare, total
     from deploy.export import inference_model, load_model
     from deploy.folder_files import ONNX
+    from deploy.manifest import UINT8_NHWC
     from deploy.onnx_file import onnx_files
 
-    model = inference_model(load_model(options.model), options.uint8_input)
+    loaded = load_model(options.model)
+    model = inference_model(loaded, options.uint8_input and loaded.manifest.input_format != UINT8_NHWC)
     content = onnx_files(model)[ONNX]
     batches = inputs(model.manifest, options)
     reference, seconds = timed(mxnet_run(model, batches[0].shape), batches)

@@ -1,18 +1,32 @@
-"""Options of a training run that do nothing because of another one: told, not refused, as presets may set them."""
+"""Options that do nothing because of another one: told, not refused, as presets may set them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 
+from config.deploy_options import DeployOptions
 from config.run import TrainOptions
+
+Groups = Iterable[tuple[tuple[str, ...], str]]
 
 
 def idle_options(options: TrainOptions) -> list[str]:
-    """A sentence for each option that is not at its default although another one keeps it from having an effect."""
+    """A sentence for each option of a training run that another one keeps from having an effect."""
+    return _sentences(options, _idle(options))
+
+
+def idle_deploy_options(options: DeployOptions) -> list[str]:
+    """The same for deploy.py."""
+    int8 = ("calib_mode", "num_calib", "max_loss")
+    return _sentences(options, [] if options.dtype == "int8" else [(int8, f"with --dtype {options.dtype}")])
+
+
+def _sentences(options: TrainOptions | DeployOptions, groups: Groups) -> list[str]:
+    """A sentence for each option of the groups that is not at its default."""
     defaults = {field.name: field.default for field in fields(options)}
     given = {name for name, default in defaults.items() if getattr(options, name) != default}
     return [
         f"--{name.replace('_', '-')} has no effect {reason}"
-        for names, reason in _idle(options)
+        for names, reason in groups
         for name in names
         if name in given
     ]

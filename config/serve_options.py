@@ -34,7 +34,7 @@ class ServeOptions:
     )
     max_wait_ms: float = option(
         5.0,
-        "milliseconds that an image waits for others which are being received, to share a batch with them",
+        "milliseconds that an image waits for others which are being decoded, to share a batch with them",
         "batches",
         minimum=0,
         maximum=10_000,

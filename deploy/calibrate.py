@@ -17,7 +17,7 @@ _EVERY = 10  # batches between lines of the log
 
 
 def calibrate(fused: Fused, images: list[mx.nd.NDArray], mode: str) -> Thresholds:
-    """{array: (lowest, highest)} over images, each a batch of data in the model's input format.
+    """{array: (lowest, highest)} over images, each a batch of data in the model's input format; sizes may differ.
 
     naive: the extremes. entropy: the range whose 8 bits keep the distribution best, by its Kullback-Leibler divergence
     (Migacz 2017, 8-bit inference with TensorRT, https://on-demand.gputechconf.com/gtc/2017/presentation/
@@ -36,14 +36,21 @@ class _Reader:
     """Runs the float32 symbol and gives all arrays that need thresholds."""
 
     def __init__(self, fused: Fused, first: mx.nd.NDArray) -> None:
-        self._names = fused.arrays
+        self._fused, self._names = fused, fused.arrays
         internals = fused.symbol.get_internals()
-        symbol = mx.sym.Group([internals[output] for output in self._names.values()])
-        types = {"data": first.dtype}
-        self._executor = symbol.simple_bind(mx.cpu(), grad_req="null", type_dict=types, data=first.shape)
-        self._executor.copy_params_from(fused.arg_params, fused.aux_params, allow_extra_params=True)
+        self._symbol = mx.sym.Group([internals[output] for output in self._names.values()])
+        self._executor = self._bound(first)
+
+    def _bound(self, data: mx.nd.NDArray) -> mx.executor.Executor:
+        """An executor for batches of the shape of data."""
+        types = {"data": data.dtype}
+        executor = self._symbol.simple_bind(mx.cpu(), grad_req="null", type_dict=types, data=data.shape)
+        executor.copy_params_from(self._fused.arg_params, self._fused.aux_params, allow_extra_params=True)
+        return executor
 
     def __call__(self, data: mx.nd.NDArray) -> Iterator[tuple[str, np.ndarray]]:
+        if data.shape != self._executor.arg_dict["data"].shape:  # the last batch is smaller
+            self._executor = self._bound(data)
         self._executor.arg_dict["data"][:] = data
         for name, array in zip(self._names, self._executor.forward(is_train=False), strict=True):
             yield name, array.asnumpy()

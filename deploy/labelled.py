@@ -22,7 +22,7 @@ def input_batches(record: str, manifest: Manifest, batch: int) -> Iterator[tuple
 
     DataError for a record that cannot be read, OptionError for one with other classes.
     """
-    check_classes(record, manifest.class_names, manifest.source.prefix)
+    check_classes(record, manifest.class_names, manifest.source.prefix, "record")
     pixels = manifest.input_format == UINT8_NHWC
     iterator = DetRecordIter(
         record,

@@ -1,6 +1,8 @@
 """The command deploy.py."""
 
+import logging
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -8,10 +10,13 @@ from config import threads
 from config.deploy_options import DeployOptions
 from config.detection_options import given_detection
 from config.errors import OptionError
+from config.idle_options import idle_deploy_options
 from config.options import parse_options
 
 if TYPE_CHECKING:
     from deploy.manifest import Manifest
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str]) -> int:
@@ -22,18 +27,21 @@ def main(argv: list[str]) -> int:
     threads.configure()
     from config.terminal_log import log_to_terminal
     from deploy.export import inference_model, model_from_checkpoint
-    from deploy.model_folder import write_model_folder
+    from deploy.model_folder import check_replaceable, write_model_folder
     from deploy.onnx_file import onnx_files
     from deploy.precision import Int8Options, with_dtype
     from train.checkpoint import load_checkpoint
     from train.expected_model import check_model
 
     log_to_terminal()
-
+    for line in idle_deploy_options(options):
+        logger.warning(line)
     checkpoint = load_checkpoint(options.prefix, options.epoch)
     known = {name: checkpoint.meta[name] for name in ("network", "class_names", "data_shape", "mean_pixels")}
     check_model(replace(options, data_shape=None), f"{options.prefix}, epoch {checkpoint.epoch},", **known)
     folder = options.output or f"{options.prefix}-deploy"
+    check_replaceable(folder)
+    check_records(options, known["class_names"])
     chosen = given_detection(options)
     model = model_from_checkpoint(checkpoint, data_shape=options.data_shape, **chosen)
     model = inference_model(model, options.uint8_input)
@@ -64,6 +72,15 @@ def check_onnx(options: DeployOptions) -> None:
     """OptionError for an option of model.onnx without it."""
     if options.onnx_batch and not options.onnx:
         raise OptionError(f"--onnx-batch {options.onnx_batch}: is for --onnx; give that as well, or leave it out")
+
+
+def check_records(options: DeployOptions, class_names: Sequence[str]) -> None:
+    """DataError for a record that is not there, OptionError for one with other classes than the checkpoint's."""
+    from evaluate.evaluate_net import check_classes
+
+    for what, record in (("--calib-rec", options.calib_rec), ("--eval-rec", options.eval_rec)):
+        if record:
+            check_classes(record, class_names, options.prefix, what)
 
 
 def _print_precision(manifest: "Manifest") -> None:

@@ -40,7 +40,7 @@ def write_model_folder(folder: str | Path, model: Model, more: Mapping[str, byte
     OptionError. CheckpointError where the folder cannot be written; an older one then stays.
     """
     target = Path(folder).resolve()
-    _check_replaceable(target)
+    check_replaceable(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -105,8 +105,9 @@ def _write_files(folder: Path, model: Model, more: Mapping[str, bytes]) -> Manif
     return manifest
 
 
-def _check_replaceable(target: Path) -> None:
-    """OptionError unless `target` is free, an empty folder, or a folder with nothing but a model in it."""
+def check_replaceable(folder: str | Path) -> None:
+    """OptionError unless `folder` is free, empty, or a folder with nothing but a model in it."""
+    target = Path(folder).resolve()
     if not target.exists():
         return
     if not target.is_dir():

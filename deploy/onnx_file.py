@@ -11,6 +11,7 @@ from deploy.comparison import TOLERANCE, Comparison, compare
 from deploy.folder_files import ONNX
 from deploy.manifest import UINT8_NHWC, Manifest
 from deploy.model_folder import Model
+from deploy.symbol_check import last_line
 
 logger = logging.getLogger(__name__)
 _INSTALL = 'pip install "mxnet-detector-trainer[onnx]"'
@@ -51,15 +52,32 @@ def properties(manifest: Manifest) -> dict[str, str]:
 
 
 def check_runtime(content: bytes, model: Model, batch: int) -> None:
-    """OptionError where ONNX Runtime finds something else than MXNet in pictures of coloured squares."""
+    """OptionError where ONNX Runtime cannot run the file, or finds something else than MXNet in coloured squares.
+
+    A warning where it is not installed, or where neither finds anything.
+    """
     try:
         import onnxruntime
     except ModuleNotFoundError:
         logger.warning("%s was not tried: onnxruntime is not installed (%s)", ONNX, _INSTALL)
         return
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     data = trial_data(model.manifest, batch)
-    result = compare(mxnet_det(model, data), session.run(["det"], {"data": data})[0])
+    try:
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        found = session.run(["det"], {"data": data})[0]
+    except Exception as error:  # its exceptions have no base class of their own
+        raise OptionError(
+            f"--onnx: ONNX Runtime {onnxruntime.__version__} cannot run {ONNX} ({last_line(error)}); leave --onnx out"
+        ) from error
+    result = compare(mxnet_det(model, data), found)
+    if not result.detections and not result.unmatched:
+        threshold = model.manifest.postprocessing.score_threshold
+        logger.warning(
+            "%s opens in ONNX Runtime, but nothing could be compared: no score reaches the threshold %g",
+            ONNX,
+            threshold,
+        )
+        return
     logger.info("%s in ONNX Runtime: %s", ONNX, describe(result))
     if result.unmatched > _MOST_UNMATCHED * result.detections:
         raise OptionError(

@@ -53,8 +53,7 @@ def _quantised(model: Model, eval_record: str, options: Int8Options) -> Model:
     fused = fuse(*suit_onednn(model.symbol, model.arg_params, model.aux_params, shape))
     batches = _calibration_batches(model, options)
     thresholds = calibrate(fused, batches, options.mode)
-    images = min(options.images, len(batches) * _BATCH)
-    calibration = Calibration(options.record, options.mode, images, thresholds)
+    calibration = Calibration(options.record, options.mode, sum(map(len, batches)), thresholds)
     float32 = _measured(model, eval_record, FLOAT32)
 
     def attempt(excluded: tuple[str, ...]) -> Model:
@@ -74,7 +73,8 @@ def _quantised(model: Model, eval_record: str, options: Int8Options) -> Model:
 def _fewest(attempt: Callable[[tuple[str, ...]], Model], ranked: list[str], max_loss: float) -> Model:
     """The model with as few layers in float32 as suffice: of the ranked ones a stretch, its end found, then its start.
 
-    Ranks say how much a layer changes predictions; which of these changes matter for the mAP is seen by trying.
+    Ranks say how much a layer changes predictions; which of these changes matter for the mAP is seen by trying. All of
+    them, and a warning, where even these do not suffice.
     """
     tried: dict[tuple[int, int], Model] = {}
 
@@ -83,7 +83,11 @@ def _fewest(attempt: Callable[[tuple[str, ...]], Model], ranked: list[str], max_
         return _loss(tried[start, end]) <= max_loss
 
     few, many = 0, 1
-    while not suffices(0, many) and many < len(ranked):
+    while not suffices(0, many):
+        if many >= len(ranked):
+            loss = _loss(tried[0, many])
+            logger.warning("mAP loss %.4f is above --max-loss %.4f with all layers in float32, too", loss, max_loss)
+            return tried[0, many]
         few, many = many, min(2 * many, len(ranked))
     end = _first(lambda count: suffices(0, count), few, many)
     start = end - _first(lambda count: suffices(end - count, end), 0, end)
@@ -102,11 +106,13 @@ def _first(suffices: Callable[[int], bool], few: int, many: int) -> int:
 
 
 def _calibration_batches(model: Model, options: Int8Options) -> list[mx.nd.NDArray]:
-    """The first images of the record in the model's input format."""
-    batches = []
-    for data, _ in input_batches(options.record, model.manifest, _BATCH):
-        batches.append(data.copy())
-        if len(batches) * _BATCH >= options.images:
+    """The first images of the record in the model's input format; the last batch may be smaller."""
+    batches, missing = [], options.images
+    for data, one in input_batches(options.record, model.manifest, _BATCH):
+        images = min(len(data) - (one.pad or 0), missing)
+        batches.append(data[:images].copy())
+        missing -= images
+        if not missing:
             break
     return batches
 

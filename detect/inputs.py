@@ -81,12 +81,24 @@ def find_images(words: Sequence[str], folder: str = "", extension: str = "") -> 
     return list(found.values())
 
 
-def plan_outputs(images: Sequence[Path], folder: Path, videos: Collection[Path] = ()) -> list[Path]:
-    """A file in `folder` for each image: its own name, with a number where that is taken by another one.
+def plan_outputs(images: Sequence[Path], flag: str, folder: Path, videos: Collection[Path] = ()) -> list[Path]:
+    """A file in `folder`, which is the value of `flag`, for each image, named as distinct_files() does.
 
-    Those in `videos` become .mp4. OptionError where one of them is an image of the input.
+    OptionError where one of them is an image of the input.
     """
     inputs = {path.resolve() for path in images}
+    planned = distinct_files(images, folder, videos)
+    for file in planned:
+        if file.resolve() in inputs:
+            raise OptionError(f"{flag} {folder}: {file} is an image to read; choose another folder")
+    return planned
+
+
+def distinct_files(images: Sequence[Path], folder: Path, videos: Collection[Path] = ()) -> list[Path]:
+    """A file in `folder` for each image: its own name, with a number where that is taken by another one.
+
+    Those in `videos` become .mp4.
+    """
     taken: set[Path] = set()
     planned: list[Path] = []
     for image in images:
@@ -96,8 +108,6 @@ def plan_outputs(images: Sequence[Path], folder: Path, videos: Collection[Path] 
         while candidate in taken:
             count += 1
             candidate = folder / f"{image.stem}-{count}{suffix}"
-        if candidate.resolve() in inputs:
-            raise OptionError(f"--output {folder}: {candidate} is an image to read; choose another folder")
         taken.add(candidate)
         planned.append(candidate)
     return planned

@@ -13,7 +13,7 @@ from config.options import boolean_flags, parse_options
 from config.run import DeviceOptions
 from config.terminal_log import log_to_terminal
 from detect.benchmark import benchmark
-from detect.inputs import Source, find_images, is_video, plan_outputs, split_words, with_values
+from detect.inputs import Source, distinct_files, find_images, is_video, plan_outputs, split_words, with_values
 from detect.preprocess import ImageInput, read_image
 from detect.records import Records
 from detect.run import Job, Run
@@ -89,14 +89,14 @@ def _sources(words: Sequence[str], options: DemoOptions) -> list[Source]:
 
 def _plan(sources: Sequence[Source], options: DemoOptions) -> list[Job]:
     """The files of each source; OptionError where pictures and heat maps would be the same files."""
-    folders = [options.output, options.heatmap]
-    if all(folders) and Path(folders[0]).resolve() == Path(folders[1]).resolve():
+    folders = {"--output": options.output, "--heatmap": options.heatmap}
+    if all(folders.values()) and Path(options.output).resolve() == Path(options.heatmap).resolve():
         raise OptionError(f"--heatmap {options.heatmap}: the pictures with boxes go there; choose another folder")
     paths, videos = [source.path for source in sources], {source.path for source in sources if source.video}
     nothing: list[Path | None] = [None] * len(paths)
-    pictures, heatmaps = (plan_outputs(paths, Path(x), videos) if x else nothing for x in folders)
+    pictures, heatmaps = (plan_outputs(paths, flag, Path(x), videos) if x else nothing for flag, x in folders.items())
     stems = [path.with_suffix(".png") for path in paths]
-    crops = plan_outputs(stems, Path(options.crop)) if options.crop else nothing
+    crops = distinct_files(stems, Path(options.crop)) if options.crop else nothing
     return [Job(*parts) for parts in zip(sources, pictures, heatmaps, crops, strict=True)]
 
 

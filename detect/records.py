@@ -21,7 +21,7 @@ class Records:
     def __init__(self, path: str = "") -> None:
         """The file, or '' for none; JSON lines if its name ends in LINES."""
         self.pictures = self.detections = 0
-        self._path = path
+        self._path, self._by_lines = path, path.lower().endswith(LINES)
         self._lines: TextIO | None = None
         self._list: list[Record] = []
 
@@ -29,7 +29,7 @@ class Records:
         """Adds one picture's record."""
         self.pictures += 1
         self.detections += len(record["detections"])
-        if self._path.lower().endswith(LINES):
+        if self._by_lines:
             self._lines = self._lines or open(self._path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - close()
             self._lines.write(json.dumps(record, ensure_ascii=False) + "\n")
         elif self._path:
@@ -40,7 +40,7 @@ class Records:
         if self._lines:
             self._lines.close()
         elif self._path:
-            text = json.dumps(self._list, indent=1, ensure_ascii=False) + "\n"
+            text = "" if self._by_lines else json.dumps(self._list, indent=1, ensure_ascii=False) + "\n"
             write_atomically(Path(self._path), text.encode("utf-8"))
 
 

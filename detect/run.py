@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,13 +90,12 @@ class Run:
         sinks = [VideoFile(path, video.rate, video.live) if path else None for path in (job.picture, job.heatmap)]
         total = min(limit or video.count, video.count) if video.count else limit or None
         frames = video.frames(limit)
-        try:
+        with ExitStack() as stack:  # closes everything, whatever fails
+            for sink in filter(None, sinks):
+                stack.callback(sink.close)
+            stack.callback(frames.close)
             shown = tqdm(frames, video.name, total, disable=None, unit=" frames", leave=False)
             return sum(1 for _ in self._detect(_items(video.name, shown, job, *sinks)))
-        finally:
-            frames.close()
-            for sink in filter(None, sinks):
-                sink.close()
 
     def close(self) -> None:
         """Completes the records and closes the window."""

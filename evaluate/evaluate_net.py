@@ -150,13 +150,16 @@ def _inference_module(
     return module
 
 
-def check_classes(rec_path: str, names: Sequence[str], prefix: str) -> None:
-    """DataError if there is no such record, OptionError if its sidecar names other classes."""
+def check_classes(rec_path: str, names: Sequence[str], prefix: str, what: str = "--rec-path") -> None:
+    """DataError if there is no such record, OptionError if its sidecar names other classes.
+
+    what: the option, or other word, that stands before the path in the sentence.
+    """
     if not Path(rec_path).is_file():
-        raise DataError(f"--rec-path {rec_path}: no such file; make it with tools/prepare_dataset.py")
+        raise DataError(f"{what} {rec_path}: no such file; make it with tools/prepare_dataset.py")
     sidecar = read_sidecar(rec_path)
     if sidecar and list(sidecar.class_names) != list(names):
         raise OptionError(
-            f"{rec_path} holds the classes {', '.join(sidecar.class_names)}, but {prefix} was trained on "
+            f"{what} {rec_path} holds the classes {', '.join(sidecar.class_names)}, but {prefix} was trained on "
             f"{', '.join(names)}; pack the record with --class-names of the training"
         )

@@ -42,7 +42,8 @@ data[top : top + inner_h, left : left + inner_w] = resize(image, inner_h, inner_
 if manifest.get("input_format") != "uint8_nhwc":
     data = ((data - np.float32(manifest["mean"])) / np.float32(manifest["std"])).transpose(2, 0, 1)
 network = onnxruntime.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])
-det = network.run(["det"], {"data": data[None]})[0][0]
+batch = network.get_inputs()[0].shape[0]  # an int where model.onnx was written for that many images
+det = network.run(["det"], {"data": np.repeat(data[None], batch if isinstance(batch, int) else 1, axis=0)})[0][0]
 det = det[(det[:, 0] >= 0) & (det[:, 1] >= lowest)]  # id, score, corners from 0 to 1 of the input
 det = det[np.argsort(-det[:, 1], kind="stable")]
 boxes = (det[:, 2:] * ([width, height] * 2) - [left, top] * 2) / ([inner_w / w, inner_h / h] * 2)

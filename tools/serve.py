@@ -75,10 +75,11 @@ def bind(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         if listener:
             listener.close()
-        raise OptionError(f"--host {host} --port {port}: {error.strerror}; choose another address or port") from error
+        reason = error.strerror if isinstance(error, OSError) else "this is no name of a host"
+        raise OptionError(f"--host {host} --port {port}: {reason}; choose another address or port") from error
     return listener
 
 

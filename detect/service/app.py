@@ -175,6 +175,7 @@ class Service:
                     picture = await self._in_pool(self._decode, content)
             finally:
                 self._preparing -= 1
+                self._batcher.nudge()
             rows = await self._batcher.detect(picture)
             rows = rows[rows[:, 1] >= wanted.threshold]
             self._count(rows)

@@ -113,11 +113,12 @@ class Batcher:
             batch_size: most images of a call.
             least: fewest images of a call for more than one: fewer are run one by one.
             max_wait: seconds that an image waits for others, while more_are_coming() and the batch is not full.
+            more_are_coming: asked at each arrival and each nudge().
         """
         self._run, self._batch_size, self._least, self._max_wait = run, batch_size, least, max_wait
         self._more_are_coming, self.waited = more_are_coming, waited
         self._waiting: deque[_Job] = deque()
-        self._arrived = asyncio.Event()
+        self._woken = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
         self._task: asyncio.Task[None] | None = None
 
@@ -152,12 +153,16 @@ class Batcher:
         """
         job = _Job(image, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
-        self._arrived.set()
+        self._woken.set()
         try:
             return await job.answer
         finally:
             if job in self._waiting:
                 self._waiting.remove(job)
+
+    def nudge(self) -> None:
+        """Who waits asks more_are_coming() again; for when it may have become false."""
+        self._woken.set()
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -178,7 +183,7 @@ class Batcher:
     async def _gather(self) -> None:
         """Returns when there are images, and either enough of them or no reason to wait for others."""
         while not self._waiting:
-            await self._next_arrival()
+            await self._next_wake()
         end = self._waiting[0].since + self._max_wait
         while 0 < len(self._waiting) < self._batch_size and self._more_are_coming():
             left = end - time.monotonic()
@@ -186,11 +191,12 @@ class Batcher:
                 return
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
-                    await self._next_arrival()
+                    await self._next_wake()
 
-    async def _next_arrival(self) -> None:
-        self._arrived.clear()
-        await self._arrived.wait()
+    async def _next_wake(self) -> None:
+        """Returns at the next arrival or nudge."""
+        self._woken.clear()
+        await self._woken.wait()
 
     def _take(self) -> list[_Job]:
         """The images of the next call: the first one, or as many as make a batch."""

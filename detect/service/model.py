@@ -17,8 +17,9 @@ logger = logging.getLogger(__name__)
 
 def load_runner(options: ServeOptions) -> tuple[Runner, Detector]:
     """The model's detectors for single images and for batches, which keep every score; the one for single images."""
-    single = _load(options, 1)
-    several = _load(options, options.batch_size) if options.batch_size > 1 else None
+    single = _load(options, options.engine, 1)
+    # The same engine for both: with another one, detections would depend on how many images come together.
+    several = _load(options, single.engine, options.batch_size) if options.batch_size > 1 else None
     noise = np.random.default_rng(0).integers(0, 256, (*single.manifest.size, 3), np.uint8)
     runner = Runner(single, several, noise)
     for detector in filter(None, (single, several)):
@@ -45,11 +46,9 @@ def describe(options: ServeOptions, detector: Detector, runner: Runner) -> dict[
     }
 
 
-def _load(options: ServeOptions, batch_size: int) -> Detector:
+def _load(options: ServeOptions, engine: str, batch_size: int) -> Detector:
     device = DeviceOptions(gpus=options.gpus, cpu=options.cpu)
-    return Detector(
-        options.model, options.epoch, engine=options.engine, ctx=device, threshold=0.0, batch_size=batch_size
-    )
+    return Detector(options.model, options.epoch, engine=engine, ctx=device, threshold=0.0, batch_size=batch_size)
 
 
 def _about_batches(runner: Runner) -> str:

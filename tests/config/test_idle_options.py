@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from config.idle_options import idle_options
+from config.deploy_options import DeployOptions
+from config.idle_options import idle_deploy_options, idle_options
 from config.options import PRESET_FOLDER, from_mapping, read_preset
 from config.run import TrainOptions
 
@@ -26,6 +27,14 @@ from config.run import TrainOptions
 )
 def test_it_is_told_and_why(given, sentence):
     assert idle_options(replace(TrainOptions(), **given)) == [sentence]
+
+
+def test_options_of_int8_are_told_with_other_number_formats():
+    options = DeployOptions(dtype="bfloat16", num_calib=9, max_loss=0.5, calib_mode="entropy", eval_rec="a.rec")
+    assert idle_deploy_options(options) == [
+        f"--{name} has no effect with --dtype bfloat16" for name in ("calib-mode", "num-calib", "max-loss")
+    ]
+    assert idle_deploy_options(replace(options, dtype="int8")) == []
 
 
 def test_what_has_an_effect_is_not():

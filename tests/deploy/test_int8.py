@@ -16,7 +16,7 @@ from deploy.int8 import fuse, to_int8
 from deploy.main import main
 from deploy.manifest import Accuracy, Calibration
 from deploy.model_folder import MANIFEST, read_model_folder
-from deploy.precision import Int8Options, _fewest, with_dtype
+from deploy.precision import Int8Options, _calibration_batches, _fewest, with_dtype
 from deploy.sensitivity import rank_layers
 from detect.detector import Detector
 from tests.deploy.made_up import images, made_up, run
@@ -139,6 +139,12 @@ def test_as_few_layers_as_suffice_are_left_out(needed):
     assert attempts.made < 20
 
 
+def test_a_limit_that_all_layers_in_float32_miss_is_told(caplog):
+    ranked = [f"l{k}" for k in range(5)]
+    assert _fewest(Attempts({"no layer"}), ranked, 0.01).symbol == tuple(ranked)
+    assert "mAP loss 0.5000 is above --max-loss 0.0100 with all layers in float32" in caplog.text
+
+
 @pytest.fixture(scope="module")
 def record(tmp_path_factory):
     return write_record(tmp_path_factory.mktemp("record") / "shapes.rec", 6)
@@ -151,8 +157,8 @@ def prefix(tmp_path_factory):
 
 def test_the_command_writes_a_folder_that_says_how_good_it_is(prefix, record, tmp_path, capsys):
     words = ["--prefix", prefix, "--output", str(tmp_path / "model"), "--dtype", "int8", "--calib-rec", record]
-    assert main([*words, "--num-calib", "4", "--uint8-input"]) == 0
-    assert "calibrated on 4 images" in capsys.readouterr().out
+    assert main([*words, "--num-calib", "5", "--uint8-input"]) == 0
+    assert "calibrated on 5 images" in capsys.readouterr().out
     manifest = read_model_folder(tmp_path / "model").manifest
     assert (manifest.dtype, manifest.input_format) == ("int8", "uint8_nhwc")
     assert (manifest.calibration.record, manifest.calibration.mode) == (record, "naive")
@@ -166,10 +172,19 @@ def test_the_command_writes_a_folder_that_says_how_good_it_is(prefix, record, tm
         Detector(tmp_path / "model", engine="mxnet")
 
 
-def test_all_layers_return_to_float32_where_nothing_else_helps(prefix, record, monkeypatch):
+@pytest.mark.parametrize(("images", "sizes"), [(2, [2]), (5, [4, 1]), (48, [4, 2])])
+def test_as_many_images_as_asked_for_or_there_are_calibrate(prefix, record, images, sizes):
+    model = model_from_checkpoint(load_checkpoint(prefix, "auto"))
+    batches = _calibration_batches(model, Int8Options(record, "naive", images, 0.01))
+    assert [len(batch) for batch in batches] == sizes
+
+
+def test_all_layers_return_to_float32_where_nothing_else_helps(prefix, record, monkeypatch, caplog):
     monkeypatch.setattr("deploy.precision.rank_layers", lambda fused, *_: [(0.0, name) for name in fused.layers])
     model = inference_model(model_from_checkpoint(load_checkpoint(prefix, "auto")))
     changed = with_dtype(model, "int8", "", Int8Options(record, "naive", 2, max_loss=-1.0))
+    assert "above --max-loss -1.0000" in caplog.text
+    assert changed.manifest.calibration.images == 2
     assert len(changed.manifest.calibration.excluded) == len(fuse(model.symbol, model.arg_params, {}).layers)
     data = images(model)
     det = [bind(one, mx.cpu(), 1).run(data * 50) for one in (model, changed)]

@@ -2,10 +2,11 @@
 
 import pytest
 
-from config.errors import OptionError
+from config.errors import DataError, OptionError
 from deploy.main import main
 from deploy.model_folder import read_manifest
 from tests.deploy.tiny import save_tiny
+from tests.train.tiny import write_record
 
 
 def test_it_says_what_was_written_and_what_to_try(tmp_path, capsys):
@@ -34,6 +35,27 @@ def test_the_folder_stands_beside_the_checkpoint_by_default(tmp_path):
 def test_number_formats_that_cannot_be_written_are_refused(words, reason):
     with pytest.raises(OptionError, match=reason):
         main(words)
+
+
+def test_what_cannot_end_well_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
+    prefix = save_tiny(tmp_path / "tiny")
+    monkeypatch.setattr("deploy.export.model_from_checkpoint", lambda *_, **__: pytest.fail("it was computed"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(OptionError, match="the folder holds thesis.txt"):
+        main(["--prefix", prefix, "--output", str(tmp_path / "full")])
+    with pytest.raises(DataError, match="^--calib-rec none.rec: no such file"):
+        main(["--prefix", prefix, "--dtype", "int8", "--calib-rec", "none.rec"])
+    with pytest.raises(DataError, match="^--eval-rec none.rec: no such file"):
+        main(["--prefix", prefix, "--eval-rec", "none.rec"])
+    other = write_record(tmp_path / "other.rec", 1)
+    with pytest.raises(OptionError, match="^--eval-rec .*other.rec holds the classes"):
+        main(["--prefix", prefix, "--eval-rec", other])
+
+
+def test_options_without_effect_are_told(tmp_path, caplog):
+    main(["--prefix", save_tiny(tmp_path / "tiny"), "--num-calib", "9"])
+    assert "--num-calib has no effect with --dtype float32" in caplog.text
 
 
 def test_classic_flags_must_agree_with_the_checkpoint(tmp_path):

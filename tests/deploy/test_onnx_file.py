@@ -13,7 +13,7 @@ from deploy.export import inference_model, model_from_checkpoint
 from deploy.folder_files import ONNX, read_manifest, read_verified
 from deploy.main import main
 from deploy.model_folder import read_model_folder, write_model_folder
-from deploy.onnx_file import mxnet_det, onnx_files, trial_data
+from deploy.onnx_file import check_runtime, mxnet_det, onnx_files, trial_data
 from deploy.onnx_wire import MESSAGES, check_self_contained
 from detect.preprocess import InputWriter, read_image
 from tests.deploy.onnx_runtimes import RUNTIMES, run
@@ -93,6 +93,17 @@ def test_what_another_runtime_finds_is_looked_at_before_the_folder_is_written(pr
     with pytest.raises(OptionError, match=r"ONNX Runtime .* does not find what MXNet finds \(of 18 detections 0"):
         main(["--prefix", prefix, "--onnx", "--output", str(tmp_path / "model")])
     assert not (tmp_path / "model").exists()
+
+
+def test_a_comparison_of_nothing_is_told(prefix, tmp_path, caplog):
+    main(["--prefix", prefix, "--onnx", "--score-threshold", "1", "--output", str(tmp_path / "model")])
+    assert "nothing could be compared: no score reaches the threshold 1" in caplog.text
+
+
+def test_what_onnx_runtime_cannot_open_is_refused(model):
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(OptionError, match=r"--onnx: ONNX Runtime .* cannot run model.onnx \(.+\); leave --onnx out"):
+        check_runtime(b"junk", model, 1)
 
 
 def test_without_the_package_it_is_named(model, monkeypatch):

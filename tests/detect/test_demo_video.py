@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 
+from config.errors import DataError
 from config.opencv import cv2
 from deploy.export import export
 from detect import sinks, video
@@ -70,6 +71,26 @@ def test_a_video_by_its_flag_with_a_heat_map_and_a_limit(run, tmp_path):
     for place in ("out", "heat"):
         frames = list(Video(tmp_path / place / "film.mp4").frames())
         assert [frame.pixels.shape for frame in frames] == [(24, 32, 3)] * 3
+
+
+def test_a_film_that_cannot_be_completed_leaves_the_other_one_whole(run, tmp_path, monkeypatch, caplog):
+    closed = []
+
+    class Full:
+        def __init__(self, path, *options):
+            self.path = path
+
+        def write(self, pixels, seconds):
+            pass
+
+        def close(self):
+            closed.append(self.path.parent.name)
+            raise DataError("the disk is full")
+
+    monkeypatch.setattr("detect.run.VideoFile", Full)
+    assert run(write_video(tmp_path / "film.avi", frames=1), "--heatmap", tmp_path / "heat")[0] == 2
+    assert sorted(closed) == ["heat", "out"]
+    assert "error: the disk is full" in caplog.text
 
 
 def test_damaged_videos_are_named_and_the_others_done(run, tmp_path, caplog):

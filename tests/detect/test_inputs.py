@@ -47,15 +47,15 @@ def test_what_is_not_there_is_named(photos):
 
 def test_pictures_have_names_of_their_own():
     images = [Path("x/a.jpg"), Path("y/a.jpg"), Path("y/a-2.jpg"), Path("a.png"), Path("x/b"), Path("z/b.gif")]
-    names = [path.name for path in plan_outputs(images, Path("out"))]
+    names = [path.name for path in plan_outputs(images, "--output", Path("out"))]
     assert names == ["a.jpg", "a-2.jpg", "a-2-2.jpg", "a.png", "b.png", "b.gif.png"]
 
 
 def test_inputs_are_never_overwritten(photos):
     (photos / "link").symlink_to(photos)
     for folder in (photos, photos / "sub" / "..", photos / "link"):
-        with pytest.raises(OptionError, match=r"a\.jpg is an image to read"):
-            plan_outputs([photos / "a.jpg"], folder)
+        with pytest.raises(OptionError, match=r"^--heatmap .*a\.jpg is an image to read"):
+            plan_outputs([photos / "a.jpg"], "--heatmap", folder)
 
 
 def test_words_without_a_flag_are_images():
@@ -84,5 +84,5 @@ def test_videos_become_films_with_names_of_their_own():
         Source(Path("a.jpg"), False),
     ]
     paths, videos = [source.path for source in sources], {source.path for source in sources if source.video}
-    names = [path.name for path in plan_outputs(paths, Path("out"), videos)]
+    names = [path.name for path in plan_outputs(paths, "--output", Path("out"), videos)]
     assert names == ["a.mp4", "a-2.mp4", "camera-2.mp4", "a.jpg"]

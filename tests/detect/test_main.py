@@ -105,6 +105,14 @@ def test_without_pictures(folder, photos, monkeypatch):
     assert sorted(path.name for path in photos.iterdir()) == ["found.json", "one", "two"]
 
 
+def test_cut_outs_may_go_beside_the_images(folder, photos):
+    before = (photos / "one/a.png").read_bytes()
+    words = [f"{photos}/one", "--crop", f"{photos}/one", "--output", "", "--json", "", "--thresh", "0.3"]
+    assert main([*words, "--model", str(folder)]) == 0
+    assert (photos / "one/a.png").read_bytes() == before
+    assert len(list(photos.glob("one/*/a-*.png"))) > 0
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -113,6 +121,7 @@ def test_without_pictures(folder, photos, monkeypatch):
         (["PHOTOS/one", "--model", "nowhere/x"], "neither a model folder nor the prefix"),
         (["PHOTOS/one", "--model", "MODEL", "--epoch", "4"], "is a model folder"),
         (["PHOTOS/one", "--output", "PHOTOS/one"], "is an image to read"),
+        (["PHOTOS/one", "--output", "", "--heatmap", "PHOTOS/one"], "error: --heatmap"),
         (["PHOTOS/one", "--thresh", "2"], "--thresh is at most 1"),
         (["PHOTOS/one", "--model", "MODEL", "--gpus", "77"], "--gpus 77"),
         (["PHOTOS/one", "--model", "MODEL", "--num-class", "20"], "--num-class 20: MODEL has 3"),

@@ -61,11 +61,11 @@ def test_mxnet_alone(checkpoint, tmp_path, manifest, uint8):
 
 
 @pytest.mark.parametrize("manifest", [{}, {"resize_mode": "letterbox", "fill": 114, "std": (58.0, 57.0, 59.0)}])
-@pytest.mark.parametrize("size", [(131, 90), (40, 300)])
-def test_onnxruntime_alone(checkpoint, tmp_path, manifest, size):
-    folder = with_onnx(_export(checkpoint, tmp_path / "plain", **manifest), tmp_path / "model")
+@pytest.mark.parametrize(("size", "batch"), [((131, 90), "any"), ((40, 300), 2)])
+def test_onnxruntime_alone(checkpoint, tmp_path, manifest, size, batch):
+    folder = with_onnx(_export(checkpoint, tmp_path / "plain", **manifest), tmp_path / "model", batch=batch)
     (tmp_path / "a.png").write_bytes(encode_image(picture(3, *size), ".png"))
-    expected = Detector(folder, threshold=float(LOWEST), engine="onnxruntime").detect(tmp_path / "a.png")
+    expected = Detector(folder, threshold=float(LOWEST), engine="onnxruntime", batch_size=2).detect(tmp_path / "a.png")
     agree(found_by("detect_onnxruntime.py", folder, tmp_path / "a.png", tmp_path), expected)
 
 

@@ -87,6 +87,9 @@ def test_an_address_that_is_taken_or_not_there_is_named():
             bind("127.0.0.1", port)
     with pytest.raises(OptionError, match=r"--host 192\.0\.2\.1 --port 0: "):  # RFC 5737: of nobody
         bind("192.0.2.1", 0)
+    for host in ("..", "a" * 64):  # DNS has no such labels
+        with pytest.raises(OptionError, match="this is no name of a host; choose another address or port"):
+            bind(host, 0)
 
 
 def test_a_bound_address_refuses_who_comes_before_the_model_is_loaded():

@@ -250,6 +250,26 @@ def test_what_takes_too_long_ends():
     assert later.status_code in (200, 408, 504)  # not 200 on a machine that needs more than 0.1 s
 
 
+def test_nobody_waits_for_an_image_that_is_refused():
+    service = fake(max_wait=PATIENCE)
+    decode = service._decode
+
+    def decode_damaged_late(content):
+        while content != PHOTO and not service._batcher.waiting:
+            time.sleep(0.001)
+        return decode(content)
+
+    service._decode = decode_damaged_late
+
+    async def conversation(client):
+        damaged = asyncio.create_task(client.post("/detect", content=PHOTO[:-40]))
+        await until(lambda: service._preparing)
+        answer = await asyncio.wait_for(client.post("/detect", content=PHOTO), PATIENCE / 2)
+        return [answer.status_code, (await damaged).status_code]
+
+    assert talk(service, conversation) == [200, 400]
+
+
 def test_clients_that_go_leave_the_others_their_answers():
     """The second of three has gone when its turn comes: it is not run."""
     runner = FakeRunner()

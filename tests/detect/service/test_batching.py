@@ -119,6 +119,24 @@ def test_the_wait_for_others_ends():
     assert 0.015 < asyncio.run(run())[0] < PATIENCE
 
 
+def test_the_wait_ends_when_nobody_is_coming_any_more():
+    async def run():
+        network = Network()
+        network.gate.set()
+        coming = [True]
+        batcher = Batcher(network, 2, max_wait=PATIENCE, more_are_coming=lambda: bool(coming))
+        batcher.start()
+        task = asyncio.create_task(batcher.detect(image(1)))
+        await asyncio.sleep(0.02)
+        assert not network.calls
+        coming.clear()
+        batcher.nudge()
+        await asyncio.wait_for(task, PATIENCE / 2)
+        await batcher.close()
+
+    asyncio.run(run())
+
+
 class Detector:
     """One whose batches take `seconds` each, however full."""
 
