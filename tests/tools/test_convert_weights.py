@@ -5,6 +5,7 @@ import pytest
 
 from config.errors import CheckpointError, InstallError, OptionError
 from config.runtime import mx
+from deploy.export import model_from_checkpoint
 from detect.detector import Detector
 from symbol.symbol_factory import get_symbol
 from tests.golden.loader import cases, formula_parameters
@@ -45,20 +46,25 @@ def test_a_whole_network_becomes_a_checkpoint_that_detects(convert, state_dict):
     assert meta["class_names"][:2] == ["aeroplane", "bicycle"]
     assert (meta["network"], meta["data_shape"]) == ("vgg16_ssd_voc", [300, 300])
     image = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
-    found = Detector(prefix, 0, threshold=0.0, ctx=mx.cpu()).detect(image)
-    np.testing.assert_allclose(found, expected_detections(state_dict, image), rtol=1e-4, atol=1e-2)
+    model = model_from_checkpoint(load_checkpoint(prefix, 0))
+    rows = det(model.symbol, model.arg_params, image)
+    np.testing.assert_allclose(rows, expected_rows(state_dict, image), rtol=1e-4, atol=1e-4)
+    found = Detector(prefix, 0, threshold=0.5, ctx=mx.cpu()).detect(image)
+    assert len(found) > 5
+    assert (found[:, 1] > 0.5).all()
 
 
-def expected_detections(state_dict, image):
-    """Rows of the network's own det that have an area in the image, in pixels clipped to it."""
+def det(symbol, arrays, image):
+    """The rows of det for an image less the mean of ssd.pytorch."""
+    data = (image - np.array([123, 117, 104])).transpose(2, 0, 1)[None]
+    args = {name: mx.nd.array(data if name == "data" else arrays[name]) for name in symbol.list_arguments()}
+    return symbol.bind(mx.cpu(), args=args, grad_req="null").forward()[0].asnumpy()[0]
+
+
+def expected_rows(state_dict, image):
+    """What the network itself finds with these weights."""
     symbol = get_symbol("vgg16_ssd_voc", 300, 20, post_process="per_class", nms_topk=200, keep_topk=200)
-    arrays, _ = pytorch.rename(state_dict, "", {})
-    arrays["data"] = (image - np.array([123, 117, 104])).transpose(2, 0, 1)[None]
-    args = {name: mx.nd.array(arrays[name]) for name in symbol.list_arguments()}
-    rows = symbol.bind(mx.cpu(), args=args, grad_req="null").forward()[0].asnumpy()[0]
-    rows = rows[rows[:, 0] >= 0]
-    rows[:, 2:] = np.clip(rows[:, 2:], 0, 1) * 300
-    return rows[(rows[:, 4:] > rows[:, 2:4]).all(axis=1)]
+    return det(symbol, pytorch.rename(state_dict, "", {})[0], image)
 
 
 def test_a_body_alone_becomes_a_params_file_to_start_from(convert, state_dict):

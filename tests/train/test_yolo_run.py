@@ -63,7 +63,7 @@ def test_the_exported_model_detects_as_the_checkpoint_does(run: TrainOptions, tm
     detectors = [Detector(path, threshold=0.001, ctx=mx.cpu()) for path in (tmp_path / "model", run.prefix)]
     found = [detector.detect(picture(3, 70, 130)) for detector in detectors]
     assert len(found[0])
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-3)  # batch norms are folded
     assert set(found[0][:, 0]) <= set(range(len(CLASSES)))
 
 
