@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -39,3 +41,25 @@ def _send_again(unraisable: Any) -> None:
     timer = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number))
     timer.daemon = True
     timer.start()
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Lets SIGINT and SIGTERM wait for the end of the block.
+
+    For calls that take locks which other threads need, those of concurrent.futures for instance: an exception in the
+    wrong place would leave them locked for ever. Does nothing outside of the main thread, which alone gets signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    found: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, lambda arrived, _: found.append(arrived)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        if found:
+            os.kill(os.getpid(), found[0])

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from config.errors import DataError, OptionError
+from config.signals import held
 from dataset.encode import Encoder
 from dataset.image_check import MAX_BYTES
 from dataset.image_list import ImageRoot, ListEntry, checked_objects, read_list
@@ -215,7 +216,13 @@ def _ahead(
     waiting: deque[Future[list[Encoded]]] = deque()
     for begin in range(0, len(entries), _CHUNK):
         if len(waiting) == limit:
-            yield from waiting.popleft().result()
-        waiting.append(pool.submit(_encode_some, entries[begin : begin + _CHUNK], root, encoder))
+            yield from _result(waiting)
+        with held():
+            waiting.append(pool.submit(_encode_some, entries[begin : begin + _CHUNK], root, encoder))
     while waiting:
-        yield from waiting.popleft().result()
+        yield from _result(waiting)
+
+
+def _result(waiting: deque[Future[list[Encoded]]]) -> list[Encoded]:
+    with held():
+        return waiting.popleft().result()

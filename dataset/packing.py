@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from config.errors import DataError
+from config.signals import held
 from dataset.files import write_atomically
 from dataset.image_check import MAX_BYTES, ImageInfo, check_image
 from dataset.imdb import AnnotatedImage, Imdb
@@ -210,7 +211,13 @@ def _ahead(pool: ProcessPoolExecutor, chunks: list[list[AnnotatedImage]], limit:
     waiting: deque[Future[Chunk]] = deque()
     for chunk in chunks:
         if len(waiting) == limit:
-            yield waiting.popleft().result()
-        waiting.append(pool.submit(_check_chunk, chunk))
+            yield _result(waiting)
+        with held():
+            waiting.append(pool.submit(_check_chunk, chunk))
     while waiting:
-        yield waiting.popleft().result()
+        yield _result(waiting)
+
+
+def _result(waiting: deque[Future[Chunk]]) -> Chunk:
+    with held():
+        return waiting.popleft().result()

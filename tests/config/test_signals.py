@@ -44,5 +44,13 @@ def test_other_errors_within_del_are_shown():
     assert "ZeroDivisionError" in run(code).stderr
 
 
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_waits_for_the_end_of_held(name, status):
+    body = f"with held():\n            os.kill(os.getpid(), signal.{name}); time.sleep(0.1); print('whole')"
+    code = BODY.format(name=name, body=body).replace("import exit_on_sigterm", "import exit_on_sigterm, held")
+    done = run(code)
+    assert (done.returncode, done.stdout) == (status, "whole\ncleaned up\n"), done.stderr
+
+
 def run(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=15)
