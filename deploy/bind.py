@@ -7,6 +7,7 @@ import numpy as np
 from config.errors import CheckpointError
 from config.runtime import mx
 from deploy.bfloat16 import bfloat16_is_there, to_bfloat16
+from deploy.executor import bound, run
 from deploy.int8 import fuse, to_int8
 from deploy.manifest import BFLOAT16, FLOAT32, UINT8_NHWC
 from deploy.model_folder import Model
@@ -32,12 +33,11 @@ class BoundModel:
         alone = ctx.device_type == "cpu" and squeezes(model.symbol)
         self._batch = 1 if alone else batch
         shape = (self._batch, *model.manifest.image_shape)
-        types = {"data": "uint8" if model.manifest.input_format == UINT8_NHWC else "float32"}
+        dtype = "uint8" if model.manifest.input_format == UINT8_NHWC else "float32"
         try:
             symbol, arg_params, aux_params = converted(model, ctx, shape)
-            self._executor = symbol.simple_bind(ctx, grad_req="null", type_dict=types, data=shape)
-            self._executor.copy_params_from(arg_params, aux_params)
-            self._det(np.zeros(shape, types["data"]))
+            self._executor = bound(symbol, arg_params, aux_params, shape, dtype, ctx)
+            self._det(np.zeros(shape, dtype))
         except (mx.base.MXNetError, RuntimeError, KeyError, ValueError, IndexError) as error:
             raise CheckpointError(
                 f"MXNet cannot run this model as {model.manifest.dtype} ({last_line(error)}); export it again"
@@ -49,8 +49,7 @@ class BoundModel:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _det(self, data: np.ndarray | mx.nd.NDArray) -> np.ndarray:
-        self._executor.arg_dict["data"][:] = data
-        return self._executor.forward(is_train=False)[0].asnumpy()
+        return run(self._executor, data)[0]
 
 
 def bind(model: Model, ctx: mx.Context, batch: int) -> BoundModel:

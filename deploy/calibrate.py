@@ -7,7 +7,9 @@ import numpy as np
 
 from config.deploy_options import NAIVE
 from config.runtime import mx
+from deploy.executor import bound
 from deploy.int8 import Fused, Thresholds
+from deploy.manifest import DATA
 
 logger = logging.getLogger(__name__)
 
@@ -43,17 +45,14 @@ class _Reader:
 
     def _bound(self, data: mx.nd.NDArray) -> mx.executor.Executor:
         """An executor for batches of the shape of data."""
-        types = {"data": data.dtype}
-        executor = self._symbol.simple_bind(mx.cpu(), grad_req="null", type_dict=types, data=data.shape)
-        executor.copy_params_from(self._fused.arg_params, self._fused.aux_params, allow_extra_params=True)
-        return executor
+        return bound(self._symbol, self._fused.arg_params, self._fused.aux_params, data.shape, data.dtype)
 
     def __call__(self, data: mx.nd.NDArray) -> Iterator[tuple[str, np.ndarray]]:
-        if data.shape != self._executor.arg_dict["data"].shape:  # the last batch is smaller
+        if data.shape != self._executor.arg_dict[DATA].shape:  # the last batch is smaller
             self._executor = self._bound(data)
-        self._executor.arg_dict["data"][:] = data
+        self._executor.arg_dict[DATA][:] = data
         for name, array in zip(self._names, self._executor.forward(is_train=False), strict=True):
-            yield name, array.asnumpy()
+            yield name, array.asnumpy()  # one at a time: all of them take much memory
 
 
 def _progress(reader: _Reader, images: list[mx.nd.NDArray], what: str) -> Iterator[Iterator[tuple[str, np.ndarray]]]:

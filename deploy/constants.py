@@ -5,10 +5,11 @@ import math
 import numpy as np
 
 from config.runtime import mx
+from deploy.executor import outputs
 from deploy.graph import VARIABLE, Edge, Graph, Node, graph_of, symbol_of
+from deploy.manifest import DATA
 from train.params_file import Params
 
-INPUT = "data"
 _BY_SHAPE = frozenset({"_contrib_MultiBoxPrior", "_contrib_arange_like"})  # read the shapes of their input alone
 _BATCH_AXIS = "0"
 
@@ -28,7 +29,7 @@ def fold_constants(symbol: mx.sym.Symbol, arg_params: Params, shape: tuple[int, 
     _multiply_directly(graph, arrays)
     folded = symbol_of(graph)
     known = arg_params | {name: mx.nd.array(array, dtype=array.dtype) for name, array in arrays.items()}
-    return folded, {name: known[name] for name in folded.list_arguments() if name != INPUT}
+    return folded, {name: known[name] for name in folded.list_arguments() if name != DATA}
 
 
 def _constants(graph: Graph) -> set[Node]:
@@ -36,7 +37,7 @@ def _constants(graph: Graph) -> set[Node]:
     found: set[Node] = set()
     for node in graph.nodes():
         if node.op == VARIABLE:
-            constant = node.name != INPUT
+            constant = node.name != DATA
         elif node.op in _BY_SHAPE:
             constant = node.attrs.get("axis") != _BATCH_AXIS
         else:
@@ -55,9 +56,7 @@ def _frontier(graph: Graph, constant: set[Node]) -> list[Edge]:
 def _values(edges: list[Edge], arg_params: Params, shape: tuple[int, ...]) -> list[np.ndarray]:
     if not edges:
         return []
-    executor = symbol_of(Graph(edges)).simple_bind(mx.cpu(), grad_req="null", data=shape)
-    executor.copy_params_from(arg_params, {}, allow_extra_params=True)
-    return [array.asnumpy() for array in executor.forward(is_train=False)]
+    return outputs(symbol_of(Graph(edges)), arg_params, {}, np.zeros(shape, np.float32))
 
 
 def _name(edge: Edge) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES
 
 FORMAT = 1
+DATA, DET = "data", "det"  # input and output of the network
 MAX_SIDE = 8192  # of the network input
 MAX_THRESHOLD = 1e30
 _OPTIONAL = frozenset({"input_format", "calibration", "accuracy"})  # fields that the first version did not write

@@ -6,10 +6,10 @@ import logging
 import numpy as np
 
 from config.errors import InstallError, OptionError
-from config.runtime import mx
 from deploy.comparison import TOLERANCE, Comparison, compare
+from deploy.executor import outputs
 from deploy.folder_files import ONNX
-from deploy.manifest import UINT8_NHWC, Manifest
+from deploy.manifest import DATA, DET, UINT8_NHWC, Manifest
 from deploy.model_folder import Model
 from deploy.symbol_check import last_line
 
@@ -64,7 +64,7 @@ def check_runtime(content: bytes, model: Model, batch: int) -> None:
     data = trial_data(model.manifest, batch)
     try:
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        found = session.run(["det"], {"data": data})[0]
+        found = session.run([DET], {DATA: data})[0]
     except Exception as error:  # its exceptions have no base class of their own
         raise OptionError(
             f"--onnx: ONNX Runtime {onnxruntime.__version__} cannot run {ONNX} ({last_line(error)}); leave --onnx out"
@@ -108,10 +108,7 @@ def trial_data(manifest: Manifest, batch: int) -> np.ndarray:
 
 def mxnet_det(model: Model, data: np.ndarray) -> np.ndarray:
     """det (B, N, 6) of the model's symbol in float32."""
-    executor = model.symbol.simple_bind(mx.cpu(), grad_req="null", type_dict={"data": data.dtype.name}, data=data.shape)
-    executor.copy_params_from(model.arg_params, model.aux_params)
-    executor.arg_dict["data"][:] = data
-    return executor.forward(is_train=False)[0].asnumpy()
+    return outputs(model.symbol, model.arg_params, model.aux_params, data)[0]
 
 
 def _input_type(manifest: Manifest) -> type:

@@ -7,9 +7,9 @@ import numpy as np
 
 from config.runtime import mx
 from deploy.graph import VARIABLE, Edge, Node, graph_of, symbol_of
+from deploy.manifest import DATA
 from train.params_file import Params
 
-INPUT = "data"
 _SHAPE = (1, 3, 1, 1)
 
 
@@ -21,8 +21,8 @@ def with_pixel_input(
     Values become (pixel - mean) / std as in training, by float32 operations of the same order.
     """
     graph = graph_of(symbol)
-    old = next(node for node in graph.nodes() if node.op == VARIABLE and node.name == INPUT)
-    net = Node("transpose", "pixels_nchw", {"axes": "(0, 3, 1, 2)"}, [Edge(Node(VARIABLE, INPUT))])  # (B, 3, H, W)
+    old = next(node for node in graph.nodes() if node.op == VARIABLE and node.name == DATA)
+    net = Node("transpose", "pixels_nchw", {"axes": "(0, 3, 1, 2)"}, [Edge(Node(VARIABLE, DATA))])  # (B, 3, H, W)
     net = Node("Cast", "pixels_float32", {"dtype": "float32"}, [Edge(net)])
     constants = {}
     for operator, name, values, neutral in (("sub", "pixels_mean", mean, 0), ("div", "pixels_std", std, 1)):

@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from config.errors import CheckpointError
-from deploy.manifest import Manifest
+from deploy.manifest import DATA, DET, Manifest
 
-DATA, DET = "data", "det"
 ROW = 6  # numbers of a detection
 
 Shape = Sequence[int | None]

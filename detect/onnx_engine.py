@@ -8,8 +8,8 @@ import numpy as np
 from config.errors import InstallError
 from config.threads import engine_threads
 from deploy.folder_files import ONNX, read_verified
-from deploy.manifest import Manifest
-from detect.batches import DATA, DET, Shape, check_contract, run_in_batches
+from deploy.manifest import DATA, DET, Manifest
+from detect.batches import Shape, check_contract, run_in_batches
 from detect.engine import ONNXRUNTIME
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from config.errors import InstallError
 from config.threads import engine_threads
 from deploy.folder_files import ONNX, read_verified
-from deploy.manifest import BFLOAT16, INT8, Manifest
-from detect.batches import DATA, DET, Shape, check_contract, run_in_batches
+from deploy.manifest import BFLOAT16, DATA, DET, INT8, Manifest
+from detect.batches import Shape, check_contract, run_in_batches
 from detect.engine import OPENVINO
 
 # The file is float32. bfloat16 is closer to it than int8, and what OpenVINO can do for a model that may lose as much.

@@ -10,12 +10,12 @@ from onnx import TensorProto, helper
 
 from config.errors import OptionError
 from config.runtime import mx
+from deploy.manifest import DATA, DET
 from deploy.onnx_export import arithmetic, arrays, detection, layers
 from deploy.onnx_export.graph import VARIES, Graph, Node, Shape, Tensor, TranslationError
 from deploy.symbol_check import VARIABLE, num_outputs
 
 OPSET, IR_VERSION = 13, 8
-INPUT, OUTPUT = "data", "det"
 TRANSLATIONS: dict[str, Callable[[Graph, Node], str | list[str]]] = {
     **arithmetic.TRANSLATIONS,
     **arrays.TRANSLATIONS,
@@ -88,15 +88,15 @@ class _Walk:
     def model(self, element: int) -> onnx.ModelProto:
         """The model whose data has this element type."""
         graph, det = self._graph, self._tensors[self._head[0]][self._head[1]]
-        graph.nodes.append(helper.make_node("Identity", [det.name], [OUTPUT], name=OUTPUT))
-        graph.prune([OUTPUT])
-        shapes = (self._shapes[self._position(INPUT)][0], det.shape)
+        graph.nodes.append(helper.make_node("Identity", [det.name], [DET], name=DET))
+        graph.prune([DET])
+        shapes = (self._shapes[self._position(DATA)][0], det.shape)
         sides = [["batch" if side == VARIES else side for side in shape] for shape in shapes]
         proto = helper.make_graph(
             graph.nodes,
             "detector",
-            [helper.make_tensor_value_info(INPUT, element, sides[0])],
-            [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, sides[1])],
+            [helper.make_tensor_value_info(DATA, element, sides[0])],
+            [helper.make_tensor_value_info(DET, TensorProto.FLOAT, sides[1])],
             list(graph.initializers.values()),
         )
         opset = helper.make_opsetid("", OPSET)
@@ -106,7 +106,7 @@ class _Walk:
         return next(number for number, node in enumerate(self._nodes) if node["name"] == name)
 
     def _variable(self, name: str, shape: Shape) -> Tensor:
-        if name == INPUT:
+        if name == DATA:
             return Tensor(name, shape, None)
         # relu4_3_scale of SSD is what onnxruntime.quantization would call the scale of relu4_3.
         free = f"{name}/value" if name.endswith(QUANTIZER_NAMES) else name
