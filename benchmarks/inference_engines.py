@@ -53,7 +53,7 @@ END_TO_END_CANDIDATES = (
     *(Candidate(DETECTOR + engine, precision) for engine in (AUTO, MXNET) for precision in PRECISIONS),
     Candidate(DETECTOR + ONNXRUNTIME, FLOAT32),
     Candidate(DETECTOR + OPENVINO, FLOAT32),
-    Candidate(DETECTOR + OPENVINO, BFLOAT16),
+    *(Candidate(DETECTOR + OPENVINO, precision) for precision in (BFLOAT16, INT8)),
     Candidate(ONNXRUNTIME, INT8),
     Candidate(OPENVINO, INT8),
     *(Candidate(library, FLOAT32) for library in (TORCH, CHANNELS_LAST)),

@@ -3,7 +3,7 @@
 python -m benchmarks.inference_files NETWORK FOLDER IMAGES, as benchmarks.inference calls it: IMAGES is a folder of
 JPEGs, all of which int8 is calibrated with.
 
-- float32/, bfloat16/, int8/: model folders of deploy.py, each with model.onnx
+- float32/, bfloat16/, int8/: model folders of deploy.py, each with model.onnx, int8/ with model-int8.onnx, too
 - onnxruntime-int8.onnx: onnxruntime.quantization, static QDQ, one scale for each channel of weights
 - openvino-int8.xml: nncf's post-training quantization
 - torch-symbol.json, torch-params.npz: the network without post-processing, batch norms not folded
@@ -31,14 +31,14 @@ from benchmarks.inference_engines import (
 from benchmarks.inference_models import NETWORKS, make_model, raw_outputs, read_inputs
 from config.deploy_options import NAIVE
 from config.runtime import mx
+from deploy.bind import fused_model
 from deploy.calibrate import calibrate
 from deploy.export import inference_model
-from deploy.folder_files import ONNX
-from deploy.int8 import fuse
+from deploy.folder_files import ONNX, ONNX_INT8
 from deploy.manifest import Calibration
 from deploy.model_folder import Model, write_model_folder
-from deploy.onednn import suit_onednn
 from deploy.onnx_export.export import to_onnx
+from deploy.onnx_int8 import int8_onnx
 
 MODEL_IMAGES = 4  # whose statistics the weights are made for
 # Those of ONNX Runtime's int8 operators that networks have; SSD's L2 normalisation stays float32.
@@ -55,7 +55,8 @@ def main(argv: Sequence[str]) -> None:
     more = {ONNX: _onnx(model)}
     write_model_folder(folder / FLOAT32, model, more)
     write_model_folder(folder / BFLOAT16, _changed(model, dtype=BFLOAT16), more)
-    write_model_folder(folder / INT8, _int8(model, inputs), more)
+    int8 = _int8(model, inputs)
+    write_model_folder(folder / INT8, int8, {**more, ONNX_INT8: int8_onnx(int8, fused_model(int8), more[ONNX])})
     raw = raw_outputs(network, trained.symbol)
     params = {name: array.asnumpy() for name, array in (trained.arg_params | trained.aux_params).items()}
     (folder / TORCH_SYMBOL).write_text(raw.tojson(), "utf-8")
@@ -73,8 +74,7 @@ def _onnx(model: Model) -> bytes:
 
 def _int8(model: Model, inputs: np.ndarray) -> Model:
     """All layers int8; unlike deploy.py it measures no accuracy, which random weights do not have."""
-    shape = (1, *model.manifest.image_shape)
-    fused = fuse(*suit_onednn(model.symbol, model.arg_params, model.aux_params, shape))
+    fused = fused_model(model)
     thresholds = calibrate(fused, [mx.nd.array(data[None]) for data in inputs], NAIVE)
     return _changed(model, dtype=INT8, calibration=Calibration("images", NAIVE, len(inputs), thresholds))
 

@@ -37,5 +37,9 @@ class DeployOptions(DetectionOptions, ExpectedModel):
     max_loss: float = option(
         0.01, "mAP (1 = all) that int8 may lose; layers return to float32 until it does", "int8", minimum=0.0
     )
-    onnx: bool = option(False, "write model.onnx, too: the same network for ONNX Runtime and OpenVINO", "onnx")
+    onnx: bool = option(
+        False,
+        "write model.onnx, too: the same network for ONNX Runtime and OpenVINO; with int8 also model-int8.onnx",
+        "onnx",
+    )
     onnx_batch: int = option(0, "images that model.onnx takes at a time; 0 = any number", "onnx", minimum=0)

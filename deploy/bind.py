@@ -8,7 +8,7 @@ from config.errors import CheckpointError
 from config.runtime import mx
 from deploy.bfloat16 import bfloat16_is_there, to_bfloat16
 from deploy.executor import bound, run
-from deploy.int8 import fuse, to_int8
+from deploy.int8 import Fused, fuse, to_int8
 from deploy.manifest import BFLOAT16, FLOAT32, UINT8_NHWC
 from deploy.model_folder import Model
 from deploy.onednn import squeezes, suit_onednn
@@ -55,6 +55,12 @@ class BoundModel:
 def bind(model: Model, ctx: mx.Context, batch: int) -> BoundModel:
     """A model that runs `batch` images at a time in ctx."""
     return BoundModel(model, ctx, batch)
+
+
+def fused_model(model: Model, images: int = 1) -> Fused:
+    """A model's symbol as a CPU's int8 is made from it, for `images` at a time."""
+    shape = (images, *model.manifest.image_shape)
+    return fuse(*suit_onednn(model.symbol, model.arg_params, model.aux_params, shape))
 
 
 def converted(model: Model, ctx: mx.Context, shape: tuple[int, ...]) -> tuple[mx.sym.Symbol, Params, Params]:

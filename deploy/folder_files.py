@@ -10,9 +10,10 @@ from dataset.sidecar import file_sha256
 from deploy.manifest import FileRecord, Manifest, manifest_from_json
 from deploy.onnx_wire import check_self_contained
 
-SYMBOL, PARAMS, ONNX, MANIFEST = "model-symbol.json", "model-0000.params", "model.onnx", "manifest.json"
+SYMBOL, PARAMS, MANIFEST = "model-symbol.json", "model-0000.params", "manifest.json"
+ONNX, ONNX_INT8 = "model.onnx", "model-int8.onnx"
 MAX_MANIFEST_BYTES, MAX_SYMBOL_BYTES, MAX_ONNX_BYTES = 4 << 20, 16 << 20, 2 << 30
-_NEEDED, _OPTIONAL = {SYMBOL, PARAMS}, {ONNX}
+_NEEDED, _OPTIONAL = {SYMBOL, PARAMS}, {ONNX, ONNX_INT8}
 
 
 def is_model_folder(path: str | Path) -> bool:
@@ -28,8 +29,8 @@ def read_manifest(folder: str | Path) -> Manifest:
             raise ValueError(f"larger than {MAX_MANIFEST_BYTES} bytes")
         manifest = manifest_from_json(path.read_text("utf-8"))
         if not _NEEDED <= manifest.files.keys() <= _NEEDED | _OPTIONAL:
-            raise ValueError(f"files are not {SYMBOL} and {PARAMS}, with or without {ONNX}")
-        for name, limit in ((SYMBOL, MAX_SYMBOL_BYTES), (ONNX, MAX_ONNX_BYTES)):
+            raise ValueError(f"files are not {SYMBOL} and {PARAMS}, with or without {ONNX} and {ONNX_INT8}")
+        for name, limit in ((SYMBOL, MAX_SYMBOL_BYTES), (ONNX, MAX_ONNX_BYTES), (ONNX_INT8, MAX_ONNX_BYTES)):
             if name in manifest.files and manifest.files[name].size > limit:
                 raise ValueError(f"{name} is larger than {limit} bytes")
     except OSError as error:
@@ -49,14 +50,14 @@ def verify_file(path: Path, record: FileRecord) -> None:
 def read_verified(folder: str | Path, name: str, manifest: Manifest) -> bytes:
     """The bytes of a file of a model folder; CheckpointError unless they are those that the manifest describes.
 
-    model.onnx must not name further files, as a runtime would read those.
+    ONNX files must not name further files, as a runtime would read those.
     """
     path, record = Path(folder, name), manifest.files[name]
     _check_size(path, record)
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != record.sha256:
         raise _damaged(path)
-    if name == ONNX:
+    if name in (ONNX, ONNX_INT8):
         _check_onnx(path, content)
     return content
 

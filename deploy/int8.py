@@ -67,6 +67,14 @@ class Fused:
                 found[lasting] = output if output in outputs else name
         return found
 
+    def by_node(self, thresholds: Thresholds) -> Thresholds:
+        """Thresholds by the names that operators have in the symbol before it was fused.
+
+        A layer's threshold is that of the last operator which was joined with it.
+        """
+        last = {_inner_name(node): _last_name(node) for node in self._nodes if node["op"] in _COMPUTED}
+        return {last.get(name, name): values for name, values in thresholds.items()}
+
     @cached_property
     def predictions(self) -> list[str]:
         """The layers that no other layer follows, by their own names."""
@@ -131,6 +139,11 @@ def _quantise(fused: Fused, excluded: tuple[str, ...]) -> tuple[mx.sym.Symbol, A
             logger=None,
         )
     return symbol, collector
+
+
+def _last_name(node: dict[str, Any]) -> str:
+    graph = node["subgraphs"][0]
+    return graph["nodes"][graph["heads"][0][0]]["name"]
 
 
 def _inner_name(node: dict[str, Any]) -> str:

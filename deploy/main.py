@@ -12,6 +12,7 @@ from config.detection_options import given_detection
 from config.errors import OptionError
 from config.idle_options import idle_deploy_options
 from config.options import parse_options
+from deploy.folder_files import ONNX_INT8
 
 if TYPE_CHECKING:
     from deploy.manifest import Manifest
@@ -29,6 +30,7 @@ def main(argv: list[str]) -> int:
     from deploy.export import inference_model, model_from_checkpoint
     from deploy.model_folder import check_replaceable, write_model_folder
     from deploy.onnx_file import onnx_files
+    from deploy.onnx_int8 import add_int8_file
     from deploy.precision import Int8Options, with_dtype
     from train.checkpoint import load_checkpoint
     from train.expected_model import check_model
@@ -48,6 +50,8 @@ def main(argv: list[str]) -> int:
     more = onnx_files(model, options.onnx_batch) if options.onnx else {}
     int8 = Int8Options(options.calib_rec, options.calib_mode, options.num_calib, options.max_loss)
     model = with_dtype(model, options.dtype, options.eval_rec, int8)
+    if options.onnx and options.dtype == "int8":
+        model, more = add_int8_file(model, more, options.onnx_batch, options.max_loss)
     manifest = write_model_folder(folder, model, more)
     post, (height, width) = manifest.postprocessing, manifest.size
     print(f"{folder}: {manifest.network}, epoch {manifest.source.epoch} of {manifest.source.prefix}")
@@ -91,3 +95,5 @@ def _print_precision(manifest: "Manifest") -> None:
     if manifest.accuracy:
         measured = manifest.accuracy
         print(f"  {measured.metric} {measured.this:.4f}, in float32 {measured.float32:.4f}, on {measured.record}")
+        if measured.onnx_int8 is not None:
+            print(f"  {measured.metric} of {ONNX_INT8} {measured.onnx_int8:.4f}")

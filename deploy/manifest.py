@@ -14,7 +14,8 @@ FORMAT = 1
 DATA, DET = "data", "det"  # input and output of the network
 MAX_SIDE = 8192  # of the network input
 MAX_THRESHOLD = 1e30
-_OPTIONAL = frozenset({"input_format", "calibration", "accuracy"})  # fields that the first version did not write
+# Fields that the first version did not write.
+_OPTIONAL = frozenset({"input_format", "calibration", "accuracy", "onnx_int8"})
 # Of dtype: how the network computes. The weights in the folder are float32 in each.
 FLOAT32, BFLOAT16, INT8 = DTYPES = ("float32", "bfloat16", "int8")
 # Of input_format: float32 (B, 3, H, W) RGB less mean, over std; or uint8 (B, H, W, 3) RGB pixels as they are.
@@ -75,12 +76,13 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A metric of this model on a labelled record, and what the same weights have in float32."""
+    """A metric of this model on a labelled record, what the same weights have in float32, and what model-int8.onnx."""
 
     record: str
     metric: str
     float32: float
     this: float
+    onnx_int8: float | None = None
 
 
 @dataclass(frozen=True)

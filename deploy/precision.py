@@ -9,12 +9,11 @@ from typing import Any
 
 from config.errors import DataError
 from config.runtime import mx
+from deploy.bind import bind, fused_model
 from deploy.calibrate import calibrate
-from deploy.int8 import fuse
 from deploy.labelled import METRIC, input_batches, mean_ap
 from deploy.manifest import FLOAT32, INT8, Accuracy, Calibration
 from deploy.model_folder import Model
-from deploy.onednn import suit_onednn
 from deploy.sensitivity import rank_layers
 
 logger = logging.getLogger(__name__)
@@ -49,8 +48,7 @@ def with_dtype(model: Model, dtype: str, eval_record: str = "", int8: Int8Option
 
 
 def _quantised(model: Model, eval_record: str, options: Int8Options) -> Model:
-    shape = (_BATCH, *model.manifest.image_shape)
-    fused = fuse(*suit_onednn(model.symbol, model.arg_params, model.aux_params, shape))
+    fused = fused_model(model, _BATCH)
     batches = _calibration_batches(model, options)
     thresholds = calibrate(fused, batches, options.mode)
     calibration = Calibration(options.record, options.mode, sum(map(len, batches)), thresholds)
@@ -118,7 +116,7 @@ def _calibration_batches(model: Model, options: Int8Options) -> list[mx.nd.NDArr
 
 
 def _measured(model: Model, record: str, what: str) -> float:
-    value = mean_ap(model, record, _BATCH)
+    value = mean_ap(bind(model, mx.cpu(), _BATCH).run, model.manifest, record, _BATCH)
     if math.isnan(value):
         raise DataError(f"{record}: without objects there is no accuracy; give a labelled record by --eval-rec")
     logger.info("%s: %s %.4f on %s", what, METRIC, value, record)

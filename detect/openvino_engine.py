@@ -1,4 +1,4 @@
-"""A folder's model.onnx in OpenVINO, on the CPU."""
+"""A folder's model.onnx, or model-int8.onnx, in OpenVINO, on the CPU."""
 
 import io
 import threading
@@ -9,12 +9,12 @@ import numpy as np
 
 from config.errors import InstallError
 from config.threads import engine_threads
-from deploy.folder_files import ONNX, read_verified
+from deploy.folder_files import ONNX, ONNX_INT8, read_verified
 from deploy.manifest import BFLOAT16, DATA, DET, INT8, Manifest
 from detect.batches import Shape, check_contract, run_in_batches
 from detect.engine import OPENVINO
 
-# The file is float32. bfloat16 is closer to it than int8, and what OpenVINO can do for a model that may lose as much.
+# What is not int8 in the file of an int8 model. Without such a file, bfloat16 is nearer to float32 than int8 would be.
 _PRECISIONS = {BFLOAT16: "bf16", INT8: "bf16"}
 
 
@@ -25,8 +25,9 @@ class OpenvinoEngine:
 
     def __init__(self, folder: str | Path, manifest: Manifest, batch_size: int) -> None:
         """InstallError where OpenVINO cannot be loaded or does not run the file, CheckpointError for a wrong file."""
-        origin = f"{folder}/{ONNX}"
-        core, model = _read(read_verified(folder, ONNX, manifest), origin)
+        name = ONNX_INT8 if ONNX_INT8 in manifest.files else ONNX
+        origin = f"{folder}/{name}"
+        core, model = _read(read_verified(folder, name, manifest), origin)
         inputs = _ports(model.inputs)
         check_contract(origin, manifest, inputs, _ports(model.outputs))
         self.manifest = manifest
