@@ -16,8 +16,9 @@ STARTS = 8  # of k-means, which finds one of several local optima
 MAX_ROUNDS = 100  # of k-means, which ends by itself when no object changes its cluster
 RATIO_BOUNDS = (0.1, 10.0)
 TINY_STEP = 1e-6  # between the sizes of maps whose clusters are equal
-# Parameters (p,) -> anchors (k, 2), or None where the parameters are not allowed.
-Build = Callable[[np.ndarray], np.ndarray | None]
+# Parameters (p,) -> how good they are; NOT_ALLOWED where they make no anchors.
+Score = Callable[[np.ndarray], float]
+NOT_ALLOWED = -1.0
 Numbers = Sequence[float] | np.ndarray
 
 
@@ -42,6 +43,20 @@ class MapShape:
     ratios: int
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where the cells of SSD maps lie, as seen from objects.
+
+    Attributes:
+        offsets: (maps, n, 2) x and y distances from each object's centre to that of the nearest cell of each map, in
+            the unit of the objects' sizes. No other cell's anchor of the same size overlaps the object more.
+        widths: (maps,) what widths of anchors are multiplied by on a map of other proportions than the input's.
+    """
+
+    offsets: np.ndarray
+    widths: np.ndarray
+
+
 def best_iou(sizes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
     """IoU (n,) of each object of sizes (n, 2) with its best anchor of (k, 2)."""
     return wh_iou(sizes, anchors).max(axis=1)
@@ -50,6 +65,12 @@ def best_iou(sizes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
 def coverage(overlaps: np.ndarray, threshold: float) -> Coverage:
     """Coverage of objects with best IoUs (n,), n > 0; the threshold itself is not above it."""
     return Coverage(float((overlaps > threshold).mean()), float(overlaps.mean()))
+
+
+def quality(overlaps: np.ndarray, threshold: float) -> float:
+    """Recall plus mean IoU of objects with best IoUs (n,): the mean alone would give up what is rare and small."""
+    found = coverage(overlaps, threshold)
+    return found.recall + found.mean_iou
 
 
 def kmeans(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -78,24 +99,24 @@ def _kmeans_once(sizes: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 def evolve(
-    start: np.ndarray, build: Build, sizes: np.ndarray, generations: int, rng: np.random.Generator
+    start: np.ndarray, score: Score, generations: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[float]]:
-    """Mutates positive parameters (p,) and keeps what raises the mean best IoU of the anchors that `build` makes.
+    """Mutates positive parameters (p,) and keeps what raises their score.
 
-    Returns the best parameters and that mean after 0, 1, ... generations, which never falls. ValueError unless `start`
+    Returns the best parameters and the score after 0, 1, ... generations, which never falls. ValueError unless `start`
     is allowed.
     """
-    best, score = start, _score(start, build, sizes)
-    if score < 0:
+    best, highest = start, score(start)
+    if highest == NOT_ALLOWED:
         raise ValueError(f"the start {start} is not allowed")
-    history = [score]
+    history = [highest]
     for _ in range(generations):
         changed = rng.random(best.shape) < MUTATED
         mutant = best * np.exp(changed * rng.standard_normal(best.shape) * SPREAD)
-        found = _score(mutant, build, sizes)
-        if found > score:
-            best, score = mutant, found
-        history.append(score)
+        found = score(mutant)
+        if found > highest:
+            best, highest = mutant, found
+        history.append(highest)
     return best, history
 
 
@@ -111,7 +132,11 @@ def fit_anchors(
     begin = kmeans(sizes, count, rng)
     if start is not None and best_iou(sizes, start).mean() > best_iou(sizes, begin).mean():
         begin = start
-    found, _ = evolve(begin.ravel(), lambda flat: flat.reshape(count, 2), sizes, generations, rng)
+
+    def score(flat: np.ndarray) -> float:
+        return float(best_iou(sizes, flat.reshape(count, 2)).mean())
+
+    found, _ = evolve(begin.ravel(), score, generations, rng)
     return _by_area(found.reshape(count, 2))
 
 
@@ -129,12 +154,15 @@ def fit_ssd(
     generations: int,
     seed: int,
     start: Sequence[tuple[Numbers, Numbers]] | None = None,
+    places: Places | None = None,
+    threshold: float = 1.0,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(sizes, ratios) for every map, so that MultiBoxPrior's boxes cover objects of sizes (n, 2), n > 0, all positive.
 
     Sizes are sides in the unit of `sizes`; ratios begin with 1 on every map. Maps divide the objects by size: their
     first sizes ascend. `start`: of the same shapes; used as in fit_anchors if its first ratios are 1 and first sizes
-    ascend. ValueError without a map.
+    ascend. `places`: overlaps are those of the anchors in their cells; None = of equal centres. What rises is the
+    sum of Coverage's recall, above `threshold`, and mean_iou. ValueError without a map.
     """
     if not shapes:
         raise ValueError("no feature maps")
@@ -143,13 +171,33 @@ def fit_ssd(
     if start is not None and all(ratios[0] == 1 for _, ratios in start):
         candidates.append(_flat(start))
 
-    def build(flat: np.ndarray) -> np.ndarray | None:
+    def score(flat: np.ndarray) -> float:
         layers = _unflat(flat, shapes)
-        return ssd_sizes(layers) if _is_ordered(layers) else None
+        return quality(best_ssd_iou(sizes, layers, places), threshold) if _is_ordered(layers) else NOT_ALLOWED
 
-    begin = max(candidates, key=lambda flat: _score(flat, build, sizes))
-    found, _ = evolve(begin, build, sizes, generations, rng)
+    found, _ = evolve(max(candidates, key=score), score, generations, rng)
     return _unflat(found, shapes)
+
+
+def best_ssd_iou(
+    sizes: np.ndarray, layers: Sequence[tuple[Numbers, Numbers]], places: Places | None = None
+) -> np.ndarray:
+    """IoU (n,) of each object of sizes (n, 2) with its best anchor of (sizes, ratios) of each map."""
+    if places is None:
+        return best_iou(sizes, ssd_sizes(layers))
+    maps = zip(layers, places.offsets, places.widths, strict=True)
+    return np.max(
+        [_placed_iou(sizes, ssd_sizes([layer]) * (width, 1), offsets) for layer, offsets, width in maps], axis=0
+    )
+
+
+def _placed_iou(sizes: np.ndarray, anchors: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Best IoU (n,) of sizes (n, 2) with anchors (k, 2) whose centres are offsets (n, 2) away."""
+    sides, wide = sizes[:, None], anchors[None]
+    sums = (sides + wide) / 2 - np.abs(offsets[:, None])  # (n, k, 2)
+    common = np.clip(np.minimum(sums, np.minimum(sides, wide)), 0, None).prod(axis=2)  # (n, k)
+    union = sizes.prod(axis=1)[:, None] + anchors.prod(axis=1) - common
+    return (common / union).max(axis=1)
 
 
 def _spread_out(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -169,12 +217,6 @@ def _means(sizes: np.ndarray, members: np.ndarray, centres: np.ndarray) -> np.nd
     counts = np.bincount(members, minlength=len(centres))
     sums = np.column_stack([np.bincount(members, column, len(centres)) for column in sizes.T])
     return np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centres)
-
-
-def _score(parameters: np.ndarray, build: Build, sizes: np.ndarray) -> float:
-    """Mean best IoU; -1 for parameters that are not allowed."""
-    anchors = build(parameters)
-    return -1.0 if anchors is None else float(best_iou(sizes, anchors).mean())
 
 
 def _by_area(anchors: np.ndarray) -> np.ndarray:

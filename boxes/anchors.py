@@ -49,8 +49,7 @@ def multibox_prior(feature_shape: tuple[int, int], layer: AnchorLayer) -> np.nda
     clip_centres is applied to its result.
     """
     height, width = feature_shape
-    centre_y = _centres(height, layer.step[0], layer.offset[0])
-    centre_x = _centres(width, layer.step[1], layer.offset[1])
+    centre_y, centre_x = cell_centres(feature_shape, layer)
     half_w, half_h = _half_sizes(feature_shape, layer)
     anchors = np.empty((height, width, layer.per_cell, 4), np.float32)
     anchors[..., 0] = centre_x[None, :, None] - half_w
@@ -60,6 +59,13 @@ def multibox_prior(feature_shape: tuple[int, int], layer: AnchorLayer) -> np.nda
     anchors = anchors.reshape(-1, 4)  # (h * w * per_cell, 4)
     anchors = clip_to_unit(anchors) if layer.clip else anchors
     return centres_to_corners(clip_to_unit(corners_to_centres(anchors))) if layer.clip_centres else anchors
+
+
+def cell_centres(feature_shape: tuple[int, int], layer: AnchorLayer) -> tuple[np.ndarray, np.ndarray]:
+    """Normalised y (h,) and x (w,) of the centres of a map's cells, float32 as in MultiBoxPrior."""
+    places = zip(feature_shape, layer.step, layer.offset, strict=True)
+    centre_y, centre_x = (_centres(*place) for place in places)
+    return centre_y, centre_x
 
 
 def ssd_priors(prior_config: Mapping[str, Any]) -> np.ndarray:

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from boxes.anchor_fit import MapShape, fit_anchors, fit_ssd, ssd_sizes
-from boxes.anchors import AnchorLayer, multibox_prior
+from boxes.anchor_fit import MapShape, Places, fit_anchors, fit_ssd, quality, ssd_sizes
+from boxes.anchors import AnchorLayer, cell_centres, multibox_prior
 from boxes.geometry import iou
 from config.errors import OptionError
 from config.network_options import NetworkOptions
@@ -39,8 +39,8 @@ class Family(Protocol):
     def placed_iou(self, boxes: np.ndarray) -> np.ndarray | None:
         """IoU (n,) of normalised boxes (n, 4) with the best anchor at its place; None for YOLO, which has none."""
 
-    def fit(self, sizes: np.ndarray, generations: int, seed: int) -> "Family":
-        """The same with anchors fitted to sizes (n, 2) in pixels; never worse than before."""
+    def fit(self, boxes: np.ndarray, generations: int, seed: int) -> "Family":
+        """The same with anchors fitted to normalised boxes (n, 4); never worse than before, but for rounding."""
 
     def options(self) -> dict[str, Any]:
         """Options of train.py that give the network these anchors."""
@@ -63,9 +63,9 @@ class YOLOFamily:
         """None: a YOLO anchor has no place of its own."""
         return None
 
-    def fit(self, sizes: np.ndarray, generations: int, seed: int) -> "YOLOFamily":
-        """As many anchors, fitted to sizes (n, 2)."""
-        found = fit_anchors(sizes, len(self.pixels), generations, seed, self.pixels)
+    def fit(self, boxes: np.ndarray, generations: int, seed: int) -> "YOLOFamily":
+        """As many anchors, fitted to the sizes of normalised boxes (n, 4)."""
+        found = fit_anchors(pixel_sizes(boxes, self.size), len(self.pixels), generations, seed, self.pixels)
         return replace(self, pixels=np.maximum(np.round(found, PIXEL_DIGITS), 10.0**-PIXEL_DIGITS))
 
     def options(self) -> dict[str, Any]:
@@ -87,24 +87,40 @@ class SSDFamily:
         """Sizes (k, 2) in pixels of the input, where the maps have the proportions of the input."""
         return ssd_sizes([(layer.sizes, layer.ratios) for layer in self.layers]) * self.size[0]
 
-    def placed_iou(self, boxes: np.ndarray) -> np.ndarray | None:
+    def placed_iou(self, boxes: np.ndarray) -> np.ndarray:
         """IoU (n,) of normalised corner boxes (n, 4) with the best of MultiBoxPrior's boxes."""
         pairs = zip(self.feature_shapes, self.layers, strict=True)
         placed = np.concatenate([multibox_prior(shape, layer) for shape, layer in pairs]).astype(np.float64)
         starts = range(0, len(boxes), CHUNK)
         return np.concatenate([iou(boxes[k : k + CHUNK], placed).max(axis=1) for k in starts])
 
-    def fit(self, sizes: np.ndarray, generations: int, seed: int) -> "SSDFamily":
-        """As many sizes and ratios for each map, fitted to sizes (n, 2)."""
-        height = self.size[0]
+    def fit(self, boxes: np.ndarray, generations: int, seed: int) -> "SSDFamily":
+        """As many sizes and ratios for each map, fitted to normalised boxes (n, 4) and the places of the cells.
+
+        The same as before where nothing better is found.
+        """
         shapes = [MapShape(len(layer.sizes), len(layer.ratios)) for layer in self.layers]
         before = [(layer.sizes, layer.ratios) for layer in self.layers]
-        found = fit_ssd(sizes / height, shapes, generations, seed, before)
+        sizes = pixel_sizes(boxes, self.size) / self.size[0]
+        found = fit_ssd(sizes, shapes, generations, seed, before, self._places(boxes), self.threshold)
         layers = tuple(
             replace(layer, sizes=_rounded(own, SIZE_DIGITS), ratios=_rounded(ratios, RATIO_DIGITS))
             for layer, (own, ratios) in zip(self.layers, found, strict=True)
         )
-        return replace(self, layers=layers)
+        fitted = replace(self, layers=layers)
+        old, new = (quality(family.placed_iou(boxes), self.threshold) for family in (self, fitted))
+        return fitted if new > old else self
+
+    def _places(self, boxes: np.ndarray) -> Places:
+        height, width = self.size
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2  # (n, 2)
+        offsets, widths = [], []
+        for (rows, columns), layer in zip(self.feature_shapes, self.layers, strict=True):
+            y, x = cell_centres((rows, columns), layer)
+            gaps = [np.abs(centres[:, axis, None] - cells).min(axis=1) for axis, cells in enumerate((x, y))]
+            offsets.append(np.stack(gaps, axis=1) * (width / height, 1))  # (n, 2)
+            widths.append(rows / columns * width / height)
+        return Places(np.stack(offsets), np.array(widths))
 
     def options(self) -> dict[str, Any]:
         """--anchor-sizes and --anchor-ratios."""
@@ -112,6 +128,11 @@ class SSDFamily:
             "anchor_sizes": _lists([layer.sizes for layer in self.layers]),
             "anchor_ratios": _lists([layer.ratios for layer in self.layers]),
         }
+
+
+def pixel_sizes(boxes: np.ndarray, size: Size) -> np.ndarray:
+    """Widths and heights (n, 2) in pixels of normalised corner boxes (n, 4) in an input of size (H, W)."""
+    return (boxes[:, 2:] - boxes[:, :2]) * (size[1], size[0])
 
 
 def family_of(run: TrainOptions) -> Family:
@@ -129,8 +150,9 @@ def _yolo(run: TrainOptions) -> YOLOFamily:
     from symbol.darknet_sections import Yolo
     from symbol.detector.yolo import customise
     from symbol.registry import find_yolo_row
-    from symbol.symbol_factory import input_size
+    from symbol.symbol_factory import get_assigner, input_size
 
+    get_assigner(run.network, run.data_shape, 1, **network_options(run))  # refuses what the network cannot take
     sections = customise(find_yolo_row(run.network, run.darknet_cfg), NetworkOptions(**network_options(run)))
     anchors = next(section.anchors for section in sections if isinstance(section, Yolo))
     return YOLOFamily(input_size(run.data_shape), run.resize_mode, run.iou_t, np.array(anchors, float))

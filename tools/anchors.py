@@ -29,7 +29,7 @@ from dataset.object_boxes import object_boxes
 from dataset.sidecar import read_sidecar
 from dataset.transforms import Size
 from tools.anchor_picture import save_picture
-from tools.anchor_targets import Family, family_of
+from tools.anchor_targets import Family, family_of, pixel_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     run = from_mapping(TrainOptions, values)
     family = family_of(run)
     objects = _objects(options, run, family.size)
-    fitted = family.fit(_drawn(objects.sizes, options), options.generations, options.seed)
+    fitted = family.fit(_drawn(objects.boxes, options), options.generations, options.seed)
     threshold = family.threshold if options.threshold is None else options.threshold
     lines = report(family, fitted, objects, threshold)
     print("\n".join(lines))
@@ -109,15 +109,15 @@ def _objects(options: AnchorsOptions, run: TrainOptions, size: Size) -> Objects:
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *found]).astype(np.float64)
     if not len(boxes):
         raise OptionError(f"--train-path {options.train_path}: has no objects to fit anchors to")
-    return Objects(boxes, (boxes[:, 2:] - boxes[:, :2]) * (size[1], size[0]), len(found))
+    return Objects(boxes, pixel_sizes(boxes, size), len(found))
 
 
-def _drawn(sizes: np.ndarray, options: AnchorsOptions) -> np.ndarray:
-    """At most options.max_objects of sizes (n, 2), chosen by the seed."""
-    if len(sizes) <= options.max_objects:
-        return sizes
-    logger.info("fitting to %d of %d objects (--max-objects)", options.max_objects, len(sizes))
-    return np.random.default_rng(options.seed).choice(sizes, options.max_objects, replace=False)
+def _drawn(boxes: np.ndarray, options: AnchorsOptions) -> np.ndarray:
+    """At most options.max_objects of boxes (n, 4), chosen by the seed."""
+    if len(boxes) <= options.max_objects:
+        return boxes
+    logger.info("fitting to %d of %d objects (--max-objects)", options.max_objects, len(boxes))
+    return np.random.default_rng(options.seed).choice(boxes, options.max_objects, replace=False)
 
 
 def _write(path: Path, content: bytes) -> None:

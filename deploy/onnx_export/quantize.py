@@ -24,7 +24,8 @@ def quantized(model: onnx.ModelProto, ranges: Ranges, excluded: Collection[str] 
         ranges: lowest and highest value of the maps by the operator that makes them, or `data`.
         excluded: convolutions that stay float32, as do those whose weights are no constants or whose map has no range.
 
-    Maps have one scale, weights one for each output channel (Jacob et al. 2018, sections 2.1 and 3,
+    A pooling that makes maps smaller reads int8, too: OpenVINO would write its larger input in float32 otherwise. Maps
+    have one scale, weights one for each output channel (Jacob et al. 2018, sections 2.1 and 3,
     https://arxiv.org/abs/1712.05877).
     """
     copy = onnx.ModelProto()
@@ -33,6 +34,8 @@ def quantized(model: onnx.ModelProto, ranges: Ranges, excluded: Collection[str] 
     for node in copy.graph.node:
         if node.op_type == "Conv" and node.name not in excluded:
             rewriting.convolution(node)
+        elif node.op_type == "MaxPool" and max(_strides(node)) > 1:
+            rewriting.read_int8(node)
     rewriting.finish()
     return copy
 
@@ -50,10 +53,17 @@ class _Rewriting:
 
     def convolution(self, node: onnx.NodeProto) -> None:
         """Lets a convolution read int8 data and weights."""
-        data, weight = node.input[0], node.input[1]
-        if data in self._ranges and weight in self._weights:
-            node.input[0] = self._done.get(data) or self._map(data)
+        weight = node.input[1]
+        if weight in self._weights and self.read_int8(node):
             node.input[1] = self._done.get(weight) or self._weight(weight)
+
+    def read_int8(self, node: onnx.NodeProto) -> bool:
+        """Lets an operator read int8 data, if its range is known."""
+        data = node.input[0]
+        known = data in self._ranges
+        if known:
+            node.input[0] = self._done.get(data) or self._map(data)
+        return known
 
     def finish(self) -> None:
         """Puts the new operators into their places and drops float32 weights that nothing reads any more."""
@@ -96,6 +106,10 @@ class _Rewriting:
     def _constant(self, name: str, value: np.ndarray) -> str:
         self._weights[name] = numpy_helper.from_array(value, name)
         return name
+
+
+def _strides(node: onnx.NodeProto) -> list[int]:
+    return next((list(attribute.ints) for attribute in node.attribute if attribute.name == "strides"), [1])
 
 
 def map_scale(limits: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -124,6 +124,14 @@ def test_weights_that_layers_share_are_stored_once():
     assert quantized(model, {}).graph == model.graph
 
 
+@pytest.mark.parametrize(("stride", "reads"), [(1, "data"), (2, "data/restored")])
+def test_a_pooling_that_makes_maps_smaller_reads_int8(stride, reads):
+    pool = onnx.helper.make_node("MaxPool", ["data"], ["det"], kernel_shape=[2, 2], strides=[stride, stride])
+    ports = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("data", "det")]
+    model = onnx.helper.make_model(onnx.helper.make_graph([pool], "g", ports[:1], ports[1:]))
+    assert quantized(model, {"data": (0.0, 1.0)}).graph.node[-1].input[0] == reads
+
+
 @pytest.mark.parametrize(
     ("values", "excluded", "said"),
     [([0.795], 0, "0.7950"), ([0.7, 0.8], 3, "further layers in float32"), ([0.7, 0.7], None, "is left out: it loses")],

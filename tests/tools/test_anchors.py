@@ -3,7 +3,11 @@
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from boxes.anchor_fit import best_ssd_iou
+from boxes.anchors import AnchorLayer
 from config.errors import DataError, OptionError
 from config.options import read_preset
 from config.run import TrainOptions
@@ -12,6 +16,7 @@ from dataset.object_boxes import object_boxes
 from dataset.packing import pack_dataset
 from dataset.pascal_voc import PascalVoc
 from tests.dataset.voc import add, image_set, xml_object
+from tools.anchor_targets import SSDFamily, pixel_sizes
 from tools.anchors import main
 
 YOLO = ["--network", "yolov3_tiny", "--data-shape", "96,128"]
@@ -75,9 +80,38 @@ def test_ssd_sizes_and_ratios_build_a_network(rec, tmp_path, capsys):
     assert "at their places" in capsys.readouterr().out
 
 
+LAYERS = (AnchorLayer((0.2, 0.3), (1.0, 2.0)), AnchorLayer((0.5,), (1.0, 3.0, 0.4), step=(0.4, 0.3), offset=(0.5, 0.4)))
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 1000))
+def test_overlaps_are_those_of_the_placed_anchors(seed):
+    """Of each map the nearest cell alone is looked at, which gives the overlap with all boxes of MultiBoxPrior."""
+    low, high = np.sort(np.random.default_rng(seed).uniform(0, 1, (2, 20, 2)), axis=0)
+    boxes = np.concatenate([low, high], axis=1)
+    family = SSDFamily((48, 64), "force", 0.5, LAYERS, ((6, 8), (2, 3)))
+    sizes = pixel_sizes(boxes, family.size) / family.size[0]
+    layers = [(layer.sizes, layer.ratios) for layer in LAYERS]
+    found = best_ssd_iou(sizes, layers, family._places(boxes))
+    np.testing.assert_allclose(found, family.placed_iou(boxes), atol=1e-5)
+
+
+def test_fitted_ssd_anchors_are_where_the_cells_are():
+    """Objects of an eighth of the image lie between the cells of the coarse map, which suits them by size."""
+    low = np.random.default_rng(0).uniform(0.05, 0.8, (200, 2))
+    boxes = np.concatenate([low, low + 0.12], axis=1)
+    layers = (AnchorLayer((0.05,), (1.0,)), AnchorLayer((0.13,), (1.0,)))
+    family = SSDFamily((64, 64), "force", 0.5, layers, ((16, 16), (2, 2)))
+    fitted = family.fit(boxes, 200, 0)
+    assert fitted.placed_iou(boxes).mean() > 0.6 > 0.3 > family.placed_iou(boxes).mean()
+    assert fitted.fit(boxes, 0, 0) == fitted
+
+
 def test_a_mistake_names_the_option_or_the_record(rec, tmp_path):
     with pytest.raises(OptionError, match=r"--network resnet: unknown"):
         main(["--train-path", str(rec), "--network", "resnet"])
+    with pytest.raises(OptionError, match="data shape 100"):
+        main(["--train-path", str(rec), "--network", "yolov3_tiny", "--data-shape", "100"])
     with pytest.raises(DataError, match=r"nowhere\.rec"):
         main(["--train-path", str(tmp_path / "nowhere.rec"), *YOLO])
 
