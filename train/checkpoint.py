@@ -11,6 +11,7 @@ The .json is renamed last: a set without it does not exist.
 
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ import numpy as np
 
 from config.augment_options import DEFAULT_FILL, FORCE
 from config.errors import CheckpointError
+from config.prefix import check_prefix
 from dataset.files import AtomicFile, publish_all, write_atomically
 from dataset.sidecar import file_sha256
 from train.params_file import Params, read_arrays, read_params, stage_arrays, with_kinds
@@ -77,6 +79,11 @@ class Checkpoint:
     meta: dict[str, Any] = field(repr=False)
 
 
+def symbol_path(prefix: str) -> Path:
+    """PREFIX-symbol.json."""
+    return Path(f"{prefix}-symbol.json")
+
+
 def params_path(prefix: str, epoch: int) -> Path:
     """PREFIX-0012.params."""
     return Path(f"{prefix}-{epoch:04d}.params")
@@ -101,7 +108,7 @@ def save_checkpoint(
     optimizer_state: Mapping[str, np.ndarray],
     meta: Mapping[str, Any],
 ) -> None:
-    """Writes one set: temporary names, fsync, read back, rename; the .json last.
+    """Writes one set and the symbol: temporary names, fsync, read back, rename; the .json last.
 
     Refuses weights that are not finite. CheckpointError names the file that could not be written; older sets stay
     whole.
@@ -114,15 +121,14 @@ def save_checkpoint(
         )
     staged: list[AtomicFile] = []
     try:
-        Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(f"{prefix}-symbol.json"), symbol_json.encode())
+        symbol_path(prefix).parent.mkdir(parents=True, exist_ok=True)
         staged.append(stage_arrays(params_path(prefix, epoch), arrays))
         staged.append(stage_arrays(optimizer_path(prefix, epoch), optimizer_state))
         files = {f.path.name: {"size": f.temporary.stat().st_size, "sha256": file_sha256(f.temporary)} for f in staged}
-        meta_file = AtomicFile(meta_path(prefix, epoch))
-        staged.append(meta_file)
-        text = json.dumps({"format": FORMAT, "epoch": epoch, **meta, "files": files}, indent=1) + "\n"
-        meta_file.file.write(text.encode("utf-8"))
+        meta_text = json.dumps({"format": FORMAT, "epoch": epoch, **meta, "files": files}, indent=1) + "\n"
+        for path, text in ((symbol_path(prefix), symbol_json), (meta_path(prefix, epoch), meta_text)):
+            staged.append(AtomicFile(path))
+            staged[-1].file.write(text.encode("utf-8"))
         publish_all(staged)
     except OSError as error:
         raise CheckpointError(
@@ -135,17 +141,34 @@ def save_checkpoint(
 
 def list_epochs(prefix: str) -> list[int]:
     """Epochs of the sets under a prefix, ascending (those with a .json)."""
-    folder, name = Path(prefix).parent, re.escape(Path(prefix).name)
-    pattern = re.compile(name + r"-(\d{4,})\.json")
-    found = (pattern.fullmatch(path.name) for path in folder.glob("*.json")) if folder.is_dir() else ()
-    return sorted(int(match[1]) for match in found if match)
+    return _numbers(prefix, "json")
+
+
+def foreign_file(prefix: str, kept: int) -> Path | None:
+    """A file under a prefix that a run of the epochs after `kept` might replace although no set of ours has it: the
+    .params of such an epoch without its .json, or a symbol without any set; None without one."""
+    epochs = list_epochs(prefix)
+    alone = [number for number in _numbers(prefix, "params") if number > kept and number not in epochs]
+    if alone:
+        return params_path(prefix, alone[0])
+    return symbol_path(prefix) if not epochs and symbol_path(prefix).is_file() else None
+
+
+def _numbers(prefix: str, suffix: str) -> list[int]:
+    """The numbers of the files PREFIX-NNNN.SUFFIX, ascending. What follows the last / begins the names, and no other
+    part: Path would join `run/.` to run."""
+    folder, name = os.path.split(prefix)
+    pattern = re.compile(re.escape(name) + rf"-(\d{{4,}})\.{suffix}")
+    names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else ()
+    return sorted(int(match[1]) for match in map(pattern.fullmatch, names) if match)
 
 
 def load_checkpoint(prefix: str, epoch: int | str = "auto") -> Checkpoint:
     """Loads and verifies a set: of an epoch, of `best`, or of `auto` (the newest sound one; damaged ones are logged).
 
-    CheckpointError says what is missing or damaged and which epochs there are.
+    CheckpointError says what is missing or damaged and which epochs there are; OptionError for a prefix without name.
     """
+    check_prefix(prefix)
     epochs = list_epochs(prefix)
     if not epochs:
         raise CheckpointError(f"{prefix}: no checkpoint there (looked for {prefix}-NNNN.json); check the prefix")
@@ -205,17 +228,20 @@ def remove_checkpoint(prefix: str, epoch: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def drop_after(prefix: str, epoch: int) -> list[int]:
-    """Removes the sets of later epochs, the note of the best and what killed runs left; returns the epochs removed.
+def drop_after(prefix: str, epoch: int, saved: int | None = None) -> list[int]:
+    """Removes the sets of later epochs but that of `saved`, the note of the best and what killed runs left; returns
+    the epochs removed.
 
-    A run that keeps the sets up to `epoch` begins with this, so that `auto` never finds those of an abandoned run.
+    A run that keeps the sets up to `epoch` does this after its first save, so that `auto` never finds those of an
+    abandoned run, and there is always a set.
     """
-    later = [number for number in list_epochs(prefix) if number > epoch]
+    later = [number for number in list_epochs(prefix) if number > epoch and number != saved]
     for number in later:
         remove_checkpoint(prefix, number)
     Path(f"{prefix}-best.json").unlink(missing_ok=True)
-    name = re.escape(Path(prefix).name)
-    for path in Path(prefix).parent.glob(".*.tmp"):
+    folder, name = os.path.split(prefix)
+    name = re.escape(name)
+    for path in Path(folder).glob(".*.tmp"):
         if re.match(rf"\.{name}-(\d+|[a-z]+)\.", path.name):
             path.unlink(missing_ok=True)
     return later

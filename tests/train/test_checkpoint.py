@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.errors import CheckpointError
+from config.errors import CheckpointError, OptionError
 from config.runtime import mx
 from train.checkpoint import (
     META_DEFAULTS,
@@ -28,6 +28,7 @@ from train.checkpoint import (
     read_meta,
     remove_checkpoint,
     save_checkpoint,
+    symbol_path,
     write_best,
 )
 
@@ -79,6 +80,26 @@ def test_a_set_comes_back_as_it_was_saved(prefix):
     np.testing.assert_array_equal(load_optimizer_state(found)["w:0"], np.full(1000, 2, np.float32))
     assert load_checkpoint(prefix, "auto").epoch == 3
     assert not [path for path in Path(prefix).parent.iterdir() if path.suffix == ".tmp"]
+
+
+@pytest.mark.parametrize("name", ["x/net", "x/./net", "x//net", "net", "x/.", "x/[a]"])
+def test_sets_are_found_under_any_prefix(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    save(name, 1)
+    assert list_epochs(name) == [1]
+    assert load_checkpoint(name).epoch == 1
+
+
+def test_a_prefix_without_name_is_refused(tmp_path):
+    with pytest.raises(OptionError, match="x/: its files would have no name; add one, as in .*x/model"):
+        load_checkpoint(f"{tmp_path}/x/")
+
+
+def test_a_failing_save_leaves_the_symbol(prefix, monkeypatch):
+    monkeypatch.setattr("train.checkpoint.stage_arrays", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(CheckpointError, match="not written"):
+        save_checkpoint(prefix, 4, "another", {}, {}, {}, META)
+    assert symbol_path(prefix).read_text() == "{}"
 
 
 def test_a_set_without_its_json_does_not_exist(prefix):
@@ -162,6 +183,11 @@ def test_dropping_later_sets_clears_what_a_killed_run_left(prefix):
     assert load_checkpoint(prefix).epoch == 1
     assert sorted(path.name for path in folder.glob(".*")) == [".other-0003.params.123.tmp"]
     assert drop_after(prefix, 1) == []
+
+
+def test_a_set_just_saved_is_not_dropped(prefix):
+    assert drop_after(prefix, 1, saved=2) == [3]
+    assert list_epochs(prefix) == [1, 2]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
