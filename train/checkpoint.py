@@ -23,36 +23,38 @@ import numpy as np
 from config.augment_options import DEFAULT_FILL, FORCE
 from config.errors import CheckpointError
 from config.prefix import check_prefix
+from config.typed_json import parse_json, typed
 from dataset.files import AtomicFile, publish_all, write_atomically
 from dataset.sidecar import file_sha256
 from train.params_file import Params, read_arrays, read_params, stage_arrays, with_kinds
 
 FORMAT = 1
 MAX_META_BYTES = 16 << 20
-# Fields of the .json and their types.
-META_FIELDS: dict[str, type | tuple[type, ...]] = {
+# Fields of the .json and their types, as config/typed_json.py reads them.
+META_FIELDS: dict[str, Any] = {
     "format": int,
     "epoch": int,
     "num_update": int,
-    "learning_rate": (int, float),
-    "scores": dict,
+    "learning_rate": float,
+    "scores": dict[str, dict[str, Any]],
     "seed": int,
-    "class_names": list,
-    "mean_pixels": list,
-    "std": list,
+    "class_names": tuple[str, ...],
+    "mean_pixels": tuple[float, ...],
+    "std": tuple[float, ...],
     "resize_mode": str,
     "fill": int,
     "rect": int,
-    "data_shape": list,
+    "data_shape": tuple[int, ...],
     "network": str,
-    "options": dict,
+    "options": dict[str, Any],
     "batch_size": int,
     "freeze_epochs": int,
     "earlier_updates": int,
-    "plateau": dict,
+    "plateau": dict[str, Any],
     "symbol_sha256": str,
-    "files": dict,
+    "files": dict[str, Any],
 }
+LENGTHS = {"mean_pixels": 3, "std": 3, "data_shape": 2}
 # Fields that earlier versions did not write, and what they did.
 PIXEL_FIELDS = ("mean_pixels", "std", "resize_mode", "fill")
 META_DEFAULTS: dict[str, Any] = {
@@ -66,6 +68,13 @@ META_DEFAULTS: dict[str, Any] = {
 }
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Best:
+    """What is used of PREFIX-best.json."""
+
+    epoch: int
 
 
 @dataclass(frozen=True)
@@ -193,27 +202,44 @@ def load_optimizer_state(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
 
 
 def read_meta(prefix: str, epoch: int) -> dict[str, Any]:
-    """The .json of a set, its fields' types checked."""
+    """The .json of a set, the types of its values checked."""
     path = meta_path(prefix, epoch)
     try:
-        if path.stat().st_size > MAX_META_BYTES:
-            raise ValueError(f"larger than {MAX_META_BYTES} bytes")
-        meta = META_DEFAULTS | json.loads(path.read_text("utf-8"))
-        wrong = [name for name, kind in META_FIELDS.items() if not isinstance(meta.get(name), kind)]
-        if wrong or meta["epoch"] != epoch:
-            raise ValueError(f"field {wrong[0] if wrong else 'epoch'} is missing or wrong")
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        meta = META_DEFAULTS | typed(dict[str, Any], _read_json(path), "the file")
+        _check_meta(meta, epoch)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged ({error})") from error
     return meta
+
+
+def _check_meta(meta: Mapping[str, Any], epoch: int) -> None:
+    """ValueError for a field that is missing or has a value that no set has."""
+    for name, kind in META_FIELDS.items():
+        if name not in meta:
+            raise ValueError(f"field {name} is missing")
+        typed(kind, meta[name], name)
+    wrong = [name for name, length in LENGTHS.items() if len(meta[name]) != length]
+    wrong += ["data_shape"] if any(side < 1 for side in meta["data_shape"]) else []
+    wrong += ["class_names"] if not meta["class_names"] else []
+    wrong += ["epoch"] if meta["epoch"] != epoch else []
+    if wrong:
+        raise ValueError(f"field {wrong[0]} is wrong: {meta[wrong[0]]!r:.50}")
 
 
 def best_epoch(prefix: str) -> int:
     """The epoch that PREFIX-best.json names; CheckpointError where no epoch was validated."""
     path = Path(f"{prefix}-best.json")
     try:
-        return int(json.loads(path.read_text("utf-8"))["epoch"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return typed(_Best, _read_json(path), "the file").epoch
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: no best epoch is recorded; name an epoch") from error
+
+
+def _read_json(path: Path) -> Any:
+    """OSError or ValueError for a file that is not there, too large or no JSON."""
+    if path.stat().st_size > MAX_META_BYTES:
+        raise ValueError(f"larger than {MAX_META_BYTES} bytes")
+    return parse_json(path.read_text("utf-8"), infinite=True)  # the state of a new plateau
 
 
 def write_best(prefix: str, epoch: int, name: str, score: float) -> None:

@@ -9,8 +9,8 @@ from config.run import TrainOptions, stages
 
 
 def check_early(options: TrainOptions) -> None:
-    """OptionError for an unknown network, stages that cannot be or a prefix without name, DataError or CheckpointError naming a file that is
-    not there."""
+    """OptionError for an unknown network, stages that cannot be or a prefix without name; DataError or CheckpointError
+    naming a file that is not there."""
     check_network_name(options.network)
     stages(options)
     check_prefix(options.prefix)

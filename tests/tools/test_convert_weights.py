@@ -132,8 +132,8 @@ def test_files_that_are_there_are_kept(convert, state_dict, tmp_path, monkeypatc
     convert(body, *flags, "--overwrite")
     assert params.is_file()
     before = params.read_bytes()
+    symbol.unlink()
     with pytest.raises(OptionError, match=r"ssd-0000\.params is there already"):
-        symbol.unlink()
         convert(body, *flags)
     monkeypatch.chdir(prefix.parent)
     with pytest.raises(OptionError, match="is the file to convert; choose another --prefix"):

@@ -140,10 +140,50 @@ def test_a_damaged_json_is_refused_by_name(prefix, content):
     assert load_checkpoint(prefix).epoch == 2
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data_shape", ["x"], "data_shape is not of type int: 'x'"),
+        ("data_shape", [64], "field data_shape is wrong"),
+        ("data_shape", [0, 64], "field data_shape is wrong"),
+        ("scores", {"validation": [1]}, r"scores.validation is not of type dict: \[1\]"),
+        ("class_names", [["a"], None], "class_names is not of type str"),
+        ("class_names", [], "field class_names is wrong"),
+        ("mean_pixels", [1.0], "field mean_pixels is wrong"),
+        ("mean_pixels", [{}, 1, 1], "mean_pixels is not of type float"),
+        ("std", [True, 1, 1], "std is not of type float"),
+        ("num_update", 1.5, "num_update is not of type int"),
+    ],
+)
+def test_a_value_of_another_type_is_one_sentence(prefix, field, value, message):
+    path = meta_path(prefix, 3)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(CheckpointError, match=r"net-0003\.json: damaged \(" + message):
+        load_checkpoint(prefix, 3)
+
+
+def test_values_that_are_no_numbers_yet_come_back(prefix):
+    path, values = meta_path(prefix, 3), {"plateau": {"best": float("inf")}, "scores": {"validation": {"cat": None}}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    meta = load_checkpoint(prefix, 3).meta
+    assert {name: meta[name] for name in values} == values
+
+
+@pytest.mark.parametrize("content", ['{"epoch": Infinity}', '{"epoch": 1e999}', '{"epoch": "2"}', "[" * 100_000, "\0"])
+def test_a_damaged_note_of_the_best_is_one_sentence(prefix, content, monkeypatch):
+    Path(f"{prefix}-best.json").write_text(content)
+    with pytest.raises(CheckpointError, match="no best epoch is recorded"):
+        best_epoch(prefix)
+    monkeypatch.setattr("train.checkpoint.MAX_META_BYTES", 10)
+    Path(f"{prefix}-best.json").write_text('{"epoch": 2} ')
+    with pytest.raises(CheckpointError, match="no best epoch is recorded"):
+        best_epoch(prefix)
+
+
 def test_a_renamed_set_is_refused(prefix):
     for path in (params_path, optimizer_path, meta_path):
         path(prefix, 3).rename(path(prefix, 9))
-    with pytest.raises(CheckpointError, match="epoch is missing or wrong"):
+    with pytest.raises(CheckpointError, match="field epoch is wrong: 3"):
         load_checkpoint(prefix, 9)
 
 
