@@ -118,6 +118,9 @@ def _detect(run: Run, jobs: Sequence[Job], options: DemoOptions) -> int:
                 run.detect_video(job, options.frame_resize, options.max_frames)
     except KeyboardInterrupt:
         interrupted = True
+    except BaseException:
+        run.records.discard()
+        raise
     finally:
         run.close()
     _report(run, options, time.monotonic() - started)

@@ -21,6 +21,7 @@ from config.network_options import NetworkOptions
 from config.options import boolean_flags, from_mapping, parse_options, to_mapping
 from config.prefix import check_prefix
 from config.run import TrainOptions, pixel_options
+from config.signals import exit_on_sigterm
 from dataset.class_names import read_class_names
 from dataset.pascal_voc import VOC_CLASSES
 from detect.inputs import split_words
@@ -91,6 +92,7 @@ def main(argv: list[str]) -> None:
     """Reads a file, renames its arrays, writes those that fit and prints what was loaded, missing and unused."""
     words, flags = split_words(argv, boolean_flags(ConvertOptions))
     options = parse_options(ConvertOptions, flags, "Convert weights of another project; the file is a word by itself.")
+    exit_on_sigterm()
     source, path = _source(options), _file(words, options)
     prefix = options.prefix or str(path.with_suffix(""))
     _check_outputs(prefix, path, options.overwrite)
