@@ -7,10 +7,7 @@ from config.options import option
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What to convert, for which network; a word that belongs to no flag is the file.
-
-    There is no boolean among the fields: a word after a flag is always that flag's value.
-    """
+    """What to convert, for which network; a word that belongs to no flag is the file."""
 
     from_: str = option(
         "ssd.pytorch",
@@ -34,3 +31,4 @@ class ConvertOptions:
         "network",
     )
     prefix: str = option("", "writes PREFIX-0000.params (default: the file without its suffix)", "output")
+    overwrite: bool = option(False, "replace files of that prefix, never the file to convert", "output")

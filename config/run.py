@@ -94,7 +94,7 @@ class RunOptions(InputOptions):
     seed: int = option(233, "of everything random: weights, order, augmentation", "data", minimum=0)
 
     prefix: str = option("output/ssd", "path and first part of the name of everything the run writes", "output")
-    overwrite: bool = option(False, "start anew although the prefix has checkpoints, which are lost", "output")
+    overwrite: bool = option(False, "start anew although the prefix has files, which are lost", "output")
     keep: int = option(0, "checkpoints to keep beside the best one; 0 = all", "output", minimum=0)
     frequent: int = option(20, "batches between log lines", "output", minimum=1)
     tensorboard: bool = option(False, "write TensorBoard scalars to PREFIX-tensorboard", "output")

@@ -18,8 +18,10 @@ import numpy as np
 from config.convert_options import ConvertOptions
 from config.errors import CheckpointError, OptionError, run_command
 from config.network_options import NetworkOptions
-from config.options import from_mapping, parse_options, to_mapping
+from config.options import boolean_flags, from_mapping, parse_options, to_mapping
+from config.prefix import check_prefix
 from config.run import TrainOptions, pixel_options
+from config.signals import exit_on_sigterm
 from dataset.class_names import read_class_names
 from dataset.pascal_voc import VOC_CLASSES
 from detect.inputs import split_words
@@ -32,6 +34,7 @@ YOLO_BIAS = re.compile(r"pred_\d+_conv_bias")
 YOLO_VALUES = 5  # of a box: x, y, w, h, objectness
 CLS_BIAS, LOC_BIAS = "_cls_pred_conv_bias", "_loc_pred_conv_bias"
 COORDINATES = 4
+OUTPUTS = ("symbol.json", "0000.params", "0000.optim.params", "0000.json")  # after PREFIX-
 EFFDET_BIAS = "cls_pred_pointwise_bias"
 
 
@@ -87,11 +90,13 @@ SOURCES: dict[str, Source] = {
 
 def main(argv: list[str]) -> None:
     """Reads a file, renames its arrays, writes those that fit and prints what was loaded, missing and unused."""
-    words, flags = split_words(argv)
+    words, flags = split_words(argv, boolean_flags(ConvertOptions))
     options = parse_options(ConvertOptions, flags, "Convert weights of another project; the file is a word by itself.")
+    exit_on_sigterm()
     source, path = _source(options), _file(words, options)
-    options = replace(options, data_shape=options.data_shape or (_side(source, options.network),))
     prefix = options.prefix or str(path.with_suffix(""))
+    _check_outputs(prefix, path, options.overwrite)
+    options = replace(options, data_shape=options.data_shape or (_side(source, options.network),))
     network_options = to_mapping(from_mapping(NetworkOptions, _network_values(options, source)))
     arg, aux = source.rename(source.read(str(path)), options.network, network_options)
     names = _class_names(options, arg)
@@ -130,6 +135,17 @@ def _file(words: list[str], options: ConvertOptions) -> Path:
     if len(files) != 1:
         raise OptionError(f"give one file to convert, not {len(files)}: convert_weights.py --from {options.from_} FILE")
     return Path(files[0])
+
+
+def _check_outputs(prefix: str, path: Path, overwrite: bool) -> None:
+    """OptionError where a file to be written is there already, unless it may be lost; the source never may."""
+    check_prefix(prefix)
+    for suffix in OUTPUTS:
+        output = Path(f"{prefix}-{suffix}")
+        if output.exists() and path.exists() and output.samefile(path):
+            raise OptionError(f"--prefix {prefix}: {output} is the file to convert; choose another --prefix")
+        if output.exists() and not overwrite:
+            raise OptionError(f"{output} is there already; choose another --prefix, or add --overwrite to lose it")
 
 
 def _class_names(options: ConvertOptions, arg: Arrays) -> tuple[str, ...]:
@@ -171,6 +187,7 @@ def _write(
 ) -> tuple["Report", bool]:
     """Writes what fits: a whole checkpoint of epoch 0 if nothing is missing, else the .params alone."""
     from config.runtime import mx
+    from train.checkpoint import meta_path
     from train.params_file import write_params
     from train.weights.report import compare, expected_shapes
 
@@ -183,8 +200,9 @@ def _write(
         {name: mx.nd.array(array) for name, array in arrays.items() if name in report.loaded} for arrays in (arg, aux)
     ]
     if report.missing:
-        Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+        meta_path(prefix, 0).parent.mkdir(parents=True, exist_ok=True)
         write_params(f"{prefix}-0000.params", *kept)
+        meta_path(prefix, 0).unlink(missing_ok=True)  # of an earlier conversion
     else:
         _write_checkpoint(prefix, options, network_options, names, *kept)
     return report, not report.missing

@@ -107,14 +107,14 @@ class Snapshots:
         self._seen = update
         if not due:
             return
-        if self._start is not None:
-            drop_after(self.prefix, self._start)
-            self._start = None
         train = finite_values(list(zip(*self._metric.get(), strict=True)))
         rate = self._writer.module.learning_rate
         self._writer.save(
             self.prefix, update, {"num_update": update, "learning_rate": rate, "train": train, "validation": {}}
         )
+        if self._start is not None:
+            drop_after(self.prefix, self._start, update)
+            self._start = None
         if self.keep:
             _remove(self.prefix, list_epochs(self.prefix)[: -self.keep])
         logger.info("snapshot of update %d: %s-%04d.params", update, self.prefix, update)

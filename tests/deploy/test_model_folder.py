@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 import pytest
 
@@ -135,8 +136,6 @@ def test_weights_of_another_network_are_refused(tmp_path):
     "changes",
     [
         {"class_names": ["a", "a", "b"]},
-        {"mean_pixels": [1, 2]},
-        {"mean_pixels": [{}]},
         {"std": [1, 0, 1]},
         {"resize_mode": "crop"},
         {"fill": 300},
@@ -180,6 +179,23 @@ def test_a_failure_leaves_the_older_model_and_no_debris(prefix, folder, tmp_path
     monkeypatch.undo()
     assert read_model_folder(folder).manifest.postprocessing.nms == 0.45
     assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_signal_between_the_renames_waits_for_both(prefix, folder, tmp_path, monkeypatch, which):
+    rename, calls = os.rename, []
+
+    def interrupted(a, b):
+        rename(a, b)
+        calls.append(b)
+        if len(calls) == which + 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(prefix, 3, folder, nms=0.3)
+    monkeypatch.undo()
+    assert read_model_folder(folder).manifest.postprocessing.nms == 0.3
 
 
 def test_what_was_looked_for_is_said(prefix, folder, tmp_path):

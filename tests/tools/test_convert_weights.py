@@ -120,6 +120,32 @@ def test_every_source_of_the_table_has_its_reader():
             source.read("nowhere-0001.params")
 
 
+def test_files_that_are_there_are_kept(convert, state_dict, tmp_path, monkeypatch):
+    body = {name.removeprefix("vgg."): array for name, array in state_dict.items() if name.startswith("vgg.")}
+    flags = ["--network", "vgg16_reduced", "--num-class", "3"]
+    prefix = tmp_path / "out" / "ssd"
+    prefix.parent.mkdir()
+    symbol, params = (prefix.with_name(f"ssd-{end}") for end in ("symbol.json", "0000.params"))
+    symbol.write_text("classic")
+    with pytest.raises(OptionError, match=r"ssd-symbol\.json is there already; .*--overwrite"):
+        convert(body, *flags)
+    convert(body, *flags, "--overwrite")
+    assert params.is_file()
+    before = params.read_bytes()
+    symbol.unlink()
+    with pytest.raises(OptionError, match=r"ssd-0000\.params is there already"):
+        convert(body, *flags)
+    monkeypatch.chdir(prefix.parent)
+    with pytest.raises(OptionError, match="is the file to convert; choose another --prefix"):
+        convert_weights.main(["--from", "classic", "--overwrite", "ssd-0000.params", "--prefix", str(prefix)])
+    assert params.read_bytes() == before
+
+
+def test_a_prefix_needs_a_name(tmp_path):
+    with pytest.raises(OptionError, match="--prefix .*out/: its files would have no name; add one, as in .*out/model"):
+        convert_weights.main(["weights.pth", "--prefix", str(tmp_path / "out") + "/"])
+
+
 def test_class_names_may_be_a_file(tmp_path):
     (tmp_path / "mine.names").write_text("cell\n\nplatelet\n")
     options = convert_weights.ConvertOptions(class_names=(str(tmp_path / "mine.names"),))
