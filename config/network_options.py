@@ -65,7 +65,11 @@ class NetworkOptions(YOLOOptions, EffDetOptions):
         choices=("multibox", "per_class"),
     )
     nms: float = option(
-        0.45, "IoU from which non-maximum suppression removes a box", "detection", minimum=0.0, maximum=1.0
+        0.45,
+        "IoU from which non-maximum suppression removes a box; 0 = any overlap",
+        "detection",
+        minimum=0.0,
+        maximum=1.0,
     )
     nms_topk: int = option(
         400, "boxes kept before suppression: of an image, with per_class of each class", "detection", minimum=1
