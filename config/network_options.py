@@ -34,7 +34,11 @@ class NetworkOptions(YOLOOptions, EffDetOptions):
         choices=("paper", "mxnet"),
     )
     width: float = option(
-        1.0, "width multiplier of mobilenet, mobilenet_v2 and YOLOv3", "network", minimum=0.125, maximum=2.0
+        1.0,
+        "width multiplier of mobilenet, mobilenet_v2 and YOLOv3; others refuse it",
+        "network",
+        minimum=0.125,
+        maximum=2.0,
     )
     taps: tuple[str, ...] = option((), "backbone layers to read instead of the network's own", "network")
     extra_filters: tuple[int, ...] | None = option(
