@@ -17,7 +17,7 @@ from evaluate.coco_metric import COCOResult
 from evaluate.eval_metric import ValidationMetric
 from evaluate.scoring import score_detections
 from evaluate.voc_eval import VOCResult
-from symbol.symbol_factory import check_any_size, get_symbol
+from symbol.symbol_factory import check_any_size, get_symbol, rebuilding_options
 from train.checkpoint import PIXEL_FIELDS, Checkpoint
 from train.devices import check_batch_size
 
@@ -142,7 +142,8 @@ def _inference_module(
     checkpoint: Checkpoint, devices: Sequence[mx.Context], iterator: RecordIter, detection_options: dict[str, Any]
 ) -> mx.mod.Module:
     meta = checkpoint.meta
-    options = {**meta["options"], **detection_options}
+    origin = f"{checkpoint.prefix}, epoch {checkpoint.epoch}"
+    options = rebuilding_options(meta["network"], meta["options"], origin) | detection_options
     symbol = get_symbol(meta["network"], iterator.smallest_size, len(meta["class_names"]), **options)
     module = mx.mod.Module(symbol, data_names=("data",), label_names=None, context=list(devices))
     module.bind(iterator.provide_data, for_training=False)

@@ -211,7 +211,7 @@ def _loss_options(nodes: list[Node]) -> dict[str, Any]:
             options["negative_mining_ratio"] = max(0.0, node.number("negative_mining_ratio", -1))
             options["min_neg_samples"] = max(0, int(node.number("minimum_negative_samples", 0)))
         elif node.operator == "MultiBoxDetection":
-            options["nms"] = node.number("nms_threshold", 0.5)
+            options["nms"] = node.number("nms_threshold", 0.5) or 1.0  # MXNet's 0 suppresses nothing
             options["score_threshold"] = node.number("threshold", 0.01)
             options["force"] = node.flag("force_suppress", False)
             if node.number("nms_topk", -1) >= 1:
