@@ -23,6 +23,7 @@ import numpy as np
 from config.augment_options import DEFAULT_FILL, FORCE
 from config.errors import CheckpointError
 from config.prefix import check_prefix
+from config.run import METRICS
 from config.typed_json import parse_json, typed
 from dataset.files import AtomicFile, publish_all, write_atomically
 from dataset.sidecar import file_sha256
@@ -44,6 +45,9 @@ META_FIELDS: dict[str, Any] = {
     "resize_mode": str,
     "fill": int,
     "rect": int,
+    "metrics": tuple[str, ...],
+    "overlap": float,
+    "use_difficult": bool,
     "data_shape": tuple[int, ...],
     "network": str,
     "options": dict[str, Any],
@@ -62,6 +66,9 @@ META_DEFAULTS: dict[str, Any] = {
     "resize_mode": FORCE,
     "fill": DEFAULT_FILL,
     "rect": 0,
+    "metrics": ["voc07"],
+    "overlap": 0.5,
+    "use_difficult": False,
     "freeze_epochs": 0,
     "earlier_updates": 0,
     "plateau": {},
@@ -221,6 +228,7 @@ def _check_meta(meta: Mapping[str, Any], epoch: int) -> None:
     wrong = [name for name, length in LENGTHS.items() if len(meta[name]) != length]
     wrong += ["data_shape"] if any(side < 1 for side in meta["data_shape"]) else []
     wrong += ["class_names"] if not meta["class_names"] else []
+    wrong += ["metrics"] if not meta["metrics"] or not set(meta["metrics"]) <= set(METRICS) else []
     wrong += ["epoch"] if meta["epoch"] != epoch else []
     if wrong:
         raise ValueError(f"field {wrong[0]} is wrong: {meta[wrong[0]]!r:.50}")

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from config.errors import OptionError
-from config.run import TrainOptions, network_options, pixel_options, rect_multiple
+from config.run import TrainOptions, metric_kinds, network_options, pixel_options, rect_multiple
 from symbol.symbol_factory import input_size
 from train.callbacks import finite_values
 from train.checkpoint import drop_after, list_epochs, remove_checkpoint, save_checkpoint
@@ -37,6 +37,9 @@ class CheckpointWriter:
             "class_names": list(self.classes),
             **pixel_options(options),
             "rect": rect_multiple(options),
+            "metrics": list(metric_kinds(options)),
+            "overlap": options.overlap,
+            "use_difficult": options.use_difficult,
             "data_shape": list(input_size(options.data_shape)),
             "network": options.network,
             "options": network_options(options),
