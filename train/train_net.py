@@ -80,10 +80,8 @@ def train_net(options: TrainOptions) -> None:
         for stage in plan:
             check_batch_size(stage.options.batch_size, devices)
         check_disk_space(options, len(classes))
-        for line in objects_missing(options, classes, sidecars[0]):
-            logger.warning(line)
         start = find_start(plan)
-        for line in changed_options(options.prefix, options):
+        for line in (*changed_options(options.prefix, options), *objects_missing(options, classes, sidecars[0])):
             logger.warning(line)
         for stage in plan:
             if start.epoch < stage.options.end_epoch:
