@@ -15,7 +15,7 @@ if not __package__:
 
 import numpy as np
 
-from config.convert_options import ConvertOptions
+from config.convert_options import DEFAULT_NETWORK, ConvertOptions
 from config.errors import CheckpointError, OptionError, run_command
 from config.network_options import NetworkOptions
 from config.options import boolean_flags, from_mapping, parse_options, to_mapping
@@ -27,6 +27,7 @@ from dataset.pascal_voc import VOC_CLASSES
 from detect.inputs import split_words
 
 if TYPE_CHECKING:
+    from train.weights.classic import Description
     from train.weights.report import Report
 
 Arrays = dict[str, np.ndarray]
@@ -96,8 +97,8 @@ def main(argv: list[str]) -> None:
     source, path = _source(options), _file(words, options)
     prefix = options.prefix or str(path.with_suffix(""))
     _check_outputs(prefix, path, options.overwrite)
-    options = replace(options, data_shape=options.data_shape or (_side(source, options.network),))
-    network_options = to_mapping(from_mapping(NetworkOptions, _network_values(options, source)))
+    options, stated = _completed(options, source, path)
+    network_options = to_mapping(from_mapping(NetworkOptions, _network_values(options, source) | stated))
     arg, aux = source.rename(source.read(str(path)), options.network, network_options)
     names = _class_names(options, arg)
     report, complete = _write(prefix, options, network_options, names, arg, aux)
@@ -105,6 +106,39 @@ def main(argv: list[str]) -> None:
     print(f"{prefix}-0000.params written; train from it with --pretrained {prefix} --epoch 0")
     if complete:
         print(f"nothing is missing, it detects as it is: python demo.py --model {prefix} --epoch 0 --images IMAGE")
+
+
+def _completed(options: ConvertOptions, source: Source, path: Path) -> tuple[ConvertOptions, dict[str, Any]]:
+    """The options with network and input side, and options of the network that a classic symbol states.
+
+    Prints what the symbol leaves open, or asks for and this project does not have.
+    """
+    found = _classic_symbol(options, path)
+    if found is None:
+        network = options.network or DEFAULT_NETWORK
+        return replace(options, network=network, data_shape=options.data_shape or (_side(source, network),)), {}
+    network = options.network or found.network or ""
+    if not network:
+        raise OptionError(f"{path}: the symbol beside it is of no network that is known; give --network")
+    notes = list(found.notes)
+    if options.data_shape is None and found.data_shape is None:
+        notes.append(f"it does not tell the input's side: {source.side} is taken, --data-shape says another one")
+    print("\n".join(f"note: of the symbol beside it, {note}" for note in notes), end="\n" if notes else "")
+    side = options.data_shape or (found.data_shape or source.side,)
+    stated = {**found.options, **({"width": options.width} if options.width != 1 else {})}
+    return replace(options, network=network, data_shape=side, width=stated.get("width", 1.0)), stated
+
+
+def _classic_symbol(options: ConvertOptions, path: Path) -> "Description | None":
+    """What the symbol of a classic checkpoint says; None for other sources, and with a line where it is not there."""
+    if options.from_ != "classic":
+        return None
+    from train.weights import classic
+
+    symbol = classic.symbol_path(path)
+    if path.is_file() and not symbol.is_file():
+        print(f"note: {symbol} is missing: network and settings are those of the flags and defaults")
+    return classic.describe(path, options.network or None) if symbol.is_file() else None
 
 
 def _network_values(options: ConvertOptions, source: Source) -> dict[str, Any]:
