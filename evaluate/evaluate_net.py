@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from config.errors import DataError, OptionError
+from config.memory import told_exhaustion
 from config.runtime import mx
 from dataset.iterator import RecordIter
 from dataset.native_iterator import iterator_class
@@ -112,9 +113,10 @@ def evaluate_net(
     metric = ValidationMetric(needed, meta["class_names"], overlap, use_difficult)
     served: list[tuple[np.ndarray, np.ndarray]] = []
     try:
-        module = _inference_module(checkpoint, devices, iterator, detection_options)
-        started = time.monotonic()
-        score_detections(module, _noted(iterator, served), metric, num_batch)
+        with told_exhaustion("lower --batch-size"):
+            module = _inference_module(checkpoint, devices, iterator, detection_options)
+            started = time.monotonic()
+            score_detections(module, _noted(iterator, served), metric, num_batch)
         images = metric.parts[kinds[0]].global_num_inst
         results = {kind: metric.parts[kind].result() for kind in kinds}
         rows = _rows(metric.parts["coco"].rows(), served, images) if keep_rows else None
