@@ -1,5 +1,6 @@
 """Accuracy of a checkpoint on a record, as training's own validation computes it."""
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from config.errors import DataError, OptionError
+from config.idle_options import idle_detection_options
 from config.memory import told_exhaustion
 from config.runtime import mx
 from dataset.iterator import RecordIter
@@ -21,6 +23,8 @@ from evaluate.voc_eval import VOCResult
 from symbol.symbol_factory import check_any_size, get_symbol, rebuilding_options
 from train.checkpoint import PIXEL_FIELDS, Checkpoint
 from train.devices import check_batch_size
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,8 @@ def _inference_module(
     meta = checkpoint.meta
     origin = f"{checkpoint.prefix}, epoch {checkpoint.epoch}"
     options = rebuilding_options(meta["network"], meta["options"], origin) | detection_options
+    for line in idle_detection_options(meta["network"], options.get("post_process", "multibox"), detection_options):
+        logger.warning(line)
     symbol = get_symbol(meta["network"], iterator.smallest_size, len(meta["class_names"]), **options)
     module = mx.mod.Module(symbol, data_names=("data",), label_names=None, context=list(devices))
     module.bind(iterator.provide_data, for_training=False)
