@@ -4,17 +4,23 @@ python -m tools.write_darknet --prefix output/cells --epoch best --output export
 """
 
 import importlib
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 if not __package__:
     importlib.import_module("as_module")
 
+from config.augment_options import FORCE
 from config.errors import CheckpointError, DataError, run_command
 from config.network_options import NetworkOptions
 from config.options import from_mapping, option, parse_options
 from dataset.darknet_data import write_names
 from dataset.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ def main(argv: list[str]) -> None:
     from symbol.registry import find_yolo_row, is_yolo
     from train.checkpoint import load_checkpoint
     from train.weights import darknet
+    from train.weights.darknet_pixels import for_unit_pixels
 
     checkpoint = load_checkpoint(options.prefix, options.epoch)
     meta = checkpoint.meta
@@ -45,6 +52,8 @@ def main(argv: list[str]) -> None:
     sections = with_classes(customise(find_yolo_row(meta["network"], network.darknet_cfg), network), len(names))
     parameters = {**checkpoint.arg_params, **checkpoint.aux_params}
     arrays = {name: array.asnumpy() for name, array in parameters.items()}
+    darknet.check(options.prefix, sections, arrays)
+    arrays, border_error = for_unit_pixels(options.prefix, arrays, sections, meta["mean_pixels"], meta["std"])
     output = Path(options.output or options.prefix)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +65,33 @@ def main(argv: list[str]) -> None:
     write_atomically(cfg, format_cfg(sections, (height, width)).encode("utf-8"))
     write_names(name_file, names)
     print(f"{weights}, .cfg and .names written")
+    for line in _differences(options.prefix, meta, border_error):
+        logger.warning(line)
+
+
+def _differences(prefix: str, meta: Mapping[str, Any], border_error: float) -> list[str]:
+    """A sentence for each way in which Darknet's input differs from that of the training.
+
+    border_error: of the first convolution's outputs at the border (for_unit_pixels).
+    """
+    found = []
+    if border_error:
+        found.append(
+            f"{prefix} was trained with means {_numbers(meta['mean_pixels'])}, and Darknet has none: they are folded "
+            "into the first convolution, exactly but for the border of the input, where its outputs are off by up to "
+            f"{border_error:.2g} standard deviations; train with --mean-r 0 --mean-g 0 --mean-b 0 to avoid it"
+        )
+    if meta["resize_mode"] == FORCE:
+        found.append(
+            f"{prefix} was trained on images stretched to the input (--resize-mode {FORCE}), but Darknet and "
+            "convert_weights letterbox them, which costs accuracy unless images have the input's proportions; train "
+            "with --resize-mode letterbox"
+        )
+    return found
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 if __name__ == "__main__":

@@ -78,16 +78,21 @@ def rename(arrays: Arrays, network: str, options: Mapping[str, Any]) -> tuple[Ar
 def write(path: Path, sections: Sections, parameters: Mapping[str, np.ndarray], seen: int) -> None:
     """Writes parameters under our names as a .weights file, atomically.
 
-    sections: those of the network, with its classes and width; seen: images that it was trained on. CheckpointError
-    names a parameter that is missing or has another shape.
+    sections: those of the network, with its classes and width; seen: images that it was trained on. Parameters that
+    check() refuses raise its CheckpointError.
     """
+    check(path, sections, parameters)
     parts = [VERSION.tobytes(), np.array([seen], "<i8").tobytes()]
+    parts += [np.ascontiguousarray(parameters[name], "<f4").tobytes() for name, _ in file_order(sections)]
+    write_atomically(path, b"".join(parts))
+
+
+def check(origin: str | Path, sections: Sections, parameters: Mapping[str, np.ndarray]) -> None:
+    """CheckpointError, naming origin, for a parameter of the sections that is missing or has another shape."""
     for name, shape in file_order(sections):
         if name not in parameters or parameters[name].shape != shape:
             got = parameters[name].shape if name in parameters else "nothing"
-            raise CheckpointError(f"{path}: {name} of shape {shape} is needed, the checkpoint has {got}")
-        parts.append(np.ascontiguousarray(parameters[name], "<f4").tobytes())
-    write_atomically(path, b"".join(parts))
+            raise CheckpointError(f"{origin}: {name} of shape {shape} is needed, the checkpoint has {got}")
 
 
 def file_order(sections: Sections) -> list[Parameter]:
