@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from dataset.native_iterator import iterator_class
 from dataset.sidecar import Sidecar, read_sidecar
 from evaluate.eval_metric import ValidationMetric
 from symbol.symbol_factory import (
-    carried_options,
     check_any_size,
     get_assigner,
     get_symbol,
@@ -32,6 +30,7 @@ from symbol.symbol_factory import (
     size_multiple,
 )
 from train.callbacks import FiniteGuard, Progress
+from train.carried_cfg import changed_cfg, with_cfg
 from train.devices import check_batch_size, contexts
 from train.disk_space import check_disk_space
 from train.early_checks import check_records
@@ -60,7 +59,7 @@ def train_net(options: TrainOptions) -> None:
     """
     if options.gpus:
         contexts(options)  # a GPU that cannot be used is told before anything is read
-    options = replace(options, **carried_options(options.network, options.darknet_cfg))
+    options = with_cfg(options)
     sidecars = _read_sidecars(options)
     classes = class_names(options, sidecars[0])
     plan = make_stages(without_end(options), classes)
@@ -81,7 +80,7 @@ def train_net(options: TrainOptions) -> None:
             check_batch_size(stage.options.batch_size, devices)
         check_disk_space(options, len(classes))
         start = find_start(plan)
-        for line in changed_options(options.prefix, options):
+        for line in (*changed_options(options.prefix, options), *changed_cfg(options)):
             logger.warning(line)
         for stage in plan:
             if start.epoch < stage.options.end_epoch:
