@@ -22,7 +22,8 @@ def match(boxes: np.ndarray, anchors: np.ndarray, threshold: float) -> tuple[np.
     """Matches anchors to objects by the rule of ssd.pytorch's match() (SSD, section 2.2).
 
     Every object forces its best anchor to be positive for it; where objects share one, the last has it. Any other
-    anchor belongs to its best object (the first of equals) and is positive if their IoU is at least the threshold.
+    anchor belongs to its best object (the first of equals) and is positive if they overlap with an IoU of at least the
+    threshold.
 
     Args:
         boxes: (n, 4) corners of the objects, finite, each with an area; without objects no anchor is positive.
@@ -33,7 +34,7 @@ def match(boxes: np.ndarray, anchors: np.ndarray, threshold: float) -> tuple[np.
     """
     overlap = iou(boxes, anchors)  # (n, A)
     best = overlap.max(axis=0, initial=0)
-    positive = best >= threshold
+    positive = (best >= threshold) & (best > 0)
     order = np.arange(len(boxes), 0, -1, dtype=np.int32)[:, None]
     owner = len(boxes) - ((overlap == best) * order).max(axis=0, initial=0)  # overlap.argmax(axis=0), but faster
     forced = overlap.argmax(axis=1)

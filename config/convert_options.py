@@ -4,13 +4,12 @@ from dataclasses import dataclass
 
 from config.options import option
 
+DEFAULT_NETWORK = "vgg16_ssd_voc"
+
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What to convert, for which network; a word that belongs to no flag is the file.
-
-    There is no boolean among the fields: a word after a flag is always that flag's value.
-    """
+    """What to convert, for which network; a word that belongs to no flag is the file."""
 
     from_: str = option(
         "ssd.pytorch",
@@ -19,9 +18,17 @@ class ConvertOptions:
         "source",
     )
     file: str = option("", "file to convert; a word without a flag is it, too", "source")
-    network: str = option("vgg16_ssd_voc", "network to make weights for (see docs/networks.md)", "network")
+    network: str = option(
+        "",
+        "network to make weights for, see docs/networks.md (default: what the symbol of --from classic says, else "
+        f"{DEFAULT_NETWORK})",
+        "network",
+    )
     data_shape: tuple[int, ...] | None = option(
-        None, "input side, or height,width (default: 300, of YOLO 416, of EfficientDet its own)", "network", minimum=32
+        None,
+        "input side, or height,width (default: the classic symbol's, else 300, of YOLO 416, of EfficientDet its own)",
+        "network",
+        minimum=32,
     )
     width: float = option(1.0, "width multiplier of mobilenet and YOLOv3", "network", minimum=0.125, maximum=2.0)
     yolo_anchors: str = option("", "anchors of a YOLOv3 in pixels; '' = the network's", "network")
@@ -34,3 +41,4 @@ class ConvertOptions:
         "network",
     )
     prefix: str = option("", "writes PREFIX-0000.params (default: the file without its suffix)", "output")
+    overwrite: bool = option(False, "replace files of that prefix, never the file to convert", "output")

@@ -3,10 +3,14 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 
+from config.augment_options import CENTER, TrainAugment
 from config.deploy_options import DeployOptions
-from config.run import TrainOptions
+from config.run import TrainOptions, metric_kinds
 
 Groups = Iterable[tuple[tuple[str, ...], str]]
+AUGMENTATION = tuple(field.name for field in fields(TrainAugment))
+OTHER_FAMILIES = ("yolov3", "darknet:", "efficientdet")  # what names of networks begin with that are no SSD
+NOT_RESUMED = ("-1", "")
 
 
 def idle_options(options: TrainOptions) -> list[str]:
@@ -34,6 +38,22 @@ def _sentences(options: TrainOptions | DeployOptions, groups: Groups) -> list[st
 
 def _idle(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:
     """Groups of options without effect, and why."""
+    yield from _idle_of_schedule(options)
+    yield from _idle_of_start(options)
+    yield from _idle_of_images(options)
+    if options.post_process == "multibox" and not options.network.startswith(OTHER_FAMILIES):
+        yield ("keep_topk",), "with --post-process multibox"
+    if not options.val_path:
+        yield ("eval_every", "val_loss", "metrics", "best_metric", "rect_val"), "without --val-path"
+    if metric_kinds(options) == ("coco",):
+        yield ("overlap",), "with --metrics coco, which has its own"
+    if options.save_best_only and not options.save_every.endswith("i"):
+        yield ("keep",), "with --save-best-only"
+    if not options.monitor:
+        yield ("pattern",), "without --monitor"
+
+
+def _idle_of_schedule(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:
     schedule = f"with --lr-schedule {options.lr_schedule}"
     readers = {
         ("lr_steps",): ("steps",),
@@ -49,11 +69,31 @@ def _idle(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("ema_ramp",), "without --ema"
     if not options.freeze_epochs:
         yield ("freeze_batch_size", "freeze_lr"), "without --freeze-epochs"
+    if options.max_iter:
+        yield ("end_epoch",), "with --max-iter"
+    if options.optimizer not in ("sgd", "nag"):
+        yield ("momentum",), f"with --optimizer {options.optimizer}"
+
+
+def _idle_of_start(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:
+    """--resume auto without a checkpoint begins as if it were not given: everything may have an effect then."""
+    if options.resume not in (*NOT_RESUMED, "auto"):
+        yield ("begin_epoch",), "with --resume"
+        return
+    if options.finetune > 0:
+        yield ("begin_epoch",), "with --finetune"
+    if options.finetune >= 0:
+        yield ("pretrained", "epoch"), "with --finetune"
+    elif not options.pretrained:
+        yield ("epoch",), "without --pretrained"
+
+
+def _idle_of_images(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:
+    if options.augment == "none":
+        yield AUGMENTATION, "with --augment none"
+    elif options.crop_emit_mode == CENTER:
+        yield ("emit_overlap_thresh",), f"with --crop-emit-mode {CENTER}"
     if options.resize_mode == "force" and not options.rect_val:
         yield ("fill",), "with --resize-mode force, which draws no borders"
     if not options.rect_val:
         yield ("rect_multiple",), "without --rect-val"
-    if not options.val_path:
-        yield ("eval_every", "val_loss", "metrics", "best_metric", "rect_val"), "without --val-path"
-    if options.optimizer not in ("sgd", "nag"):
-        yield ("momentum",), f"with --optimizer {options.optimizer}"

@@ -34,7 +34,11 @@ class NetworkOptions(YOLOOptions, EffDetOptions):
         choices=("paper", "mxnet"),
     )
     width: float = option(
-        1.0, "width multiplier of mobilenet, mobilenet_v2 and YOLOv3", "network", minimum=0.125, maximum=2.0
+        1.0,
+        "width multiplier of mobilenet, mobilenet_v2 and YOLOv3; others refuse it",
+        "network",
+        minimum=0.125,
+        maximum=2.0,
     )
     taps: tuple[str, ...] = option((), "backbone layers to read instead of the network's own", "network")
     extra_filters: tuple[int, ...] | None = option(
@@ -65,7 +69,11 @@ class NetworkOptions(YOLOOptions, EffDetOptions):
         choices=("multibox", "per_class"),
     )
     nms: float = option(
-        0.45, "IoU from which non-maximum suppression removes a box", "detection", minimum=0.0, maximum=1.0
+        0.45,
+        "IoU from which non-maximum suppression removes a box; 0 = any overlap",
+        "detection",
+        minimum=0.0,
+        maximum=1.0,
     )
     nms_topk: int = option(
         400, "boxes kept before suppression: of an image, with per_class of each class", "detection", minimum=1

@@ -10,10 +10,12 @@ from types import ModuleType
 from config.errors import InstallError
 from config.libraries import named_library
 
-__all__ = ["cv2"]
+__all__ = ["MAX_PIXELS", "cv2"]
+MAX_PIXELS = 64_000_000  # of an image; a decompression bomb is refused by its header
 
 
 def _import_cv2() -> ModuleType:
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # who reads an image reports a damaged one, by its name
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # the same for videos: quiet
     try:

@@ -57,7 +57,9 @@ class PrepareOptions:
     shuffle: bool = option(True, "shuffle the images; --no-shuffle keeps the order of the sets", "output")
     seed: int = option(233, "seed of the shuffle and of --split", "output", minimum=0)
     skip_bad: bool = option(
-        False, "leave damaged and missing images and annotations out, and list them, instead of refusing", "output"
+        False,
+        "leave damaged and missing images out, of pascal annotations too, and list them, instead of refusing",
+        "output",
     )
     num_thread: int | None = option(
         None, "worker processes; none means all usable cores", "output", minimum=1, maximum=256

@@ -94,7 +94,7 @@ class RunOptions(InputOptions):
     seed: int = option(233, "of everything random: weights, order, augmentation", "data", minimum=0)
 
     prefix: str = option("output/ssd", "path and first part of the name of everything the run writes", "output")
-    overwrite: bool = option(False, "start anew although the prefix has checkpoints, which are lost", "output")
+    overwrite: bool = option(False, "start anew although the prefix has files, which are lost", "output")
     keep: int = option(0, "checkpoints to keep beside the best one; 0 = all", "output", minimum=0)
     frequent: int = option(20, "batches between log lines", "output", minimum=1)
     tensorboard: bool = option(False, "write TensorBoard scalars to PREFIX-tensorboard", "output")
@@ -173,9 +173,19 @@ class EvaluateOptions(ClassicEvaluateOptions, DetectionOptions, DeviceOptions):
         "data",
         choices=RECT_MULTIPLES,
     )
-    overlap: float = option(0.5, "IoU above which a detection counts as right", "validation", minimum=0.0, maximum=1.0)
-    use_difficult: bool = option(False, "count difficult objects", "validation")
-    voc07: bool = option(True, "11-point VOC07 average precision; otherwise the area under the curve", "validation")
+    overlap: float | None = option(
+        None,
+        "IoU above which a detection counts as right (default: as in training)",
+        "validation",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    use_difficult: bool | None = option(None, "count difficult objects (default: as in training)", "validation")
+    voc07: bool | None = option(
+        None,
+        "11-point VOC07 average precision; otherwise the area under the curve (default: as in training)",
+        "validation",
+    )
     metrics: tuple[str, ...] = _metrics()
     json: str = option("", "file for the result: AP per class, mAP, images, seconds", "output")
     coco_json: str = option("", "file for the detections in COCO's results format", "output")
@@ -203,11 +213,15 @@ def rect_multiple(options: RunOptions) -> int:
     return options.rect_multiple if options.rect_val else 0
 
 
-def metric_kinds(options: RunOptions | EvaluateOptions) -> tuple[str, ...]:
-    """The metrics of a command, each once, out of METRICS; OptionError where --no-voc07 contradicts --metrics."""
-    if "voc07" in options.metrics and not options.voc07:
+def metric_kinds(options: RunOptions | EvaluateOptions, trained: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The metrics of a command, each once, out of METRICS; OptionError where --no-voc07 contradicts --metrics.
+
+    trained: those of the training's validation, for evaluate.py where it is told neither.
+    """
+    if "voc07" in options.metrics and options.voc07 is False:
         raise OptionError("--no-voc07 contradicts --metrics voc07: leave one of them out")
-    return tuple(dict.fromkeys(options.metrics)) or ("voc07" if options.voc07 else "voc",)
+    given = tuple(dict.fromkeys(options.metrics))
+    return given or (trained if options.voc07 is None else ("voc07" if options.voc07 else "voc",))
 
 
 def best_metric(options: RunOptions) -> str:

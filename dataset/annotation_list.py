@@ -5,7 +5,7 @@ path has none; coordinates are those of the annotations (pixel_origin as in data
 A path alone is an image without objects.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from config.errors import DataError
 from dataset.darknet_data import find_file, names_in, text_lines
 from dataset.files import write_atomically
-from dataset.imdb import AnnotatedImage, Imdb
+from dataset.imdb import AnnotatedImage
 from dataset.labels import OBJECT_WIDTH
 
 _COLUMNS = 5
@@ -32,7 +32,6 @@ class AnnotationList:
         """
         source = Path(path)
         names = tuple(class_names) if class_names else names_in(source.parent)
-        self.dropped: list[str] = []
         self.images: list[AnnotatedImage] = []
         seen: dict[Path, int] = {}
         highest = 0
@@ -46,34 +45,44 @@ class AnnotationList:
             rows = _objects(words[1:], len(names) if names else None, where)
             highest = max([highest, *rows[:, 4].astype(int)])
             name = image.relative_to(source.parent) if image.is_relative_to(source.parent) else image
-            self.images.append(AnnotatedImage(name.as_posix(), image, self._kept(rows, pixel_origin, where), None))
+            objects, dropped = _kept(rows, pixel_origin, where)
+            self.images.append(AnnotatedImage(name.as_posix(), image, objects, None, dropped))
         if not self.images:
             raise DataError(f"{source} lists no images")
         self.class_names = names or tuple(f"class{k}" for k in range(highest + 1))
-
-    def _kept(self, rows: np.ndarray, pixel_origin: int, where: str) -> np.ndarray:
-        """Objects (n, 6) of rows x1, y1, x2, y2, class, without those that have no area."""
-        kept = (rows[:, 2:4] > rows[:, :2]).all(axis=1)
-        self.dropped += [f"{where}: object {row + 1} has no area or is inverted" for row in np.flatnonzero(~kept)]
-        objects = np.zeros((len(rows), OBJECT_WIDTH))
-        objects[:, 0] = rows[:, 4]
-        objects[:, 1:5] = rows[:, :4] - np.array([pixel_origin, pixel_origin, 0, 0])
-        return objects[kept]
+        self.dropped = [line for one in self.images for line in one.dropped]
+        self.sources = [source, source.with_name("classes.txt")]  # files that were read
 
 
-def write_annotation_list(path: Path, imdb: Imdb, pixel_origin: int = 1) -> None:
-    """Writes the images of a data set, atomically, with absolute paths; difficult objects are left out.
+def _kept(rows: np.ndarray, pixel_origin: int, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Objects (n, 6) of rows x1, y1, x2, y2, class, without those that have no area, and a line for each of these."""
+    kept = (rows[:, 2:4] > rows[:, :2]).all(axis=1)
+    objects = np.zeros((len(rows), OBJECT_WIDTH))
+    objects[:, 0] = rows[:, 4]
+    objects[:, 1:5] = rows[:, :4] - np.array([pixel_origin, pixel_origin, 0, 0])
+    lines = tuple(f"{where}: object {row + 1} has no area or is inverted" for row in np.flatnonzero(~kept))
+    return objects[kept], lines
+
+
+def write_annotation_list(path: Path, images: Iterable[AnnotatedImage], pixel_origin: int = 1) -> None:
+    """Writes images, atomically, with absolute paths; difficult objects are left out.
 
     DataError for a path with blanks, which a line cannot hold.
     """
-    lines = [_line(image, pixel_origin) for image in imdb.images]
+    lines = [_line(image, pixel_origin) for image in images]
     write_atomically(path, "".join(f"{line}\n" for line in lines).encode("utf-8"))
 
 
-def _line(image: AnnotatedImage, pixel_origin: int) -> str:
+def listed_path(image: AnnotatedImage) -> str:
+    """The path of an image as a line has it; DataError for one with blanks."""
     name = str(image.path.absolute())
     if len(name.split()) != 1:
         raise DataError(f"{name!r}: an annotation list cannot hold a path with blanks; rename the file or its folder")
+    return name
+
+
+def _line(image: AnnotatedImage, pixel_origin: int) -> str:
+    name = listed_path(image)
     boxes = image.objects[:, 1:5] + np.array([pixel_origin, pixel_origin, 0, 0])
     rows = zip(boxes, image.objects[:, 0], image.objects[:, 5], strict=True)
     objects = [

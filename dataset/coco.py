@@ -59,8 +59,9 @@ class Annotations:
 class Coco:
     """Reads one or several sets of annotations; images has them in the order of the files.
 
-    dropped describes the boxes without area as written, which were left out. An image file that several sets list
-    counts once, with the objects of the first.
+    dropped describes the boxes without area as written, which were left out. Entries of one set for the same image file
+    are one image with the objects of all. An image file that several sets list counts once, with the objects of the
+    first; the number of these is logged.
     """
 
     def __init__(
@@ -77,32 +78,46 @@ class Coco:
         sets = {name: read_annotations(path) for name, path in files.items()}
         categories = _merged(sets, files)
         self.class_names = tuple(class_names) if class_names else tuple(categories.values())
-        self.dropped: list[str] = []
-        self.images: list[AnnotatedImage] = []
-        seen: set[Path] = set()
+        images: dict[Path, AnnotatedImage] = {}
         for name, annotations in sets.items():
             ids = _class_ids(annotations, categories, self.class_names, files[name])
-            rows = _by_image(annotations)
-            locate = _ImageFinder(self.root, name)
-            for image, own in zip(annotations.images, rows, strict=True):
-                path = locate(image.file_name)
-                if path not in seen:
-                    seen.add(path)
-                    self.images.append(self._image(image, path, annotations.objects[own], ids[own]))
+            found = self._images(name, annotations, ids)
+            known = found.keys() & images.keys()
+            if known:
+                logger.warning("%s: %d of its images are in an earlier set, too, and count once", name, len(known))
+            images |= {path: image for path, image in found.items() if path not in known}
+        self.images = list(images.values())
+        self.sources = list(files.values())  # files that were read
+        self.dropped = [line for image in self.images for line in image.dropped]
         if self.dropped:
             logger.warning("%d boxes without area were dropped, the first: %s", len(self.dropped), self.dropped[0])
+
+    def _images(self, name: str, annotations: Annotations, ids: np.ndarray) -> dict[Path, AnnotatedImage]:
+        """The images of a set by their files, in its order; ids (n,): classes of its objects."""
+        locate = _ImageFinder(self.root, name)
+        entries: dict[Path, Image] = {}
+        rows: dict[Path, np.ndarray] = {}
+        for image, own in zip(annotations.images, _by_image(annotations), strict=True):
+            path = locate(image.file_name)
+            if entries.setdefault(path, image).size != image.size:
+                raise DataError(f"set {name}: {image.file_name} is there with two sizes; correct its entries")
+            rows[path] = np.concatenate([rows[path], own]) if path in rows else own
+        return {
+            path: self._image(image, path, annotations.objects[rows[path]], ids[rows[path]])
+            for path, image in entries.items()
+        }
 
     def _image(self, image: Image, path: Path, rows: np.ndarray, ids: np.ndarray) -> AnnotatedImage:
         """One image with its objects of positive width and height."""
         name = path.relative_to(self.root).as_posix()
         kept = (rows[:, 4:6] > 0).all(axis=1)
-        self.dropped += [
+        dropped = tuple(
             f"{name}: object {k} [{' '.join(f'{value:g}' for value in rows[k, 2:6])}] has no area"
             for k in np.flatnonzero(~kept)
-        ]
+        )
         rows, ids = rows[kept], ids[kept]
         objects = np.column_stack([ids, rows[:, 2:4], rows[:, 2:4] + rows[:, 4:6], rows[:, 6]])
-        return AnnotatedImage(name, path, objects, image.size)
+        return AnnotatedImage(name, path, objects, image.size, dropped)
 
 
 def read_annotations(path: Path) -> Annotations:

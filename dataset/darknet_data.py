@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,7 @@ LABEL_COLUMNS = 5
 MAX_CLASSES = 10_000  # each gets a name
 KEYS = ("classes", "train", "valid", "names")
 logger = logging.getLogger(__name__)
+CLASSES = "classes.txt"  # names of the classes in a folder, as labelImg writes them
 IGNORED = ("backup", "eval", "results", "top", "labels")
 
 
@@ -88,6 +90,16 @@ def write_data(path: Path, data: DarknetData) -> None:
     write_atomically(path, "".join(f"{k} = {v}\n" for k, v in values.items() if v).encode("utf-8"))
 
 
+class Listing(NamedTuple):
+    """Images, each once; the folder that their names are relative to; class names if there are some; the files that
+    say all this."""
+
+    images: list[Path]
+    folder: Path
+    names: tuple[str, ...] | None
+    files: list[Path]
+
+
 class YoloFolder:
     """Images with YOLO labels, as an Imdb: of the lists of a .data file, of a list (.txt), or of a folder with images/.
 
@@ -104,14 +116,15 @@ class YoloFolder:
         """
         source = Path(root)
         names = tuple(class_names) if class_names else None
-        paths, self.root, own_names = _listed(source, sets)
+        paths, self.root, own_names, files = _listed(source, sets)
         names = names or own_names
         _report_unlabelled(paths)
         rows = [_read_labels(path, len(names) if names else None) for path in paths]
         highest = max((int(objects[:, 0].max()) for objects in rows if len(objects)), default=0)
         self.class_names = names or tuple(f"class{k}" for k in range(highest + 1))
-        self.dropped: list[str] = []
         self.images = [self._image(path, objects) for path, objects in zip(paths, rows, strict=True)]
+        self.dropped = [line for image in self.images for line in image.dropped]
+        self.sources = [*files, *(label_path(path) for path in paths)]  # files that were read
 
     def _image(self, path: Path, centres: np.ndarray) -> AnnotatedImage:
         """Centre boxes, fractions of the image, as corners in its pixels; without area they are dropped."""
@@ -119,12 +132,12 @@ class YoloFolder:
         height, width = size or (1, 1)
         low, high = centres[:, 1:3] - centres[:, 3:5] / 2, centres[:, 1:3] + centres[:, 3:5] / 2
         kept = (centres[:, 3:5] > 0).all(axis=1)
-        self.dropped += [f"{label_path(path)}: object {row} has no area" for row in np.flatnonzero(~kept)]
+        dropped = tuple(f"{label_path(path)}: object {row} has no area" for row in np.flatnonzero(~kept))
         objects = np.zeros((len(centres), OBJECT_WIDTH))
         objects[:, 0] = centres[:, 0]
         objects[:, 1:5] = np.concatenate([low, high], axis=1) * (width, height, width, height)
         name = path.relative_to(self.root) if path.is_relative_to(self.root) else path
-        return AnnotatedImage(name.as_posix(), path, objects[kept], size)
+        return AnnotatedImage(name.as_posix(), path, objects[kept], size, dropped)
 
 
 def label_path(image: Path) -> Path:
@@ -137,32 +150,36 @@ def label_path(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _listed(source: Path, sets: Sequence[str]) -> tuple[list[Path], Path, tuple[str, ...] | None]:
-    """(images, each once, folder that their names are relative to, class names if there are some)."""
+def _listed(source: Path, sets: Sequence[str]) -> Listing:
+    """What a folder, a .data file or a list names."""
     if source.is_dir():
-        return _in_folder(source, sets), source, names_in(source)
+        return Listing(_in_folder(source, sets), source, names_in(source), [source / CLASSES])
     if source.suffix == ".data":
         return _of_data(source, sets)
     if sets:
         raise DataError(f"{source} is one list of images: --set is for a folder or a .data file")
-    return _in_list(source), source.parent, names_in(source.parent)
+    return Listing(_in_list(source), source.parent, names_in(source.parent), [source, source.with_name(CLASSES)])
 
 
-def _of_data(source: Path, sets: Sequence[str]) -> tuple[list[Path], Path, tuple[str, ...] | None]:
+def _of_data(source: Path, sets: Sequence[str]) -> Listing:
     data = read_data(source)
     paths: dict[str, str] = {"train": data.train, "valid": data.valid}
     images: list[Path] = []
+    files = [source]
     for name in sets or ("train",):
         if not paths.get(name):
             raise DataError(
                 f"{source}: has no list `{name}`; --set can be {', '.join(k for k, v in paths.items() if v)}"
             )
-        images += _in_list(find_file(paths[name], source.parent, source))
-    names = read_names(find_file(data.names, source.parent, source)) if data.names else None
+        files.append(find_file(paths[name], source.parent, source))
+        images += _in_list(files[-1])
+    if data.names:
+        files.append(find_file(data.names, source.parent, source))
+    names = read_names(files[-1]) if data.names else None
     if names and len(names) != data.classes:
         raise DataError(f"{source}: classes = {data.classes}, but {data.names} has {len(names)} names")
     names = names or tuple(f"class{k}" for k in range(data.classes))
-    return list(dict.fromkeys(images)), source.parent, names
+    return Listing(list(dict.fromkeys(images)), source.parent, names, files)
 
 
 def _in_folder(source: Path, sets: Sequence[str]) -> list[Path]:
@@ -210,7 +227,7 @@ def find_file(written: str, folder: Path, where: str | Path) -> Path:
 
 def names_in(folder: Path) -> tuple[str, ...] | None:
     """The class names of the one .names file of a folder, or of its classes.txt; None without one."""
-    found = sorted(folder.glob("*.names")) or sorted(folder.glob("classes.txt"))
+    found = sorted(folder.glob("*.names")) or sorted(folder.glob(CLASSES))
     return read_names(found[0]) if len(found) == 1 else None
 
 

@@ -14,9 +14,8 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from config.errors import DataError
-from config.opencv import cv2
+from config.opencv import MAX_PIXELS, cv2
 
-MAX_PIXELS = 64_000_000  # a decompression bomb is refused by its header
 MAX_BYTES = 256 << 20
 DECODE_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

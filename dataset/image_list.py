@@ -18,6 +18,8 @@ from config.errors import DataError
 from dataset.labels import parse_label, validate
 
 MAX_INDEX = 2**63 - 1
+MAX_INDEX_DIGITS = 19
+MAX_BYTES = 1 << 30
 _FIELDS = 3
 
 
@@ -129,7 +131,11 @@ class ImageRoot:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise DataError(f"{path}: larger than {MAX_BYTES >> 20} MiB, this is not a list of images")
+        return content.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such list") from error
     except OSError as error:
@@ -145,7 +151,7 @@ def _entry(line: str, where: str, number: int) -> ListEntry:
         what = "its fields are separated by spaces" if spaces else "it has fewer than three fields"
         raise DataError(f"{where}: {what}; a line is `index TAB label... TAB path`")
     index, *label, path = fields
-    if not index.isascii() or not index.isdecimal() or int(index) > MAX_INDEX:
+    if not index.isascii() or not index.isdecimal() or len(index) > MAX_INDEX_DIGITS or int(index) > MAX_INDEX:
         raise DataError(f"{where}: the index {index!r:.40} is not a whole number from 0 on")
     if not path or "\0" in path:
         raise DataError(f"{where}: the path {path!r:.80} is not a file name")

@@ -17,13 +17,15 @@ class AnnotatedImage:
 
     name is its path relative to the data set's root, path the file. objects (n, 6) float64 has rows [id, xmin, ymin,
     xmax, ymax, difficult]; coordinates are pixel edges: 0 is the left or top edge of the image, its width or height the
-    right or bottom one. size is (height, width) as the annotation has it, None if it does not say.
+    right or bottom one. size is (height, width) as the annotation has it, None if it does not say. dropped describes
+    its boxes that were left out, a line each.
     """
 
     name: str
     path: Path
     objects: np.ndarray
     size: tuple[int, int] | None
+    dropped: tuple[str, ...] = ()
 
     def normalised(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """(objects (m, 6) float32 in [0, 1], kept (n,) bool) for an image of size (height, width).

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,8 @@ class Checked:
 
 @dataclass
 class Report:
-    """What was packed and what was not: lists of lines for the user; empty = images left out for want of objects."""
+    """What was packed and what was not: lists of lines for the user; empty = images left out for want of objects;
+    images = those packed, in their order, with the objects that they have in the record."""
 
     class_names: tuple[str, ...]
     counts: list[int] = field(default_factory=list)
@@ -53,6 +54,7 @@ class Report:
     resized: list[str] = field(default_factory=list)
     rotated: list[str] = field(default_factory=list)
     empty: int = 0
+    images: list[AnnotatedImage] = field(default_factory=list)
 
 
 def pack_dataset(
@@ -105,6 +107,7 @@ def _add(writer: RecordWriter, index: int, checked: Checked, report: Report) -> 
     validate(objects, len(report.class_names), image.name)
     label = pack_label(objects)
     writer.write(index, pack(label, checked.content, index))
+    report.images.append(replace(image, objects=image.objects[kept]))
     report.counts.append(len(objects))
     report.objects_per_class += np.bincount(objects[:, 0].astype(int), minlength=len(report.class_names))
     report.dropped += [

@@ -17,6 +17,7 @@ import defusedxml.ElementTree
 import numpy as np
 
 from config.errors import DataError
+from dataset.darknet_data import text_lines
 from dataset.imdb import AnnotatedImage, require_inside
 
 VOC_CLASSES = tuple(
@@ -76,8 +77,11 @@ class PascalVoc:
         listed = _listed(self.root, years, image_sets, every_annotation)
         annotations = list(self._annotations(listed, skip_bad))
         self.class_names = tuple(class_names) if class_names else _choose_classes(annotations)
-        self.dropped = tuple(line for annotation in annotations for line in _without_extent(annotation))
         self.images = [self._image(annotation, pixel_origin) for annotation in annotations]
+        self.dropped = tuple(line for image in self.images for line in image.dropped)
+        self.sources = [
+            _set_path(folder, name or DEFAULT_SET) for folder, name in _folders(self.root, years, image_sets)
+        ]
         self._report(annotations, pixel_origin)
 
     def _annotations(self, listed: Sequence[tuple[Path, str]], skip_bad: bool) -> Iterator[_Annotation]:
@@ -97,7 +101,7 @@ class PascalVoc:
         edges = annotation.boxes - np.array([pixel_origin, pixel_origin, 0, 0])
         objects = np.column_stack([np.array(ids, np.float64), edges, annotation.difficult])[kept]
         name = annotation.image.relative_to(self.root).as_posix()
-        return AnnotatedImage(name, annotation.image, objects, annotation.size)
+        return AnnotatedImage(name, annotation.image, objects, annotation.size, tuple(_without_extent(annotation)))
 
     def _class_id(self, name: str, path: Path) -> int:
         if name not in self.class_names:
@@ -156,6 +160,10 @@ def _folders(root: Path, years: Sequence[str], image_sets: Sequence[str]) -> lis
     return [(root / f"VOC{year}", image_set) for year, image_set in zip(years, sets, strict=True)]
 
 
+def _set_path(folder: Path, image_set: str) -> Path:
+    return folder / "ImageSets" / "Main" / f"{image_set}.txt"
+
+
 def _names(folder: Path, image_set: str | None, every: bool) -> list[str]:
     """The image names (without suffix) of a set of one folder."""
     sets = folder / "ImageSets" / "Main"
@@ -164,15 +172,12 @@ def _names(folder: Path, image_set: str | None, every: bool) -> list[str]:
         if not names:
             raise DataError(f"{folder / 'Annotations'} holds no annotations (*.xml)")
         return names
-    path = sets / f"{image_set or DEFAULT_SET}.txt"
+    path = _set_path(folder, image_set or DEFAULT_SET)
     require_inside(path, sets, sets)
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in sets.glob("*.txt"))[:20]) or "none"
         raise DataError(f"{path} is missing; sets that are there (--set): {known}")
-    try:
-        names = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file of image names in UTF-8") from error
+    names = [line.strip() for line in "\n".join(text_lines(path)).splitlines() if line.strip()]
     if not names:
         raise DataError(f"{path} lists no images; choose another --set")
     return names

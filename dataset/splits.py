@@ -41,5 +41,6 @@ def split(imdb: Imdb, shares: Sequence[float], seed: int) -> dict[str, Part]:
         if share and not groups[name]:
             raise OptionError(f"--split: {share:g} of {total} images is none for {name}; give it a larger share")
         if share:
-            parts[name] = Part(imdb.class_names, [imdb.images[k] for k in sorted(groups[name])])
+            images = [imdb.images[k] for k in sorted(groups[name])]
+            parts[name] = Part(imdb.class_names, images, [line for image in images for line in image.dropped])
     return parts

@@ -11,7 +11,7 @@ import numpy as np
 from boxes.geometry import clip_to_unit
 from config.augment_options import AUTO_INTERPOLATION
 from config.errors import DataError
-from config.opencv import cv2
+from config.opencv import MAX_PIXELS, cv2
 
 Size = tuple[int, int]
 Span = tuple[int, int]
@@ -46,12 +46,13 @@ class ColourShift:
 def decode(image: bytes, where: str, *, rgb: bool = False) -> np.ndarray:
     """Encoded image -> (h, w, 3) uint8 BGR, or RGB; EXIF orientation is ignored: boxes refer to the stored pixels.
 
-    DataError naming `where` if it is no image that OpenCV can decode.
+    DataError naming `where` if it is no image that OpenCV can decode, or has more than MAX_PIXELS.
     """
     try:
         pixels = cv2.imdecode(np.frombuffer(image, np.uint8), DECODE_FLAGS_RGB if rgb else DECODE_FLAGS)
     except cv2.error as error:
-        raise DataError(f"{where}: the image cannot be decoded ({error.err}); replace it and pack again") from error
+        reason = f"more than {MAX_PIXELS} pixels" if "CV_IO_MAX" in error.err else error.err
+        raise DataError(f"{where}: the image cannot be decoded ({reason}); replace it and pack again") from error
     if pixels is None:
         raise DataError(f"{where}: its {len(image)} bytes of image cannot be decoded; replace it and pack again")
     return pixels

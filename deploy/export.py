@@ -17,7 +17,7 @@ from deploy.manifest import UINT8_NHWC, Manifest, PostProcessing, Source
 from deploy.model_folder import Model, check_params, read_model_folder, write_model_folder
 from deploy.pixels import with_pixel_input
 from symbol.registry import is_effdet, is_yolo
-from symbol.symbol_factory import get_symbol, input_size
+from symbol.symbol_factory import get_symbol, input_size, rebuilding_options
 from train.checkpoint import Checkpoint, list_epochs, load_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,8 @@ def model_from_checkpoint(
     checkpoint's own. CheckpointError where the weights do not fit.
     """
     meta, origin = checkpoint.meta, f"{checkpoint.prefix}, epoch {checkpoint.epoch}"
-    options = from_mapping(NetworkOptions, {**meta["options"], **detection_options}, origin)
+    own = rebuilding_options(meta["network"], meta["options"], origin)
+    options = from_mapping(NetworkOptions, {**own, **detection_options}, origin)
     size = input_size(data_shape or tuple(meta["data_shape"]))
     symbol = get_symbol(meta["network"], size, len(meta["class_names"]), **to_mapping(options))
     try:

@@ -12,6 +12,8 @@ from config.detection_options import given_detection
 from config.errors import OptionError
 from config.idle_options import idle_deploy_options
 from config.options import parse_options
+from config.prefix import check_prefix
+from config.signals import exit_on_sigterm
 from deploy.folder_files import ONNX_INT8
 
 if TYPE_CHECKING:
@@ -21,8 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str]) -> int:
-    """Parses the options, writes the model folder and prints what it holds."""
+    """Parses the options, writes the model folder and prints what it holds; SIGTERM ends it with status 143."""
     options = parse_options(DeployOptions, argv, "Export a checkpoint as a model folder that Detector and demo.py run.")
+    check_prefix(options.prefix)
     check_int8(options)
     check_onnx(options)
     threads.configure()
@@ -36,6 +39,7 @@ def main(argv: list[str]) -> int:
     from train.expected_model import check_model
 
     log_to_terminal()
+    exit_on_sigterm()
     for line in idle_deploy_options(options):
         logger.warning(line)
     checkpoint = load_checkpoint(options.prefix, options.epoch)

@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import sys
-import types
-import typing
 from dataclasses import dataclass, field
 from typing import Any
 
 from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES
+from config.typed_json import parse_json, typed
 
 FORMAT = 1
 DATA, DET = "data", "det"  # input and output of the network
@@ -172,46 +170,4 @@ def manifest_to_json(manifest: Manifest) -> str:
 
 def manifest_from_json(text: str) -> Manifest:
     """The manifest in a text; fields of later versions are ignored, anything missing or mistyped raises ValueError."""
-    try:
-        return _typed(Manifest, json.loads(text, parse_constant=_no_constant), "manifest")
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not allowed")
-
-
-def _typed(kind: Any, value: Any, where: str) -> Any:
-    """value, out of JSON, as an instance of `kind`: a dataclass, tuple[X, ...], dict[str, X], scalar or Any."""
-    arguments = typing.get_args(kind)
-    if kind is Any:
-        return value
-    if typing.get_origin(kind) is types.UnionType:  # X | None
-        return None if value is None else _typed(arguments[0], value, where)
-    if typing.get_origin(kind) is tuple:
-        _require(value, list, where)
-        return tuple(_typed(arguments[0], item, where) for item in value)
-    if typing.get_origin(kind) is dict:
-        _require(value, dict, where)
-        return {name: _typed(arguments[1], item, f"{where}.{name:.50}") for name, item in value.items()}
-    if dataclasses.is_dataclass(kind):
-        return _instance(kind, value, where)
-    _require(value, kind, where)
-    return kind(value)
-
-
-def _instance(kind: Any, value: Any, where: str) -> Any:
-    _require(value, dict, where)
-    hints = typing.get_type_hints(kind)
-    missing = next((name for name in hints if name not in value and name not in _OPTIONAL), None)
-    if missing:
-        raise ValueError(f"{missing} is missing in {where}")
-    return kind(**{name: _typed(hint, value[name], f"{where}.{name}") for name, hint in hints.items() if name in value})
-
-
-def _require(value: Any, kind: type, where: str) -> None:
-    """ValueError unless value, out of JSON, has this type; whole numbers are numbers, booleans and infinity are not."""
-    allowed = (int, float) if kind is float else (kind,)
-    if type(value) not in allowed or (kind is float and not abs(value) <= sys.float_info.max):
-        raise ValueError(f"{where} is not of type {kind.__name__}: {value!r:.50}")
+    return typed(Manifest, parse_json(text), "manifest", _OPTIONAL)

@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from config.errors import CheckpointError, OptionError
 from config.runtime import mx
+from config.signals import held
 from dataset.files import write_atomically
 from dataset.sidecar import file_sha256
 from deploy.folder_files import MANIFEST, ONNX, PARAMS, SYMBOL, read_manifest, verify_file
@@ -120,16 +121,18 @@ def check_replaceable(folder: str | Path) -> None:
 
 
 def _replace(target: Path, new: Path) -> None:
-    """Gives the folder `new` the name `target`; an older folder of that name comes back if this fails."""
+    """Gives the folder `new` the name `target`; an older folder of that name comes back if this fails. Signals wait
+    for both renames."""
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.exists():
-        os.rename(target, old)
-    try:
-        os.rename(new, target)
-    except OSError:
-        with suppress(FileNotFoundError):
-            os.rename(old, target)
-        raise
+    with held():
+        if target.exists():
+            os.rename(target, old)
+        try:
+            os.rename(new, target)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.rename(old, target)
+            raise
     _sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 

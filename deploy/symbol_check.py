@@ -82,6 +82,7 @@ _MAX_PRODUCT = 1 << 31
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _WORD = re.compile(r"(?!nan$|inf$|infinity$)[a-z_]\w{0,31}", re.IGNORECASE)  # True, max, NCHW...
 _DIVISORS = ("num_group", "repeat")  # MXNet divides by them
+_FALSE = frozenset({"False", "false", "0"})
 _WITH_NONE = frozenset({"axis", "begin", "dtype", "end", "step", "temperature"})  # others take None for a huge number
 _COUNTS = frozenset({"dilate", "kernel", "pad", "pad_width", "stride"})
 _PRIVATE = frozenset({"__init__", "__lr_mult__", "__wd_mult__", "__shape__", "__dtype__", "__layout__"})
@@ -133,6 +134,8 @@ def check_shapes(symbol: mx.sym.Symbol, origin: str, **inputs: tuple[int, ...]) 
 
 def _check_sizes(nodes: list[dict[str, Any]], shapes: list[tuple[int, ...]], input_size: int) -> None:
     """ValueError names a node; shapes are those of all outputs of the nodes, in their order."""
+    if len(shapes) != sum(map(num_outputs, nodes)):
+        raise ValueError("a node has other outputs than detection uses")
     sizes: list[list[int]] = []
     found = iter(shapes)
     for node in nodes:
@@ -166,7 +169,9 @@ def _checked_node(node: Any, before: list[dict[str, Any]]) -> dict[str, Any]:
         raise ValueError(f"node {position} has an attribute that is not a text")
     if node["op"] == "Cast" and attrs != {"dtype": "float32"}:
         raise ValueError(f"node {position} casts to another type than float32")
-    wrong = next((key for key, value in attrs.items() if not _is_plausible(key, value)), None)
+    wrong = next(
+        (key for key, value in attrs.items() if not _is_plausible(key, value) or _adds_outputs(key, value)), None
+    )
     if wrong is not None:
         raise ValueError(f"node {position} has {wrong!r:.50} {attrs[wrong]!r:.50}")
     return {"op": node["op"], "name": name, "attrs": attrs, "inputs": [_checked_entry(e, before) for e in inputs]}
@@ -189,6 +194,11 @@ def _is_plausible(key: str, value: str) -> bool:
     if key in _DIVISORS and (len(parts) != 1 or not value.isdecimal() or int(value) < 1):
         return False
     return key in _WITH_NONE or "none" not in (part.lower() for part in parts)
+
+
+def _adds_outputs(key: str, value: str) -> bool:
+    """Whether an attribute gives its operator more outputs than num_outputs knows: mean and variance, or a mask."""
+    return (key == "output_mean_var" and value not in _FALSE) or (key == "act_type" and value == "rrelu")
 
 
 def _numbers(parts: list[str]) -> Iterator[float]:

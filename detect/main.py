@@ -11,6 +11,7 @@ from config.demo_options import DemoOptions
 from config.errors import OptionError
 from config.options import boolean_flags, parse_options
 from config.run import DeviceOptions
+from config.signals import exit_on_sigterm
 from config.terminal_log import log_to_terminal
 from detect.benchmark import benchmark
 from detect.inputs import Source, distinct_files, find_images, is_video, plan_outputs, split_words, with_values
@@ -30,7 +31,7 @@ _DEFAULTS = {"--camera": "0", "--benchmark": "100"}  # of flags that may stand a
 
 
 def main(argv: list[str]) -> int:
-    """Parses the options and detects; status 2 if something could not be read, 130 after Ctrl-C."""
+    """Parses the options and detects; status 2 if something could not be read, 130 after Ctrl-C, 143 after SIGTERM."""
     words, flags = split_words(with_values(argv, _DEFAULTS), boolean_flags(DemoOptions))
     description = "Detect objects in images, videos and cameras; python demo.py [FILE ...] --model MODEL."
     options = parse_options(DemoOptions, flags, description)
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> int:
     jobs = _plan(sources, options)
     threads.configure()
     log_to_terminal()
+    exit_on_sigterm()
     window = Window() if options.show else None
     detector = _load(options)
     if options.benchmark:
@@ -116,6 +118,9 @@ def _detect(run: Run, jobs: Sequence[Job], options: DemoOptions) -> int:
                 run.detect_video(job, options.frame_resize, options.max_frames)
     except KeyboardInterrupt:
         interrupted = True
+    except BaseException:
+        run.records.discard()
+        raise
     finally:
         run.close()
     _report(run, options, time.monotonic() - started)

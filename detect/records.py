@@ -35,6 +35,10 @@ class Records:
         elif self._path:
             self._list.append(record)
 
+    def discard(self) -> None:
+        """Leaves an older list as it is; lines that are written already stay."""
+        self._path = ""
+
     def close(self) -> None:
         """Completes the file."""
         if self._lines:

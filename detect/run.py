@@ -95,7 +95,14 @@ class Run:
                 stack.callback(sink.close)
             stack.callback(frames.close)
             shown = tqdm(frames, video.name, total, disable=None, unit=" frames", leave=False)
-            return sum(1 for _ in self._detect(_items(video.name, shown, job, *sinks)))
+            try:
+                return sum(1 for _ in self._detect(_items(video.name, shown, job, *sinks)))
+            except KeyboardInterrupt:
+                raise  # a film that the user has ended is kept
+            except BaseException:
+                for sink in filter(None, sinks):
+                    sink.discard()
+                raise
 
     def close(self) -> None:
         """Completes the records and closes the window."""

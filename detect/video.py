@@ -157,6 +157,13 @@ class VideoFile:
         self._writer = None
         raise OptionError(f"{asked}: OpenCV cannot write a video there; choose another --output, or '' for none")
 
+    def discard(self) -> None:
+        """Ends the file and removes it, so that an older one of its name stays; close() then does nothing."""
+        if self._writer is not None:
+            self._writer.release()
+            self._writer = None
+            self._temporary.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Ends the file and gives it its name; DataError where there was no room for it."""
         if self._writer is None:

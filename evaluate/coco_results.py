@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from config.errors import DataError, OptionError
+from config.errors import OptionError
 from dataset.coco import read_annotations
 from dataset.files import write_atomically
+from dataset.image_list import read_list
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,7 @@ def _names(rec_path: str) -> dict[int, str]:
     path = Path(rec_path).with_suffix(".lst")
     if not path.is_file():
         return {}
-    try:
-        lines = [line.split("\t") for line in path.read_text("utf-8").splitlines() if line]
-        return {int(words[0]): words[-1] for words in lines}
-    except ValueError as error:
-        raise DataError(f"{path}: not a list of images ({error})") from error
+    return {entry.index: entry.path for entry in read_list(path)}
 
 
 def _find(name: str | None, images: dict[str, int], where: str, path: str) -> str:

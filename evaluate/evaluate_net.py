@@ -17,7 +17,7 @@ from evaluate.coco_metric import COCOResult
 from evaluate.eval_metric import ValidationMetric
 from evaluate.scoring import score_detections
 from evaluate.voc_eval import VOCResult
-from symbol.symbol_factory import check_any_size, get_symbol
+from symbol.symbol_factory import check_any_size, get_symbol, rebuilding_options
 from train.checkpoint import PIXEL_FIELDS, Checkpoint
 from train.devices import check_batch_size
 
@@ -44,12 +44,14 @@ class Evaluation:
 
     Attributes:
         results: by kind of metric, in the order asked for.
+        overlap: IoU above which VOC's rule counts a detection as right.
         images: how many were evaluated.
         seconds: duration of the pass.
         rows: detections and objects, if they were to be kept.
     """
 
     results: dict[str, VOCResult | COCOResult]
+    overlap: float
     images: int
     seconds: float
     rows: Rows | None = None
@@ -74,19 +76,18 @@ def evaluate_net(
     num_batch: int | None = None,
     list_path: str = "",
     rect: int | None = None,
-    overlap: float = 0.5,
-    use_difficult: bool = False,
-    voc07: bool = True,
+    overlap: float | None = None,
+    use_difficult: bool | None = None,
     metrics: Sequence[str] = (),
     keep_rows: bool = False,
     **detection_options: Any,
 ) -> Evaluation:
     """Evaluates a checkpoint on a record, or its first num_batch batches.
 
-    Labels of the list list_path (.lst) replace the record's. rect: see RecordIter; None = as the training's validation.
-    metrics are kinds out of config.run.METRICS (none: voc07 or, without voc07, voc); keep_rows keeps detections and
-    objects, too. detection_options replace the checkpoint's own (nms, nms_topk, score_threshold, force). With the
-    training's batch size the values are those of the training's validation to the last digit, on the same machine.
+    Labels of the list list_path (.lst) replace the record's. rect: see RecordIter; metrics: kinds out of
+    config.run.METRICS. Whichever of batch_size, rect, overlap, use_difficult and metrics is not given is as in the
+    training's validation: the values then are its own to the last digit, on the same machine. keep_rows keeps
+    detections and objects, too. detection_options replace the checkpoint's own (nms, nms_topk, score_threshold, force).
     OptionError where the record's classes are not the checkpoint's.
     """
     meta = checkpoint.meta
@@ -107,7 +108,9 @@ def evaluate_net(
         path_imglist=list_path,
         rect=rect,
     )
-    kinds = tuple(metrics) or ("voc07" if voc07 else "voc",)
+    kinds = tuple(metrics or meta["metrics"])
+    overlap = meta["overlap"] if overlap is None else overlap
+    use_difficult = meta["use_difficult"] if use_difficult is None else use_difficult
     needed = tuple(dict.fromkeys((*kinds, "coco"))) if keep_rows else kinds
     metric = ValidationMetric(needed, meta["class_names"], overlap, use_difficult)
     served: list[tuple[np.ndarray, np.ndarray]] = []
@@ -118,7 +121,7 @@ def evaluate_net(
         images = metric.parts[kinds[0]].global_num_inst
         results = {kind: metric.parts[kind].result() for kind in kinds}
         rows = _rows(metric.parts["coco"].rows(), served, images) if keep_rows else None
-        return Evaluation(results, images, time.monotonic() - started, rows)
+        return Evaluation(results, overlap, images, time.monotonic() - started, rows)
     finally:
         iterator.close()
 
@@ -142,7 +145,8 @@ def _inference_module(
     checkpoint: Checkpoint, devices: Sequence[mx.Context], iterator: RecordIter, detection_options: dict[str, Any]
 ) -> mx.mod.Module:
     meta = checkpoint.meta
-    options = {**meta["options"], **detection_options}
+    origin = f"{checkpoint.prefix}, epoch {checkpoint.epoch}"
+    options = rebuilding_options(meta["network"], meta["options"], origin) | detection_options
     symbol = get_symbol(meta["network"], iterator.smallest_size, len(meta["class_names"]), **options)
     module = mx.mod.Module(symbol, data_names=("data",), label_names=None, context=list(devices))
     module.bind(iterator.provide_data, for_training=False)

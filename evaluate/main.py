@@ -26,6 +26,9 @@ def main(argv: list[str]) -> int:
     checkpoint = load_checkpoint(options.prefix, options.epoch)
     known = {name: checkpoint.meta[name] for name in ("network", "class_names", "data_shape", "mean_pixels")}
     check_model(options, f"{options.prefix}, epoch {checkpoint.epoch},", **known)
+    kinds = metric_kinds(options, tuple(checkpoint.meta["metrics"]))
+    if options.curves and kinds == ("coco",):
+        raise OptionError("--curves draws the curves of VOC's rule: add voc07 or voc to --metrics")
     if options.coco_annotations:  # what does not fit is told before the pass
         _coco_ids(options, RecordReader(options.rec_path).keys, known["class_names"])
     evaluation = evaluate_net(
@@ -40,7 +43,7 @@ def main(argv: list[str]) -> int:
         rect=_rect(options, checkpoint.meta["rect"]),
         overlap=options.overlap,
         use_difficult=options.use_difficult,
-        metrics=metric_kinds(options),
+        metrics=kinds,
         keep_rows=bool(options.coco_json or options.coco_truth),
         **given_detection(options),
     )
@@ -70,8 +73,6 @@ def _check_outputs(options: EvaluateOptions) -> None:
             raise OptionError(f"{flag} {path}: there is no folder {Path(path).parent}; make it first")
     if options.curves and not options.curves.endswith(".png"):
         raise OptionError(f"--curves {options.curves}: the name of a picture ends with .png")
-    if options.curves and metric_kinds(options) == ("coco",):
-        raise OptionError("--curves draws the curves of VOC's rule: add voc07 or voc to --metrics")
     if options.coco_annotations and not Path(options.coco_annotations).is_file():
         raise OptionError(f"--coco-annotations {options.coco_annotations}: no such file")
 
@@ -116,7 +117,7 @@ def _write_json(options: EvaluateOptions, epoch: int, evaluation: Any) -> None:
         "prefix": options.prefix,
         "epoch": epoch,
         "rec_path": options.rec_path,
-        "iou_threshold": options.overlap,
+        "iou_threshold": evaluation.overlap,
         "voc07": next((kind for kind in by_kind if kind != "coco"), "") == "voc07",
         **first,
         "metrics": by_kind,

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from config.runtime import mx
 from symbol.layers import Symbol
 
+NO_OVERLAP = 1e-37  # a normal float32; MultiBoxDetection neither suppresses nor sorts with the threshold 0
+
 
 def multibox_detection(
     prob: Symbol,
@@ -20,14 +22,15 @@ def multibox_detection(
     """det (B, A, 6) by MultiBoxDetection: each anchor has one class, its best.
 
     prob (B, A, C + 1) with the background first, loc_pred (B, A, 4) offsets, anchors (1, A, 4) corners. topk boxes of
-    an image are considered; boxes are clipped to the image.
+    an image are considered; boxes are clipped to the image. A box goes if its IoU with a better one is nms or more;
+    with nms 0, if they overlap at all.
     """
     return mx.sym.contrib.MultiBoxDetection(
         mx.sym.transpose(prob, axes=(0, 2, 1)),  # (B, C + 1, A)
         mx.sym.reshape(loc_pred, shape=(0, -1)),  # (B, 4 A)
         anchors,
         threshold=threshold,
-        nms_threshold=nms,
+        nms_threshold=max(nms, NO_OVERLAP),
         force_suppress=force,
         variances=tuple(variances),
         nms_topk=topk,

@@ -61,6 +61,8 @@ class SSDRow:
     smallest_side: int = 32
     # Limit centres and sides of the anchors to [0, 1] (ssd.pytorch); MultiBoxPrior's own clip limits corners.
     clip_centres: bool = False
+    # The body takes the option width.
+    takes_width: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,8 @@ _PYTORCH_512 = replace(
     steps_for=512,
 )
 
+_MOBILENET_V2 = _six_maps(mobilenet_v2, ("block_14_expand_relu", "conv_last_relu"), FILTERS_4)
+
 # name -> rows by the smallest input side they are for, largest first.
 NETWORKS: dict[str, Rows] = {
     "densenet-tiny": ((0, _six_maps(densenet_tiny, ("DBstage2_concat12", "DBstage3_concat18"), (256, 256, 256, 128))),),
@@ -199,10 +203,11 @@ NETWORKS: dict[str, Rows] = {
                 extras=_extras((512, 256, 256, 256, 256), (2,) * 5, (1,) * 5),
                 sizes=SIZES_7,
                 ratios=RATIOS_7,
+                takes_width=True,
             ),
         ),
     ),
-    "mobilenet_v2": ((0, _six_maps(mobilenet_v2, ("block_14_expand_relu", "conv_last_relu"), FILTERS_4)),),
+    "mobilenet_v2": ((0, replace(_MOBILENET_V2, takes_width=True)),),
     "resnet101": ((0, _six_maps(resnet101, ("stage3_unit23_plus", "stage4_unit3_plus"), FILTERS_4)),),
     "resnet50": ((0, _six_maps(resnet50, ("stage3_unit6_plus", "stage4_unit3_plus"), FILTERS_4)),),
     "vgg16_reduced": ((448, _vgg_512(vgg16_reduced)), (0, _vgg_300(vgg16_reduced))),

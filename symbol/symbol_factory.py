@@ -9,16 +9,18 @@ from boxes.assigners import SSDAssigner
 from boxes.effdet_anchors import STRIDES
 from boxes.effdet_assigner import EffDetAssigner
 from boxes.yolo_assigner import YOLOAssigner
-from config.errors import OptionError
+from config.errors import CheckpointError, OptionError
 from config.network_options import NetworkOptions
 from config.options import from_mapping
 from config.runtime import mx
+from symbol.backbone.gluon_body import PREFIX as GLUONCV_PREFIX
 from symbol.darknet_cfg import load_cfg
 from symbol.detector import efficientdet, ssd, yolo
 from symbol.layers import Symbol
 from symbol.registry import (
     DARKNET_PREFIX,
     EFFDET_NETWORKS,
+    NETWORKS,
     EffDetRow,
     FeatureMap,
     SSDRow,
@@ -41,6 +43,7 @@ __all__ = [
     "input_size",
     "label_names",
     "list_networks",
+    "rebuilding_options",
     "size_multiple",
 ]
 
@@ -108,6 +111,21 @@ def carried_options(network: str, darknet_cfg: str) -> dict[str, Any]:
     return {"darknet_cfg": load_cfg(network.removeprefix(DARKNET_PREFIX))}
 
 
+def rebuilding_options(network: str, options: dict[str, Any], origin: str) -> dict[str, Any]:
+    """The options by which a network is built again from a checkpoint, named `origin`, that holds them.
+
+    CheckpointError for a darknet:FILE without the text of its .cfg: a checkpoint names no file to read. A width that
+    the network does not use, as earlier versions wrote it, is left out.
+    """
+    if network.startswith(DARKNET_PREFIX) and not options.get("darknet_cfg"):
+        raise CheckpointError(
+            f"{origin}: its options hold no darknet_cfg, the text of {network:.80}; train or convert it again"
+        )
+    fixed = network in NETWORKS and not any(row.takes_width for _, row in NETWORKS[network])
+    drop = {"width"} if fixed or network.startswith(GLUONCV_PREFIX) else set()
+    return {name: value for name, value in options.items() if name not in drop}
+
+
 def check_any_size(network: str, data_shape: Shape, option: str) -> None:
     """OptionError naming `option` unless the network's symbol takes inputs of other sizes than data_shape, too."""
     if is_effdet(network):
@@ -163,6 +181,10 @@ def _wanted(network: str, data_shape: Shape, num_classes: int, options: dict[str
     size = input_size(data_shape)
     checked = _checked(network, options)
     row = _row(network, size, checked.darknet_cfg)
+    if isinstance(row, SSDRow) and not row.takes_width and checked.width != NetworkOptions.width:
+        raise OptionError(
+            f"--width {checked.width:g}: {network} does not use it; leave it out, or give 1 where a preset sets it"
+        )
     return _family(network), (network, row, size, num_classes, checked)
 
 

@@ -1,13 +1,14 @@
 """The picture of tools/anchors.py: widths and heights of objects with the anchors before and after."""
 
-import os
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from config.figures import save_figure
+
+DPI = 90
 DOT_AREA = 6
 SHOWN = 20_000  # dots, every k-th object of larger sets
 
@@ -18,7 +19,6 @@ def save_picture(path: Path, sizes: np.ndarray, before: np.ndarray, after: np.nd
     On the left widths and heights on logarithmic axes, on the right the fitted anchors as boxes of one centre.
     """
     figure = Figure(figsize=(12, 6), layout="constrained")
-    FigureCanvasAgg(figure)  # needs no display
     scatter, outlines = figure.subplots(1, 2)
     dots = sizes[:: -(-len(sizes) // SHOWN)]
     scatter.scatter(*dots.T, s=DOT_AREA, alpha=0.35, color="0.55", linewidths=0, label=f"{len(sizes)} objects")
@@ -31,9 +31,4 @@ def save_picture(path: Path, sizes: np.ndarray, before: np.ndarray, after: np.nd
         outlines.add_patch(Rectangle((-width / 2, -height / 2), width, height, fill=False, edgecolor="tab:red"))
     half = after.max() * 0.55
     outlines.set(xlim=(-half, half), ylim=(-half, half), aspect="equal", title="anchors after")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.png")
-    try:
-        figure.savefig(temporary, dpi=90, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_figure(figure, path, DPI)

@@ -15,16 +15,19 @@ if not __package__:
 
 import numpy as np
 
-from config.convert_options import ConvertOptions
+from config.convert_options import DEFAULT_NETWORK, ConvertOptions
 from config.errors import CheckpointError, OptionError, run_command
 from config.network_options import NetworkOptions
-from config.options import from_mapping, parse_options, to_mapping
+from config.options import boolean_flags, from_mapping, parse_options, to_mapping
+from config.prefix import check_prefix
 from config.run import TrainOptions, pixel_options
+from config.signals import exit_on_sigterm
 from dataset.class_names import read_class_names
 from dataset.pascal_voc import VOC_CLASSES
 from detect.inputs import split_words
 
 if TYPE_CHECKING:
+    from train.weights.classic import Description
     from train.weights.report import Report
 
 Arrays = dict[str, np.ndarray]
@@ -32,6 +35,7 @@ YOLO_BIAS = re.compile(r"pred_\d+_conv_bias")
 YOLO_VALUES = 5  # of a box: x, y, w, h, objectness
 CLS_BIAS, LOC_BIAS = "_cls_pred_conv_bias", "_loc_pred_conv_bias"
 COORDINATES = 4
+OUTPUTS = ("symbol.json", "0000.params", "0000.optim.params", "0000.json")  # after PREFIX-
 EFFDET_BIAS = "cls_pred_pointwise_bias"
 
 
@@ -87,12 +91,14 @@ SOURCES: dict[str, Source] = {
 
 def main(argv: list[str]) -> None:
     """Reads a file, renames its arrays, writes those that fit and prints what was loaded, missing and unused."""
-    words, flags = split_words(argv)
+    words, flags = split_words(argv, boolean_flags(ConvertOptions))
     options = parse_options(ConvertOptions, flags, "Convert weights of another project; the file is a word by itself.")
+    exit_on_sigterm()
     source, path = _source(options), _file(words, options)
-    options = replace(options, data_shape=options.data_shape or (_side(source, options.network),))
     prefix = options.prefix or str(path.with_suffix(""))
-    network_options = to_mapping(from_mapping(NetworkOptions, _network_values(options, source)))
+    _check_outputs(prefix, path, options.overwrite)
+    options, stated = _completed(options, source, path)
+    network_options = to_mapping(from_mapping(NetworkOptions, _network_values(options, source) | stated))
     arg, aux = source.rename(source.read(str(path)), options.network, network_options)
     names = _class_names(options, arg)
     report, complete = _write(prefix, options, network_options, names, arg, aux)
@@ -100,6 +106,39 @@ def main(argv: list[str]) -> None:
     print(f"{prefix}-0000.params written; train from it with --pretrained {prefix} --epoch 0")
     if complete:
         print(f"nothing is missing, it detects as it is: python demo.py --model {prefix} --epoch 0 --images IMAGE")
+
+
+def _completed(options: ConvertOptions, source: Source, path: Path) -> tuple[ConvertOptions, dict[str, Any]]:
+    """The options with network and input side, and options of the network that a classic symbol states.
+
+    Prints what the symbol leaves open, or asks for and this project does not have.
+    """
+    found = _classic_symbol(options, path)
+    if found is None:
+        network = options.network or DEFAULT_NETWORK
+        return replace(options, network=network, data_shape=options.data_shape or (_side(source, network),)), {}
+    network = options.network or found.network or ""
+    if not network:
+        raise OptionError(f"{path}: the symbol beside it is of no network that is known; give --network")
+    notes = list(found.notes)
+    if options.data_shape is None and found.data_shape is None:
+        notes.append(f"it does not tell the input's side: {source.side} is taken, --data-shape says another one")
+    print("\n".join(f"note: of the symbol beside it, {note}" for note in notes), end="\n" if notes else "")
+    side = options.data_shape or (found.data_shape or source.side,)
+    stated = {**found.options, **({"width": options.width} if options.width != 1 else {})}
+    return replace(options, network=network, data_shape=side, width=stated.get("width", 1.0)), stated
+
+
+def _classic_symbol(options: ConvertOptions, path: Path) -> "Description | None":
+    """What the symbol of a classic checkpoint says; None for other sources, and with a line where it is not there."""
+    if options.from_ != "classic":
+        return None
+    from train.weights import classic
+
+    symbol = classic.symbol_path(path)
+    if path.is_file() and not symbol.is_file():
+        print(f"note: {symbol} is missing: network and settings are those of the flags and defaults")
+    return classic.describe(path, options.network or None) if symbol.is_file() else None
 
 
 def _network_values(options: ConvertOptions, source: Source) -> dict[str, Any]:
@@ -130,6 +169,17 @@ def _file(words: list[str], options: ConvertOptions) -> Path:
     if len(files) != 1:
         raise OptionError(f"give one file to convert, not {len(files)}: convert_weights.py --from {options.from_} FILE")
     return Path(files[0])
+
+
+def _check_outputs(prefix: str, path: Path, overwrite: bool) -> None:
+    """OptionError where a file to be written is there already, unless it may be lost; the source never may."""
+    check_prefix(prefix)
+    for suffix in OUTPUTS:
+        output = Path(f"{prefix}-{suffix}")
+        if output.exists() and path.exists() and output.samefile(path):
+            raise OptionError(f"--prefix {prefix}: {output} is the file to convert; choose another --prefix")
+        if output.exists() and not overwrite:
+            raise OptionError(f"{output} is there already; choose another --prefix, or add --overwrite to lose it")
 
 
 def _class_names(options: ConvertOptions, arg: Arrays) -> tuple[str, ...]:
@@ -171,6 +221,7 @@ def _write(
 ) -> tuple["Report", bool]:
     """Writes what fits: a whole checkpoint of epoch 0 if nothing is missing, else the .params alone."""
     from config.runtime import mx
+    from train.checkpoint import meta_path
     from train.params_file import write_params
     from train.weights.report import compare, expected_shapes
 
@@ -183,8 +234,9 @@ def _write(
         {name: mx.nd.array(array) for name, array in arrays.items() if name in report.loaded} for arrays in (arg, aux)
     ]
     if report.missing:
-        Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+        meta_path(prefix, 0).parent.mkdir(parents=True, exist_ok=True)
         write_params(f"{prefix}-0000.params", *kept)
+        meta_path(prefix, 0).unlink(missing_ok=True)  # of an earlier conversion
     else:
         _write_checkpoint(prefix, options, network_options, names, *kept)
     return report, not report.missing

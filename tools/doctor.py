@@ -20,7 +20,15 @@ if not __package__:
     importlib.import_module("as_module")
 
 from config.errors import UserError, run_command
-from config.gpus import CUDA_WHEEL, Driver, gpu_problem, is_supported, read_driver
+from config.gpus import (
+    CUDA_WHEEL,
+    HIGHEST_CAPABILITY,
+    LOWEST_CAPABILITY,
+    Driver,
+    gpu_problem,
+    is_supported,
+    read_driver,
+)
 from config.libraries import missing_packages
 from config.options import option, parse_options
 from config.threads import configure, cpu_quota, physical_cores
@@ -84,6 +92,9 @@ def describe(report: dict[str, Any]) -> list[str]:
     rows.append(("memory", f"{_gib(memory['available'])} of {_gib(memory['total'])} available"))
     rows.append((str(SHARED_MEMORY), f"{_gib(shm['free'])} of {_gib(shm['total'])} free" if shm else "missing"))
     rows += [(f"gpu {k}", _gpu_line(card)) for k, card in enumerate(gpu["gpus"])]
+    rows.append(
+        (f"gpus for {CUDA_WHEEL}", "compute capability {}.{} to {}.{}".format(*LOWEST_CAPABILITY, *HIGHEST_CAPABILITY))
+    )
     rows.append(("gpu", f"not usable: {gpu['problem']}" if gpu["problem"] else "usable"))
     verdict = [f"problem: {problem}" for problem in report["problems"]] or ["Training on the CPU works."]
     return [f"{name:<24}{text}" for name, text in rows] + verdict

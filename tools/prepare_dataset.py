@@ -23,7 +23,7 @@ from config.options import parse_options
 from config.prepare_options import PrepareOptions
 from config.signals import exit_on_sigterm
 from config.threads import usable_threads
-from dataset.annotation_list import AnnotationList, write_annotation_list
+from dataset.annotation_list import AnnotationList, listed_path, write_annotation_list
 from dataset.class_names import read_class_names
 from dataset.coco import Coco
 from dataset.darknet_data import YoloFolder
@@ -33,6 +33,8 @@ from dataset.pascal_voc import PascalVoc
 from dataset.splits import split
 from tools.packing_output import print_list, progress
 
+Source = PascalVoc | Coco | YoloFolder | AnnotationList
+
 
 def main(argv: list[str]) -> None:
     """Reads the annotations, packs them and says what was written."""
@@ -41,19 +43,23 @@ def main(argv: list[str]) -> None:
     exit_on_sigterm()
     target = _target(options)
     imdb, bad = _read(options)
-    if not options.split:
+    parts = split(imdb, options.split, options.seed) if options.split else {}
+    targets = {name: target.with_name(f"{target.stem}_{name}.lst") for name in parts}
+    for path in targets.values() if parts else [target]:
+        _refuse_sources(path, imdb.sources, options)
+    if not parts:
         _pack(imdb, target, options, bad)
         return
-    parts = split(imdb, options.split, options.seed)
     print_list("bad annotations, left out", bad)
-    print_list("boxes dropped", list(imdb.dropped))
     for name, part in parts.items():
-        _pack(part, target.with_name(f"{target.stem}_{name}.lst"), options)
+        _pack(part, targets[name], options)
 
 
 def _pack(imdb: Imdb, target: Path, options: PrepareOptions, bad: Sequence[str] = ()) -> None:
     """Packs a data set or a part of one, and says what was written. bad: a sentence for each annotation left out."""
     try:
+        if options.annotation_list:
+            _check_paths(imdb, options.true_negative)
         target.parent.mkdir(parents=True, exist_ok=True)
         report = pack_dataset(
             imdb,
@@ -66,14 +72,32 @@ def _pack(imdb: Imdb, target: Path, options: PrepareOptions, bad: Sequence[str] 
             progress=progress,
         )
         if options.annotation_list:
-            write_annotation_list(target.with_suffix(".txt"), imdb, options.pixel_origin)
+            write_annotation_list(target.with_suffix(".txt"), report.images, options.pixel_origin)
     except OSError as error:
         raise DataError(f"{error.filename or target}: cannot be written ({error.strerror})") from error
     report.bad[:0] = bad
     _print_report(report, target, " .txt" if options.annotation_list else "")
 
 
-def _read(options: PrepareOptions) -> tuple[Imdb, list[str]]:
+def _check_paths(imdb: Imdb, keep_empty: bool) -> None:
+    """DataError for the path of an image to pack that an annotation list cannot hold."""
+    for image in imdb.images:
+        if keep_empty or len(image.objects):
+            listed_path(image)
+
+
+def _refuse_sources(target: Path, sources: Sequence[Path], options: PrepareOptions) -> None:
+    """OptionError where a file to write is one that was read."""
+    names = [Path(name) for name in options.class_names if Path(name).suffix != ".json"]  # a .json is written alike
+    suffixes = (".lst", ".rec", ".idx", ".json", *([".txt"] if options.annotation_list else []))
+    outputs = [path for path in map(target.with_suffix, suffixes) if path.exists()]
+    for source in (*sources, *names) if outputs else ():
+        for output in outputs:
+            if source.exists() and output.samefile(source):
+                raise OptionError(f"--target {target}: {output} would replace {source}, which is read; choose another")
+
+
+def _read(options: PrepareOptions) -> tuple[Source, list[str]]:
     """The annotations that --dataset, --root, --year and --set name, and a sentence for each file left out of them."""
     names = read_class_names(options.class_names)
     if options.dataset == "coco":

@@ -11,6 +11,7 @@ The .json is renamed last: a set without it does not exist.
 
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,36 +22,43 @@ import numpy as np
 
 from config.augment_options import DEFAULT_FILL, FORCE
 from config.errors import CheckpointError
+from config.prefix import check_prefix
+from config.run import METRICS
+from config.typed_json import parse_json, typed
 from dataset.files import AtomicFile, publish_all, write_atomically
 from dataset.sidecar import file_sha256
 from train.params_file import Params, read_arrays, read_params, stage_arrays, with_kinds
 
 FORMAT = 1
 MAX_META_BYTES = 16 << 20
-# Fields of the .json and their types.
-META_FIELDS: dict[str, type | tuple[type, ...]] = {
+# Fields of the .json and their types, as config/typed_json.py reads them.
+META_FIELDS: dict[str, Any] = {
     "format": int,
     "epoch": int,
     "num_update": int,
-    "learning_rate": (int, float),
-    "scores": dict,
+    "learning_rate": float,
+    "scores": dict[str, dict[str, Any]],
     "seed": int,
-    "class_names": list,
-    "mean_pixels": list,
-    "std": list,
+    "class_names": tuple[str, ...],
+    "mean_pixels": tuple[float, ...],
+    "std": tuple[float, ...],
     "resize_mode": str,
     "fill": int,
     "rect": int,
-    "data_shape": list,
+    "metrics": tuple[str, ...],
+    "overlap": float,
+    "use_difficult": bool,
+    "data_shape": tuple[int, ...],
     "network": str,
-    "options": dict,
+    "options": dict[str, Any],
     "batch_size": int,
     "freeze_epochs": int,
     "earlier_updates": int,
-    "plateau": dict,
+    "plateau": dict[str, Any],
     "symbol_sha256": str,
-    "files": dict,
+    "files": dict[str, Any],
 }
+LENGTHS = {"mean_pixels": 3, "std": 3, "data_shape": 2}
 # Fields that earlier versions did not write, and what they did.
 PIXEL_FIELDS = ("mean_pixels", "std", "resize_mode", "fill")
 META_DEFAULTS: dict[str, Any] = {
@@ -58,12 +66,22 @@ META_DEFAULTS: dict[str, Any] = {
     "resize_mode": FORCE,
     "fill": DEFAULT_FILL,
     "rect": 0,
+    "metrics": ["voc07"],
+    "overlap": 0.5,
+    "use_difficult": False,
     "freeze_epochs": 0,
     "earlier_updates": 0,
     "plateau": {},
 }
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Best:
+    """What is used of PREFIX-best.json."""
+
+    epoch: int
 
 
 @dataclass(frozen=True)
@@ -75,6 +93,11 @@ class Checkpoint:
     arg_params: Params
     aux_params: Params
     meta: dict[str, Any] = field(repr=False)
+
+
+def symbol_path(prefix: str) -> Path:
+    """PREFIX-symbol.json."""
+    return Path(f"{prefix}-symbol.json")
 
 
 def params_path(prefix: str, epoch: int) -> Path:
@@ -101,7 +124,7 @@ def save_checkpoint(
     optimizer_state: Mapping[str, np.ndarray],
     meta: Mapping[str, Any],
 ) -> None:
-    """Writes one set: temporary names, fsync, read back, rename; the .json last.
+    """Writes one set and the symbol: temporary names, fsync, read back, rename; the .json last.
 
     Refuses weights that are not finite. CheckpointError names the file that could not be written; older sets stay
     whole.
@@ -114,15 +137,14 @@ def save_checkpoint(
         )
     staged: list[AtomicFile] = []
     try:
-        Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(f"{prefix}-symbol.json"), symbol_json.encode())
+        symbol_path(prefix).parent.mkdir(parents=True, exist_ok=True)
         staged.append(stage_arrays(params_path(prefix, epoch), arrays))
         staged.append(stage_arrays(optimizer_path(prefix, epoch), optimizer_state))
         files = {f.path.name: {"size": f.temporary.stat().st_size, "sha256": file_sha256(f.temporary)} for f in staged}
-        meta_file = AtomicFile(meta_path(prefix, epoch))
-        staged.append(meta_file)
-        text = json.dumps({"format": FORMAT, "epoch": epoch, **meta, "files": files}, indent=1) + "\n"
-        meta_file.file.write(text.encode("utf-8"))
+        meta_text = json.dumps({"format": FORMAT, "epoch": epoch, **meta, "files": files}, indent=1) + "\n"
+        for path, text in ((symbol_path(prefix), symbol_json), (meta_path(prefix, epoch), meta_text)):
+            staged.append(AtomicFile(path))
+            staged[-1].file.write(text.encode("utf-8"))
         publish_all(staged)
     except OSError as error:
         raise CheckpointError(
@@ -135,17 +157,34 @@ def save_checkpoint(
 
 def list_epochs(prefix: str) -> list[int]:
     """Epochs of the sets under a prefix, ascending (those with a .json)."""
-    folder, name = Path(prefix).parent, re.escape(Path(prefix).name)
-    pattern = re.compile(name + r"-(\d{4,})\.json")
-    found = (pattern.fullmatch(path.name) for path in folder.glob("*.json")) if folder.is_dir() else ()
-    return sorted(int(match[1]) for match in found if match)
+    return _numbers(prefix, "json")
+
+
+def foreign_file(prefix: str, kept: int) -> Path | None:
+    """A file under a prefix that a run of the epochs after `kept` might replace although no set of ours has it: the
+    .params of such an epoch without its .json, or a symbol without any set; None without one."""
+    epochs = list_epochs(prefix)
+    alone = [number for number in _numbers(prefix, "params") if number > kept and number not in epochs]
+    if alone:
+        return params_path(prefix, alone[0])
+    return symbol_path(prefix) if not epochs and symbol_path(prefix).is_file() else None
+
+
+def _numbers(prefix: str, suffix: str) -> list[int]:
+    """The numbers of the files PREFIX-NNNN.SUFFIX, ascending. What follows the last / begins the names, and no other
+    part: Path would join `run/.` to run."""
+    folder, name = os.path.split(prefix)
+    pattern = re.compile(re.escape(name) + rf"-(\d{{4,}})\.{suffix}")
+    names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else ()
+    return sorted(int(match[1]) for match in map(pattern.fullmatch, names) if match)
 
 
 def load_checkpoint(prefix: str, epoch: int | str = "auto") -> Checkpoint:
     """Loads and verifies a set: of an epoch, of `best`, or of `auto` (the newest sound one; damaged ones are logged).
 
-    CheckpointError says what is missing or damaged and which epochs there are.
+    CheckpointError says what is missing or damaged and which epochs there are; OptionError for a prefix without name.
     """
+    check_prefix(prefix)
     epochs = list_epochs(prefix)
     if not epochs:
         raise CheckpointError(f"{prefix}: no checkpoint there (looked for {prefix}-NNNN.json); check the prefix")
@@ -170,27 +209,45 @@ def load_optimizer_state(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
 
 
 def read_meta(prefix: str, epoch: int) -> dict[str, Any]:
-    """The .json of a set, its fields' types checked."""
+    """The .json of a set, the types of its values checked."""
     path = meta_path(prefix, epoch)
     try:
-        if path.stat().st_size > MAX_META_BYTES:
-            raise ValueError(f"larger than {MAX_META_BYTES} bytes")
-        meta = META_DEFAULTS | json.loads(path.read_text("utf-8"))
-        wrong = [name for name, kind in META_FIELDS.items() if not isinstance(meta.get(name), kind)]
-        if wrong or meta["epoch"] != epoch:
-            raise ValueError(f"field {wrong[0] if wrong else 'epoch'} is missing or wrong")
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        meta = META_DEFAULTS | typed(dict[str, Any], _read_json(path), "the file")
+        _check_meta(meta, epoch)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged ({error})") from error
     return meta
+
+
+def _check_meta(meta: Mapping[str, Any], epoch: int) -> None:
+    """ValueError for a field that is missing or has a value that no set has."""
+    for name, kind in META_FIELDS.items():
+        if name not in meta:
+            raise ValueError(f"field {name} is missing")
+        typed(kind, meta[name], name)
+    wrong = [name for name, length in LENGTHS.items() if len(meta[name]) != length]
+    wrong += ["data_shape"] if any(side < 1 for side in meta["data_shape"]) else []
+    wrong += ["class_names"] if not meta["class_names"] else []
+    wrong += ["metrics"] if not meta["metrics"] or not set(meta["metrics"]) <= set(METRICS) else []
+    wrong += ["epoch"] if meta["epoch"] != epoch else []
+    if wrong:
+        raise ValueError(f"field {wrong[0]} is wrong: {meta[wrong[0]]!r:.50}")
 
 
 def best_epoch(prefix: str) -> int:
     """The epoch that PREFIX-best.json names; CheckpointError where no epoch was validated."""
     path = Path(f"{prefix}-best.json")
     try:
-        return int(json.loads(path.read_text("utf-8"))["epoch"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return typed(_Best, _read_json(path), "the file").epoch
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: no best epoch is recorded; name an epoch") from error
+
+
+def _read_json(path: Path) -> Any:
+    """OSError or ValueError for a file that is not there, too large or no JSON."""
+    if path.stat().st_size > MAX_META_BYTES:
+        raise ValueError(f"larger than {MAX_META_BYTES} bytes")
+    return parse_json(path.read_text("utf-8"), infinite=True)  # the state of a new plateau
 
 
 def write_best(prefix: str, epoch: int, name: str, score: float) -> None:
@@ -205,17 +262,20 @@ def remove_checkpoint(prefix: str, epoch: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def drop_after(prefix: str, epoch: int) -> list[int]:
-    """Removes the sets of later epochs, the note of the best and what killed runs left; returns the epochs removed.
+def drop_after(prefix: str, epoch: int, saved: int | None = None) -> list[int]:
+    """Removes the sets of later epochs but that of `saved`, the note of the best and what killed runs left; returns
+    the epochs removed.
 
-    A run that keeps the sets up to `epoch` begins with this, so that `auto` never finds those of an abandoned run.
+    A run that keeps the sets up to `epoch` does this after its first save, so that `auto` never finds those of an
+    abandoned run, and there is always a set.
     """
-    later = [number for number in list_epochs(prefix) if number > epoch]
+    later = [number for number in list_epochs(prefix) if number > epoch and number != saved]
     for number in later:
         remove_checkpoint(prefix, number)
     Path(f"{prefix}-best.json").unlink(missing_ok=True)
-    name = re.escape(Path(prefix).name)
-    for path in Path(prefix).parent.glob(".*.tmp"):
+    folder, name = os.path.split(prefix)
+    name = re.escape(name)
+    for path in Path(folder).glob(".*.tmp"):
         if re.match(rf"\.{name}-(\d+|[a-z]+)\.", path.name):
             path.unlink(missing_ok=True)
     return later

@@ -1,14 +1,15 @@
 """The picture of a run: losses, validation score and learning rate over the epochs."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from config.figures import save_figure
+
+DPI = 90
 MEANS = {"mAP": (2.5, "black"), "AP": (2.5, "tab:red")}  # line width and colour; other values are thin
 
 
@@ -20,13 +21,10 @@ def save_curves(records: Sequence[dict[str, Any]], path: Path, live: Sequence[di
     if not records and not live:
         return
     figure = Figure(figsize=(11, 4), layout="constrained")
-    FigureCanvasAgg(figure)  # needs no display
     losses, scores = figure.subplots(1, 2)
     _draw_losses(losses, records, live)
     _draw_scores(scores, records)
-    temporary = path.with_name(f".{path.name}.tmp.png")
-    figure.savefig(temporary, dpi=90)
-    os.replace(temporary, path)
+    save_figure(figure, path, DPI)
 
 
 def _draw_losses(axes: Axes, records: Sequence[dict[str, Any]], live: Sequence[dict[str, Any]]) -> None:

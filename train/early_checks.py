@@ -4,14 +4,18 @@ from pathlib import Path
 
 from config.errors import CheckpointError, DataError
 from config.network_names import check_network_name
+from config.prefix import check_prefix
 from config.run import TrainOptions, stages
 
 
 def check_early(options: TrainOptions) -> None:
-    """OptionError for an unknown network or stages that cannot be, DataError or CheckpointError naming a file that is
-    not there."""
+    """OptionError for an unknown network, stages that cannot be or a prefix without name; DataError or CheckpointError
+    naming a file that is not there."""
     check_network_name(options.network)
     stages(options)
+    check_prefix(options.prefix)
+    if options.pretrained:
+        check_prefix(options.pretrained, "--pretrained")
     check_records(options)
     for flag, path in (("--train-list", options.train_list), ("--val-list", options.val_list)):
         if path and not Path(path).is_file():

@@ -80,8 +80,6 @@ class EpochEnd:
 
     def _end(self, epoch: int, validation: dict[str, float], operating_point: dict[str, float]) -> None:
         number = epoch + 1  # checkpoints are named by the number of epochs done
-        if not self._took_over:
-            self._take_over()
         record = self._record(number, validation) | ({"best_f1": operating_point} if operating_point else {})
         if self.validates(epoch) and self.module.validation_losses:
             record["validation_loss"] = self._observe_losses(self.module.validation_losses)
@@ -92,6 +90,8 @@ class EpochEnd:
         is_best = self._is_best(record)
         if self.plan.is_due(number, record["num_update"], is_best, last):
             self.writer.save(self.options.prefix, number, record)
+            if not self._took_over:
+                self._take_over(number)
             if is_best:
                 self.best = record
                 self._write_best()
@@ -119,9 +119,9 @@ class EpochEnd:
         logger.info("newest: checkpoint %d; curves: %s-curves.png", number, prefix)
         logger.info("export it with: python deploy.py --prefix %s --output %s-model", prefix, prefix)
 
-    def _take_over(self) -> None:
-        """Drops what later epochs of an abandoned run have left, now that this run has something to show."""
-        dropped = drop_after(self.options.prefix, self._kept_epochs)
+    def _take_over(self, saved: int) -> None:
+        """Drops what later epochs of an abandoned run have left, now that this run has saved the set `saved`."""
+        dropped = drop_after(self.options.prefix, self._kept_epochs, saved)
         if dropped:
             logger.info("dropped the earlier checkpoints of epochs %s", ", ".join(map(str, dropped)))
         self._write_best()

@@ -1,7 +1,9 @@
 """Loss curves while an epoch is running: the picture is redrawn every half minute, from values read already."""
 
 import json
+import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from train.curves import save_curves
 from train.metric import LossMetric
 from train.module import DetectionModule
 
+logger = logging.getLogger(__name__)
 CURVES_EVERY_SECONDS = 30.0  # a picture costs a fraction of a second
 MAX_POINTS = 2000  # twice as many are thinned out
 
@@ -30,6 +33,7 @@ class LiveCurves:
         self.records, self.batches = records, batches
         self.points: list[dict[str, Any]] = []
         self._drawn = time.monotonic()
+        self._warned = False
         self._begin_epoch()
 
     def __call__(self, param: Any) -> None:
@@ -43,7 +47,7 @@ class LiveCurves:
     def draw(self, *, force: bool = True) -> None:
         """Draws the picture; without force not if that was less than half a minute ago."""
         if force or time.monotonic() - self._drawn > CURVES_EVERY_SECONDS:
-            save_curves(self.records, Path(f"{self.prefix}-curves.png"), self.points)
+            self._try(save_curves, self.records, Path(f"{self.prefix}-curves.png"), self.points)
             self._drawn = time.monotonic()
 
     def _begin_epoch(self) -> None:
@@ -62,4 +66,14 @@ class LiveCurves:
         if len(self.points) > 2 * MAX_POINTS:
             del self.points[::2]
         state = {**point, "num_update": self.module.num_update, "batch": done, "batches": self.batches}
-        write_atomically(Path(f"{self.prefix}-live.json"), (json.dumps(state) + "\n").encode())
+        self._try(write_atomically, Path(f"{self.prefix}-live.json"), (json.dumps(state) + "\n").encode())
+
+    def _try(self, write: Callable[..., None], *arguments: Any) -> None:
+        """Writes a file that training can do without: the first failure is a warning. ValueError: matplotlib takes
+        class names with $ for formulas."""
+        try:
+            write(*arguments)
+        except (OSError, ValueError) as error:
+            if not self._warned:
+                logger.warning("the curves of %s cannot be written (%s); training goes on", self.prefix, error)
+            self._warned = True

@@ -111,13 +111,26 @@ def changed_options(prefix: str, options: TrainOptions) -> list[str]:
     """
     if options.resume in ("-1", ""):
         return []
-    try:
-        before = json.loads(Path(f"{prefix}-run.json").read_text("utf-8"))["options"]
-        now = to_mapping(options)
-        names = [name for name in before if name in now and name not in MAY_CHANGE and before[name] != now[name]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    before, now = _earlier_options(prefix), to_mapping(options)
+    names = [name for name in before if name in now and name not in MAY_CHANGE and before[name] != now[name]]
     return [f"--{name.replace('_', '-')} is now {now[name]}, was {before[name]} in the run so far" for name in names]
+
+
+def is_own_prefix(prefix: str) -> bool:
+    """Whether what is under a prefix comes from a run of ours, even if that was killed before it had a checkpoint.
+
+    A run with --overwrite proves nothing: what it was to replace may still be there.
+    """
+    return _earlier_options(prefix).get("overwrite") is False
+
+
+def _earlier_options(prefix: str) -> dict[str, Any]:
+    """The options in PREFIX-run.json, {} without such a file that can be read."""
+    try:
+        options = json.loads(Path(f"{prefix}-run.json").read_text("utf-8"))["options"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return options if isinstance(options, dict) else {}
 
 
 class MetricsFile:

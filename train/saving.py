@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from config.errors import OptionError
-from config.run import TrainOptions, network_options, pixel_options, rect_multiple
+from config.run import TrainOptions, metric_kinds, network_options, pixel_options, rect_multiple
 from symbol.symbol_factory import input_size
 from train.callbacks import finite_values
 from train.checkpoint import drop_after, list_epochs, remove_checkpoint, save_checkpoint
@@ -37,6 +37,9 @@ class CheckpointWriter:
             "class_names": list(self.classes),
             **pixel_options(options),
             "rect": rect_multiple(options),
+            "metrics": list(metric_kinds(options)),
+            "overlap": options.overlap,
+            "use_difficult": options.use_difficult,
             "data_shape": list(input_size(options.data_shape)),
             "network": options.network,
             "options": network_options(options),
@@ -107,14 +110,14 @@ class Snapshots:
         self._seen = update
         if not due:
             return
-        if self._start is not None:
-            drop_after(self.prefix, self._start)
-            self._start = None
         train = finite_values(list(zip(*self._metric.get(), strict=True)))
         rate = self._writer.module.learning_rate
         self._writer.save(
             self.prefix, update, {"num_update": update, "learning_rate": rate, "train": train, "validation": {}}
         )
+        if self._start is not None:
+            drop_after(self.prefix, self._start, update)
+            self._start = None
         if self.keep:
             _remove(self.prefix, list_epochs(self.prefix)[: -self.keep])
         logger.info("snapshot of update %d: %s-%04d.params", update, self.prefix, update)

@@ -12,9 +12,17 @@ from config.run import TrainOptions, network_options, pixel_options
 from config.runtime import mx
 from symbol.layers import matches
 from symbol.symbol_factory import freeze_pattern, input_size
-from train.checkpoint import Checkpoint, list_epochs, load_checkpoint, load_optimizer_state, params_path
+from train.checkpoint import (
+    Checkpoint,
+    foreign_file,
+    list_epochs,
+    load_checkpoint,
+    load_optimizer_state,
+    params_path,
+)
 from train.module import RAW
 from train.params_file import Params, read_params
+from train.run_files import is_own_prefix
 from train.stages import Stage, stage_at
 from train.weights.report import expected_shapes
 
@@ -31,7 +39,7 @@ class Start:
     plateau: state of the schedule of that name.
     follows_stage: the checkpoint of the prefix that it starts from was left by an earlier stage of this very process.
     kept_epochs: the prefix's checkpoints and metrics up to this epoch belong to the run; later ones go when it has
-    finished its first epoch.
+    saved its first one.
     """
 
     epoch: int = 0
@@ -176,6 +184,12 @@ def _refuse_overwriting(options: TrainOptions, kept: int) -> None:
         raise OptionError(
             f"{options.prefix} has checkpoints up to epoch {epochs[-1]}; add --resume auto to continue, --overwrite to "
             f"lose {lost} and start anew, or choose another --prefix"
+        )
+    foreign = None if options.overwrite or is_own_prefix(options.prefix) else foreign_file(options.prefix, kept)
+    if foreign:
+        raise OptionError(
+            f"{foreign} is there already and was not written by this trainer's runs, which would replace it; choose "
+            "another --prefix, or add --overwrite to lose it"
         )
 
 

@@ -80,7 +80,8 @@ def train_net(options: TrainOptions) -> None:
             check_batch_size(stage.options.batch_size, devices)
         check_disk_space(options, len(classes))
         start = find_start(plan)
-        for line in (*changed_options(options.prefix, options), *changed_cfg(options)):
+        told = (*changed_options(options.prefix, options), *changed_cfg(options))
+        for line in (*told, *objects_missing(options, classes, sidecars[0])):
             logger.warning(line)
         for stage in plan:
             if start.epoch < stage.options.end_epoch:
@@ -210,6 +211,17 @@ def class_names(options: TrainOptions, sidecar: Sidecar | None) -> tuple[str, ..
             f"{','.join(sidecar.class_names)}; leave the option out or pack the record with these names"
         )
     return names
+
+
+def objects_missing(options: TrainOptions, classes: Sequence[str], sidecar: Sidecar | None) -> list[str]:
+    """A sentence about classes of which the record holds nothing to learn from, if its sidecar's labels are used."""
+    if sidecar is None or options.train_list:
+        return []
+    missing = [name for name, count in zip(classes, sidecar.objects_per_class, strict=True) if not count]
+    if not missing:
+        return []
+    which = "any class" if len(missing) == len(classes) else ", ".join(missing)
+    return [f"{options.train_path}: holds no object of {which}, which the network therefore cannot learn"]
 
 
 def _read_sidecars(options: TrainOptions) -> list[Sidecar | None]:

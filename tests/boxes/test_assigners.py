@@ -48,6 +48,14 @@ def test_iou_equal_to_the_threshold_is_positive() -> None:
     np.testing.assert_array_equal(positive, [True, True, False])
 
 
+def test_the_threshold_0_makes_anchors_that_overlap_positive() -> None:
+    anchors = np.array([[0, 0, 0.5, 0.5], [0.4, 0, 0.9, 0.5], [0.5, 0.5, 1, 1]], np.float32)
+    _, positive = match(anchors[:1], anchors, 0.0)
+    np.testing.assert_array_equal(positive, [True, True, False])
+    targets = SSDAssigner(LAYERS, SHAPES, threshold=0.0)(objects_of(np.zeros((0, 4))), SIZE)
+    assert not targets["cls_target"].any()
+
+
 def test_the_last_of_objects_with_one_best_anchor_has_it() -> None:
     anchor = np.array([[0, 0, 1, 1]], np.float32)
     boxes = np.array([[0, 0, 0.9, 0.9], [0, 0, 0.1, 0.1]], np.float32)

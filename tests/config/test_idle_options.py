@@ -23,6 +23,17 @@ from config.run import TrainOptions
         ({"fill": 114}, "--fill has no effect with --resize-mode force, which draws no borders"),
         ({"val_path": "", "val_loss": True}, "--val-loss has no effect without --val-path"),
         ({"optimizer": "adam", "momentum": 0.5}, "--momentum has no effect with --optimizer adam"),
+        ({"keep_topk": 50}, "--keep-topk has no effect with --post-process multibox"),
+        ({"augment": "none", "mosaic_prob": 0.5}, "--mosaic-prob has no effect with --augment none"),
+        ({"resume": "3", "begin_epoch": 1}, "--begin-epoch has no effect with --resume"),
+        ({"finetune": 3, "begin_epoch": 1}, "--begin-epoch has no effect with --finetune"),
+        ({"finetune": 0, "pretrained": "a"}, "--pretrained has no effect with --finetune"),
+        ({"epoch": 3}, "--epoch has no effect without --pretrained"),
+        ({"save_best_only": True, "keep": 2}, "--keep has no effect with --save-best-only"),
+        ({"metrics": ("coco",), "overlap": 0.6}, "--overlap has no effect with --metrics coco, which has its own"),
+        ({"pattern": "conv"}, "--pattern has no effect without --monitor"),
+        ({"max_iter": 5, "end_epoch": 9}, "--end-epoch has no effect with --max-iter"),
+        ({"emit_overlap_thresh": 0.5}, "--emit-overlap-thresh has no effect with --crop-emit-mode center"),
     ],
 )
 def test_it_is_told_and_why(given, sentence):
@@ -40,6 +51,24 @@ def test_options_of_int8_are_told_with_other_number_formats():
 def test_what_has_an_effect_is_not():
     options = TrainOptions(lr_schedule="cosine", lr_final=0.1, ema=0.9, ema_ramp=100.0, resize_mode="letterbox", fill=1)
     assert idle_options(options) == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"keep_topk": 50, "post_process": "per_class"},
+        {"keep_topk": 50, "network": "yolov3_tiny"},
+        {"keep_topk": 50, "network": "efficientdet_d0"},
+        {"keep": 2, "save_best_only": True, "save_every": "100i"},  # of snapshots
+        {"begin_epoch": 2, "finetune": 0},
+        {"begin_epoch": 2, "resume": "auto"},
+        {"overlap": 0.6, "metrics": ("coco", "voc")},
+        {"epoch": 3, "pretrained": "a"},
+        {"emit_overlap_thresh": 0.5, "crop_emit_mode": "overlap"},
+    ],
+)
+def test_what_may_have_an_effect_is_not(given):
+    assert idle_options(replace(TrainOptions(), **given)) == []
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in Path(PRESET_FOLDER).glob("*.yaml")))

@@ -92,7 +92,7 @@ def test_what_is_written_is_what_the_annotations_say_but_for_difficult_objects(t
     add(tmp_path, "a", CAT, DOG, xml_object("dog", (2.5, 3, 9, 30)))
     add(tmp_path, "b")
     voc = PascalVoc(tmp_path, class_names=["dog", "cat"], pixel_origin=origin, every_annotation=True)
-    write_annotation_list(tmp_path / "list.txt", voc, origin)
+    write_annotation_list(tmp_path / "list.txt", voc.images, origin)
     images = tmp_path.absolute() / "JPEGImages"
     assert (tmp_path / "list.txt").read_text() == f"{images}/a.jpg 1,1,20,15,1 2.5,3,9,30,0\n{images}/b.jpg\n"
     back = AnnotationList(tmp_path / "list.txt", voc.class_names, origin)
@@ -102,5 +102,5 @@ def test_what_is_written_is_what_the_annotations_say_but_for_difficult_objects(t
 def test_a_path_with_blanks_cannot_be_written(tmp_path):
     add(tmp_path / "my folder", "a", CAT)
     with pytest.raises(DataError, match=r"my folder.*blanks"):
-        write_annotation_list(tmp_path / "list.txt", PascalVoc(tmp_path / "my folder", every_annotation=True))
+        write_annotation_list(tmp_path / "list.txt", PascalVoc(tmp_path / "my folder", every_annotation=True).images)
     assert not (tmp_path / "list.txt").exists()

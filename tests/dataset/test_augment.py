@@ -1,5 +1,7 @@
 """Augmentation: objects stay under their boxes, crops obey their samplers, colours leave the canvas alone."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -283,3 +285,24 @@ def test_options_are_the_classic_ones_and_checked():
         TrainAugment(max_crop_trials=(25,))
     with pytest.raises(OptionError, match="min_crop_scales exceeds max_crop_scales"):
         TrainAugment(min_crop_scales=(0.5,) * 5, max_crop_scales=(0.4,) * 5)
+
+
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header():
+    """In a process of its own: OpenCV reads its limit when it is loaded."""
+    code = """
+import io
+from PIL import Image
+from config.errors import DataError
+from dataset.transforms import decode
+file = io.BytesIO()
+Image.new("1", (20000, 20000)).save(file, "PNG")
+try:
+    decode(file.getvalue(), "train.rec, record 7")
+except DataError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    expected = (
+        "train.rec, record 7: the image cannot be decoded (more than 64000000 pixels); replace it and pack again\n"
+    )
+    assert done.stdout == expected

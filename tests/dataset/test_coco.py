@@ -59,6 +59,25 @@ def test_an_image_of_two_sets_counts_once(tmp_path):
     assert len(Coco(tmp_path, ("a", "b")).images) == 1
 
 
+def test_images_that_earlier_sets_have_are_counted(tmp_path, caplog):
+    write_set(tmp_path, "a", content([image(1)], []), "images")
+    write_set(tmp_path, "b", content([image(1), image(2)], []), "images")
+    assert len(Coco(tmp_path, ("a", "b")).images) == 2
+    assert "b: 1 of its images are in an earlier set, too, and count once" in caplog.text
+
+
+def test_entries_for_one_file_are_one_image(tmp_path):
+    boxes = [annotation(1, 1, [0, 0, 2, 2]), annotation(2, 18, [1, 1, 0, 3]), annotation(2, 18, [1, 1, 3, 3])]
+    write_set(tmp_path, "train2017", content([image(1, "a.jpg"), image(2, "a.jpg")], boxes))
+    (one,) = Coco(tmp_path).images
+    np.testing.assert_array_equal(one.objects, [[0, 0, 0, 2, 2, 0], [1, 1, 1, 4, 4, 0]])
+    assert one.dropped == ("train2017/a.jpg: object 1 [1 1 0 3] has no area",)
+    other = {**image(2, "a.jpg"), "height": 31}
+    write_set(tmp_path, "train2017", content([image(1, "a.jpg"), other], boxes))
+    with pytest.raises(DataError, match="set train2017: a.jpg is there with two sizes"):
+        Coco(tmp_path)
+
+
 def test_class_names_decide_the_ids(tmp_path):
     write_set(tmp_path, "train2017", content([image(1)], [annotation(1, 18, [1, 1, 2, 2])]))
     assert Coco(tmp_path, class_names=("cat", "dog")).images[0].objects[0, 0] == 1

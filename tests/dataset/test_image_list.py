@@ -37,6 +37,7 @@ def test_detection_and_classification_lines(write):
         ("a.jpg", "line 2: it has fewer than three fields"),
         ("1.0\t0\ta.jpg", "line 2: the index '1.0' is not a whole number"),
         ("-1\t0\ta.jpg", "line 2: the index '-1'"),
+        ("9" * 5000 + "\t0\ta.jpg", "line 2: the index '99999"),
         ("9223372036854775808\t0\ta.jpg", "line 2: the index"),
         ("1\tcat\ta.jpg", "line 2: the label 'cat' is not a finite number"),
         ("1\tnan\ta.jpg", "line 2: the label 'nan'"),
@@ -136,3 +137,9 @@ def test_a_label_that_cannot_be_trained_on_names_its_line(write, label, message)
 def test_a_record_without_a_line_is_named(write):
     with pytest.raises(DataError, match=r"no line for record 4 \(2 of 3 records miss one\)"):
         read_labels(write("3\t2\t6\ta.jpg\n"), np.array([3, 4, 5]), None)
+
+
+def test_a_file_that_is_too_large_for_a_list(write, monkeypatch):
+    monkeypatch.setattr("dataset.image_list.MAX_BYTES", 9)
+    with pytest.raises(DataError, match=r"a\.lst: larger than 0 MiB, this is not a list"):
+        read_list(write("1\t0\ta.jpg\n"))

@@ -1,6 +1,7 @@
 """Parts drawn from a data set."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,13 @@ def test_two_shares_make_two_parts_of_all_images(count, seed):
     assert list(parts) == ["train", "val"]
     assert sorted(numbers(parts["train"]) + numbers(parts["val"])) == list(range(count))
     assert numbers(split(data_of(count), (0.5, 0.5), seed)["train"]) == numbers(parts["train"])
+
+
+def test_each_part_tells_of_its_own_dropped_boxes() -> None:
+    images = [replace(one, dropped=(one.name,)) for one in data_of(10).images]
+    parts = split(Part(("cat",), images), (0.6, 0.4), 0)
+    assert {name: len(part.dropped) for name, part in parts.items()} == {"train": 6, "val": 4}
+    assert all(part.dropped == [image.name for image in part.images] for part in parts.values())
 
 
 def test_a_share_of_0_makes_no_part() -> None:

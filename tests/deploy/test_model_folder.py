@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -135,8 +138,6 @@ def test_weights_of_another_network_are_refused(tmp_path):
     "changes",
     [
         {"class_names": ["a", "a", "b"]},
-        {"mean_pixels": [1, 2]},
-        {"mean_pixels": [{}]},
         {"std": [1, 0, 1]},
         {"resize_mode": "crop"},
         {"fill": 300},
@@ -180,6 +181,35 @@ def test_a_failure_leaves_the_older_model_and_no_debris(prefix, folder, tmp_path
     monkeypatch.undo()
     assert read_model_folder(folder).manifest.postprocessing.nms == 0.45
     assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("which", [1, 2])
+def test_a_signal_between_the_renames_waits_for_both(tmp_path, which):
+    """In a process of its own, which the signal may end."""
+    for name in ("model", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    code = f"""
+import os, signal
+from pathlib import Path
+from deploy.model_folder import _replace
+rename, calls = os.rename, []
+def interrupted(a, b):
+    rename(a, b)
+    calls.append(b)
+    if len(calls) == {which}:
+        os.kill(os.getpid(), signal.SIGINT)
+os.rename = interrupted
+try:
+    _replace(Path("model"), Path("new"))
+except KeyboardInterrupt:
+    print("interrupted after", len(calls))
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "interrupted after 2\n"
+    assert (tmp_path / "model" / "file").read_text() == "new"
 
 
 def test_what_was_looked_for_is_said(prefix, folder, tmp_path):

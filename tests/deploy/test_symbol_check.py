@@ -2,12 +2,21 @@
 
 import copy
 import json
+import re
 
 import pytest
 
 from config.errors import CheckpointError
 from config.runtime import mx
-from deploy.symbol_check import MAX_SYMBOL_BYTES, checked_json, load_symbol
+from deploy.symbol_check import (
+    MAX_SYMBOL_BYTES,
+    OPERATORS,
+    VARIABLE,
+    check_shapes,
+    checked_json,
+    load_symbol,
+    num_outputs,
+)
 from symbol.symbol_factory import get_symbol
 from tests.deploy.tiny import tiny_symbol
 from tests.symbol.network_cases import ALL
@@ -33,6 +42,65 @@ def test_only_topk_has_a_second_output_and_only_if_it_gives_both():
     topk = next(node for node in graph["nodes"] if node["name"] == "detection_topk")
     topk["attrs"]["ret_typ"] = "indices"
     _refused(graph, "earlier node")
+
+
+VALUES = {"int": "1", "Shape": "(1, 1)", "float": "1", "double": "1"}
+
+
+def _settings(operator):
+    """Attributes that the operator cannot do without, then those and one value of each truth value or word."""
+    arguments = mx.operator.get_operator_arguments(operator)
+    typed = dict(zip(arguments.names, arguments.types, strict=True))
+    words = {name: re.findall(r"'(\w+)'", kind) for name, kind in typed.items() if kind.startswith("{")}
+    flags = {name: ["True"] for name, kind in typed.items() if kind.startswith("boolean")}
+    required = {name: kind for name, kind in typed.items() if kind.endswith("required")}
+    needed = {
+        name: words[name][0] if name in words else VALUES[re.split(r"\W", kind)[0]] for name, kind in required.items()
+    }
+    needed |= {"num_args": "1"} if arguments.types[0].endswith("[]") else {}
+    if operator == "Cast":
+        return [{"dtype": "float32"}]
+    return [needed, *({**needed, name: value} for name, values in (words | flags).items() for value in values)]
+
+
+def _inputs(operator):
+    types = mx.operator.get_operator_arguments(operator).types
+    return max(1, sum(kind.startswith(("NDArray", "Symbol")) for kind in types))
+
+
+@pytest.mark.parametrize("operator", sorted(OPERATORS - {VARIABLE}))
+def test_outputs_of_permitted_nodes_are_those_that_mxnet_gives(operator):
+    inputs = [{"op": VARIABLE, "name": f"in{k}", "inputs": []} for k in range(_inputs(operator))]
+    compared = 0
+    for attrs in _settings(operator):
+        node = {"op": operator, "name": "node", "attrs": attrs, "inputs": [[k, 0, 0] for k in range(len(inputs))]}
+        graph = {"nodes": [*inputs, node], "arg_nodes": list(range(len(inputs))), "heads": [[len(inputs), 0, 0]]}
+        try:
+            symbol = load_symbol(json.dumps(graph).encode(), "a-symbol.json")
+        except CheckpointError:
+            continue
+        outputs = symbol.get_internals().list_outputs()
+        assert len(outputs) - len(inputs) == num_outputs(node), attrs
+        compared += 1
+    assert compared
+
+
+def test_outputs_that_are_not_counted_are_refused():
+    names = ("data", "gamma", "beta", "mean", "var")
+    nodes = [{"op": VARIABLE, "name": name, "inputs": []} for name in names]
+    norm = {"op": "BatchNorm", "name": "norm", "attrs": {"output_mean_var": "True"}}
+    nodes.append({**norm, "inputs": [[k, 0, 0] for k in range(5)]})
+    for k in range(2):
+        scale = {"scale": "1000", "sample_type": "nearest", "num_args": "1"}
+        nodes.append({"op": "UpSampling", "name": f"up{k}", "attrs": scale, "inputs": [[5 + k, 0, 0]]})
+    _refused({"nodes": nodes, "arg_nodes": list(range(5)), "heads": [[7, 0, 0]]}, "output_mean_var")
+
+
+def test_shapes_that_belong_to_no_counted_output_are_refused():
+    variables = [mx.sym.var(name) for name in ("data", "gamma", "beta", "mean", "var")]
+    symbol = mx.sym.BatchNorm(*variables, output_mean_var=True)[0]
+    with pytest.raises(CheckpointError, match="other outputs"):
+        check_shapes(symbol, "a-symbol.json", data=(1, 3, 8, 8))
 
 
 def _refused(graph, reason):

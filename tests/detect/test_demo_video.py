@@ -117,6 +117,21 @@ def test_cameras_without_a_number_are_the_first(run, tmp_path, monkeypatch, word
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["camera-0.mp4"]
 
 
+@pytest.mark.parametrize("error", [MemoryError(), SystemExit(143)])
+def test_a_film_that_an_error_ends_replaces_no_older_one(run, tmp_path, monkeypatch, error):
+    (tmp_path / "out").mkdir()
+    older = write_video(tmp_path / "older.avi").rename(tmp_path / "out" / "camera-1.mp4")
+    before = older.read_bytes()
+    (tmp_path / "found.json").write_text("older")
+    capture = FakeCapture([bgr(0), bgr(1), error])
+    monkeypatch.setattr(video, "open_capture", lambda source: capture)
+    with pytest.raises(type(error)):
+        run("--camera", "1", json_name="found.json")
+    assert (tmp_path / "found.json").read_text() == "older"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["camera-1.mp4"]
+    assert older.read_bytes() == before
+
+
 @pytest.mark.parametrize("json_name", ["found.json", "found.jsonl"])
 def test_ctrl_c_leaves_whole_files(run, tmp_path, monkeypatch, json_name, caplog):
     capture = FakeCapture([bgr(0), bgr(1), KeyboardInterrupt()])

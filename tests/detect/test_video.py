@@ -91,6 +91,15 @@ def test_films_are_written_and_get_their_name_at_the_end(tmp_path):
     assert np.abs(frames[0].pixels.astype(int) - picture(0, 48, 64)).mean() < 25  # MPEG-4; RGB
 
 
+def test_a_film_that_is_not_wanted_leaves_nothing(tmp_path):
+    film = VideoFile(tmp_path / "out.mp4", 10.0)
+    film.discard()
+    film.write(picture(0, 48, 64), 0.0)
+    film.discard()
+    film.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_an_encoder_for_mp4_it_is_an_avi(tmp_path, monkeypatch):
     writer = cv2.VideoWriter
 

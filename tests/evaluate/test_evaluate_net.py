@@ -96,9 +96,25 @@ def test_detection_options_replace_the_checkpoints_own(trained):
 def test_the_rule_is_chosen_by_option(trained):
     prefix, record = trained
     checkpoint = load_checkpoint(prefix)
-    strict = evaluate_net(checkpoint, record, CPU, workers=0, overlap=0.9, voc07=False)
+    strict = evaluate_net(checkpoint, record, CPU, workers=0, overlap=0.9, metrics=("voc",))
     assert (strict.result.rule.iou_threshold, strict.result.rule.use_07_metric) == (0.9, False)
-    assert strict.result.mean_ap < evaluate_net(checkpoint, record, CPU, workers=0, voc07=False).result.mean_ap
+    assert strict.result.mean_ap < evaluate_net(checkpoint, record, CPU, workers=0, metrics=("voc",)).result.mean_ap
+
+
+def test_the_rule_of_the_trainings_validation_is_the_default(trained, tmp_path):
+    prefix, record = trained
+    other = str(tmp_path / "o")
+    words = {"overlap": 0.3, "voc07": False, "use_difficult": True, "nms": 0.3, "force": True}
+    options = TrainOptions(
+        **NETWORK, **words, train_path=record, val_path=record, batch_size=BATCH, workers=0, prefix=other,
+        augment="none", pretrained=prefix, epoch=list_epochs(prefix)[-1], end_epoch=1, lr=1e-5,
+    )  # fmt: skip
+    train_net(options)
+    known = load_checkpoint(other).meta["scores"]["validation"]
+    main(["--prefix", other, "--rec-path", record, "--cpu", "--workers", "0", "--json", str(tmp_path / "r.json")])
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["mAP"] == known["mAP"] > 0.3
+    assert (found["iou_threshold"], found["voc07"], list(found["metrics"])) == (0.3, False, ["voc"])
 
 
 def test_records_of_other_classes_are_refused(trained, tmp_path):

@@ -112,7 +112,7 @@ def test_heads_of_other_classes_are_missing_with_their_shapes(convert, capsys):
     state = {"_conv_stem.weight": stem, "classifier.header.pointwise_conv.conv.bias": np.zeros(63)}
     convert(state, "--network", "efficientdet_mini", "--num-class", "3")
     assert "cls_pred_pointwise_bias (shape (63,) in the file, (27,) in the network)" in capsys.readouterr().out
-    convert(state, "--network", "efficientdet_mini")
+    convert(state, "--network", "efficientdet_mini", "--overwrite")
     assert "loaded (2): body_stem_conv_weight, cls_pred_pointwise_bias" in capsys.readouterr().out
 
 

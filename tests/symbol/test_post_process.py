@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boxes.coders import decode
-from boxes.geometry import corners_to_centres
+from boxes.geometry import corners_to_centres, iou
 from boxes.nms import nms
 from config.errors import OptionError
 from config.runtime import mx
-from symbol.post_process import per_class_detection
+from symbol.post_process import multibox_detection, per_class_detection
 from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train
 
 VARIANCES = (0.1, 0.1, 0.2, 0.2)
@@ -48,6 +48,23 @@ def problem(seed: int, anchors: int = 60, classes: int = 3, batch: int = 2) -> t
     corners = np.concatenate([low, low + rng.uniform(0.1, 0.4, (anchors, 2))], axis=1).astype(np.float32)
     prob = rng.dirichlet(np.ones(classes + 1), (batch, anchors)).astype(np.float32)
     return prob, rng.normal(0, 1, (batch, anchors, 4)).astype(np.float32), corners
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_multibox_with_nms_0_keeps_no_two_boxes_that_overlap(force):
+    prob, loc, anchors = problem(3)
+    arrays = {"prob": prob, "loc": loc, "anchors": anchors[None]}
+    symbol = multibox_detection(
+        *(mx.sym.var(name) for name in arrays), topk=50, threshold=0.1, nms=0.0, force=force, variances=VARIANCES
+    )
+    args = {name: mx.nd.array(array) for name, array in arrays.items()}
+    det = symbol.bind(mx.cpu(), args=args, grad_req="null").forward()[0].asnumpy()
+    for rows in det:
+        found = rows[rows[:, 0] >= 0]
+        assert 3 <= len(found) < len(rows)
+        assert (np.diff(found[:, 1]) <= 0).all()
+        same = force | (found[:, None, 0] == found[None, :, 0])
+        assert not (np.triu(iou(found[:, 2:], found[:, 2:]), 1)[same] > 0).any()
 
 
 @given(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from config.errors import OptionError
+from config.errors import CheckpointError, OptionError
 from config.runtime import mx
 from symbol.layers import Layers
 from symbol.registry import EFFDET_NETWORKS, YOLO_NETWORKS, find_row
@@ -17,6 +17,7 @@ from symbol.symbol_factory import (
     get_symbol_train,
     input_size,
     label_names,
+    rebuilding_options,
 )
 from tests.symbol.network_cases import ALL, NETWORKS, objects, small_options, small_size, without_det
 
@@ -52,6 +53,25 @@ def test_parameter_names_are_explicit(network: str, targets: str) -> None:
     automatic = ("convolution", "batchnorm", "activation", "pooling", "var", "_")
     assert [name for name in names if name.startswith(automatic)] == []
     assert len(set(names)) == len(names)
+
+
+@DOORS
+@pytest.mark.parametrize("network", [n for n in [*ALL, "gluoncv:mobilenetv2_0.25"] if "mobilenet" not in n or ":" in n])
+def test_a_width_that_the_body_does_not_take_is_refused(door: Any, network: str) -> None:
+    door(network, 512, 3, width=1.0)
+    with pytest.raises(OptionError, match=f"--width 0.5: {network} does not use it"):
+        door(network, 512, 3, width=0.5)
+
+
+def test_a_checkpoint_with_a_width_without_effect_is_built_again() -> None:
+    assert rebuilding_options("resnet50", {"width": 0.5, "force": True}, "run") == {"force": True}
+    assert rebuilding_options("mobilenet", {"width": 0.5}, "run") == {"width": 0.5}
+
+
+def test_a_checkpoint_names_no_cfg_to_read() -> None:
+    with pytest.raises(CheckpointError, match="run, epoch 1: its options hold no darknet_cfg"):
+        rebuilding_options("darknet:/etc/passwd", {}, "run, epoch 1")
+    assert rebuilding_options("darknet:gone.cfg", {"darknet_cfg": "[net]"}, "run") == {"darknet_cfg": "[net]"}
 
 
 @DOORS

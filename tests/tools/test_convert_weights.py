@@ -7,12 +7,14 @@ from config.errors import CheckpointError, InstallError, OptionError
 from config.runtime import mx
 from deploy.export import model_from_checkpoint
 from detect.detector import Detector
-from symbol.symbol_factory import get_symbol
+from symbol.symbol_factory import get_symbol, get_symbol_train
 from tests.golden.loader import cases, formula_parameters
+from tests.train.weights.formula import formulas, old_json, params_v1
 from tools import convert_weights
 from train.checkpoint import load_checkpoint
 from train.params_file import read_params
 from train.weights import pytorch
+from train.weights.report import expected_shapes
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +116,81 @@ def test_a_gluon_classifier_becomes_the_body_of_a_narrow_mobilenet(tmp_path, cap
     assert (len(args), len(aux)) == (27 * 3, 27 * 2)  # weight, gamma, beta; two moving averages
 
 
+CLASSIC = {
+    "width": 0.25, "targets": "mxnet", "nms": 0.33, "nms_topk": 123, "force": True, "score_threshold": 0.02,
+    "variances": (0.2, 0.2, 0.1, 0.1), "anchor_sizes": "0.03,0.05;" * 6 + "0.9,0.97", "anchor_ratios": "1,2,0.5",
+}  # fmt: skip
+
+
+@pytest.fixture
+def classic(tmp_path):
+    """(PREFIX-0012.params, symbol, arrays) of a classic mobilenet, with PREFIX-symbol.json of MXNet 0.11."""
+    symbol = get_symbol_train("mobilenet", 300, 2, **CLASSIC)
+    wanted = [shapes for shapes in expected_shapes("mobilenet", 300, 2, **CLASSIC)]
+    arrays = [formulas(shapes) for shapes in wanted]
+    (tmp_path / "own-symbol.json").write_text(old_json(symbol, "attr"))
+    kinds = zip(("arg", "aux"), arrays, strict=True)
+    named = {f"{kind}:{name}": array for kind, part in kinds for name, array in part.items()}
+    (tmp_path / "own-0012.params").write_bytes(params_v1(named))
+    return tmp_path / "own-0012.params", symbol, arrays
+
+
+def test_a_classic_checkpoint_needs_no_flags(classic, tmp_path, capsys):
+    path, symbol, _ = classic
+    convert_weights.main(["--from", "classic", str(path), "--prefix", str(tmp_path / "new")])
+    text = capsys.readouterr().out
+    assert "it does not tell the input's side: 300 is taken" in text
+    assert "nothing is missing" in text
+    checkpoint = load_checkpoint(str(tmp_path / "new"), 0)
+    meta = checkpoint.meta
+    assert (meta["network"], meta["data_shape"], len(meta["class_names"])) == ("mobilenet", [300, 300], 2)
+    assert get_symbol_train("mobilenet", 300, 2, **meta["options"]).tojson() == symbol.tojson()
+    convert_weights.main(
+        ["--from", "classic", str(path), "--prefix", str(tmp_path / "wide"), "--data-shape", "256,320"]
+    )
+    assert load_checkpoint(str(tmp_path / "wide"), 0).meta["data_shape"] == [256, 320]
+
+
+def test_a_classic_checkpoint_without_its_symbol_is_told(classic, tmp_path, capsys):
+    path, *_ = classic
+    path.with_name("own-symbol.json").unlink()
+    with pytest.raises(CheckpointError, match=r"own-symbol\.json: no such file"):
+        convert_weights.main(
+            ["--from", "classic", str(path), "--network", "mobilenet", "--prefix", str(tmp_path / "n")]
+        )
+    assert "own-symbol.json is missing" in capsys.readouterr().out
+
+
 def test_every_source_of_the_table_has_its_reader():
     for source in convert_weights.SOURCES.values():
         with pytest.raises((CheckpointError, InstallError), match="nowhere"):  # torch may be missing
             source.read("nowhere-0001.params")
+
+
+def test_files_that_are_there_are_kept(convert, state_dict, tmp_path, monkeypatch):
+    body = {name.removeprefix("vgg."): array for name, array in state_dict.items() if name.startswith("vgg.")}
+    flags = ["--network", "vgg16_reduced", "--num-class", "3"]
+    prefix = tmp_path / "out" / "ssd"
+    prefix.parent.mkdir()
+    symbol, params = (prefix.with_name(f"ssd-{end}") for end in ("symbol.json", "0000.params"))
+    symbol.write_text("classic")
+    with pytest.raises(OptionError, match=r"ssd-symbol\.json is there already; .*--overwrite"):
+        convert(body, *flags)
+    convert(body, *flags, "--overwrite")
+    assert params.is_file()
+    before = params.read_bytes()
+    symbol.unlink()
+    with pytest.raises(OptionError, match=r"ssd-0000\.params is there already"):
+        convert(body, *flags)
+    monkeypatch.chdir(prefix.parent)
+    with pytest.raises(OptionError, match="is the file to convert; choose another --prefix"):
+        convert_weights.main(["--from", "classic", "--overwrite", "ssd-0000.params", "--prefix", str(prefix)])
+    assert params.read_bytes() == before
+
+
+def test_a_prefix_needs_a_name(tmp_path):
+    with pytest.raises(OptionError, match="--prefix .*out/: its files would have no name; add one, as in .*out/model"):
+        convert_weights.main(["weights.pth", "--prefix", str(tmp_path / "out") + "/"])
 
 
 def test_class_names_may_be_a_file(tmp_path):

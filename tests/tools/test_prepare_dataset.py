@@ -1,5 +1,6 @@
 """The command line of prepare_dataset, as a module and as a script."""
 
+import json
 import os
 import signal
 import subprocess
@@ -176,6 +177,63 @@ def test_a_split_of_a_folder_covers_it_whatever_its_image_sets(tmp_path, capsys)
     assert (sidecar.num_images, sidecar.class_names) == (6, ("cat", "dog"))
     cats = sum(line.count(",0") for line in parts["train"].with_suffix(".txt").read_text().splitlines())
     assert f"objects: {cats}," in capsys.readouterr().out
+
+
+def test_the_annotation_list_holds_what_was_packed(tmp_path):
+    folder, target = tmp_path / "mine", tmp_path / "t.lst"
+    add(folder, "a", CAT, xml_object("cat", (41, 1, 50, 15)))
+    add(folder, "bad", CAT, image=b"no image")
+    add(folder, "empty")
+    image_set(folder, "trainval", "a", "bad", "empty")
+    words = ["--root", str(folder), "--target", str(target), "--num-thread", "1", "--annotation-list", "--skip-bad"]
+    main([*words, "--no-true-negative", "--class-names", "cat"])
+    assert target.with_suffix(".txt").read_text() == f"{folder}/JPEGImages/a.jpg 1,1,20,15,0\n"
+
+
+def test_a_path_that_no_list_can_hold_is_told_before_anything_is_written(tmp_path):
+    add(tmp_path / "my folder", "a", CAT)
+    image_set(tmp_path / "my folder", "trainval", "a")
+    target = tmp_path / "out" / "t.lst"
+    with pytest.raises(DataError, match="blanks"):
+        main(["--root", str(tmp_path / "my folder"), "--target", str(target), "--num-thread", "1", "--annotation-list"])
+    assert not target.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "root", "target", "lost"),
+    [
+        ("yolo", "train.txt", "train.lst", "train.txt"),
+        ("yolo", "mine.data", "train.lst", "train.txt"),
+        ("yolo", "mine.data", "labels/a.lst", "labels/a.txt"),
+        ("yolo", "mine.data", "link.lst", "link.txt"),
+        ("list", "boxes.txt", "boxes.lst", "boxes.txt"),
+        ("list", "boxes.lst", "boxes.lst", "boxes.lst"),
+        ("pascal", "voc", "voc/ImageSets/Main/trainval.lst", "voc/ImageSets/Main/trainval.txt"),
+        ("coco", "", "annotations/train2017.lst", "annotations/train2017.json"),
+    ],
+)
+def test_what_is_read_is_never_written(tmp_path, dataset, root, target, lost):
+    for path, text in {
+        "train.txt": "images/a.jpg\n",
+        "mine.data": "classes = 1\ntrain = train.txt\n",
+        "labels/a.txt": "0 0.5 0.5 0.5 0.5\n",
+        "boxes.txt": "images/a.jpg 1,1,20,15,0\n",
+        "boxes.lst": "images/a.jpg 1,1,20,15,0\n",
+        "annotations/train2017.json": json.dumps(content([image(1, "a.jpg")], [])),
+    }.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(text)
+    (tmp_path / "link.txt").symlink_to("train.txt")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.jpg").write_bytes(jpeg())
+    add(tmp_path / "voc", "a", CAT)
+    image_set(tmp_path / "voc", "trainval", "a")
+    before = (tmp_path / lost).read_bytes()
+    words = ["--dataset", dataset, "--root", str(tmp_path / root), "--target", str(tmp_path / target)]
+    with pytest.raises(OptionError, match=f"{lost} would replace .*, which is read; choose another"):
+        main([*words, "--annotation-list", "--num-thread", "1"])
+    assert (tmp_path / lost).read_bytes() == before
+    assert not list(tmp_path.rglob("*.rec"))
 
 
 @pytest.mark.parametrize("option", ["--set", "--year"])

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.errors import CheckpointError
+from config.errors import CheckpointError, OptionError
 from config.runtime import mx
 from train.checkpoint import (
     META_DEFAULTS,
@@ -28,6 +28,7 @@ from train.checkpoint import (
     read_meta,
     remove_checkpoint,
     save_checkpoint,
+    symbol_path,
     write_best,
 )
 
@@ -81,6 +82,26 @@ def test_a_set_comes_back_as_it_was_saved(prefix):
     assert not [path for path in Path(prefix).parent.iterdir() if path.suffix == ".tmp"]
 
 
+@pytest.mark.parametrize("name", ["x/net", "x/./net", "x//net", "net", "x/.", "x/[a]"])
+def test_sets_are_found_under_any_prefix(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    save(name, 1)
+    assert list_epochs(name) == [1]
+    assert load_checkpoint(name).epoch == 1
+
+
+def test_a_prefix_without_name_is_refused(tmp_path):
+    with pytest.raises(OptionError, match="x/: its files would have no name; add one, as in .*x/model"):
+        load_checkpoint(f"{tmp_path}/x/")
+
+
+def test_a_failing_save_leaves_the_symbol(prefix, monkeypatch):
+    monkeypatch.setattr("train.checkpoint.stage_arrays", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(CheckpointError, match="not written"):
+        save_checkpoint(prefix, 4, "another", {}, {}, {}, META)
+    assert symbol_path(prefix).read_text() == "{}"
+
+
 def test_a_set_without_its_json_does_not_exist(prefix):
     meta_path(prefix, 3).unlink()
     assert load_checkpoint(prefix).epoch == 2
@@ -119,10 +140,50 @@ def test_a_damaged_json_is_refused_by_name(prefix, content):
     assert load_checkpoint(prefix).epoch == 2
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data_shape", ["x"], "data_shape is not of type int: 'x'"),
+        ("data_shape", [64], "field data_shape is wrong"),
+        ("data_shape", [0, 64], "field data_shape is wrong"),
+        ("scores", {"validation": [1]}, r"scores.validation is not of type dict: \[1\]"),
+        ("class_names", [["a"], None], "class_names is not of type str"),
+        ("class_names", [], "field class_names is wrong"),
+        ("mean_pixels", [1.0], "field mean_pixels is wrong"),
+        ("mean_pixels", [{}, 1, 1], "mean_pixels is not of type float"),
+        ("std", [True, 1, 1], "std is not of type float"),
+        ("num_update", 1.5, "num_update is not of type int"),
+    ],
+)
+def test_a_value_of_another_type_is_one_sentence(prefix, field, value, message):
+    path = meta_path(prefix, 3)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(CheckpointError, match=r"net-0003\.json: damaged \(" + message):
+        load_checkpoint(prefix, 3)
+
+
+def test_values_that_are_no_numbers_yet_come_back(prefix):
+    path, values = meta_path(prefix, 3), {"plateau": {"best": float("inf")}, "scores": {"validation": {"cat": None}}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    meta = load_checkpoint(prefix, 3).meta
+    assert {name: meta[name] for name in values} == values
+
+
+@pytest.mark.parametrize("content", ['{"epoch": Infinity}', '{"epoch": 1e999}', '{"epoch": "2"}', "[" * 100_000, "\0"])
+def test_a_damaged_note_of_the_best_is_one_sentence(prefix, content, monkeypatch):
+    Path(f"{prefix}-best.json").write_text(content)
+    with pytest.raises(CheckpointError, match="no best epoch is recorded"):
+        best_epoch(prefix)
+    monkeypatch.setattr("train.checkpoint.MAX_META_BYTES", 10)
+    Path(f"{prefix}-best.json").write_text('{"epoch": 2} ')
+    with pytest.raises(CheckpointError, match="no best epoch is recorded"):
+        best_epoch(prefix)
+
+
 def test_a_renamed_set_is_refused(prefix):
     for path in (params_path, optimizer_path, meta_path):
         path(prefix, 3).rename(path(prefix, 9))
-    with pytest.raises(CheckpointError, match="epoch is missing or wrong"):
+    with pytest.raises(CheckpointError, match="field epoch is wrong: 3"):
         load_checkpoint(prefix, 9)
 
 
@@ -162,6 +223,11 @@ def test_dropping_later_sets_clears_what_a_killed_run_left(prefix):
     assert load_checkpoint(prefix).epoch == 1
     assert sorted(path.name for path in folder.glob(".*")) == [".other-0003.params.123.tmp"]
     assert drop_after(prefix, 1) == []
+
+
+def test_a_set_just_saved_is_not_dropped(prefix):
+    assert drop_after(prefix, 1, saved=2) == [3]
+    assert list_epochs(prefix) == [1, 2]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

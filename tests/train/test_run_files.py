@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from config.errors import OptionError
 from config.run import TrainOptions
 from train.callbacks import Progress
 from train.curves import save_curves
+from train.live import LiveCurves
+from train.metric import LossMetric
 from train.run_files import (
     MetricsFile,
     changed_options,
@@ -106,6 +109,22 @@ def test_curves_are_drawn_whatever_was_measured(tmp_path, records):
     save_curves(records, tmp_path / "c.png")
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["c.png"]
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_older_one(tmp_path, monkeypatch):
+    (tmp_path / "c.png").write_bytes(b"older")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        save_curves([record(1, {"CrossEntropy": 1.0}, {})], tmp_path / "c.png")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"c.png": b"older"}
+
+
+@pytest.mark.parametrize(("prefix", "name"), [("absent/t", "CrossEntropy"), ("t", "$^$")])
+def test_training_goes_on_without_curves(tmp_path, caplog, prefix, name):
+    curves = LiveCurves(str(tmp_path / prefix), LossMetric([name]), None, [record(1, {name: 1.0}, {})], 1)
+    curves.draw()
+    curves.draw()
+    assert caplog.text.count("cannot be written") == 1
 
 
 def test_no_curves_without_records(tmp_path):

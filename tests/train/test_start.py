@@ -10,6 +10,7 @@ import pytest
 from config.errors import CheckpointError, OptionError
 from tests.train.tiny import metrics, write_record
 from train.checkpoint import list_epochs, load_checkpoint, params_path
+from train.run_files import write_run_file
 from train.stages import make_stages
 from train.start import find_start
 from train.train_net import train_net
@@ -88,6 +89,47 @@ def test_overwriting_is_refused_unless_asked_for(continued, changes):
     if options.pretrained:
         options = replace(options, pretrained=options.prefix)
     refused(options, "has checkpoints up to epoch 3", "--resume auto", "--overwrite")
+
+
+@pytest.mark.parametrize("name", ["t-0001.params", "t-0012.params", "t-symbol.json"])
+def test_files_of_other_trainers_are_not_overwritten_unless_asked_for(options, name):
+    run = options(end_epoch=1)
+    file = Path(run.prefix).with_name(name)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"classic")
+    refused(run, f"{name} is there already", "another --prefix", "--overwrite")
+    assert file.read_bytes() == b"classic"
+    write_run_file(run.prefix, replace(run, overwrite=True))  # of such a run, killed before it saved anything
+    refused(run, f"{name} is there already")
+    train_net(replace(run, overwrite=True))
+    assert list_epochs(run.prefix) == [1]
+
+
+@pytest.mark.parametrize("left", [["t-0001.params"], ["t-symbol.json"], ["t-symbol.json", "t-0001.params"]])
+def test_what_a_killed_run_left_stops_no_run(options, left):
+    run = options(end_epoch=1)
+    Path(run.prefix).parent.mkdir(parents=True)
+    write_run_file(run.prefix, run)
+    for name in left:
+        Path(run.prefix).with_name(name).write_bytes(b"half a set")
+    train_net(run)
+    assert list_epochs(run.prefix) == [1]
+
+
+def test_overwriting_loses_nothing_before_there_is_something_new(continued, monkeypatch):
+    options = continued(overwrite=True, end_epoch=1, seed=7)
+    monkeypatch.setattr("train.checkpoint.stage_arrays", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(CheckpointError, match="not written"):
+        train_net(options)
+    assert list_epochs(options.prefix) == [1, 2, 3]
+    assert load_checkpoint(options.prefix, "best").meta["seed"] == 233
+
+
+def test_overwriting_waits_for_the_first_save(continued):
+    options = continued(overwrite=True, end_epoch=2, seed=7, save_every="2", val_path="")
+    train_net(options)
+    assert list_epochs(options.prefix) == [2]
+    assert load_checkpoint(options.prefix).meta["seed"] == 7
 
 
 def test_overwriting_leaves_nothing_of_the_old_run(continued):

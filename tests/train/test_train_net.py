@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,13 +14,14 @@ import pytest
 from config.errors import CheckpointError, DataError, OptionError, TrainingError
 from config.opencv import cv2
 from config.runtime import mx
+from dataset.sidecar import read_sidecar
 from evaluate.coco_metric import STAT_NAMES
 from evaluate.evaluate_net import evaluate_net
 from symbol.layers import matches
 from tests.train.tiny import CLASSES, metrics, write_record
 from train.checkpoint import list_epochs, load_checkpoint, load_optimizer_state, optimizer_path, params_path, read_meta
 from train.run_files import lock_prefix
-from train.train_net import train_net
+from train.train_net import objects_missing, train_net
 
 
 def digests(prefix, epoch):
@@ -370,3 +372,16 @@ def test_tensorboard_scalars(options, monkeypatch):
         assert written["train/CrossEntropy", line["epoch"]] == line["train"]["CrossEntropy"]
         assert written["validation/mAP", line["epoch"]] == line["validation"]["mAP"]
         assert written["learning_rate", line["epoch"]] == 0.05
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [((3, 2, 1), None), ((3, 0, 0), "no object of {1}, {2}, which"), ((0, 0, 0), "no object of any class, which")],
+)
+def test_classes_without_objects_are_told(options, counts, said):
+    run = options()
+    sidecar = replace(read_sidecar(run.train_path), objects_per_class=counts)
+    lines = objects_missing(run, sidecar.class_names, sidecar)
+    assert bool(lines) == bool(said)
+    assert not lines or said.format(*sidecar.class_names) in lines[0]
+    assert objects_missing(replace(run, train_list="a.lst"), sidecar.class_names, sidecar) == []

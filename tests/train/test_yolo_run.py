@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.errors import DataError
+from config.errors import CheckpointError, DataError
 from config.run import TrainOptions
 from config.runtime import mx
-from deploy.export import export
+from deploy.export import export, model_from_checkpoint
 from detect.detector import Detector
 from evaluate.evaluate_net import evaluate_net
 from symbol.darknet_cfg import format_cfg
@@ -129,3 +129,13 @@ def test_two_stages_with_the_loss_of_rectangular_validation(tmp_path: Path) -> N
     name = next(name for name in averages[0] if name.startswith("body_0_") and name.endswith("mean"))
     assert not averages[0][name].asnumpy().any()  # as initialised
     assert averages[1][name].asnumpy().any()
+
+
+def test_a_checkpoint_that_names_a_file_in_place_of_its_cfg_is_refused(run: TrainOptions, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("do not show\n")
+    checkpoint = load_checkpoint(run.prefix, 2)
+    meta = {**checkpoint.meta, "network": f"darknet:{secret}"}
+    meta["options"] = {**meta["options"], "darknet_cfg": ""}
+    with pytest.raises(CheckpointError, match="its options hold no darknet_cfg"):
+        model_from_checkpoint(replace(checkpoint, meta=meta))

@@ -100,10 +100,11 @@ def rename(arrays: Arrays, network: str, options: Mapping[str, Any]) -> tuple[Ar
     return arg, subtract_epsilon(parts["aux"], network, options)
 
 
-def describe(path: str | Path) -> Description:
+def describe(path: str | Path, wanted: str | None = None) -> Description:
     """Network, classes, input side and options of the checkpoint PREFIX-NNNN.params, from the symbol beside it.
 
-    CheckpointError for a symbol that is missing, damaged or contradicts itself.
+    wanted: network that the options are for; None = the one that is described. CheckpointError for a symbol that is
+    missing, damaged or contradicts itself.
     """
     nodes = _nodes(path)
     try:
@@ -111,7 +112,7 @@ def describe(path: str | Path) -> Description:
         priors = [node for node in nodes if node.operator == "MultiBoxPrior"]
         network = _known(network_of(filters))
         side = _side(network, priors)
-        options = _loss_options(nodes) | _anchor_options(network, side, priors) | _width(network, filters)
+        options = _loss_options(nodes) | _anchor_options(wanted or network, side, priors) | _width(network, filters)
         return Description(network, _num_classes(filters), side, options, _notes(nodes))
     except ValueError as error:
         raise CheckpointError(f"{symbol_path(path)}: not a symbol of SSD ({error})") from error
@@ -211,9 +212,12 @@ def _loss_options(nodes: list[Node]) -> dict[str, Any]:
             options["negative_mining_ratio"] = max(0.0, node.number("negative_mining_ratio", -1))
             options["min_neg_samples"] = max(0, int(node.number("minimum_negative_samples", 0)))
         elif node.operator == "MultiBoxDetection":
-            options["nms"] = node.number("nms_threshold", 0.5)
+            options["nms"] = node.number("nms_threshold", 0.5) or 1.0  # MXNet's 0 suppresses nothing
             options["score_threshold"] = node.number("threshold", 0.01)
             options["force"] = node.flag("force_suppress", False)
+            variances = node.numbers("variances", VARIANCES)
+            if not np.allclose(variances, VARIANCES):
+                options["variances"] = variances
             if node.number("nms_topk", -1) >= 1:
                 options["nms_topk"] = int(node.number("nms_topk", -1))
     return options
@@ -229,8 +233,5 @@ def _notes(nodes: list[Node]) -> tuple[str, ...]:
     """Where detections will differ, because this project's network has no such option."""
     notes = []
     if any(node.operator == "MultiBoxPrior" and node.flag("clip", False) for node in nodes):
-        notes.append("its anchors were limited to the image, those of this network are not")
-    detections = [node for node in nodes if node.operator == "MultiBoxDetection"]
-    if any(not np.allclose(node.numbers("variances", VARIANCES), VARIANCES) for node in detections):
-        notes.append(f"its variances are not {VARIANCES}: train the loc_pred_conv layers anew")
+        notes.append("anchors were limited to the image; those of this network are not")
     return tuple(notes)
