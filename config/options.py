@@ -162,7 +162,7 @@ class _StrictLoader(yaml.SafeLoader):
 class _TextLoader(_StrictLoader):
     """The same, but numbers, dates and words like `yes` stay the text that they are."""
 
-    yaml_implicit_resolvers: typing.ClassVar[dict] = {}
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - declared so by PyYAML
 
 
 def read_yaml(path: Path, *, as_text: bool = False) -> Any:

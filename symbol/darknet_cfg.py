@@ -56,7 +56,9 @@ class _Block(NamedTuple):
 
 
 def load_cfg(path: str | Path) -> str:
-    """The text of a .cfg file; DataError for a file that cannot be read, is too large, or is no text."""
+    """The text of a .cfg file; DataError for no name, or a file that cannot be read, is too large, or is no text."""
+    if not str(path):
+        raise DataError("--network darknet: names no file; add that of the network, as in darknet:my.cfg")
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_CFG_BYTES + 1)

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from config.augment_options import LETTERBOX
 from config.errors import DataError, OptionError
 from config.idle_options import idle_options
 from config.options import obsolete_options
@@ -64,7 +65,7 @@ def train_net(options: TrainOptions) -> None:
     classes = class_names(options, sidecars[0])
     plan = make_stages(without_end(options), classes)
     if options.rect_val:
-        check_any_size(options.network, options.data_shape, "--rect-val")
+        _check_rectangular(options)
     make_monitor(options.monitor, options.pattern)
     for stage in plan:
         check_recipe(stage.options)
@@ -88,6 +89,13 @@ def train_net(options: TrainOptions) -> None:
                 _train_stage(stage, options, devices, sidecars, start)
                 if stage is not plan[-1]:
                     start = after_stage(stage)
+
+
+def _check_rectangular(options: TrainOptions) -> None:
+    """OptionError where --rect-val cannot be: with stretched images, or a network of inputs of one size."""
+    if options.resize_mode != LETTERBOX:
+        raise OptionError(f"--rect-val needs --resize-mode {LETTERBOX}; give it, or leave --rect-val out")
+    check_any_size(options.network, options.data_shape, "--rect-val")
 
 
 def _train_stage(
