@@ -33,6 +33,10 @@ class TrainingError(UserError):
     """Training cannot go on, for instance because the loss is no longer finite."""
 
 
+class OutOfMemoryError(UserError):
+    """What was asked for does not fit into the memory of the machine or its GPU."""
+
+
 def run_command(main: Callable[[list[str]], int | None]) -> None:
     """Runs main(argv) and ends the process: 0 or main's value, 2 for a mistake of the user, 130 for Ctrl-C.
 

@@ -10,6 +10,7 @@ from config.run import TrainOptions, metric_kinds
 Groups = Iterable[tuple[tuple[str, ...], str]]
 AUGMENTATION = tuple(field.name for field in fields(TrainAugment))
 OTHER_FAMILIES = ("yolov3", "darknet:", "efficientdet")  # what names of networks begin with that are no SSD
+_MULTIBOX = "with --post-process multibox"
 NOT_RESUMED = ("-1", "")
 
 
@@ -22,6 +23,16 @@ def idle_deploy_options(options: DeployOptions) -> list[str]:
     """The same for deploy.py."""
     int8 = ("calib_mode", "num_calib", "max_loss")
     return _sentences(options, [] if options.dtype == "int8" else [(int8, f"with --dtype {options.dtype}")])
+
+
+def idle_detection_options(network: str, post_process: str, given: Iterable[str]) -> list[str]:
+    """The same for detection options, those whose names are `given`, of a checkpoint; post_process is what will run."""
+    idle = _keeps_all(network, post_process) and "keep_topk" in given
+    return [f"--keep-topk has no effect {_MULTIBOX}"] if idle else []
+
+
+def _keeps_all(network: str, post_process: str) -> bool:
+    return post_process == "multibox" and not network.startswith(OTHER_FAMILIES)
 
 
 def _sentences(options: TrainOptions | DeployOptions, groups: Groups) -> list[str]:
@@ -41,8 +52,8 @@ def _idle(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:
     yield from _idle_of_schedule(options)
     yield from _idle_of_start(options)
     yield from _idle_of_images(options)
-    if options.post_process == "multibox" and not options.network.startswith(OTHER_FAMILIES):
-        yield ("keep_topk",), "with --post-process multibox"
+    if _keeps_all(options.network, options.post_process):
+        yield ("keep_topk",), _MULTIBOX
     if not options.val_path:
         yield ("eval_every", "val_loss", "metrics", "best_metric", "rect_val"), "without --val-path"
     if metric_kinds(options) == ("coco",):

@@ -52,7 +52,12 @@ class NetworkOptions(YOLOOptions, EffDetOptions):
         "", "parameters that stay as they are: body, all-but-heads, or a regular expression of names", "network"
     )
     overlap_threshold: float = option(0.5, "IoU from which an anchor is positive", "losses", minimum=0.0, maximum=1.0)
-    negative_mining_ratio: float = option(3.0, "mined negatives per positive", "losses", minimum=0.0)
+    negative_mining_ratio: float = option(
+        3.0,
+        "mined negatives per positive; 0 = none but --min-neg-samples with --targets paper, all with mxnet",
+        "losses",
+        minimum=0.0,
+    )
     min_neg_samples: int = option(0, "mined negatives of an image at least", "losses", minimum=0)
     loc_weight: float = option(1.0, "weight of the localisation loss (alpha)", "losses", minimum=0.0)
     variances: tuple[float, ...] = option(

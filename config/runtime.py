@@ -118,3 +118,4 @@ _set_environment()
 _add_numpy_aliases()
 _load_cuda_libraries()
 mx: Any = _import_with_amx()
+SYMBOL_ATTRIBUTES = {"mxnet_version": ["int", 10901]}  # of a symbol's JSON; load_json converts older ones

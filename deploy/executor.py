@@ -2,9 +2,12 @@
 
 import numpy as np
 
+from config.memory import told_exhaustion
 from config.runtime import mx
 from deploy.manifest import DATA
 from train.params_file import Params
+
+_REMEDY = "lower --batch-size, or export the model with a smaller --data-shape"
 
 
 def bound(
@@ -18,15 +21,17 @@ def bound(
     """An executor in ctx (None: the CPU) for data of this shape and type; weights that the symbol does not read are
     left out."""
     types = None if np.dtype(dtype) == np.float32 else {DATA: np.dtype(dtype).name}  # with types none is a default
-    executor = symbol.simple_bind(ctx or mx.cpu(), grad_req="null", type_dict=types, **{DATA: shape})
-    executor.copy_params_from(arg_params, aux_params, allow_extra_params=True)
-    return executor
+    with told_exhaustion(_REMEDY):
+        executor = symbol.simple_bind(ctx or mx.cpu(), grad_req="null", type_dict=types, **{DATA: shape})
+        executor.copy_params_from(arg_params, aux_params, allow_extra_params=True)
+        return executor
 
 
 def run(executor: mx.executor.Executor, data: np.ndarray | mx.nd.NDArray) -> list[np.ndarray]:
     """The outputs for data of the executor's shape."""
-    executor.arg_dict[DATA][:] = data
-    return [output.asnumpy() for output in executor.forward(is_train=False)]
+    with told_exhaustion(_REMEDY):
+        executor.arg_dict[DATA][:] = data
+        return [output.asnumpy() for output in executor.forward(is_train=False)]
 
 
 def outputs(

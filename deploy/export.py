@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from config.errors import CheckpointError
+from config.idle_options import idle_detection_options
 from config.network_options import NetworkOptions
 from config.options import from_mapping, to_mapping
 from config.version import versions
@@ -68,6 +69,8 @@ def model_from_checkpoint(
     meta, origin = checkpoint.meta, f"{checkpoint.prefix}, epoch {checkpoint.epoch}"
     own = rebuilding_options(meta["network"], meta["options"], origin)
     options = from_mapping(NetworkOptions, {**own, **detection_options}, origin)
+    for line in idle_detection_options(meta["network"], options.post_process, detection_options):
+        logger.warning(line)
     size = input_size(data_shape or tuple(meta["data_shape"]))
     symbol = get_symbol(meta["network"], size, len(meta["class_names"]), **to_mapping(options))
     try:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from config.runtime import mx
+from config.runtime import SYMBOL_ATTRIBUTES, mx
 
 VARIABLE = "null"
 
@@ -82,7 +82,7 @@ def symbol_of(graph: Graph) -> mx.sym.Symbol:
         "nodes": items,
         "arg_nodes": [number for number, node in enumerate(nodes) if node.op == VARIABLE],
         "heads": [_entry(edge, place) for edge in graph.outputs],
-        "attrs": {"mxnet_version": ["int", 10901]},
+        "attrs": SYMBOL_ATTRIBUTES,
     }
     return mx.sym.load_json(json.dumps(content))
 

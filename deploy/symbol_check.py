@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from config.errors import CheckpointError
-from config.runtime import mx
+from config.runtime import SYMBOL_ATTRIBUTES, mx
 from deploy.folder_files import MAX_SYMBOL_BYTES
 
 VARIABLE = "null"
@@ -90,7 +90,6 @@ _PRIVATE = frozenset({"__init__", "__lr_mult__", "__wd_mult__", "__shape__", "__
 _ARRAY_LIMIT, _SMALL_ARRAY = 256, 1 << 26
 _TOTAL_LIMIT, _SMALL_TOTAL = 4096, 1 << 28
 _NODE_KEYS = frozenset({"op", "name", "attrs", "inputs"})  # without "subgraphs"
-_MXNET_VERSION = {"mxnet_version": ["int", 10901]}
 
 
 def load_symbol(content: bytes, origin: str) -> mx.sym.Symbol:
@@ -118,7 +117,7 @@ def checked_json(content: bytes) -> str:
         raise ValueError("two nodes have the same name")
     variables = [position for position, node in enumerate(clean) if node["op"] == VARIABLE]
     outputs = [_checked_entry(entry, clean) for entry in heads]
-    return json.dumps({"nodes": clean, "arg_nodes": variables, "heads": outputs, "attrs": _MXNET_VERSION})
+    return json.dumps({"nodes": clean, "arg_nodes": variables, "heads": outputs, "attrs": SYMBOL_ATTRIBUTES})
 
 
 def check_shapes(symbol: mx.sym.Symbol, origin: str, **inputs: tuple[int, ...]) -> None:

@@ -72,16 +72,15 @@ def display_problem() -> str | None:
     return None
 
 
-def write_crops(picture: np.ndarray, detections: np.ndarray, names: Sequence[str], stem: Path, first: int = 1) -> int:
+def write_crops(picture: np.ndarray, detections: np.ndarray, names: Sequence[str], stem: Path) -> int:
     """Cuts detections (n, 6), boxes in pixels, out of a picture (h, w, 3): PARENT/CLASS/STEM-0001.png and so on.
 
-    `stem` is PARENT/STEM, `first` the number of the first one; returns how many there were. Boxes are rounded outwards
-    to whole pixels.
+    `stem` is PARENT/STEM; returns how many there were. Boxes are rounded outwards to whole pixels.
     """
     height, width = picture.shape[:2]
     low = np.clip(np.floor(detections[:, 2:4]), 0, [width - 1, height - 1]).astype(int)
     high = np.clip(np.ceil(detections[:, 4:6]), low + 1, [width, height]).astype(int)
-    for number, (x0, y0), (x1, y1), row in zip(range(first, first + len(low)), low, high, detections, strict=True):
+    for number, (x0, y0), (x1, y1), row in zip(range(1, 1 + len(low)), low, high, detections, strict=True):
         path = stem.parent / folder_name(names[int(row[0])]) / f"{stem.name}-{number:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_image(picture[y0:y1, x0:x1], ".png"))  # many and small: not synced one by one

@@ -1,5 +1,6 @@
 """Accuracy of a checkpoint on a record, as training's own validation computes it."""
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from config.errors import DataError, OptionError
+from config.idle_options import idle_detection_options
+from config.memory import told_exhaustion
 from config.runtime import mx
 from dataset.iterator import RecordIter
 from dataset.native_iterator import iterator_class
@@ -20,6 +23,8 @@ from evaluate.voc_eval import VOCResult
 from symbol.symbol_factory import check_any_size, get_symbol, rebuilding_options
 from train.checkpoint import PIXEL_FIELDS, Checkpoint
 from train.devices import check_batch_size
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,9 +120,10 @@ def evaluate_net(
     metric = ValidationMetric(needed, meta["class_names"], overlap, use_difficult)
     served: list[tuple[np.ndarray, np.ndarray]] = []
     try:
-        module = _inference_module(checkpoint, devices, iterator, detection_options)
-        started = time.monotonic()
-        score_detections(module, _noted(iterator, served), metric, num_batch)
+        with told_exhaustion("lower --batch-size"):
+            module = _inference_module(checkpoint, devices, iterator, detection_options)
+            started = time.monotonic()
+            score_detections(module, _noted(iterator, served), metric, num_batch)
         images = metric.parts[kinds[0]].global_num_inst
         results = {kind: metric.parts[kind].result() for kind in kinds}
         rows = _rows(metric.parts["coco"].rows(), served, images) if keep_rows else None
@@ -147,6 +153,8 @@ def _inference_module(
     meta = checkpoint.meta
     origin = f"{checkpoint.prefix}, epoch {checkpoint.epoch}"
     options = rebuilding_options(meta["network"], meta["options"], origin) | detection_options
+    for line in idle_detection_options(meta["network"], options.get("post_process", "multibox"), detection_options):
+        logger.warning(line)
     symbol = get_symbol(meta["network"], iterator.smallest_size, len(meta["class_names"]), **options)
     module = mx.mod.Module(symbol, data_names=("data",), label_names=None, context=list(devices))
     module.bind(iterator.provide_data, for_training=False)

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from config.figures import save_figure
 from evaluate.coco_metric import COCOResult
 from evaluate.voc_eval import ClassResult, VOCResult
 
@@ -35,9 +35,8 @@ def format_coco(result: COCOResult) -> str:
 
 
 def save_pr_curves(result: VOCResult, path: str | Path) -> None:
-    """Draws the precision-recall curve of every class that has objects; the suffix of `path` tells the format."""
-    figure = Figure(figsize=PICTURE_INCHES, dpi=PICTURE_DPI)
-    FigureCanvasAgg(figure)  # needs no display
+    """Draws the precision-recall curve of every class that has objects as a PNG."""
+    figure = Figure(figsize=PICTURE_INCHES)
     axes = figure.add_subplot(
         xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title=f"mAP {_cell(result.mean_ap).strip()}"
     )
@@ -48,7 +47,7 @@ def save_pr_curves(result: VOCResult, path: str | Path) -> None:
     if 0 < len(shown) <= LABELLED_CURVES:
         axes.legend(loc="lower left", fontsize="small")
     figure.tight_layout()
-    figure.savefig(path)
+    save_figure(figure, Path(path), PICTURE_DPI)
 
 
 def _final_recall(one: ClassResult) -> float:

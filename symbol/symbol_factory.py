@@ -181,6 +181,8 @@ def _wanted(network: str, data_shape: Shape, num_classes: int, options: dict[str
     size = input_size(data_shape)
     checked = _checked(network, options)
     row = _row(network, size, checked.darknet_cfg)
+    if checked.darknet_cfg and not network.startswith(DARKNET_PREFIX):
+        raise OptionError(f"--darknet-cfg: {network} does not use it; leave it out, or give --network darknet:FILE")
     if isinstance(row, SSDRow) and not row.takes_width and checked.width != NetworkOptions.width:
         raise OptionError(
             f"--width {checked.width:g}: {network} does not use it; leave it out, or give 1 where a preset sets it"

@@ -67,7 +67,7 @@ class Progress:
         done = param.nbatch + 1
         if sys.stderr.isatty():
             self._draw(param, done)
-        elif done % self.frequent == 0 or done == self.batches:
+        elif (done % self.frequent == 0 and param.nbatch > 0) or done == self.batches:  # losses come a batch late
             self._log(param, done, now)
 
     def _draw(self, param: Any, done: int) -> None:
@@ -100,6 +100,9 @@ class Progress:
 
 
 def _values(metric: LossMetric) -> str:
+    """The losses, nothing before the first have been read."""
+    if not metric.totals()[1]:
+        return ""
     return " ".join(f"{name}={value:.4f}" for name, value in metric.get_name_value())
 
 

@@ -240,7 +240,9 @@ def best_epoch(prefix: str) -> int:
     try:
         return typed(_Best, _read_json(path), "the file").epoch
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: no best epoch is recorded; name an epoch") from error
+        raise CheckpointError(
+            f"{path}: no best epoch is recorded, as no validation rated one; name an epoch"
+        ) from error
 
 
 def _read_json(path: Path) -> Any:

@@ -60,7 +60,7 @@ class EpochEnd:
         for record in self.metrics.records:
             if record["epoch"] in saved and self._is_best(record):
                 self.best = record
-        self._kept_epochs, self._took_over = kept_epochs, False
+        self._kept_epochs, self._took_over, self._told = kept_epochs, False, False
         self._epoch_started = time.monotonic()
 
     @property
@@ -88,7 +88,8 @@ class EpochEnd:
         self.metrics.append(record)
         write_results(self.metrics.records, Path(f"{self.options.prefix}-results.txt"))
         is_best = self._is_best(record)
-        if self.plan.is_due(number, record["num_update"], is_best, last):
+        self._tell_if_unrated(epoch, record)
+        if self.plan.is_due(number, record["num_update"], is_best, last, self.best is not None):
             self.writer.save(self.options.prefix, number, record)
             if not self._took_over:
                 self._take_over(number)
@@ -130,6 +131,16 @@ class EpochEnd:
     def _is_best(self, record: dict[str, Any]) -> bool:
         score = record["validation"].get(self.best_metric)
         return score is not None and (self.best is None or score > self.best["validation"][self.best_metric])
+
+    def _tell_if_unrated(self, epoch: int, record: dict[str, Any]) -> None:
+        """Once, that a validation gave the metric of the best checkpoint no value."""
+        if self.validates(epoch) and self.best_metric not in record["validation"] and not self._told:
+            logger.warning(
+                "the validation has nothing to measure %s by: no checkpoint becomes the best one; change --best-metric "
+                "or --val-path",
+                self.best_metric,
+            )
+            self._told = True
 
     def _best_score(self) -> tuple[str, float]:
         """Name and value of the best epoch's score."""

@@ -58,7 +58,8 @@ class SavePlan:
     """Which epochs get a checkpoint, and which checkpoints stay.
 
     --save-every N: each N-th epoch. --save-every Ni: the first epoch that ends after each N-th update.
-    --save-best-only: none of these. The best epoch so far and the last one of the run always get one.
+    --save-best-only: these until there is a best epoch, to resume from, then none. The best epoch so far and the last
+    one of the run always get one.
     """
 
     def __init__(self, options: TrainOptions, num_update: int) -> None:
@@ -69,10 +70,10 @@ class SavePlan:
         self.epochs, self.updates = parse_interval(options.save_every)
         self._saved_update = num_update
 
-    def is_due(self, number: int, num_update: int, is_best: bool, is_last: bool) -> bool:
-        """Whether the epoch of this number, counted from 1, gets a checkpoint."""
+    def is_due(self, number: int, num_update: int, is_best: bool, is_last: bool, has_best: bool = True) -> bool:
+        """Whether the epoch of this number, counted from 1, gets a checkpoint; has_best: one before it was the best."""
         regular = number % self.epochs == 0 if self.epochs else self._passed(num_update)
-        due = is_best or is_last or (regular and not self.best_only)
+        due = is_best or is_last or (regular and not (self.best_only and has_best))
         if due:
             self._saved_update = num_update
         return due

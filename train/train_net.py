@@ -2,14 +2,15 @@
 
 import logging
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from config.augment_options import LETTERBOX
 from config.errors import DataError, OptionError
 from config.idle_options import idle_options
+from config.memory import told_exhaustion
 from config.options import obsolete_options
 from config.recipe_options import batches_per_update
 from config.run import TrainOptions, augment_options, metric_kinds, network_options, pixel_options, rect_multiple
@@ -136,7 +137,7 @@ def _fit(
     epoch_end = EpochEnd(writer, plan, metric, start.kept_epochs, progress, validates)
     snapshots = Snapshots(writer, metric, start.num_update)
     seed_epoch(options.seed, start.epoch)
-    try:
+    with _told_end(epoch_end, start):
         module.fit(
             batches,
             eval_data=val_iter,
@@ -156,6 +157,16 @@ def _fit(
             num_epoch=options.end_epoch,
             monitor=make_monitor(options.monitor, options.pattern),
         )
+
+
+@contextmanager
+def _told_end(epoch_end: EpochEnd, start: Start) -> Iterator[None]:
+    """Says how to continue where training is interrupted, and what to change where its memory is exhausted."""
+    try:
+        with told_exhaustion(
+            "lower --batch-size (--accumulate keeps the images of an update) or --data-shape; checkpoints are kept"
+        ):
+            yield
     except (KeyboardInterrupt, SystemExit):
         command = command_to_continue(epoch_end.is_saved or start.follows_stage)
         logger.warning("interrupted; continue with: %s", command)

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from config.errors import OptionError
-from config.runtime import mx
+from config.runtime import SYMBOL_ATTRIBUTES, mx
 from deploy.manifest import DATA, DET
 from deploy.onnx_export import arithmetic, arrays, detection, layers
 from deploy.onnx_export.graph import VARIES, Graph, Node, Shape, Tensor, TranslationError
@@ -148,7 +148,7 @@ def run_operator(op: str, attrs: dict[str, str], inputs: list[np.ndarray]) -> li
     nodes: list[dict[str, Any]] = [{"op": VARIABLE, "name": f"input{k}", "inputs": []} for k in range(count)]
     nodes.append({"op": op, "name": "node", "attrs": attrs, "inputs": [[k, 0, 0] for k in range(count)]})
     graph = {"nodes": nodes, "arg_nodes": list(range(count)), "heads": [[count, 0, 0]]}
-    symbol = mx.sym.load_json(json.dumps({**graph, "attrs": {"mxnet_version": ["int", 10901]}}))
+    symbol = mx.sym.load_json(json.dumps({**graph, "attrs": SYMBOL_ATTRIBUTES}))
     arrays_ = [mx.nd.array(value, dtype=value.dtype) for value in inputs]
     return [output.asnumpy() for output in symbol.bind(mx.cpu(), arrays_).forward()]
 

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 from config.errors import OptionError
 from config.network_options import NetworkOptions
-from config.runtime import mx
+from config.runtime import SYMBOL_ATTRIBUTES, mx
 from symbol.layers import Layers, Symbol, Tap
 
 PREFIX = "gluoncv:"
-MXNET_VERSION = {"mxnet_version": ["int", 10901]}
 STRIDES = (8, 16, 32)
 TRACE_SIDE = 512  # a side at which strides up to 32 are told apart even where convolutions have no padding
 
@@ -190,5 +189,5 @@ def _with_outputs(nodes: list[Node], outputs: Iterable[int]) -> Symbol:
     variables = [position for position, node in enumerate(nodes) if node["op"] == "null"]
     heads = [[position, 0, 0] for position in outputs]
     return mx.sym.load_json(
-        json.dumps({"nodes": nodes, "arg_nodes": variables, "heads": heads, "attrs": MXNET_VERSION})
+        json.dumps({"nodes": nodes, "arg_nodes": variables, "heads": heads, "attrs": SYMBOL_ATTRIBUTES})
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from config.deploy_options import DeployOptions
-from config.idle_options import idle_deploy_options, idle_options
+from config.idle_options import idle_deploy_options, idle_detection_options, idle_options
 from config.options import PRESET_FOLDER, from_mapping, read_preset
 from config.run import TrainOptions
 
@@ -46,6 +46,14 @@ def test_options_of_int8_are_told_with_other_number_formats():
         f"--{name} has no effect with --dtype bfloat16" for name in ("calib-mode", "num-calib", "max-loss")
     ]
     assert idle_deploy_options(replace(options, dtype="int8")) == []
+
+
+def test_it_is_told_of_checkpoints_too():
+    told = ["--keep-topk has no effect with --post-process multibox"]
+    assert idle_detection_options("mobilenet", "multibox", {"keep_topk": 5}) == told
+    assert idle_detection_options("mobilenet", "multibox", {"nms": 0.5}) == []
+    assert idle_detection_options("mobilenet", "per_class", {"keep_topk": 5}) == []
+    assert idle_detection_options("yolov3_tiny", "multibox", {"keep_topk": 5}) == []
 
 
 def test_what_has_an_effect_is_not():

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from config.errors import CheckpointError
+from config.errors import CheckpointError, OutOfMemoryError
 from config.runtime import mx
 from deploy import bind as bind_module
 from deploy.bind import bind
@@ -33,4 +33,13 @@ def test_what_the_conversion_does_not_expect_is_a_damaged_model(error, monkeypat
 
     monkeypatch.setattr(bind_module, "converted", fail)
     with pytest.raises(CheckpointError, match="cannot run this model as float32"):
+        bind(MODEL, mx.cpu(), 1)
+
+
+def test_exhausted_memory_is_told_with_its_remedy(monkeypatch):
+    def exhausted(*_, **__):
+        raise mx.base.MXNetError("std::bad_alloc")
+
+    monkeypatch.setattr(mx.sym.Symbol, "simple_bind", exhausted)
+    with pytest.raises(OutOfMemoryError, match="lower --batch-size, or export the model with a smaller --data-shape"):
         bind(MODEL, mx.cpu(), 1)

@@ -9,6 +9,7 @@ import pytest
 from config.errors import CheckpointError, DataError, OptionError
 from config.network_names import NETWORK_NAMES, check_network_name
 from config.opencv import cv2
+from config.run import TrainOptions
 from config.runtime import mx
 from evaluate.evaluate_net import evaluate_net
 from symbol.layers import matches
@@ -17,6 +18,7 @@ from tests.train.test_train_net import digests, fake_values, stop_in_epoch
 from tests.train.tiny import metrics
 from train.checkpoint import list_epochs, load_checkpoint, load_optimizer_state
 from train.early_checks import check_early
+from train.saving import SavePlan
 from train.train_net import train_net
 
 WHOLE = {
@@ -91,6 +93,19 @@ def test_only_the_best_and_the_last_checkpoint_are_kept(options, monkeypatch):
     train_net(run)
     assert list_epochs(run.prefix) == [4, 5]
     assert load_checkpoint(run.prefix, "best").epoch == 4
+
+
+def test_before_the_first_validation_the_newest_checkpoint_is_kept_to_resume_from():
+    plan = SavePlan(TrainOptions(save_best_only=True, eval_every="4"), 0)
+    assert plan.is_due(1, 10, is_best=False, is_last=False, has_best=False)
+    assert not plan.is_due(5, 50, is_best=False, is_last=False, has_best=True)
+    assert plan.is_due(6, 60, is_best=True, is_last=False, has_best=True)
+
+
+def test_a_metric_that_the_validation_cannot_give_is_told_once(options, caplog):
+    train_net(options(metrics=("coco",), best_metric="APl", end_epoch=2))  # no object has 96 x 96 pixels
+    lines = [line for line in caplog.messages if "nothing to measure APl by: no checkpoint becomes the best" in line]
+    assert len(lines) == 1
 
 
 def test_the_best_alone_needs_a_validation(options):

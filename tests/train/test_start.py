@@ -32,7 +32,7 @@ def refused(options, *words, error=OptionError):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"network": "vgg16_reduced", "taps": ()}, ["network mobilenet, not vgg16_reduced"]),
+        ({"network": "vgg16_reduced", "taps": (), "width": 1.0}, ["network mobilenet, not vgg16_reduced"]),
         ({"batch_size": 4}, ["batch_size 8, not 4"]),
         ({"data_shape": (96,)}, ["data_shape [64, 64], not [96, 96]"]),
         ({"seed": 1}, ["seed 233, not 1"]),

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from config.errors import CheckpointError, DataError, OptionError, TrainingError
+from config.errors import CheckpointError, DataError, OptionError, OutOfMemoryError, TrainingError
 from config.opencv import cv2
 from config.runtime import mx
 from dataset.sidecar import read_sidecar
@@ -127,6 +127,15 @@ def test_a_diverging_run_stops_and_keeps_its_checkpoints(continued):
     assert "Error: " in Path(f"{options.prefix}-train.log").read_text()
     for epoch in list_epochs(options.prefix):
         assert all(np.isfinite(a.asnumpy()).all() for a in load_checkpoint(options.prefix, epoch).arg_params.values())
+
+
+def test_exhausted_memory_is_told_with_its_remedy(options, monkeypatch):
+    def exhausted(*_, **__):
+        raise mx.base.MXNetError("cudaMalloc retry failed: out of memory")
+
+    monkeypatch.setattr(mx.mod.Module, "fit", exhausted)
+    with pytest.raises(OutOfMemoryError, match="lower --batch-size .*--accumulate.*--data-shape; checkpoints are kept"):
+        train_net(options())
 
 
 def test_the_records_of_a_batch_with_a_loss_that_is_not_finite_are_named(options, monkeypatch):
