@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if not __package__:
     importlib.import_module("as_module")
@@ -19,6 +19,9 @@ from config.network_options import NetworkOptions
 from config.options import from_mapping, option, parse_options
 from dataset.darknet_data import write_names
 from dataset.files import write_atomically
+
+if TYPE_CHECKING:
+    from symbol.darknet_sections import Sections
 
 logger = logging.getLogger(__name__)
 
@@ -36,20 +39,13 @@ def main(argv: list[str]) -> None:
     """Writes the three files."""
     options = parse_options(WriteOptions, argv, "Writes a YOLOv3 checkpoint as Darknet's .weights, .cfg and .names.")
     from symbol.darknet_cfg import format_cfg
-    from symbol.darknet_sections import with_classes
-    from symbol.detector.yolo import customise
-    from symbol.registry import find_yolo_row, is_yolo
     from train.checkpoint import load_checkpoint
     from train.weights import darknet
     from train.weights.darknet_pixels import for_unit_pixels
 
     checkpoint = load_checkpoint(options.prefix, options.epoch)
     meta = checkpoint.meta
-    if not is_yolo(meta["network"]):
-        raise CheckpointError(f"{options.prefix}: its network is {meta['network']}; Darknet's files are for YOLOv3")
-    network = from_mapping(NetworkOptions, meta["options"], options.prefix)
-    names = tuple(meta["class_names"])
-    sections = with_classes(customise(find_yolo_row(meta["network"], network.darknet_cfg), network), len(names))
+    sections = _sections(options.prefix, meta)
     parameters = {**checkpoint.arg_params, **checkpoint.aux_params}
     arrays = {name: array.asnumpy() for name, array in parameters.items()}
     darknet.check(options.prefix, sections, arrays)
@@ -63,10 +59,26 @@ def main(argv: list[str]) -> None:
     darknet.write(weights, sections, arrays, meta["num_update"] * meta["batch_size"])
     height, width = meta["data_shape"][-2:]
     write_atomically(cfg, format_cfg(sections, (height, width)).encode("utf-8"))
-    write_names(name_file, names)
+    write_names(name_file, meta["class_names"])
     print(f"{weights}, .cfg and .names written")
     for line in _differences(options.prefix, meta, border_error):
         logger.warning(line)
+
+
+def _sections(prefix: str, meta: Mapping[str, Any]) -> "Sections":
+    """Those of a checkpoint's network, with its width, anchors and classes; CheckpointError for no YOLOv3."""
+    from symbol.darknet_sections import with_classes
+    from symbol.detector.yolo import customise
+    from symbol.registry import find_yolo_row, is_yolo
+    from symbol.symbol_factory import rebuilding_options
+
+    if not is_yolo(meta["network"]):
+        raise CheckpointError(f"{prefix}: its network is {meta['network']}; Darknet's files are for YOLOv3")
+    own = rebuilding_options(meta["network"], meta["options"], prefix)
+    network = from_mapping(NetworkOptions, own, prefix)
+    return with_classes(
+        customise(find_yolo_row(meta["network"], network.darknet_cfg), network), len(meta["class_names"])
+    )
 
 
 def _differences(prefix: str, meta: Mapping[str, Any], border_error: float) -> list[str]:

@@ -106,6 +106,18 @@ def test_stretched_images_are_told(weights, tmp_path, caplog):
     assert "train with --resize-mode letterbox" in caplog.text
 
 
+def test_a_checkpoint_that_names_a_file_in_place_of_its_cfg_is_refused(tmp_path):
+    prefix = str(tmp_path / "odd")
+    meta = dict.fromkeys(("num_update", "learning_rate", "seed", "batch_size"), 1) | {
+        "scores": {},
+        "class_names": ["a"],
+    }
+    meta |= {"network": f"darknet:{__file__}", "options": {}, "data_shape": [64, 64], "mean_pixels": [0] * 3}
+    save_checkpoint(prefix, 1, "{}", {}, {}, {}, meta | {"symbol_sha256": ""})
+    with pytest.raises(CheckpointError, match="its options hold no darknet_cfg"):
+        write_darknet.main(["--prefix", prefix, "--epoch", "1"])
+
+
 def test_another_network_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "train.checkpoint.load_checkpoint", lambda *_: type("C", (), {"meta": {"network": "mobilenet"}})
