@@ -37,7 +37,7 @@ OPTIONS = {
     "shear": "shear",
 }
 FIRST, LAST = "lr0", "lrf"
-DIGITS = 60  # of lrf, where those of a float do not bring back --lr-final
+DIGITS = (20, 60)  # of lrf, where those of a float do not bring back --lr-final
 # For products of lrf and lr0; one that is no number or too large comes out as such, and is refused.
 _EXACT = Context(prec=100, traps=[])
 
@@ -94,10 +94,10 @@ def format_hyp(options: Mapping[str, Any]) -> str:
 
 
 def _part(last: float, first: float) -> str:
-    """The text of last / first, from which _last_rate gives `last` again: a float's where that is enough."""
-    part = Context(prec=DIGITS).divide(Decimal(last), Decimal(repr(first)))
-    short = _yaml_number(float(part))
-    return short if _last_rate(float(part), first) == last else f"{part:.{DIGITS}e}"
+    """The text of last / first from which _last_rate gives `last` again: that of a float, or one of more digits."""
+    part = Context(prec=DIGITS[-1]).divide(Decimal(last), Decimal(repr(first)))
+    texts = (_yaml_number(float(part)), *(f"{part:.{digits}e}" for digits in DIGITS))
+    return next(text for text in texts if _last_rate(text, first) == last)
 
 
 def _yaml_number(value: float) -> str:
