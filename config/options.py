@@ -159,13 +159,25 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path) -> Any:
-    """Loads a small YAML file without executing anything; a damaged one raises OptionError naming the file."""
+class _TextLoader(_StrictLoader):
+    """The same, but numbers, dates and words like `yes` stay the text that they are."""
+
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - declared so by PyYAML
+
+
+def read_yaml(path: Path, *, as_text: bool = False) -> Any:
+    """Loads a small YAML file without executing anything; one that is missing or damaged raises OptionError naming it.
+
+    as_text: numbers stay texts, with all their digits.
+    """
     try:
         if path.stat().st_size > MAX_PRESET_BYTES:
             raise OptionError(f"{path}: larger than {MAX_PRESET_BYTES} bytes, this is not a preset")
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
-    except (OSError, yaml.YAMLError, RecursionError, *_YAML_VALUE_ERRORS) as error:
+        loader = _TextLoader if as_text else _StrictLoader
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 - a SafeLoader
+    except OSError as error:
+        raise OptionError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except (yaml.YAMLError, RecursionError, *_YAML_VALUE_ERRORS) as error:
         raise OptionError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
 
 

@@ -50,8 +50,10 @@ def read_names(path: str | Path) -> tuple[str, ...]:
     """Class names, a line each; DataError for a file without names or with one twice."""
     names = tuple(line.strip() for line in text_lines(Path(path)) if line.strip())
     repeated = [name for k, name in enumerate(names) if name in names[:k]]
-    if not names or repeated:
-        raise DataError(f"{path}: {f'{repeated[0]!r} stands there twice' if names else 'has no class names'}")
+    if not names:
+        raise DataError(f"{path}: has no class names; write one on each line")
+    if repeated:
+        raise DataError(f"{path}: {repeated[0]!r} stands there twice; rename one of them, ids count the lines")
     return names
 
 
@@ -168,9 +170,9 @@ def _of_data(source: Path, sets: Sequence[str]) -> Listing:
     files = [source]
     for name in sets or ("train",):
         if not paths.get(name):
-            raise DataError(
-                f"{source}: has no list `{name}`; --set can be {', '.join(k for k, v in paths.items() if v)}"
-            )
+            given = ", ".join(key for key, path in paths.items() if path)
+            remedy = f"--set can be {given}" if given else "add a line like `train = train.txt`, a list of images"
+            raise DataError(f"{source}: has no list `{name}`; {remedy}")
         files.append(find_file(paths[name], source.parent, source))
         images += _in_list(files[-1])
     if data.names:

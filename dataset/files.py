@@ -54,11 +54,17 @@ def publish_all(files: Sequence[AtomicFile]) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a small file in one go; an older one stays whole until the new one is on the disk."""
-    file = AtomicFile(path)
+    """Writes a small file in one go; an older one stays whole until the new one is on the disk.
+
+    An OSError names `path`, not the temporary file.
+    """
     try:
-        file.file.write(content)
-        publish_all([file])
-    except BaseException:
-        file.discard()
-        raise
+        file = AtomicFile(path)
+        try:
+            file.file.write(content)
+            publish_all([file])
+        except BaseException:
+            file.discard()
+            raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -28,32 +28,23 @@ from symbol.darknet_sections import (
 MAX_CFG_BYTES = 1 << 18
 MAX_SIZE, MAX_STEP, MAX_FILTERS, MAX_CLASSES, MAX_LIST, MAX_ANCHOR = 31, 32, 1 << 16, 10000, 100, 1e5
 NET_SECTIONS = ("net", "network")
-# Keys that say how Darknet trains; here options of the command line do.
-IGNORED = {
-    "net": frozenset(
-        {
-            "batch",
-            "subdivisions",
-            "width",
-            "height",
-            "momentum",
-            "decay",
-            "angle",
-            "saturation",
-            "exposure",
-            "hue",
-            "learning_rate",
-            "burn_in",
-            "max_batches",
-            "policy",
-            "steps",
-            "scales",
-            "max_crop",
-            "min_crop",
-        }
-    ),
-    "yolo": frozenset({"jitter", "ignore_thresh", "truth_thresh", "random"}),
-}
+# Keys that say how Darknet trains and fills its input; here options of the command line do. Sources: src/parser.c of
+# pjreddie/darknet and of AlexeyAB/darknet, parse_net_options and parse_yolo.
+_NET = """
+batch subdivisions sequential_subdivisions dynamic_minibatch width height resize_step letter_box
+learning_rate learning_rate_min burn_in max_batches policy power gamma step scale steps scales seq_scales
+sgdr_cycle sgdr_mult momentum decay adam B1 B2 eps clip ema_alpha loss_scale label_smooth_eps adversarial_lr
+angle saturation exposure hue aspect flip blur gaussian_noise mixup cutmix mosaic mosaic_bound
+max_crop min_crop max_ratio min_ratio
+try_fix_nan weights_reject_freq equidistant_point badlabels_rejection_percentage num_sigmas_reject_badlabels
+max_chart_loss optimized_memory workspace_size_limit_MB use_cuda_graph
+"""
+_YOLO = """
+jitter resize random max ignore_thresh truth_thresh iou_thresh iou_thresh_kind iou_loss iou_normalizer
+obj_normalizer cls_normalizer delta_normalizer max_delta counters_per_class label_smooth_eps objectness_smooth
+focal_loss show_details
+"""
+IGNORED = {"net": frozenset(_NET.split()), "yolo": frozenset(_YOLO.split())}
 
 
 class _Block(NamedTuple):
@@ -65,7 +56,9 @@ class _Block(NamedTuple):
 
 
 def load_cfg(path: str | Path) -> str:
-    """The text of a .cfg file; DataError for a file that cannot be read, is too large, or is no text."""
+    """The text of a .cfg file; DataError for no name, or a file that cannot be read, is too large, or is no text."""
+    if not str(path):
+        raise DataError("--network darknet: names no file; add that of the network, as in darknet:my.cfg")
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_CFG_BYTES + 1)
@@ -162,6 +155,16 @@ class _Reader:
             raise self.fail(f"{key}={value!r:.50} is not built (there is {', '.join(choices)})")
         return value
 
+    def only(self, key: str, built: float) -> None:
+        """A number that must be `built` where it is given, because another would change the network."""
+        value = self.text(key, str(built))
+        try:
+            is_built = float(value) == built
+        except ValueError:
+            is_built = False
+        if not is_built:
+            raise self.fail(f"{key}={value!r:.50} is not built (there is {built:g})")
+
     def anchors(self) -> tuple[Anchor, ...]:
         """Pairs of widths and heights in pixels."""
         text = self.text("anchors", "")
@@ -211,8 +214,9 @@ def _convolutional(reader: _Reader) -> Section:
         batch_normalize=bool(reader.number("batch_normalize", 0, 0, 1)),
         activation=reader.one_of("activation", "linear", ACTIVATIONS),
     )
-    if not reader.number("pad", 0, 0, 1) and section.size > 1:
-        raise reader.fail("without pad=1 the map loses its border, which is not built; set pad=1")
+    padding = reader.number("padding", 0, 0, MAX_SIZE)  # in pixels; pad=1 is half of the kernel, whatever this says
+    if not reader.number("pad", 0, 0, 1) and padding != section.size // 2:
+        raise reader.fail("without pad=1 the map would have another border, which is not built; set pad=1")
     return section
 
 
@@ -235,6 +239,8 @@ def _upsample(reader: _Reader) -> Section:
 
 def _yolo(reader: _Reader) -> Section:
     anchors = reader.anchors()
+    reader.only("scale_x_y", 1)
+    reader.only("new_coords", 0)
     reader.number("num", len(anchors), len(anchors), len(anchors))
     return Yolo(reader.numbers("mask", 0, MAX_LIST), anchors, reader.number("classes", 20, 1, MAX_CLASSES))
 

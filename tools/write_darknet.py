@@ -4,17 +4,26 @@ python -m tools.write_darknet --prefix output/cells --epoch best --output export
 """
 
 import importlib
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if not __package__:
     importlib.import_module("as_module")
 
+from config.augment_options import FORCE
 from config.errors import CheckpointError, DataError, run_command
 from config.network_options import NetworkOptions
 from config.options import from_mapping, option, parse_options
 from dataset.darknet_data import write_names
 from dataset.files import write_atomically
+
+if TYPE_CHECKING:
+    from symbol.darknet_sections import Sections
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,21 +39,17 @@ def main(argv: list[str]) -> None:
     """Writes the three files."""
     options = parse_options(WriteOptions, argv, "Writes a YOLOv3 checkpoint as Darknet's .weights, .cfg and .names.")
     from symbol.darknet_cfg import format_cfg
-    from symbol.darknet_sections import with_classes
-    from symbol.detector.yolo import customise
-    from symbol.registry import find_yolo_row, is_yolo
     from train.checkpoint import load_checkpoint
     from train.weights import darknet
+    from train.weights.darknet_pixels import for_unit_pixels
 
     checkpoint = load_checkpoint(options.prefix, options.epoch)
     meta = checkpoint.meta
-    if not is_yolo(meta["network"]):
-        raise CheckpointError(f"{options.prefix}: its network is {meta['network']}; Darknet's files are for YOLOv3")
-    network = from_mapping(NetworkOptions, meta["options"], options.prefix)
-    names = tuple(meta["class_names"])
-    sections = with_classes(customise(find_yolo_row(meta["network"], network.darknet_cfg), network), len(names))
+    sections = _sections(options.prefix, meta)
     parameters = {**checkpoint.arg_params, **checkpoint.aux_params}
     arrays = {name: array.asnumpy() for name, array in parameters.items()}
+    darknet.check(options.prefix, sections, arrays)
+    arrays, border_error = for_unit_pixels(options.prefix, arrays, sections, meta["mean_pixels"], meta["std"])
     output = Path(options.output or options.prefix)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -54,8 +59,51 @@ def main(argv: list[str]) -> None:
     darknet.write(weights, sections, arrays, meta["num_update"] * meta["batch_size"])
     height, width = meta["data_shape"][-2:]
     write_atomically(cfg, format_cfg(sections, (height, width)).encode("utf-8"))
-    write_names(name_file, names)
+    write_names(name_file, meta["class_names"])
     print(f"{weights}, .cfg and .names written")
+    for line in _differences(options.prefix, meta, border_error):
+        logger.warning(line)
+
+
+def _sections(prefix: str, meta: Mapping[str, Any]) -> "Sections":
+    """Those of a checkpoint's network, with its width, anchors and classes; CheckpointError for no YOLOv3."""
+    from symbol.darknet_sections import with_classes
+    from symbol.detector.yolo import customise
+    from symbol.registry import find_yolo_row, is_yolo
+    from symbol.symbol_factory import rebuilding_options
+
+    if not is_yolo(meta["network"]):
+        raise CheckpointError(f"{prefix}: its network is {meta['network']}; Darknet's files are for YOLOv3")
+    own = rebuilding_options(meta["network"], meta["options"], prefix)
+    network = from_mapping(NetworkOptions, own, prefix)
+    return with_classes(
+        customise(find_yolo_row(meta["network"], network.darknet_cfg), network), len(meta["class_names"])
+    )
+
+
+def _differences(prefix: str, meta: Mapping[str, Any], border_error: float) -> list[str]:
+    """A sentence for each way in which Darknet's input differs from that of the training.
+
+    border_error: of the first convolution's outputs at the border (for_unit_pixels).
+    """
+    found = []
+    if border_error:
+        found.append(
+            f"{prefix} was trained with means {_numbers(meta['mean_pixels'])}, and Darknet has none: they are folded "
+            "into the first convolution, exactly but for the border of the input, where its outputs are off by up to "
+            f"{border_error:.2g} standard deviations; train with --mean-r 0 --mean-g 0 --mean-b 0 to avoid it"
+        )
+    if meta["resize_mode"] == FORCE:
+        found.append(
+            f"{prefix} was trained on images stretched to the input (--resize-mode {FORCE}), but Darknet and "
+            "convert_weights letterbox them, which costs accuracy unless images have the input's proportions; train "
+            "with --resize-mode letterbox"
+        )
+    return found
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ def decay_at(decay: float, num_update: int, ramp: float = RAMP_UPDATES) -> float
 class WeightAverage:
     """average = d * average + (1 - d) * parameter after each update, d = decay_at(decay, updates made, ramp).
 
-    The moving averages of batch norm are averaged, too. Nothing waits for the device.
+    The moving averages of batch norm are averaged, too; those that do not change, because they are frozen, stay bit for
+    bit as they are. Nothing waits for the device.
     """
 
     def __init__(
@@ -69,7 +70,8 @@ class WeightAverage:
         for arrays, gradients_done in zip(aux_by_context, after, strict=True):
             flat = mx.nd.concat(*(array.reshape((-1,)) for array in arrays), gradients_done, dim=0)
             parts.append(flat[:size].as_in_context(context))
-        _approach(self._aux, mx.nd.add_n(*parts) / len(parts), rate)
+        change = mx.nd.add_n(*(part - self._aux for part in parts)) / len(parts)
+        mx.nd.sgd_update(self._aux, change, lr=rate, wd=0.0, rescale_grad=-1.0, out=self._aux)
 
     def params(self) -> tuple[Params, Params]:
         """(arg_params, aux_params): copies of the averages on the CPU."""
@@ -81,5 +83,8 @@ class WeightAverage:
 
 
 def _approach(average: NDArray, array: NDArray, rate: float) -> None:
-    """average += rate * (array - average) in one pass: plain SGD with weight decay 1 and the gradient -array."""
+    """average += rate * (array - average) in one pass: plain SGD with weight decay 1 and the gradient -array.
+
+    An array that equals its average may change it by a rounding.
+    """
     mx.nd.sgd_update(average, array, lr=rate, wd=1.0, rescale_grad=-1.0, out=average)

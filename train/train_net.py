@@ -4,10 +4,10 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from config.augment_options import LETTERBOX
 from config.errors import DataError, OptionError
 from config.idle_options import idle_options
 from config.memory import told_exhaustion
@@ -23,7 +23,6 @@ from dataset.native_iterator import iterator_class
 from dataset.sidecar import Sidecar, read_sidecar
 from evaluate.eval_metric import ValidationMetric
 from symbol.symbol_factory import (
-    carried_options,
     check_any_size,
     get_assigner,
     get_symbol,
@@ -33,6 +32,7 @@ from symbol.symbol_factory import (
     size_multiple,
 )
 from train.callbacks import FiniteGuard, Progress
+from train.carried_cfg import changed_cfg, with_cfg
 from train.devices import check_batch_size, contexts
 from train.disk_space import check_disk_space
 from train.early_checks import check_records
@@ -61,12 +61,12 @@ def train_net(options: TrainOptions) -> None:
     """
     if options.gpus:
         contexts(options)  # a GPU that cannot be used is told before anything is read
-    options = replace(options, **carried_options(options.network, options.darknet_cfg))
+    options = with_cfg(options)
     sidecars = _read_sidecars(options)
     classes = class_names(options, sidecars[0])
     plan = make_stages(without_end(options), classes)
     if options.rect_val:
-        check_any_size(options.network, options.data_shape, "--rect-val")
+        _check_rectangular(options)
     make_monitor(options.monitor, options.pattern)
     for stage in plan:
         check_recipe(stage.options)
@@ -82,13 +82,21 @@ def train_net(options: TrainOptions) -> None:
             check_batch_size(stage.options.batch_size, devices)
         check_disk_space(options, len(classes))
         start = find_start(plan)
-        for line in (*changed_options(options.prefix, options), *objects_missing(options, classes, sidecars[0])):
+        told = (*changed_options(options.prefix, options), *changed_cfg(options))
+        for line in (*told, *objects_missing(options, classes, sidecars[0])):
             logger.warning(line)
         for stage in plan:
             if start.epoch < stage.options.end_epoch:
                 _train_stage(stage, options, devices, sidecars, start)
                 if stage is not plan[-1]:
                     start = after_stage(stage)
+
+
+def _check_rectangular(options: TrainOptions) -> None:
+    """OptionError where --rect-val cannot be: with stretched images, or a network of inputs of one size."""
+    if options.resize_mode != LETTERBOX:
+        raise OptionError(f"--rect-val needs --resize-mode {LETTERBOX}; give it, or leave --rect-val out")
+    check_any_size(options.network, options.data_shape, "--rect-val")
 
 
 def _train_stage(

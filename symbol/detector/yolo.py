@@ -35,7 +35,12 @@ def training(network: str, row: YOLORow, size: tuple[int, int], num_classes: int
 def assigner(
     network: str, row: YOLORow, size: tuple[int, int], num_classes: int, options: NetworkOptions
 ) -> YOLOAssigner:
-    """What makes the labels of `training`, for any input size that suits the network."""
+    """What makes the labels of `training`, for any input size that suits the network.
+
+    OptionError for an iou_t of 1, above which no overlap is.
+    """
+    if options.iou_t >= 1:
+        raise OptionError(f"--iou-t {options.iou_t:g}: no anchor would learn any object; lower it, as to 0.2")
     maps = levels(network, row, size, num_classes, options)
     return YOLOAssigner(
         anchors=tuple(level.anchors for level in maps),
@@ -153,6 +158,10 @@ def detection_symbol(
     unknown = [number for number in options.only_classes if number >= num_classes]
     if unknown:
         raise OptionError(f"--only-classes {unknown[0]}: the ids of {num_classes} classes are 0 to {num_classes - 1}")
+    if options.min_box >= options.max_box:
+        raise OptionError(
+            f"--min-box {options.min_box:g} is not below --max-box {options.max_box:g}: no box would be left; lower it"
+        )
     boxes = mx.sym.concat(*(decode(level) for level in maps), dim=1)  # (B, A, 5 + C)
     if num_classes == 1:  # its class is not learned (no class loss), so the objectness alone is the score
         certain = mx.sym.ones_like(mx.sym.slice_axis(boxes, axis=2, begin=BOX_VALUES, end=None))

@@ -1,7 +1,8 @@
 """Hyper-parameter files of the YOLOv3-SPP trainer."""
 
 import pytest
-from hypothesis import given
+import yaml
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from config.errors import OptionError
@@ -38,8 +39,10 @@ def test_the_file_wins_over_the_preset_and_flags_win_over_it(hyp):
     [
         ("anchors: 3\n", r"unknown key 'anchors' \(known: giou, cls"),
         ("giou: big\n", "giou is 'big', not a number"),
-        ("giou: true\n", "giou is True, not a number"),
-        (f"giou: 1{'0' * 400}\n", "giou is 1000.*, not a number"),
+        ("giou: true\n", "giou is 'true', not a number"),
+        ("giou:\n", "giou is '', not a number"),
+        ("giou: [1]\n", r"giou is \['1'\], not a number"),
+        (f"giou: 1{'0' * 400}\n", "giou is '1000.*, not a number"),
         ("lrf: 0.1\n", "lrf is a part of lr0, which is missing"),
         ("- giou\n", "a list of `key: number` lines"),
         ("giou: !!python/object/apply:os.system [ls]\n", "not readable as YAML"),
@@ -53,6 +56,16 @@ def test_mistakes_name_the_file(tmp_path, text, message):
     assert "bad.yaml" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "text", ["lr0: 0\nlrf: inf\n", "lr0: 1\nlrf: nan\n", "lr0: 1e300\nlrf: 1e300\n", "lr0: big\nlrf: 1\n"]
+)
+def test_rates_that_are_not_finite_are_refused(tmp_path, text):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(OptionError, match=r"bad\.yaml: lr[0f] is '.*', not a number"):
+        parse_options(TrainOptions, ["--hyp", str(path)], "", files={"hyp": read_hyp})
+
+
 def test_a_value_out_of_bounds_names_option_and_file(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text("momentum: 3\n")
@@ -60,9 +73,18 @@ def test_a_value_out_of_bounds_names_option_and_file(tmp_path):
         parse_options(TrainOptions, ["--hyp", str(path)], "", files={"hyp": read_hyp})
 
 
-@given(st.dictionaries(st.sampled_from(sorted(OPTIONS.values())), st.floats(1e-3, 10)))
-def test_what_is_written_is_read_back(tmp_path_factory, values):
-    options = to_mapping(TrainOptions()) | values
+@given(st.dictionaries(st.sampled_from(sorted(OPTIONS.values())), st.floats(0, 1e300)), st.floats(5e-324, 100))
+@example({"lr_final": 0.0009642}, 0.0611)
+@example({"lr_final": 1e300}, 5e-324)
+@example({"lr_final": 5e-324}, 100)
+def test_what_is_written_is_read_back(tmp_path_factory, values, lr):
+    options = to_mapping(TrainOptions()) | values | {"lr": lr}
     path = tmp_path_factory.mktemp("hyp") / "hyp.yaml"
     path.write_text(format_hyp(options))
-    assert read_hyp(path) == pytest.approx({name: float(options[name]) for name in OPTIONS.values()})
+    assert read_hyp(path) == {name: float(options[name]) for name in OPTIONS.values()}
+    assert all(isinstance(value, float) for value in yaml.safe_load(path.read_text()).values())  # for other trainers
+
+
+def test_a_file_that_is_missing_is_named(tmp_path):
+    with pytest.raises(OptionError, match=r"--hyp .*none\.yaml: cannot be read \(No such file or directory\); check"):
+        read_hyp(tmp_path / "none.yaml")

@@ -119,6 +119,20 @@ def test_wrong_lists_and_data_files_are_named(folder):
     write_data(folder / "mine.data", DarknetData(3, "valid.txt", "", "mine.names"))
     with pytest.raises(DataError, match=r"classes = 3, but mine\.names has 2 names"):
         YoloFolder(folder / "mine.data")
+    write_data(folder / "mine.data", DarknetData(2))
+    with pytest.raises(DataError, match=r"mine\.data: has no list `train`; add a line like `train = train\.txt`"):
+        YoloFolder(folder / "mine.data")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("cat\ndog\ncat\n", "'cat' stands there twice; rename one"), ("\n", "no class names; write one")],
+)
+def test_wrong_names_are_told_with_the_remedy(tmp_path, text, message):
+    path = tmp_path / "my.names"
+    path.write_text(text)
+    with pytest.raises(DataError, match=rf"my\.names: .*{message}"):
+        read_names(path)
 
 
 @pytest.mark.parametrize(

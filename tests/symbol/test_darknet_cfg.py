@@ -66,6 +66,26 @@ def test_a_file_is_read_as_darknet_reads_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("num=3", "num=3\nmax=200\niou_loss=ciou\niou_thresh=.213\niou_normalizer=.07\ncls_normalizer=1"),
+        ("num=3", "num=3\ncounters_per_class=100,50\nrandom=1\ntruth_thresh=1\nscale_x_y=1.0\nnew_coords=0"),
+        ("channels=3", "channels=3\nmosaic=1\npolicy=poly\npower=4\ngamma=.1\nmax_ratio=2\naspect=.75\nadam=1\nB1=.9"),
+        (
+            "channels=3",
+            "channels=3\nletter_box=1\ncutmix=1\nmixup=0\nlabel_smooth_eps=.1\nmax_chart_loss=9\nema_alpha=0",
+        ),
+        ("stride=2\npad=1", "stride=2\npadding=1"),
+        ("stride=2\npad=1", "stride=2\npad=1\npadding=5"),
+        ("stride=1\npad=1", "stride=1\npadding=0"),
+    ],
+)
+def test_what_does_not_change_the_network_has_no_effect(old: str, new: str) -> None:
+    assert old in CFG
+    assert parse_cfg(CFG.replace(old, new, 1), "here") == parse_cfg(CFG, "here")
+
+
+@pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("[maxpool]", "[lstm]", r"line 18, \[lstm\]: not built \(there are convolutional, "),
@@ -79,6 +99,11 @@ def test_a_file_is_read_as_darknet_reads_it() -> None:
         ("filters=8", "filters=60000", "60000 channels"),
         ("activation=leaky", "activation=mish", "activation='mish' is not built"),
         ("pad=1\nactivation=leaky", "activation=leaky", "without pad=1"),
+        ("pad=1\nactivation=leaky", "padding=2", "without pad=1"),
+        ("size=1\nstride=1\npad=1", "size=1\nstride=1\npadding=1", "without pad=1"),
+        ("num=3", "num=3\nscale_x_y=1.05", r"scale_x_y='1.05' is not built \(there is 1\)"),
+        ("num=3", "num=3\nscale_x_y=wide", "scale_x_y='wide' is not built"),
+        ("num=3", "num=3\nnew_coords=1", r"new_coords='1' is not built \(there is 0\)"),
         ("channels=3", "channels=1", "channels=1: expected 3 to 3"),
         ("channels=3", "layers=3", r"\[net\]: key 'layers' is not built"),
         ("mask = 0,1,2", "mask = 0,1,3", "mask 0,1,3 does not choose among 3 anchors"),

@@ -285,6 +285,13 @@ def test_a_class_filter_of_no_class_is_refused() -> None:
         get_symbol(NETWORK, SMALLEST, CLASSES, only_classes=(0, CLASSES))
 
 
+def test_settings_that_leave_nothing_are_refused() -> None:
+    with pytest.raises(OptionError, match="--min-box 10 is not below --max-box 10: no box would be left"):
+        get_symbol(NETWORK, SMALLEST, CLASSES, min_box=10.0, max_box=10.0)
+    with pytest.raises(OptionError, match="--iou-t 1: no anchor would learn any object; lower it"):
+        get_assigner(NETWORK, SMALLEST, CLASSES, iou_t=1.0)
+
+
 def test_a_further_input_that_does_not_suit_the_network_is_refused() -> None:
     with pytest.raises(OptionError, match=r"data shape 64,80: .* multiples of 32"):
         get_assigner(NETWORK, 64, CLASSES, sizes=((96, 96), (64, 80)))

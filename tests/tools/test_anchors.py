@@ -116,6 +116,12 @@ def test_a_mistake_names_the_option_or_the_record(rec, tmp_path):
         main(["--train-path", str(tmp_path / "nowhere.rec"), *YOLO])
 
 
+def test_a_preset_that_cannot_be_written_is_named(rec):
+    with pytest.raises(FileNotFoundError) as caught:
+        main(["--train-path", str(rec), *YOLO, "--generations", "0", "--output", "/proc/x.yaml"])
+    assert caught.value.filename == "/proc/x.yaml"
+
+
 def test_a_record_without_objects_is_named(tmp_path):
     add(tmp_path / "voc", "empty")
     image_set(tmp_path / "voc", "trainval", "empty")

@@ -1,14 +1,18 @@
 """Darknet's files to a checkpoint and back: the same bytes, the same network, the same names."""
 
+import logging
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
 from config.errors import CheckpointError
 from dataset.darknet_data import read_names
 from symbol.darknet_sections import with_classes
-from tests.train.weights.formula import formula
+from symbol.symbol_factory import get_symbol
+from tests.train.weights.formula import body, formula, outputs
 from tools import convert_weights, write_darknet
-from train.checkpoint import load_checkpoint
+from train.checkpoint import load_checkpoint, save_checkpoint
 from train.weights import darknet
 
 WIDTH = {"width": 0.125}
@@ -41,6 +45,77 @@ def test_there_and_back(weights, tmp_path, capsys):
     out.with_suffix(".cfg").unlink()
     write_darknet.main(["--prefix", again, "--epoch", "0", "--output", str(out)])  # the checkpoint has the .cfg
     assert out.with_suffix(".weights").read_bytes() == weights.read_bytes()
+
+
+@dataclass
+class Trained:
+    """A checkpoint, and what its network makes of images in [0, 255]."""
+
+    prefix: str
+    epoch: int
+
+    def outputs(self, images, layer):
+        checkpoint = load_checkpoint(self.prefix, self.epoch)
+        meta = checkpoint.meta
+        symbol = get_symbol(meta["network"], (64, 96), 3, **meta["options"])
+        mean, std = (np.array(meta[name])[:, None, None] for name in ("mean_pixels", "std"))
+        arrays = (
+            {name: array.asnumpy() for name, array in p.items()} for p in (checkpoint.arg_params, checkpoint.aux_params)
+        )
+        return outputs(body(symbol, layer) if layer else symbol, *arrays, ((images - mean) / std).astype(np.float32))
+
+
+def trained_and_again(weights, tmp_path, **pixels):
+    """A checkpoint whose training had these pixels, and what is left after Darknet's files."""
+    prefix, trained, again = (str(tmp_path / name) for name in ("converted", "trained", "again"))
+    network = ["--network", "yolov3_tiny", "--width", "0.125", "--data-shape", "64,96"]
+    convert_weights.main(["--from", "darknet", str(weights), *network, "--prefix", prefix])
+    first = load_checkpoint(prefix, 0)
+    args = {name: array * 0.01 if name == "body_0_conv_weight" else array for name, array in first.arg_params.items()}
+    save_checkpoint(trained, 1, "{}", args, first.aux_params, {}, first.meta | {"epoch": 1} | pixels)
+    write_darknet.main(["--prefix", trained, "--output", str(tmp_path / "export")])
+    convert_weights.main(["--from", "darknet", str(tmp_path / "export.weights"), *network, "--prefix", again])
+    return Trained(trained, 1), Trained(again, 0)
+
+
+IMAGES = np.random.default_rng(7).uniform(0, 255, (2, 3, 64, 96))
+
+
+def test_a_model_trained_with_another_std_detects_the_same(weights, tmp_path, caplog):
+    first, second = trained_and_again(weights, tmp_path, std=[60.0, 50.0, 1.0])
+    for layer in ("pred_15_conv", ""):
+        np.testing.assert_allclose(second.outputs(IMAGES, layer), first.outputs(IMAGES, layer), rtol=1e-3, atol=1e-4)
+    assert not caplog.records
+
+
+def test_means_are_folded_but_for_the_border(weights, tmp_path, caplog):
+    first, second = trained_and_again(weights, tmp_path, mean_pixels=[123.0, 117.0, 104.0], std=[60.0] * 3)
+    a, b = (one.outputs(IMAGES, "body_0_bn") for one in (first, second))
+    np.testing.assert_allclose(b[..., 1:-1, 1:-1], a[..., 1:-1, 1:-1], rtol=1e-4, atol=1e-4)
+    gamma = load_checkpoint(first.prefix, 1).arg_params["body_0_bn_gamma"].asnumpy()
+    error = (np.abs(a - b).max(axis=(0, 2, 3)) / gamma).max()
+    assert error > 1e-3
+    (record,) = caplog.records
+    assert "trained with means 123, 117, 104, and Darknet has none" in record.getMessage()
+    assert f"up to {error:.2g} standard deviations; train with --mean-r 0" in record.getMessage()
+
+
+def test_stretched_images_are_told(weights, tmp_path, caplog):
+    trained_and_again(weights, tmp_path, resize_mode="force")
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "train with --resize-mode letterbox" in caplog.text
+
+
+def test_a_checkpoint_that_names_a_file_in_place_of_its_cfg_is_refused(tmp_path):
+    prefix = str(tmp_path / "odd")
+    meta = dict.fromkeys(("num_update", "learning_rate", "seed", "batch_size"), 1) | {
+        "scores": {},
+        "class_names": ["a"],
+    }
+    meta |= {"network": f"darknet:{__file__}", "options": {}, "data_shape": [64, 64], "mean_pixels": [0] * 3}
+    save_checkpoint(prefix, 1, "{}", {}, {}, {}, meta | {"symbol_sha256": ""})
+    with pytest.raises(CheckpointError, match="its options hold no darknet_cfg"):
+        write_darknet.main(["--prefix", prefix, "--epoch", "1"])
 
 
 def test_another_network_is_refused(tmp_path, monkeypatch):

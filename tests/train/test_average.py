@@ -7,7 +7,7 @@ from config.runtime import mx
 from dataset.iterator import DetRecordIter
 from tests.train.test_module import make_module, step, weights
 from tests.train.tiny import BATCH
-from train.average import decay_at
+from train.average import WeightAverage, decay_at
 from train.recipe import Recipe
 
 DECAY = 0.99
@@ -57,6 +57,16 @@ def test_averages_are_the_same_without_waiting(batches):
         found.append(averages(module))
     for name, array in found[0].items():
         np.testing.assert_array_equal(array, found[1][name], err_msg=name)
+
+
+@pytest.mark.parametrize("contexts", [1, 3])
+def test_moving_averages_that_do_not_change_stay_bit_for_bit(contexts):
+    values = np.random.default_rng(3).normal(0, 10, 5000).astype(np.float32)
+    aux = [mx.nd.array(values) for _ in range(contexts)]
+    average = WeightAverage(DECAY, {}, {"bn_moving_mean": aux[0]}, ramp=RAMP)
+    for number in range(1, 4):
+        average.update({}, [[array] for array in aux], [mx.nd.zeros(1)] * contexts, number)
+    np.testing.assert_array_equal(average.params()[1]["bn_moving_mean"].asnumpy(), values)
 
 
 class SumOfScores(mx.metric.EvalMetric):

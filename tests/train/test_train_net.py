@@ -274,6 +274,8 @@ def test_a_second_run_under_the_same_prefix_is_refused(options):
         ({"network": "resnet"}, OptionError, "resnet"),
         ({"freeze": "("}, OptionError, "--freeze"),
         ({"resize_mode": "letterbox", "engine": "native"}, OptionError, "--engine python"),
+        ({"rect_val": True}, OptionError, "--rect-val needs --resize-mode letterbox; give it, or leave"),
+        ({"network": "darknet:"}, DataError, "--network darknet: names no file; add that of the network"),
         ({"resize_mode": "letterbox", "rect_val": True}, OptionError, "--rect-val: the anchors of mobilenet"),
         ({"freeze": ".*"}, OptionError, "--freeze '.*' matches every parameter"),
         ({"freeze": "^(conv1_|conv2_).*"}, OptionError, "matches no parameter (there is conv_1_conv2d_weight)"),

@@ -1,12 +1,13 @@
 """A YOLOv3 from training to detection: train_net, checkpoint, evaluation, model folder, Detector."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from config.errors import CheckpointError
+from config.errors import CheckpointError, DataError
 from config.run import TrainOptions
 from config.runtime import mx
 from deploy.export import export, model_from_checkpoint
@@ -67,6 +68,36 @@ def test_the_exported_model_detects_as_the_checkpoint_does(run: TrainOptions, tm
     assert len(found[0])
     np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-3)  # batch norms are folded
     assert set(found[0][:, 0]) <= set(range(len(CLASSES)))
+
+
+@pytest.mark.parametrize("resume", ["auto", "2"])
+def test_a_run_is_resumed_without_the_cfg(run: TrainOptions, tmp_path: Path, resume: str) -> None:
+    options = copied(run, tmp_path, resume)
+    train_net(options)
+    assert load_checkpoint(options.prefix).epoch == 3
+
+
+def test_a_cfg_that_has_changed_is_told_and_not_read(run: TrainOptions, tmp_path: Path, caplog) -> None:
+    cfg = Path(run.network.removeprefix("darknet:"))
+    cfg.write_text("[net]\nwhat=ever\n")
+    options = copied(run, tmp_path, "auto")
+    train_net(options)
+    cfg.unlink()
+    assert f"{cfg} has changed; the run goes on with the text that its checkpoints keep" in caplog.text
+    kept = [load_checkpoint(options.prefix, epoch).meta["options"]["darknet_cfg"] for epoch in (2, 3)]
+    assert kept[0] == kept[1]
+
+
+def test_a_new_run_needs_the_cfg(run: TrainOptions, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"own\.cfg: cannot be read"):
+        train_net(replace(run, prefix=str(tmp_path / "new"), resume="auto"))
+
+
+def copied(run: TrainOptions, folder: Path, resume: str) -> TrainOptions:
+    """The options that go on with a copy of the run for one epoch."""
+    for path in Path(run.prefix).parent.glob("run-*.*"):
+        shutil.copy(path, folder)
+    return replace(run, prefix=str(folder / "run"), resume=resume, end_epoch=3)
 
 
 def test_two_stages_with_the_loss_of_rectangular_validation(tmp_path: Path) -> None:

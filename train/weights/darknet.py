@@ -33,7 +33,6 @@ from symbol.registry import DARKNET_PREFIX, find_yolo_row, is_yolo
 Arrays = dict[str, np.ndarray]
 VERSION = np.array([0, 2, 5], "<i4")  # written
 LONG_SEEN = 2  # from 10 * major + minor on, the images seen take 8 bytes
-VALUES = "values"  # the one array that read() gives
 MAX_BYTES = 8 << 30
 # Ours, in the order of the file.
 NORMALISED = ("_bn_beta", "_bn_gamma", "_bn_moving_mean", "_bn_moving_var")
@@ -48,7 +47,10 @@ class Parameter(NamedTuple):
 
 
 def read(path: str | Path) -> Arrays:
-    """{VALUES: (n,) float32} of a .weights file; CheckpointError names one that is missing, cut off or no such file."""
+    """{path: (n,) float32} of a .weights file: its values under its own name.
+
+    CheckpointError names one that is missing, cut off, no such file, or has values that are not finite.
+    """
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -59,35 +61,44 @@ def read(path: str | Path) -> Arrays:
         raise CheckpointError(f"{path}: not a .weights file of Darknet ({len(content)} bytes)")
     if (len(content) - begin) % 4:
         raise CheckpointError(f"{path}: cut off, its last value is incomplete; copy or download it again")
-    return {VALUES: np.frombuffer(content, "<f4", offset=begin).astype(np.float32, copy=False)}
+    values = np.frombuffer(content, "<f4", offset=begin).astype(np.float32, copy=False)
+    if not np.isfinite(values).all():
+        raise CheckpointError(f"{path}: has values that are not finite; copy, download or train it again")
+    return {str(path): values}
 
 
 def rename(arrays: Arrays, network: str, options: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
     """(arg, aux) of a YOLOv3 from the values of read(); options give width and .cfg.
 
     A file that ends behind a convolution, such as darknet53.conv.74, fills the sections that far. CheckpointError for
-    another number of values: the file is cut off, too long, or that of another network.
+    another number of values names the file: it is cut off, too long, or that of another network.
     """
-    values = arrays[VALUES]
-    found = _split(values, _parameters_for(values.size, _sections(network, options), network))
-    if not all(np.isfinite(array).all() for array in found.values()):
-        raise CheckpointError(f"the file has values that are not finite; is it the .weights of {network}?")
-    return split_auxiliary(found)
+    ((path, values),) = arrays.items()
+    try:
+        parameters = _parameters_for(values.size, _sections(network, options), network)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return split_auxiliary(_split(values, parameters))
 
 
 def write(path: Path, sections: Sections, parameters: Mapping[str, np.ndarray], seen: int) -> None:
     """Writes parameters under our names as a .weights file, atomically.
 
-    sections: those of the network, with its classes and width; seen: images that it was trained on. CheckpointError
-    names a parameter that is missing or has another shape.
+    sections: those of the network, with its classes and width; seen: images that it was trained on. Parameters that
+    check() refuses raise its CheckpointError.
     """
+    check(path, sections, parameters)
     parts = [VERSION.tobytes(), np.array([seen], "<i8").tobytes()]
+    parts += [np.ascontiguousarray(parameters[name], "<f4").tobytes() for name, _ in file_order(sections)]
+    write_atomically(path, b"".join(parts))
+
+
+def check(origin: str | Path, sections: Sections, parameters: Mapping[str, np.ndarray]) -> None:
+    """CheckpointError, naming origin, for a parameter of the sections that is missing or has another shape."""
     for name, shape in file_order(sections):
         if name not in parameters or parameters[name].shape != shape:
             got = parameters[name].shape if name in parameters else "nothing"
-            raise CheckpointError(f"{path}: {name} of shape {shape} is needed, the checkpoint has {got}")
-        parts.append(np.ascontiguousarray(parameters[name], "<f4").tobytes())
-    write_atomically(path, b"".join(parts))
+            raise CheckpointError(f"{origin}: {name} of shape {shape} is needed, the checkpoint has {got}")
 
 
 def file_order(sections: Sections) -> list[Parameter]:
@@ -130,7 +141,10 @@ def _sections(network: str, options: Mapping[str, Any]) -> Sections:
 
 
 def _parameters_for(count: int, sections: Sections, network: str) -> list[Parameter]:
-    """The parameters that `count` values are: all, for the number of classes that fits, or the first ones."""
+    """The parameters that `count` values are: all, for the number of classes that fits, or the first ones.
+
+    ValueError for another number.
+    """
     fixed, slope = _values_by_classes(sections)
     wanted = file_order(sections) if network.startswith(DARKNET_PREFIX) else []
     classes, rest = divmod(count - fixed, slope)
@@ -143,8 +157,8 @@ def _parameters_for(count: int, sections: Sections, network: str) -> list[Parame
     fitting = [k for k in weights if ends[k] == count]
     if not fitting:
         needs = f"{ends[-1]}" if wanted else f"{fixed} and {slope} for each class"
-        raise CheckpointError(
-            f"the file has {count} values, but {network} takes {needs}: it is cut off, too long or of another network"
+        raise ValueError(
+            f"has {count} values, but {network} takes {needs}: it is cut off, too long or of another --network"
         )
     return (wanted or file_order(sections))[: fitting[0] + 1]
 

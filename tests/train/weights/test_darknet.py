@@ -7,10 +7,11 @@ import pytest
 
 from config.errors import CheckpointError
 from symbol.darknet_cfg import format_cfg
-from symbol.darknet_sections import Convolutional, Yolo, with_classes
+from symbol.darknet_sections import Convolutional, MaxPool, Yolo, with_classes
 from symbol.registry import find_yolo_row
 from tests.train.weights.formula import formula
 from train.weights import darknet
+from train.weights.darknet_pixels import for_unit_pixels
 
 NETWORK, WIDTH = "yolov3_tiny", 0.125
 ANCHORS = ((10.0, 13.0), (30.0, 61.0))
@@ -54,7 +55,7 @@ def test_an_old_header_has_a_short_count(tmp_path, cfg):
     new, old = tmp_path / "new.weights", tmp_path / "old.weights"
     darknet.write(new, SMALL, arrays_for(SMALL), seen=5)
     old.write_bytes(np.array([0, 1, 0, 5], "<i4").tobytes() + new.read_bytes()[20:])
-    assert np.array_equal(darknet.read(new)[darknet.VALUES], darknet.read(old)[darknet.VALUES])
+    assert np.array_equal(darknet.read(new)[str(new)], darknet.read(old)[str(old)])
 
 
 @pytest.mark.parametrize("classes", [1, 3, 80])
@@ -84,12 +85,12 @@ def test_a_cut_off_or_too_long_file_is_named_with_the_counts(tmp_path, cfg, chan
     path.write_bytes(content[:change] if change < 0 else content + bytes(change))
     count = sum(math.prod(shape) for _, shape in darknet.file_order(SMALL))
     with pytest.raises(
-        CheckpointError, match=rf"has {count + change // 4} values, but .* takes {count}: it is cut off"
+        CheckpointError, match=rf"a\.weights: has {count + change // 4} values, but .* takes {count}: it is cut off"
     ):
         darknet.rename(darknet.read(path), cfg, {})
 
 
-def test_what_is_no_weights_file_is_named(tmp_path, cfg):
+def test_what_is_no_weights_file_is_named(tmp_path):
     path = tmp_path / "a.weights"
     path.write_bytes(b"abc")
     with pytest.raises(CheckpointError, match=r"a\.weights: not a \.weights file"):
@@ -102,8 +103,9 @@ def test_what_is_no_weights_file_is_named(tmp_path, cfg):
     arrays = arrays_for(SMALL)
     arrays["pred_1_conv_bias"][3] = np.nan
     darknet.write(path, SMALL, arrays, seen=0)
-    with pytest.raises(CheckpointError, match="not finite"):
-        darknet.rename(darknet.read(path), cfg, {})
+    with pytest.raises(CheckpointError, match=r"a\.weights: has values that are not finite; copy, "):
+        darknet.read(path)
+    darknet.write(path, SMALL, arrays_for(SMALL), seen=0)
     with pytest.raises(CheckpointError, match="--network mobilenet"):
         darknet.rename(darknet.read(path), "mobilenet", {})
 
@@ -115,3 +117,21 @@ def test_a_parameter_of_another_shape_is_named(tmp_path):
     ):
         darknet.write(tmp_path / "a.weights", SMALL, arrays, seen=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_scale_goes_into_plain_convolutions_too():
+    plain = (Convolutional(4, 3, 2, False), *SMALL[1:])
+    arrays = {name: np.ones(shape, np.float32) for name, shape in darknet.file_order(plain)}
+    folded, error = for_unit_pixels("x", arrays, plain, [12.0, 0.0, 0.0], [3.0, 1.0, 1.0])
+    assert np.array_equal(folded["head_0_conv_weight"][0, :, 1, 1], [85, 255, 255])
+    assert np.array_equal(folded["head_0_conv_bias"], [1 - 9 * 4] * 4)
+    assert error == 5 * 4  # a corner has five places outside
+    assert all(folded[name] is array for name, array in arrays.items() if name.startswith("pred"))
+
+
+def test_pixels_that_nothing_can_take_are_refused():
+    pooled = (MaxPool(2, 2), *SMALL)
+    arrays = arrays_for(pooled)
+    assert for_unit_pixels("x", arrays, pooled, [0.0] * 3, [255.0] * 3) == (arrays, 0.0)
+    with pytest.raises(CheckpointError, match="x: the network does not begin with a convolution.* --std-r/g/b 255"):
+        for_unit_pixels("x", arrays, pooled, [0.0] * 3, [1.0] * 3)
