@@ -13,7 +13,7 @@ from evaluate.evaluate_net import evaluate_net
 from evaluate.voc_eval import VOCRule, voc_eval
 from tests.train.tiny import BATCH, CLASSES, NETWORK, write_record
 from train.checkpoint import load_checkpoint
-from train.train_net import train_net
+from train.training import run_training
 
 CPU = [mx.cpu()]
 IMAGES, SHAPES = 30, ((64, 128), (120, 60), (96, 90))
@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
         **NETWORK, **PIXELS, train_path=record, val_path=record, batch_size=BATCH, workers=0,
         prefix=str(folder / "t"), end_epoch=16, save_every=8, lr=0.01, optimizer="adam", augment="none",
     )  # fmt: skip
-    train_net(options)
+    run_training(options)
     return options.prefix, record
 
 
@@ -86,7 +86,7 @@ def test_a_yolo_is_validated_and_evaluated_in_rectangular_batches(trained, tmp_p
         batch_size=BATCH, workers=0, prefix=str(tmp_path / "y"), end_epoch=2, lr=0.01, augment="none", rect_val=True,
         score_threshold=0.001,
     )  # fmt: skip
-    train_net(options)
+    run_training(options)
     checkpoint = load_checkpoint(options.prefix, 2)
     assert checkpoint.meta["rect"] == 32
     result = evaluate_net(checkpoint, trained[1], CPU, workers=0).result

@@ -14,9 +14,9 @@ def main(argv: list[str]) -> int:
     check_early(options)
     threads.configure(options.cpus)
     from config.terminal_log import log_to_terminal
-    from train.train_net import train_net
+    from train.training import run_training
 
     log_to_terminal()
     exit_on_sigterm()
-    train_net(options)
+    run_training(options)
     return 0

@@ -17,7 +17,7 @@ from evaluate.main import main
 from tests.evaluate.coco_cases import pycocotools_stats
 from tests.train.tiny import BATCH, CLASSES, NETWORK, SIDE, write_record
 from train.checkpoint import list_epochs, load_checkpoint
-from train.train_net import train_net
+from train.training import run_training
 
 CPU = [mx.cpu()]
 IMAGES = 30
@@ -41,7 +41,7 @@ def trained(tmp_path_factory):
         optimizer="adam",
         augment="none",
     )
-    train_net(options)
+    run_training(options)
     return options.prefix, record
 
 
@@ -109,7 +109,7 @@ def test_the_rule_of_the_trainings_validation_is_the_default(trained, tmp_path):
         **NETWORK, **words, train_path=record, val_path=record, batch_size=BATCH, workers=0, prefix=other,
         augment="none", pretrained=prefix, epoch=list_epochs(prefix)[-1], end_epoch=1, lr=1e-5,
     )  # fmt: skip
-    train_net(options)
+    run_training(options)
     known = load_checkpoint(other).meta["scores"]["validation"]
     main(["--prefix", other, "--rec-path", record, "--cpu", "--workers", "0", "--json", str(tmp_path / "r.json")])
     found = json.loads((tmp_path / "r.json").read_text())

@@ -9,7 +9,7 @@ from config.run import TrainOptions, network_options
 from dataset.iterator import DetRecordIter
 from symbol.symbol_factory import get_assigner
 from tests.train.tiny import BATCH, CLASSES, NETWORK, TRAIN, VAL, write_record
-from train.train_net import train_net
+from train.training import run_training
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def tiny_options(records, folder, **changes):
 def finished_run(records, tmp_path_factory):
     """Folder of a run of three epochs of prefix `t`; `continued` copies it."""
     folder = tmp_path_factory.mktemp("finished")
-    train_net(tiny_options(records, folder, end_epoch=3))
+    run_training(tiny_options(records, folder, end_epoch=3))
     return folder
 
 

@@ -1,4 +1,4 @@
-"""An EfficientDet from training to detection: train_net, checkpoint, evaluation, model folder, Detector."""
+"""An EfficientDet from training to detection: training, checkpoint, evaluation, model folder, Detector."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from evaluate.evaluate_net import evaluate_net
 from tests.deploy.tiny import picture
 from tests.train.tiny import CLASSES, metrics
 from train.checkpoint import load_checkpoint
-from train.train_net import train_net
+from train.training import run_training
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def run(records, tmp_path_factory):
         lr=0.01,
         score_threshold=0.001,
     )
-    train_net(options)
+    run_training(options)
     return options
 
 
@@ -61,5 +61,5 @@ def test_the_exported_model_detects_as_the_checkpoint_does(run: TrainOptions, tm
 def test_several_input_sizes(run: TrainOptions, tmp_path: Path) -> None:
     """Their sides are multiples of 128, whatever --multi-scale says of 32."""
     sizes = replace(run, prefix=str(tmp_path / "sizes"), multi_scale=(1.0, 2.4), batch_size=2, max_iter=3, val_path="")
-    train_net(sizes)
+    run_training(sizes)
     assert all(np.isfinite(list(metrics(sizes.prefix)[0]["train"].values())))

@@ -14,7 +14,7 @@ from dataset.iterator import DetRecordIter
 from symbol.symbol_factory import get_assigner
 from tests.train.test_module import make_module, step, weights
 from tests.train.tiny import BATCH, CLASSES, NETWORK
-from train.train_net import train_net
+from train.training import run_training
 
 SIZES = ((64, 64), (96, 96), (128, 128))
 CONTEXTS = 2
@@ -89,7 +89,7 @@ def test_a_run_is_resumed_with_the_same_sizes(records, tmp_path):
     for prefix, ends in (("whole", (2,)), ("parts", (1, 2))):
         for end in ends:
             resume = "auto" if end == 2 and len(ends) == 2 else "-1"
-            train_net(TrainOptions(**common, prefix=str(tmp_path / prefix), end_epoch=end, resume=resume))
+            run_training(TrainOptions(**common, prefix=str(tmp_path / prefix), end_epoch=end, resume=resume))
     whole, parts = (mx.nd.load(str(tmp_path / f"{prefix}-0002.params")) for prefix in ("whole", "parts"))
     for name, array in whole.items():
         np.testing.assert_array_equal(array.asnumpy(), parts[name].asnumpy(), err_msg=name)
@@ -118,7 +118,7 @@ def test_a_resumed_run_of_several_inputs_ends_with_the_same_bits(options, tmp_pa
     for name, ends in (("whole", (2,)), ("parts", (1, 2))):
         for end in ends:
             resume = "auto" if end > 1 and len(ends) > 1 else "-1"
-            train_net(options(prefix=str(tmp_path / name), end_epoch=end, resume=resume, **recipe))
+            run_training(options(prefix=str(tmp_path / name), end_epoch=end, resume=resume, **recipe))
     for kind in ("params", "optim.params"):
         whole, parts = (mx.nd.load(str(tmp_path / f"{name}-0002.{kind}")) for name in ("whole", "parts"))
         assert whole.keys() == parts.keys()

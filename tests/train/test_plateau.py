@@ -12,14 +12,14 @@ from config.run import network_options
 from config.runtime import mx
 from dataset.iterator import DetRecordIter
 from symbol.symbol_factory import get_assigner, get_symbol_train, label_names
-from tests.train.test_train_net import digests, stop_in_epoch
+from tests.train.test_training import digests, stop_in_epoch
 from tests.train.tiny import BATCH, CLASSES, metrics
 from train.checkpoint import load_checkpoint
 from train.metric import make_metric
 from train.plateau import Plateau
 from train.schedule import WarmUp
 from train.stages import without_det
-from train.train_net import train_net
+from train.training import run_training
 
 
 def plateau(state=None, **changes):
@@ -65,14 +65,14 @@ def test_a_damaged_state_is_refused(state):
 def test_the_loss_of_the_validation_is_that_of_the_saved_weights(options, changes):
     """10 images in batches of 8, with batch norm on its moving averages; detections are validated as without it."""
     run = options(val_loss=True, end_epoch=1, **changes)
-    train_net(run)
+    run_training(run)
     found = metrics(run.prefix)[-1]
     assert {name: pytest.approx(value, rel=1e-4) for name, value in loss_of(run).items()} == found["validation_loss"]
     header, line = Path(f"{run.prefix}-results.txt").read_text().splitlines()
     values = dict(zip(header.split(), line.split(), strict=True))
     assert float(values["val_SmoothL1"]) == pytest.approx(found["validation_loss"]["SmoothL1"], rel=1e-4)
     plain = options(prefix=f"{run.prefix}-plain", end_epoch=1, **changes)
-    train_net(plain)
+    run_training(plain)
     assert metrics(plain.prefix)[-1]["validation"] == pytest.approx(found["validation"])
     assert digests(plain.prefix, 1) == digests(run.prefix, 1)
 
@@ -106,7 +106,7 @@ def test_a_run_on_a_plateau_resumes_exactly(options, tmp_path):
         "end_epoch": 6,
     }
     whole, parts = (options(prefix=str(tmp_path / name / "t"), **changes) for name in ("whole", "parts"))
-    train_net(whole)
+    run_training(whole)
     rates = [line["learning_rate"] for line in metrics(whole.prefix)]
     assert rates[0] == 0.5
     assert rates[-1] < 0.5
@@ -114,8 +114,8 @@ def test_a_run_on_a_plateau_resumes_exactly(options, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("train.callbacks.FiniteGuard.__call__", stop_in_epoch(stop))
         with pytest.raises(RuntimeError):
-            train_net(parts)
-    train_net(options(**(changes | {"prefix": parts.prefix, "resume": "auto"})))
+            run_training(parts)
+    run_training(options(**(changes | {"prefix": parts.prefix, "resume": "auto"})))
     assert metrics(parts.prefix) == metrics(whole.prefix)
     assert digests(parts.prefix, 6) == digests(whole.prefix, 6)
 
@@ -129,4 +129,4 @@ def test_a_run_on_a_plateau_resumes_exactly(options, tmp_path):
 )
 def test_what_does_not_fit_is_refused(options, changes, words):
     with pytest.raises(OptionError, match=words):
-        train_net(options(**changes))
+        run_training(options(**changes))

@@ -14,12 +14,12 @@ from config.runtime import mx
 from evaluate.evaluate_net import evaluate_net
 from symbol.layers import matches
 from symbol.symbol_factory import freeze_pattern, get_symbol, list_networks
-from tests.train.test_train_net import digests, fake_values, stop_in_epoch
+from tests.train.test_training import digests, fake_values, stop_in_epoch
 from tests.train.tiny import metrics
 from train.checkpoint import list_epochs, load_checkpoint, load_optimizer_state
 from train.early_checks import check_early
 from train.saving import SavePlan
-from train.train_net import train_net
+from train.training import run_training
 
 WHOLE = {
     "ema": 0.9,
@@ -37,14 +37,14 @@ def test_a_resumed_run_with_the_whole_recipe_ends_with_the_same_bits(options, tm
     """Also where some epochs are neither validated nor saved."""
     plan = {**WHOLE, "eval_every": "2", "save_every": "2", "end_epoch": 4}
     whole = options(prefix=str(tmp_path / "whole" / "t"), **plan)
-    train_net(whole)
+    run_training(whole)
     prefix = str(tmp_path / "parts" / "t")
     with monkeypatch.context() as patch:
         patch.setattr("train.callbacks.FiniteGuard.__call__", stop_in_epoch(3))
         with pytest.raises(RuntimeError):
-            train_net(options(prefix=prefix, **plan))
+            run_training(options(prefix=prefix, **plan))
     assert list_epochs(prefix) == [2]
-    train_net(options(prefix=prefix, resume="auto", **plan))
+    run_training(options(prefix=prefix, resume="auto", **plan))
     assert list_epochs(prefix) == list_epochs(whole.prefix) == [2, 4]
     assert digests(prefix, 4) == digests(whole.prefix, 4)
     assert metrics(prefix) == metrics(whole.prefix)
@@ -56,7 +56,7 @@ def test_a_resumed_run_with_the_whole_recipe_ends_with_the_same_bits(options, tm
 
 def test_the_saved_weights_are_the_averaged_ones_that_were_validated(options):
     run = options(ema=0.99, end_epoch=1)
-    train_net(run)
+    run_training(run)
     checkpoint = load_checkpoint(run.prefix, 1)
     raw = {k: v for k, v in load_optimizer_state(checkpoint).items() if k.startswith("raw:")}
     name = "conv_12_conv2d_weight"
@@ -65,22 +65,22 @@ def test_the_saved_weights_are_the_averaged_ones_that_were_validated(options):
     evaluation = evaluate_net(checkpoint, run.val_path, [mx.cpu()], workers=0)
     np.testing.assert_equal(evaluation.result.mean_ap, metrics(run.prefix)[-1]["validation"]["mAP"])
     started = options(prefix=f"{run.prefix}-2", pretrained=run.prefix, epoch=1, end_epoch=1, lr=0.0, wd=0.0)
-    train_net(started)
+    run_training(started)
     found = load_checkpoint(started.prefix, 1).arg_params[name]
     np.testing.assert_array_equal(found.asnumpy(), checkpoint.arg_params[name].asnumpy())
 
 
 @pytest.mark.parametrize(("ema", "words"), [(0.99, "without --ema"), (0.0, "with --ema")])
 def test_a_run_is_resumed_with_averages_if_it_had_them(options, ema, words):
-    train_net(options(ema=0.0 if ema else 0.99, end_epoch=1))
+    run_training(options(ema=0.0 if ema else 0.99, end_epoch=1))
     with pytest.raises(OptionError, match=f"was trained {words}; resume with the same options"):
-        train_net(options(ema=ema, resume="auto"))
+        run_training(options(ema=ema, resume="auto"))
 
 
 @pytest.mark.parametrize(("every", "validated"), [("2", [2, 4, 5]), ("last", [5]), ("1", [1, 2, 3, 4, 5])])
 def test_which_epochs_are_validated(options, every, validated):
     run = options(eval_every=every, end_epoch=5)
-    train_net(run)
+    run_training(run)
     assert [line["epoch"] for line in metrics(run.prefix) if line["validation"]] == validated
     assert list_epochs(run.prefix) == [1, 2, 3, 4, 5]
     assert load_checkpoint(run.prefix, "best").epoch in validated
@@ -90,7 +90,7 @@ def test_only_the_best_and_the_last_checkpoint_are_kept(options, monkeypatch):
     scores = iter([0.1, 0.3, 0.2, 0.5, 0.4])
     monkeypatch.setattr("train.epoch_end.finite_values", lambda pairs: fake_values(pairs, scores))
     run = options(end_epoch=5, save_best_only=True)
-    train_net(run)
+    run_training(run)
     assert list_epochs(run.prefix) == [4, 5]
     assert load_checkpoint(run.prefix, "best").epoch == 4
 
@@ -103,34 +103,34 @@ def test_before_the_first_validation_the_newest_checkpoint_is_kept_to_resume_fro
 
 
 def test_a_metric_that_the_validation_cannot_give_is_told_once(options, caplog):
-    train_net(options(metrics=("coco",), best_metric="APl", end_epoch=2))  # no object has 96 x 96 pixels
+    run_training(options(metrics=("coco",), best_metric="APl", end_epoch=2))  # no object has 96 x 96 pixels
     lines = [line for line in caplog.messages if "nothing to measure APl by: no checkpoint becomes the best" in line]
     assert len(lines) == 1
 
 
 def test_the_best_alone_needs_a_validation(options):
     with pytest.raises(OptionError, match="--save-best-only needs a validation"):
-        train_net(options(save_best_only=True, val_path=""))
+        run_training(options(save_best_only=True, val_path=""))
 
 
 def test_snapshots_are_whole_models(options):
     """Updates 1-3 are epoch 1, 4-6 epoch 2, 7-9 epoch 3; the epochs that end after 4 and 8 get checkpoints."""
     run = options(save_every="4i", end_epoch=4, val_path="", keep=2)
-    train_net(run)
+    run_training(run)
     snapshots = f"{run.prefix}-iter"
     assert list_epochs(snapshots) == [8, 12]  # the newest two of 4, 8, 12
     assert list_epochs(run.prefix) == [3, 4]  # of 2, 3, 4
     assert load_checkpoint(snapshots, 8).meta["num_update"] == 8
     with pytest.raises(OptionError, match="raise --end-epoch"):
-        train_net(options(save_every="4i", end_epoch=4, val_path="", resume="auto"))
-    train_net(options(prefix=f"{run.prefix}-2", pretrained=snapshots, epoch=8, end_epoch=1))
+        run_training(options(save_every="4i", end_epoch=4, val_path="", resume="auto"))
+    run_training(options(prefix=f"{run.prefix}-2", pretrained=snapshots, epoch=8, end_epoch=1))
 
 
 def test_snapshots_of_an_abandoned_run_go(options):
-    train_net(options(save_every="2i", val_path=""))
+    run_training(options(save_every="2i", val_path=""))
     run = options(save_every="4i", val_path="", overwrite=True)
     assert list_epochs(f"{run.prefix}-iter") == [2, 4, 6]
-    train_net(run)
+    run_training(run)
     assert list_epochs(f"{run.prefix}-iter") == [4]
 
 
@@ -144,7 +144,7 @@ def test_losses_are_drawn_while_an_epoch_runs(options, monkeypatch):
 
     monkeypatch.setattr("train.saving.Snapshots.__call__", look)
     run = options(batch_size=2, end_epoch=1, val_path="")
-    train_net(run)
+    run_training(run)
     assert [drawn for drawn, _ in seen[3:]] == [True] * 8
     live = json.loads(Path(f"{run.prefix}-live.json").read_text())
     assert set(live["train"]) == {"CrossEntropy", "SmoothL1"}
@@ -153,7 +153,7 @@ def test_losses_are_drawn_while_an_epoch_runs(options, monkeypatch):
 
 def test_the_results_table(options):
     run = options(eval_every="2", end_epoch=3)
-    train_net(run)
+    run_training(run)
     head, *lines = (line.split() for line in Path(f"{run.prefix}-results.txt").read_text().splitlines())
     assert head == ["epoch", "CrossEntropy", "SmoothL1", "lr", "P", "R", "red", "green", "blue", "mAP"]
     records = metrics(run.prefix)
@@ -168,7 +168,7 @@ def test_the_results_table(options):
 
 def test_obsolete_options_are_told_in_the_log_file(options):
     run = options(num_example=5, end_epoch=1)
-    train_net(run)
+    run_training(run)
     assert "--num-example has no effect: the record says" in Path(f"{run.prefix}-train.log").read_text()
 
 
@@ -177,7 +177,7 @@ def test_a_disk_without_room_is_told_before_the_first_batch(options, monkeypatch
     monkeypatch.setattr("train.disk_space.shutil.disk_usage", lambda folder: usage)
     run = options()
     with pytest.raises(CheckpointError, match=r"a checkpoint takes \d+ MB, but .* has 0 MB left; free space"):
-        train_net(run)
+        run_training(run)
     assert not Path(f"{run.prefix}-run.json").exists()
 
 
@@ -227,7 +227,7 @@ def test_the_words_of_freeze(network):
 @pytest.mark.parametrize("word", ["body", "all-but-heads"])
 def test_frozen_parts_and_their_moving_averages_stay(options, finished_run, word):
     run = options(pretrained=str(finished_run / "t"), epoch=3, freeze=word, end_epoch=1, extra_filters=())
-    train_net(run)
+    run_training(run)
     before, after = load_checkpoint(run.pretrained, 3), load_checkpoint(run.prefix)
     for name, array in after.aux_params.items():
         np.testing.assert_array_equal(array.asnumpy(), before.aux_params[name].asnumpy(), err_msg=name)

@@ -140,7 +140,7 @@ class Terminal(io.StringIO):
 def test_on_a_terminal_a_bar_shows_loss_speed_and_time_left(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     progress = Progress(batch_size=4, frequent=2, batches=6, end_epoch=3)
-    metric = SimpleNamespace(get_name_value=lambda: [("CrossEntropy", 1.25)])
+    metric = SimpleNamespace(totals=lambda: (1.0, 1.0), get_name_value=lambda: [("CrossEntropy", 1.25)])
     for batch in range(6):
         progress(SimpleNamespace(epoch=1, nbatch=batch, eval_metric=metric))
     shown = sys.stderr.getvalue()

@@ -11,11 +11,11 @@ from config.run import TrainOptions, stages
 from symbol.layers import matches
 from symbol.symbol_factory import freeze_pattern
 from tests.train.conftest import tiny_options
-from tests.train.test_train_net import digests, stop_in_epoch
+from tests.train.test_training import digests, stop_in_epoch
 from tests.train.tiny import metrics
 from train.checkpoint import list_epochs, load_checkpoint, load_optimizer_state
 from train.early_checks import check_early
-from train.train_net import train_net
+from train.training import run_training
 
 # 22 images: 6 batches of 4 in the first stage, 3 of 8 in the second.
 STAGES = {"freeze_epochs": 2, "freeze_batch_size": 4, "freeze_lr": 0.02, "lr": 0.01, "end_epoch": 4}
@@ -25,7 +25,7 @@ STAGES = {"freeze_epochs": 2, "freeze_batch_size": 4, "freeze_lr": 0.02, "lr": 0
 def staged(records, tmp_path_factory):
     """Options of a finished run of both stages."""
     run = tiny_options(records, tmp_path_factory.mktemp("staged"), **STAGES, optimizer="adam")
-    train_net(run)
+    run_training(run)
     return run
 
 
@@ -58,7 +58,7 @@ def changed(before, after):
 def test_the_second_stage_is_a_run_of_its_own_on_the_weights_of_the_first(staged, options):
     """To the bit that of a run that begins with these weights."""
     alone = options(pretrained=staged.prefix, epoch=2, lr=0.01, begin_epoch=2, end_epoch=4, optimizer="adam")
-    train_net(alone)
+    run_training(alone)
     assert digests(alone.prefix, 4) == digests(staged.prefix, 4)
 
 
@@ -70,20 +70,20 @@ AVERAGES = {"lr_schedule": "step_epochs", "lr_factor": 0.5, "ema": 0.9, "accumul
 def test_a_run_resumes_exactly_in_either_stage(options, tmp_path, stopped_in, changes):
     """Stopped in epoch 1: within the first stage; 2: after it; 3: within the second."""
     whole, parts = (options(prefix=str(tmp_path / name / "t"), **STAGES, **changes) for name in ("whole", "parts"))
-    train_net(whole)
+    run_training(whole)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("train.callbacks.FiniteGuard.__call__", stop_in_epoch(stopped_in))
         with pytest.raises(RuntimeError):
-            train_net(parts)
+            run_training(parts)
     assert list_epochs(parts.prefix)[-1] == stopped_in
-    train_net(options(prefix=parts.prefix, resume="auto", **STAGES, **changes))
+    run_training(options(prefix=parts.prefix, resume="auto", **STAGES, **changes))
     assert digests(parts.prefix, 4) == digests(whole.prefix, 4)
     assert metrics(parts.prefix) == metrics(whole.prefix)
 
 
 def test_a_late_start_skips_the_first_stage(options, staged):
     run = options(**STAGES, begin_epoch=3, pretrained=staged.prefix, epoch=2)
-    train_net(run)
+    run_training(run)
     assert [(line["epoch"], line["num_update"]) for line in metrics(run.prefix)] == [(4, 3)]
 
 
@@ -94,7 +94,7 @@ def test_an_interrupt_in_the_second_stage_tells_to_resume(options, caplog, monke
 
     monkeypatch.setattr("train.callbacks.FiniteGuard.__call__", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train_net(options(**STAGES))
+        run_training(options(**STAGES))
     assert "--resume auto" in caplog.text
 
 
@@ -123,13 +123,13 @@ def test_stages_that_cannot_be_are_refused_before_mxnet_is_imported(options, cha
 def test_mistakes_of_either_stage_are_found_before_the_first_batch(options, changes, words):
     run = options(**(STAGES | changes))
     with pytest.raises(OptionError, match=words):
-        train_net(run)
+        run_training(run)
     assert list_epochs(run.prefix) == []
 
 
 def test_a_run_is_resumed_with_its_stages(continued):
     with pytest.raises(OptionError, match="was trained with freeze_epochs 0, not 2; resume with the same options"):
-        train_net(continued(freeze_epochs=2, end_epoch=5, resume="auto"))
+        run_training(continued(freeze_epochs=2, end_epoch=5, resume="auto"))
 
 
 def test_what_the_first_stage_freezes_may_be_named():

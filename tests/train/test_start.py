@@ -13,15 +13,15 @@ from train.checkpoint import list_epochs, load_checkpoint, params_path
 from train.run_files import write_run_file
 from train.stages import make_stages
 from train.start import find_start
-from train.train_net import train_net
+from train.training import run_training
 
 
 def refused(options, *words, error=OptionError):
-    """train_net raises one sentence with these words and leaves the checkpoints as they are."""
+    """run_training raises one sentence with these words and leaves the checkpoints as they are."""
     folder = Path(options.prefix).parent
     before = {path: path.read_bytes() for path in folder.glob("*.params")}
     with pytest.raises(error) as caught:
-        train_net(options)
+        run_training(options)
     sentence = str(caught.value)
     assert "\n" not in sentence
     for word in words:
@@ -58,7 +58,7 @@ def test_resuming_another_run_is_refused(continued, changes, words):
 
 def test_resume_auto_without_checkpoints_starts_anew(options, caplog):
     with caplog.at_level(logging.INFO):
-        train_net(options(resume="auto", end_epoch=1))
+        run_training(options(resume="auto", end_epoch=1))
     assert "starting from the beginning" in caplog.text
     assert list_epochs(options().prefix) == [1]
 
@@ -68,7 +68,7 @@ def test_resume_auto_skips_a_damaged_checkpoint_and_makes_it_again(continued, fi
     expected = params_path(options.prefix, 3).read_bytes()
     params_path(options.prefix, 3).write_bytes(expected[:-9])
     with caplog.at_level(logging.INFO):
-        train_net(options)
+        run_training(options)
     assert "0003.params: damaged" in caplog.text
     assert "continuing" in caplog.text
     assert params_path(options.prefix, 3).read_bytes() == expected
@@ -77,7 +77,7 @@ def test_resume_auto_skips_a_damaged_checkpoint_and_makes_it_again(continued, fi
 
 def test_resuming_an_earlier_epoch_drops_what_came_after(continued):
     options = continued(resume="1", end_epoch=2, lr=0.01)
-    train_net(options)
+    run_training(options)
     assert list_epochs(options.prefix) == [1, 2]
     assert [line["epoch"] for line in metrics(options.prefix)] == [1, 2]
     assert load_checkpoint(options.prefix, "best").epoch <= 2
@@ -101,7 +101,7 @@ def test_files_of_other_trainers_are_not_overwritten_unless_asked_for(options, n
     assert file.read_bytes() == b"classic"
     write_run_file(run.prefix, replace(run, overwrite=True))  # of such a run, killed before it saved anything
     refused(run, f"{name} is there already")
-    train_net(replace(run, overwrite=True))
+    run_training(replace(run, overwrite=True))
     assert list_epochs(run.prefix) == [1]
 
 
@@ -112,7 +112,7 @@ def test_what_a_killed_run_left_stops_no_run(options, left):
     write_run_file(run.prefix, run)
     for name in left:
         Path(run.prefix).with_name(name).write_bytes(b"half a set")
-    train_net(run)
+    run_training(run)
     assert list_epochs(run.prefix) == [1]
 
 
@@ -120,21 +120,21 @@ def test_overwriting_loses_nothing_before_there_is_something_new(continued, monk
     options = continued(overwrite=True, end_epoch=1, seed=7)
     monkeypatch.setattr("train.checkpoint.stage_arrays", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(CheckpointError, match="not written"):
-        train_net(options)
+        run_training(options)
     assert list_epochs(options.prefix) == [1, 2, 3]
     assert load_checkpoint(options.prefix, "best").meta["seed"] == 233
 
 
 def test_overwriting_waits_for_the_first_save(continued):
     options = continued(overwrite=True, end_epoch=2, seed=7, save_every="2", val_path="")
-    train_net(options)
+    run_training(options)
     assert list_epochs(options.prefix) == [2]
     assert load_checkpoint(options.prefix).meta["seed"] == 7
 
 
 def test_overwriting_leaves_nothing_of_the_old_run(continued):
     options = continued(overwrite=True, end_epoch=1, seed=7)
-    train_net(options)
+    run_training(options)
     assert list_epochs(options.prefix) == [1]
     assert load_checkpoint(options.prefix).meta["seed"] == 7
     assert [line["epoch"] for line in metrics(options.prefix)] == [1]
@@ -151,7 +151,7 @@ def test_pretrained_weights_with_another_number_of_classes(options, finished_run
     changes = {"train_path": two_classes, "val_path": two_classes, "pretrained": source, "epoch": 2, "end_epoch": 1}
     run = options(lr=0.0, freeze="conv_1_", **changes)
     with caplog.at_level(logging.INFO):
-        train_net(run)
+        run_training(run)
     text = caplog.text
     assert "0002.params:" in text
     assert "parameters loaded" in text
@@ -168,7 +168,7 @@ def test_pretrained_weights_with_another_number_of_classes(options, finished_run
 
 def test_finetuning_goes_on_counting_and_keeps_its_source(continued, finished_run, two_classes):
     run = continued(finetune=3, end_epoch=5, train_path=two_classes, val_path=two_classes)
-    train_net(run)
+    run_training(run)
     assert list_epochs(run.prefix) == [1, 2, 3, 4, 5]
     assert load_checkpoint(run.prefix).meta["class_names"] == ["cell", "blob"]
     assert params_path(run.prefix, 3).read_bytes() == params_path(str(finished_run / "t"), 3).read_bytes()
@@ -177,7 +177,7 @@ def test_finetuning_goes_on_counting_and_keeps_its_source(continued, finished_ru
 def test_finetuning_loses_later_checkpoints_only_if_asked_to(continued):
     refused(continued(finetune=1, end_epoch=5), "checkpoints up to epoch 3", "after epoch 1", "--overwrite")
     run = continued(finetune=1, end_epoch=2, overwrite=True)
-    train_net(run)
+    run_training(run)
     assert list_epochs(run.prefix) == [1, 2]
 
 

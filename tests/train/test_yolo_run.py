@@ -1,4 +1,4 @@
-"""A YOLOv3 from training to detection: train_net, checkpoint, evaluation, model folder, Detector."""
+"""A YOLOv3 from training to detection: training, checkpoint, evaluation, model folder, Detector."""
 
 import shutil
 from dataclasses import replace
@@ -19,7 +19,7 @@ from symbol.registry import YOLO_NETWORKS
 from tests.deploy.tiny import picture
 from tests.train.tiny import CLASSES, metrics, write_record
 from train.checkpoint import load_checkpoint
-from train.train_net import train_net
+from train.training import run_training
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def run(records, tmp_path_factory):
         score_threshold=0.001,
         multi_label=False,
     )
-    train_net(options)
+    run_training(options)
     cfg.unlink()
     return options
 
@@ -73,7 +73,7 @@ def test_the_exported_model_detects_as_the_checkpoint_does(run: TrainOptions, tm
 @pytest.mark.parametrize("resume", ["auto", "2"])
 def test_a_run_is_resumed_without_the_cfg(run: TrainOptions, tmp_path: Path, resume: str) -> None:
     options = copied(run, tmp_path, resume)
-    train_net(options)
+    run_training(options)
     assert load_checkpoint(options.prefix).epoch == 3
 
 
@@ -81,7 +81,7 @@ def test_a_cfg_that_has_changed_is_told_and_not_read(run: TrainOptions, tmp_path
     cfg = Path(run.network.removeprefix("darknet:"))
     cfg.write_text("[net]\nwhat=ever\n")
     options = copied(run, tmp_path, "auto")
-    train_net(options)
+    run_training(options)
     cfg.unlink()
     assert f"{cfg} has changed; the run goes on with the text that its checkpoints keep" in caplog.text
     kept = [load_checkpoint(options.prefix, epoch).meta["options"]["darknet_cfg"] for epoch in (2, 3)]
@@ -90,7 +90,7 @@ def test_a_cfg_that_has_changed_is_told_and_not_read(run: TrainOptions, tmp_path
 
 def test_a_new_run_needs_the_cfg(run: TrainOptions, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"own\.cfg: cannot be read"):
-        train_net(replace(run, prefix=str(tmp_path / "new"), resume="auto"))
+        run_training(replace(run, prefix=str(tmp_path / "new"), resume="auto"))
 
 
 def copied(run: TrainOptions, folder: Path, resume: str) -> TrainOptions:
@@ -120,7 +120,7 @@ def test_two_stages_with_the_loss_of_rectangular_validation(tmp_path: Path) -> N
         prefix=str(tmp_path / "run"),
         end_epoch=2,
     )
-    train_net(options)
+    run_training(options)
     first, second = metrics(options.prefix)
     assert [first["num_update"], second["num_update"]] == [4, 6]
     assert list(first["validation_loss"]) == list(second["validation_loss"]) == ["box_loss", "obj_loss", "cls_loss"]
