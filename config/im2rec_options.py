@@ -15,6 +15,9 @@ class Im2recOptions:
         "", "PREFIX.lst is made or packed; without it, the lists that --list makes of it", words="positional"
     )
     root: str = option("", "folder that the paths in the list start from", words="positional")
+    follow_links: bool = option(
+        False, "take what symbolic links in ROOT lead to outside of it, too, as mxnet's im2rec does"
+    )
     list: bool = option(False, "make PREFIX.lst of the images in ROOT instead of packing one", _LIST)
     exts: tuple[str, ...] = option((".jpeg", ".jpg", ".png"), "suffixes of images", _LIST, words="several")
     chunks: int = option(1, "lists PREFIX_0, PREFIX_1... to spread the images over", _LIST, minimum=1)

@@ -21,14 +21,16 @@ class FoundImage:
     label: int
 
 
-def find_images(root: str, suffixes: Sequence[str], recursive: bool) -> tuple[list[FoundImage], list[str]]:
+def find_images(
+    root: str, suffixes: Sequence[str], recursive: bool, follow_links: bool = False
+) -> tuple[list[FoundImage], list[str]]:
     """(images sorted by folder and name, folders in the order of their classes).
 
     recursive: every folder that holds images directly is a class, numbered from 0 in the order of the walk; otherwise
     the images of the root alone, all of class 0. Suffixes are compared in lower case. DataError if nothing is found or
-    if an image or folder is a symbolic link out of the root.
+    if an image or folder is a symbolic link out of the root and such links are not to be followed.
     """
-    inside = ImageRoot(root)
+    inside = ImageRoot(root, follow_links)
     images: list[FoundImage] = []
     classes: dict[str, int] = {}
     wanted = {f".{suffix.lower().lstrip('.')}" for suffix in suffixes}

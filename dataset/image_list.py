@@ -102,14 +102,15 @@ def checked_objects(entries: Sequence[ListEntry], path: str | Path, num_classes:
 
 
 class ImageRoot:
-    """The folder that the paths of a list are relative to; nothing outside it is opened."""
+    """The folder that the paths of a list are relative to; nothing outside it is opened, unless by a link in it."""
 
-    def __init__(self, root: str | Path) -> None:
-        """DataError if there is no such folder."""
+    def __init__(self, root: str | Path, follow_links: bool = False) -> None:
+        """follow_links: whether links in it may lead out. DataError if there is no such folder."""
         if not Path(root).is_dir():
             raise DataError(f"{root}: no such folder; it must be the one that the paths of the list start from")
         self._root = os.path.abspath(root)
         self._real_root = os.path.realpath(root)
+        self._follow_links = follow_links
         self._is_inside = cache(self._folder_is_inside)
 
     def find(self, path: str) -> str:
@@ -118,11 +119,15 @@ class ImageRoot:
         DataError with the reason alone if it lies outside the root: absolute, by `..` or by a symbolic link.
         """
         full = os.path.normpath(os.path.join(self._root, path))
-        folder = os.path.dirname(full)
-        inside = self._is_inside(folder) and (not os.path.islink(full) or self._is_inside(os.path.realpath(full)))
-        if not inside or os.path.isabs(path) or ".." in path.split("/"):
+        if os.path.isabs(path) or ".." in path.split("/"):
             raise DataError(f"it lies outside {self._root}; paths must stay inside the folder of the images")
+        if not self._follow_links and not self._stays_inside(full):
+            raise DataError(f"it lies outside {self._root} by a symbolic link; --follow-links takes it")
         return full
+
+    def _stays_inside(self, full: str) -> bool:
+        folder_is_inside = self._is_inside(os.path.dirname(full))
+        return folder_is_inside and (not os.path.islink(full) or self._is_inside(os.path.realpath(full)))
 
     def _folder_is_inside(self, folder: str) -> bool:
         real = os.path.realpath(folder)

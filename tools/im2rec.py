@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
 
 def make_lists(options: Im2recOptions) -> None:
     """Writes PREFIX.lst, or the lists of the chunks and ratios: all of them or none."""
-    images, classes = find_images(options.root, options.exts, options.recursive)
+    images, classes = find_images(options.root, options.exts, options.recursive, options.follow_links)
     lists = split(images, options.chunks, options.train_ratio, options.test_ratio, options.shuffle)
     stem = _stem(options.prefix)
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,11 @@ def make_lists(options: Im2recOptions) -> None:
 
 def pack_lists(options: Im2recOptions) -> None:
     """Reads all lists first, so that a wrong line is found before anything is packed."""
-    encoder, root, names = _encoder(options), ImageRoot(options.root), read_class_names(options.class_names)
+    encoder, root, names = (
+        _encoder(options),
+        ImageRoot(options.root, options.follow_links),
+        read_class_names(options.class_names),
+    )
     if names and not options.check_labels:
         raise OptionError("--class-names and --no-check-labels exclude each other: a sidecar counts checked boxes")
     sources = [load_list(path, names, options.check_labels) for path in find_lists(options.prefix)]

@@ -109,6 +109,18 @@ def test_paths_out_of_the_root_are_refused(folders, path):
         ImageRoot(folders).find(path)
 
 
+@pytest.mark.parametrize(("path", "found"), [("out.jpg", True), ("outside/c.jpg", True), ("../secret.jpg", False)])
+def test_links_out_of_the_root_are_followed_if_they_may(folders, path, found):
+    root = ImageRoot(folders, follow_links=True)
+    if found:
+        assert root.find(path) == str(folders / path)
+    else:
+        with pytest.raises(DataError, match="outside"):
+            root.find(path)
+    with pytest.raises(DataError, match="link; --follow-links takes it" if found else "must stay inside"):
+        ImageRoot(folders).find(path)
+
+
 def test_a_link_as_the_root_itself_is_fine(folders, tmp_path):
     (tmp_path / "alias").symlink_to(folders)
     assert ImageRoot(tmp_path / "alias").find("a.jpg") == str(tmp_path / "alias/a.jpg")

@@ -192,6 +192,17 @@ def test_a_folder_as_prefix_packs_its_lists(root, detection, monkeypatch):
     assert list(contents(detection.parent)) == ["det.idx", "det.lst", "det.rec"]
 
 
+def test_linked_folders_are_packed_if_they_may_be(root, tmp_path):
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "cat").symlink_to(root / "a")
+    with pytest.raises(DataError, match="by a symbolic link; --follow-links takes it"):
+        im2rec("--list", "--recursive", tmp_path / "l", links)
+    im2rec("--list", "--recursive", "--follow-links", tmp_path / "l", links)
+    im2rec("--follow-links", tmp_path / "l", links)
+    assert (tmp_path / "l.rec").stat().st_size > 0
+
+
 def test_a_folder_that_cannot_be_read_is_named(root, tmp_path, monkeypatch):
     def scandir(path, scan=os.scandir):
         if str(path).endswith("images/a"):
