@@ -1,6 +1,7 @@
 """Fixtures of all tests: the folder of real images and the golden data."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny arrays: threads would only wait for one another
@@ -10,6 +11,8 @@ from hypothesis import settings
 
 from tests.golden.loader import GOLDEN_DIR
 
+# Run in the background by a shell, pytest would ignore SIGINT and hand that on to the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("project", deadline=None, derandomize=True)  # a loaded machine must not fail a test
 settings.load_profile("project")
 
