@@ -82,6 +82,9 @@ class RunOptions(InputOptions):
         None, "number of classes (default: the record's)", "data", minimum=1, aliases=("num_classes",)
     )
     class_names: tuple[str, ...] = option((), "names of the classes (default: the record's)", "data")
+    verify_data: bool = option(
+        True, "compare the records with the sha256 in their sidecars first, about a second for each GB", "data"
+    )
     workers: int | None = option(
         None, "processes, or native threads, that prepare batches (default: one per usable core)", "data", minimum=0
     )

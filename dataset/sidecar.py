@@ -67,7 +67,9 @@ def verify_sidecar(rec_path: str | Path, sidecar: Sidecar, hash: bool) -> None:
     if path.stat().st_size != sidecar.size:
         raise DataError(f"{path}: {path.stat().st_size} bytes instead of {sidecar.size}: {remedy}")
     if hash and file_sha256(path) != sidecar.sha256:
-        raise DataError(f"{path}: its sha256 has changed: {remedy}")
+        raise DataError(
+            f"{path}: its sha256 is not that of {sidecar_path(path).name}: damaged or changed; pack the data set again"
+        )
 
 
 def file_sha256(path: str | Path) -> str:

@@ -34,6 +34,7 @@ _SEEN = {
     "prefix",
     "save_best_only",
     "save_every",
+    "verify_data",
 }
 MAY_CHANGE = _DATA | _MACHINE | _RANGE | _SEEN | {"tensorboard"}
 

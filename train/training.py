@@ -20,7 +20,7 @@ from dataset.input_sizes import input_sizes
 from dataset.iterator import RecordIter
 from dataset.labels import HEADER_WIDTH, OBJECT_WIDTH
 from dataset.native_iterator import iterator_class
-from dataset.sidecar import Sidecar, read_sidecar
+from dataset.sidecar import Sidecar, read_sidecar, verify_sidecar
 from evaluate.eval_metric import ValidationMetric
 from symbol.symbol_factory import (
     check_any_size,
@@ -246,16 +246,20 @@ def objects_missing(options: TrainOptions, classes: Sequence[str], sidecar: Side
 def _read_sidecars(options: TrainOptions) -> list[Sidecar | None]:
     """Sidecars of the training record and, if there is one, the validation record.
 
-    DataError where a record is missing or their classes differ.
+    DataError where a record is missing, their classes differ, or one has changed since it was packed.
     """
     check_records(options)
-    sidecars = [read_sidecar(path) for path in (options.train_path, options.val_path) if path]
+    paths = [path for path in (options.train_path, options.val_path) if path]
+    sidecars = [read_sidecar(path) for path in paths]
     train, val = sidecars[0], sidecars[-1]
     if train and val and train.class_names != val.class_names:
         raise DataError(
             f"{options.train_path} and {options.val_path} hold different classes ({', '.join(train.class_names)}; "
             f"{', '.join(val.class_names)}); pack both with the same --class-names"
         )
+    for path, sidecar in zip(paths, sidecars, strict=True):
+        if sidecar and options.verify_data:
+            verify_sidecar(path, sidecar, hash=True)
     return sidecars
 
 

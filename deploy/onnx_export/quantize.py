@@ -11,7 +11,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-MAP_STEPS, WEIGHT_STEPS = 255, 127  # uint8 with a zero point of its own; int8, the same in both directions
+SIGNED, UNSIGNED = 127, 255  # steps of int8, the same in both directions, and of uint8
+# What computes in int8 between convolutions, if all that it reads does.
+CARRIED = frozenset({"Add", "Concat", "MaxPool", "Resize"})
 _LEAST = 1e-12  # of a scale's range: that of zeros alone
 
 Ranges = Mapping[str, tuple[float, ...]]
@@ -24,9 +26,10 @@ def quantized(model: onnx.ModelProto, ranges: Ranges, excluded: Collection[str] 
         ranges: lowest and highest value of the maps by the operator that makes them, or `data`.
         excluded: convolutions that stay float32, as do those whose weights are no constants or whose map has no range.
 
-    A pooling that makes maps smaller reads int8, too: OpenVINO would write its larger input in float32 otherwise. Maps
-    have one scale, weights one for each output channel (Jacob et al. 2018, sections 2.1 and 3,
-    https://arxiv.org/abs/1712.05877).
+    So are CARRIED operators whose maps have ranges. The numbers are those of MXNet's int8: maps have one scale and are
+    int8, without negative values uint8; weights are int8 with a scale for each output channel (Jacob et al. 2018,
+    sections 2.1 and 3, https://arxiv.org/abs/1712.05877). Zero stands for 0 everywhere: maps with a zero point of their
+    own are nearer to float32, but slower in OpenVINO.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -34,8 +37,8 @@ def quantized(model: onnx.ModelProto, ranges: Ranges, excluded: Collection[str] 
     for node in copy.graph.node:
         if node.op_type == "Conv" and node.name not in excluded:
             rewriting.convolution(node)
-        elif node.op_type == "MaxPool" and max(_strides(node)) > 1:
-            rewriting.read_int8(node)
+        elif node.op_type in CARRIED:
+            rewriting.carried(node)
     rewriting.finish()
     return copy
 
@@ -53,17 +56,18 @@ class _Rewriting:
 
     def convolution(self, node: onnx.NodeProto) -> None:
         """Lets a convolution read int8 data and weights."""
-        weight = node.input[1]
-        if weight in self._weights and self.read_int8(node):
+        data, weight = node.input[0], node.input[1]
+        if data in self._ranges and weight in self._weights:
+            node.input[0] = self._done.get(data) or self._map(data)
             node.input[1] = self._done.get(weight) or self._weight(weight)
 
-    def read_int8(self, node: onnx.NodeProto) -> bool:
-        """Lets an operator read int8 data, if its range is known."""
-        data = node.input[0]
-        known = data in self._ranges
-        if known:
-            node.input[0] = self._done.get(data) or self._map(data)
-        return known
+    def carried(self, node: onnx.NodeProto) -> None:
+        """Lets an operator read int8 maps."""
+        maps = [position for position, name in enumerate(node.input) if name and name not in self._weights]
+        if all(node.input[position] in self._ranges for position in maps):
+            for position in maps:
+                name = node.input[position]
+                node.input[position] = self._done.get(name) or self._map(name)
 
     def finish(self) -> None:
         """Puts the new operators into their places and drops float32 weights that nothing reads any more."""
@@ -108,20 +112,17 @@ class _Rewriting:
         return name
 
 
-def _strides(node: onnx.NodeProto) -> list[int]:
-    return next((list(attribute.ints) for attribute in node.attribute if attribute.name == "strides"), [1])
-
-
 def map_scale(limits: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """(float32 step, uint8 of the value 0) for maps between two limits; the range always holds 0, which stays exact."""
-    low, high = min(limits[0], 0.0), max(limits[1], 0.0)
-    step = max(high - low, _LEAST) / MAP_STEPS
-    return np.array(step, np.float32), np.array(round(-low / step), np.uint8)
+    """(float32 step, the 0 of the type: int8, or uint8 without negative values) of maps between two limits."""
+    low, high = limits
+    if low < 0:
+        return np.array(max(-low, high, _LEAST) / SIGNED, np.float32), np.array(0, np.int8)
+    return np.array(max(high, _LEAST) / UNSIGNED, np.float32), np.array(0, np.uint8)
 
 
 def weight_steps(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(int8 values, float32 step of each output channel) of float32 weights (O, ...)."""
     largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
-    step = (np.maximum(largest, _LEAST) / WEIGHT_STEPS).astype(np.float32)
+    step = (np.maximum(largest, _LEAST) / SIGNED).astype(np.float32)
     steps = weight / step.reshape(-1, *[1] * (weight.ndim - 1))
-    return np.clip(np.rint(steps), -WEIGHT_STEPS, WEIGHT_STEPS).astype(np.int8), step
+    return np.clip(np.rint(steps), -SIGNED, SIGNED).astype(np.int8), step

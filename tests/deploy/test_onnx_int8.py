@@ -89,10 +89,11 @@ def predictions(content, layers, heads, data, runtime):
 @given(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)).map(sorted))
 def test_a_map_keeps_zero_and_all_of_its_range(limits):
     step, zero = map_scale(tuple(limits))
-    ends = (np.arange(0, 256, 255) - float(zero)) * float(step)
-    assert ends[0] <= max(0, limits[0]) + step
-    assert limits[1] - step <= ends[1]
-    assert step > 0
+    values = np.iinfo(zero.dtype)
+    assert zero == 0 < step
+    assert max(-values.max, values.min) * step <= min(limits[0], 0) * (1 - 1e-5)
+    assert limits[1] <= values.max * step * (1 + 1e-5)
+    assert (zero.dtype == np.int8) == (limits[0] < 0)
 
 
 @given(st.integers(0, 1000))
@@ -124,12 +125,12 @@ def test_weights_that_layers_share_are_stored_once():
     assert quantized(model, {}).graph == model.graph
 
 
-@pytest.mark.parametrize(("stride", "reads"), [(1, "data"), (2, "data/restored")])
-def test_a_pooling_that_makes_maps_smaller_reads_int8(stride, reads):
-    pool = onnx.helper.make_node("MaxPool", ["data"], ["det"], kernel_shape=[2, 2], strides=[stride, stride])
-    ports = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("data", "det")]
-    model = onnx.helper.make_model(onnx.helper.make_graph([pool], "g", ports[:1], ports[1:]))
-    assert quantized(model, {"data": (0.0, 1.0)}).graph.node[-1].input[0] == reads
+@pytest.mark.parametrize(("known", "reads"), [("ab", ["a/restored", "b/restored"]), ("a", ["a", "b"])])
+def test_operators_between_layers_read_int8_where_all_of_their_maps_do(known, reads):
+    node = onnx.helper.make_node("Add", ["a", "b"], ["det"])
+    ports = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("a", "b", "det")]
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ports[:2], ports[2:]))
+    assert list(quantized(model, {name: (0.0, 1.0) for name in known}).graph.node[-1].input) == reads
 
 
 @pytest.mark.parametrize(

@@ -316,7 +316,7 @@ def test_a_damaged_record_is_named(options, tmp_path):
     content[middle : middle + 64] = bytes(64)
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"bad\.rec, record \d"):
-        run_training(options(train_path=str(path)))
+        run_training(options(train_path=str(path), verify_data=False))
 
 
 def test_the_loop_reads_once_a_batch_and_waits_for_nothing_else(options, monkeypatch):
@@ -383,6 +383,17 @@ def test_tensorboard_scalars(options, monkeypatch):
         assert written["train/CrossEntropy", line["epoch"]] == line["train"]["CrossEntropy"]
         assert written["validation/mAP", line["epoch"]] == line["validation"]["mAP"]
         assert written["learning_rate", line["epoch"]] == 0.05
+
+
+def test_a_record_that_has_changed_is_named(options, tmp_path):
+    source = Path(options().train_path)
+    for suffix in (".rec", ".idx", ".json"):
+        (tmp_path / f"r{suffix}").write_bytes(source.with_suffix(suffix).read_bytes())
+    content = bytearray(source.read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "r.rec").write_bytes(content)
+    with pytest.raises(DataError, match=r"r\.rec: its sha256 is not that of r\.json: damaged or changed"):
+        run_training(options(train_path=str(tmp_path / "r.rec")))
 
 
 @pytest.mark.parametrize(
