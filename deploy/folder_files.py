@@ -14,6 +14,7 @@ SYMBOL, PARAMS, MANIFEST = "model-symbol.json", "model-0000.params", "manifest.j
 ONNX, ONNX_INT8 = "model.onnx", "model-int8.onnx"
 MAX_MANIFEST_BYTES, MAX_SYMBOL_BYTES, MAX_ONNX_BYTES = 4 << 20, 16 << 20, 2 << 30
 _NEEDED, _OPTIONAL = {SYMBOL, PARAMS}, {ONNX, ONNX_INT8}
+FILES = _NEEDED | _OPTIONAL | {MANIFEST}
 
 
 def is_model_folder(path: str | Path) -> bool:

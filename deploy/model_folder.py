@@ -17,7 +17,7 @@ from config.runtime import mx
 from config.signals import held
 from dataset.files import write_atomically
 from dataset.sidecar import file_sha256
-from deploy.folder_files import MANIFEST, ONNX, PARAMS, SYMBOL, read_manifest, verify_file
+from deploy.folder_files import FILES, MANIFEST, PARAMS, SYMBOL, read_manifest, verify_file
 from deploy.manifest import FileRecord, Manifest, manifest_to_json
 from deploy.symbol_check import check_shapes, last_line, load_symbol
 from train.params_file import Params, read_params, write_params
@@ -113,7 +113,7 @@ def check_replaceable(folder: str | Path) -> None:
         return
     if not target.is_dir():
         raise OptionError(f"--output {target}: a file of that name is there; choose another folder")
-    foreign = sorted(path.name for path in target.iterdir() if path.name not in (SYMBOL, PARAMS, ONNX, MANIFEST))
+    foreign = sorted(path.name for path in target.iterdir() if path.name not in FILES)
     if foreign:
         raise OptionError(
             f"--output {target}: the folder holds {foreign[0]}, which is no part of a model; choose another folder"

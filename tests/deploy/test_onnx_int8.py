@@ -176,6 +176,7 @@ def test_the_command_writes_it_and_openvino_runs_it(tmp_path, capsys):
     assert 0 <= manifest.accuracy.onnx_int8 <= 1
     rows = [Detector(folder, engine=name, threshold=0.1).detect(picture(1, 80, 90)) for name in ("mxnet", "openvino")]
     assert min(map(len, rows)) > 5
+    main([*words, "--max-loss", "1", "--onnx"])  # replaces it
     content = bytearray((folder / ONNX_INT8).read_bytes())
     content[-1] ^= 1
     (folder / ONNX_INT8).write_bytes(content)
