@@ -118,7 +118,7 @@ class RecordIter(mx.io.DataIter, ABC):
         source = open_source(path_imgrec, num_classes, max_objects, path_imglist)
         if rect and (augment or shuffle or sizes or num_parts > 1 or resize_mode != LETTERBOX):
             raise OptionError(
-                "rectangular batches are for validation with --resize-mode letterbox: no augmentation, shuffling, parts"
+                "--rect-val: rectangular batches are for validation with --resize-mode letterbox, without parts"
             )
         self._rectangles = find_rectangles(source.reader, batch_size, max(size), rect) if rect else None
         size = self._rectangles.largest if self._rectangles else size

@@ -239,8 +239,10 @@ def _read_index(path: Path, rec_path: Path, bounds: np.ndarray) -> np.ndarray:
             )
         lines = path.read_text("ascii").splitlines()
         rows = np.array([line.split("\t") for line in lines], np.int64).reshape(len(lines), 2)
-    except (OSError, ValueError, OverflowError) as error:
-        raise DataError(f"{path}: not lines of `id TAB offset` ({error}); {remedy}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{path}: its lines are not `id TAB offset`; {remedy}") from error
     rows = rows[np.argsort(rows[:, 1], kind="stable")]
     _check_index(path, rec_path, rows, bounds, remedy)
     return rows[:, 0].copy()

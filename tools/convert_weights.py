@@ -230,6 +230,9 @@ def _write(
     report = compare({**wanted_arg, **wanted_aux}, {**arg, **aux})
     if not report.loaded:
         raise CheckpointError(f"none of the {len(arg) + len(aux)} arrays of the file fits --network {options.network}")
+    bad = next((name for name in report.loaded if not np.isfinite({**arg, **aux}[name]).all()), None)
+    if bad is not None:
+        raise CheckpointError(f"{bad:.80} of the file holds numbers that are not finite; convert another checkpoint")
     kept = [
         {name: mx.nd.array(array) for name, array in arrays.items() if name in report.loaded} for arrays in (arg, aux)
     ]

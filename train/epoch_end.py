@@ -101,8 +101,6 @@ class EpochEnd:
         if self.scalars:
             self.scalars.write(record)
         self.curves.draw(force=last or len(self.metrics.records) == 1)
-        if number >= self.progress.end_epoch:
-            self._say_what_is_there(number)
         seed_epoch(self.options.seed, number)
         self._epoch_started = time.monotonic()
 
@@ -113,8 +111,11 @@ class EpochEnd:
             self.writer.plateau.observe(sum(value for _, value in pairs))
         return finite_values(pairs)
 
-    def _say_what_is_there(self, number: int) -> None:
-        prefix = self.options.prefix
+    def say_what_is_there(self) -> None:
+        """After the last epoch of the run: its best and its newest checkpoint, and what to do with them."""
+        number, prefix = self.metrics.records[-1]["epoch"], self.options.prefix
+        if number < self.progress.end_epoch:
+            return
         if self.best:
             logger.info("best: checkpoint %d with %s=%.4f", self.best["epoch"], *self._best_score())
         logger.info("newest: checkpoint %d; curves: %s-curves.png", number, prefix)

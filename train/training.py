@@ -157,6 +157,7 @@ def _fit(
             num_epoch=options.end_epoch,
             monitor=make_monitor(options.monitor, options.pattern),
         )
+    epoch_end.say_what_is_there()
 
 
 @contextmanager

@@ -104,8 +104,8 @@ def test_memory_is_reserved_for_the_largest_batch_alone(tmp_path):
     [
         ({"rect": 64}, "96, is not a multiple of 64"),
         ({"resize_mode": "force"}, "--resize-mode letterbox"),
-        ({"shuffle": True}, "no augmentation, shuffling, parts"),
-        ({"num_parts": 2}, "no augmentation, shuffling, parts"),
+        ({"shuffle": True}, "rectangular batches are for validation"),
+        ({"num_parts": 2}, "rectangular batches are for validation"),
     ],
 )
 def test_what_does_not_go_together(record, options, words):

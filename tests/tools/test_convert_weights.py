@@ -188,6 +188,11 @@ def test_files_that_are_there_are_kept(convert, state_dict, tmp_path, monkeypatc
     assert params.read_bytes() == before
 
 
+def test_weights_that_are_not_finite_are_named(convert, state_dict):
+    with pytest.raises(CheckpointError, match="conv1_1_weight of the file holds numbers that are not finite"):
+        convert(state_dict | {"vgg.0.weight": np.full((64, 3, 3, 3), np.nan, np.float32)})
+
+
 def test_a_prefix_needs_a_name(tmp_path):
     with pytest.raises(OptionError, match="--prefix .*out/: its files would have no name; add one, as in .*out/model"):
         convert_weights.main(["weights.pth", "--prefix", str(tmp_path / "out") + "/"])

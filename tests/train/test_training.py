@@ -385,6 +385,12 @@ def test_tensorboard_scalars(options, monkeypatch):
         assert written["learning_rate", line["epoch"]] == 0.05
 
 
+def test_what_is_there_is_said_after_the_last_validation(options, caplog):
+    run_training(options(end_epoch=2))
+    lines = [line for line in caplog.messages if line.startswith(("Epoch[1] Validation-mAP", "best: ", "newest: "))]
+    assert [line.split()[0] for line in lines] == ["Epoch[1]", "best:", "newest:"]
+
+
 def test_a_record_that_has_changed_is_named(options, tmp_path):
     source = Path(options().train_path)
     for suffix in (".rec", ".idx", ".json"):

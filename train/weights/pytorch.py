@@ -44,7 +44,9 @@ def read(path: str | Path) -> Arrays:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except (RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:  # its text advises to run what the file holds
+        raise CheckpointError(f"{path}: damaged, or it holds more than tensors, which is never run") from error
+    except (RuntimeError, EOFError, ValueError, LookupError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: not a state_dict of torch.save ({reason})") from error
     return _arrays(content, path)
