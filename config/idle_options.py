@@ -5,11 +5,13 @@ from dataclasses import fields
 
 from config.augment_options import CENTER, TrainAugment
 from config.deploy_options import DeployOptions
-from config.run import TrainOptions, metric_kinds
+from config.run import EvaluateOptions, TrainOptions, metric_kinds
 
 Groups = Iterable[tuple[tuple[str, ...], str]]
 AUGMENTATION = tuple(field.name for field in fields(TrainAugment))
 OTHER_FAMILIES = ("yolov3", "darknet:", "efficientdet")  # what names of networks begin with that are no SSD
+_COCO_ALONE = "with --metrics coco, which has its own"
+_ONE_SIZE = "without --rect-val"
 _MULTIBOX = "with --post-process multibox"
 NOT_RESUMED = ("-1", "")
 
@@ -25,6 +27,16 @@ def idle_deploy_options(options: DeployOptions) -> list[str]:
     return _sentences(options, [] if options.dtype == "int8" else [(int8, f"with --dtype {options.dtype}")])
 
 
+def idle_evaluate_options(options: EvaluateOptions, kinds: tuple[str, ...], rect: int) -> list[str]:
+    """The same for evaluate.py; kinds: the metrics, rect: what sides of inputs are multiples of, 0 = one size."""
+    groups: list[tuple[tuple[str, ...], str]] = []
+    if kinds == ("coco",):
+        groups.append((("overlap",), _COCO_ALONE))
+    if not rect:
+        groups.append((("rect_multiple",), _ONE_SIZE))
+    return _sentences(options, groups)
+
+
 def idle_detection_options(network: str, post_process: str, given: Iterable[str]) -> list[str]:
     """The same for detection options, those whose names are `given`, of a checkpoint; post_process is what will run."""
     idle = _keeps_all(network, post_process) and "keep_topk" in given
@@ -35,7 +47,7 @@ def _keeps_all(network: str, post_process: str) -> bool:
     return post_process == "multibox" and not network.startswith(OTHER_FAMILIES)
 
 
-def _sentences(options: TrainOptions | DeployOptions, groups: Groups) -> list[str]:
+def _sentences(options: TrainOptions | DeployOptions | EvaluateOptions, groups: Groups) -> list[str]:
     """A sentence for each option of the groups that is not at its default."""
     defaults = {field.name: field.default for field in fields(options)}
     given = {name for name, default in defaults.items() if getattr(options, name) != default}
@@ -57,7 +69,7 @@ def _idle(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:
     if not options.val_path:
         yield ("eval_every", "val_loss", "metrics", "best_metric", "rect_val"), "without --val-path"
     if metric_kinds(options) == ("coco",):
-        yield ("overlap",), "with --metrics coco, which has its own"
+        yield ("overlap",), _COCO_ALONE
     if options.save_best_only and not options.save_every.endswith("i"):
         yield ("keep",), "with --save-best-only"
     if not options.monitor:
@@ -107,4 +119,4 @@ def _idle_of_images(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], st
     if options.resize_mode == "force" and not options.rect_val:
         yield ("fill",), "with --resize-mode force, which draws no borders"
     if not options.rect_val:
-        yield ("rect_multiple",), "without --rect-val"
+        yield ("rect_multiple",), _ONE_SIZE

@@ -122,7 +122,8 @@ class RunOptions(InputOptions):
     optimizer: str = option("sgd", "optimizer", "schedule", choices=("sgd", "nag", "adam", "rmsprop", "adadelta"))
     lr: float = option(0.002, "learning rate", "schedule", minimum=0.0, maximum=100.0)
     momentum: float = option(0.9, "momentum of sgd and nag", "schedule", minimum=0.0, maximum=1.0)
-    wd: float = option(0.0005, "weight decay", "schedule", minimum=0.0, maximum=1.0)
+    wd: float = option(0.0005, "weight decay of weights; biases have none", "schedule", minimum=0.0, maximum=1.0)
+    bn_decay: bool = option(True, "weight decay of batch norms' gamma, too, as MXNet has it", "schedule")
     clip_gradient: float = option(0.0, "limit of each gradient element; 0 = none", "schedule", minimum=0.0)
 
     overlap: float = option(0.5, "IoU above which a detection counts as right", "validation", minimum=0.0, maximum=1.0)

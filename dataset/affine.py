@@ -1,7 +1,9 @@
 """A random affine map of pixels and boxes: rotation, scale, shear, shift (random_affine of ultralytics/yolov3).
 
-Matrices (3, 3) map edges, in pixels, x first: pixel k reaches from k to k + 1, as boxes have it. Two details differ
-from the reference on purpose: shear leaves the centre where it is, and shifts are parts of the input's own sides.
+Matrices (3, 3) map edges, in pixels, x first: pixel k reaches from k to k + 1, as boxes have it. Three details
+differ from the reference on purpose: shear leaves the centre where it is; shifts are parts of the input's own sides;
+and how much of an object is left is judged by its whole area as it is mapped (there by what a mosaic's canvas shows of
+it, times the scale once).
 """
 
 import numpy as np

@@ -23,7 +23,7 @@ from dataset.image_list import ImageRoot, ListEntry, checked_objects, read_list
 from dataset.labels import HEADER_WIDTH, MIN_OBJECT_WIDTH
 from dataset.packing import shortened
 from dataset.recordio import RecordWriter, pack, pack_single
-from dataset.sidecar import Sidecar, file_sha256, read_sidecar, tool_version, write_sidecar
+from dataset.sidecar import Sidecar, drop_sidecar, file_sha256, read_sidecar, sidecar_path, tool_version, write_sidecar
 
 logger = logging.getLogger(__name__)
 _CHUNK = 8  # images a thread takes at a time
@@ -133,6 +133,8 @@ def pack_list(
         _refuse(packed, skip_bad)
     if source.class_names:
         write_sidecar(rec, _sidecar(source, source.class_names, np.array(kept), packed))
+    elif drop_sidecar(rec):
+        logger.warning("%s removed: it told of the record that was there before", sidecar_path(rec))
     return packed
 
 

@@ -57,6 +57,18 @@ def write_sidecar(rec_path: str | Path, sidecar: Sidecar) -> None:
     write_atomically(sidecar_path(rec_path), text.encode("utf-8"))
 
 
+def drop_sidecar(rec_path: str | Path) -> bool:
+    """Removes the sidecar of a record that has been replaced by one without; whether there was any. Another file of its
+    name stays."""
+    try:
+        if read_sidecar(rec_path) is None:
+            return False
+    except DataError:
+        return False
+    sidecar_path(rec_path).unlink()
+    return True
+
+
 def verify_sidecar(rec_path: str | Path, sidecar: Sidecar, hash: bool) -> None:
     """Raises DataError unless the record has the sidecar's size and number of images and, if hash, its sha256."""
     path = Path(rec_path)

@@ -7,7 +7,6 @@ import numpy as np
 from config.runtime import mx
 from deploy.executor import outputs
 from deploy.graph import VARIABLE, Edge, Graph, Node, graph_of, symbol_of
-from deploy.manifest import DATA
 from train.params_file import Params
 
 _BY_SHAPE = frozenset({"_contrib_MultiBoxPrior", "_contrib_arange_like"})  # read the shapes of their input alone
@@ -21,7 +20,7 @@ def fold_constants(symbol: mx.sym.Symbol, arg_params: Params, shape: tuple[int, 
     the map's size any more.
     """
     graph = graph_of(symbol)
-    constant = _constants(graph)
+    constant = _constants(graph, arg_params)
     frontier = _frontier(graph, constant)
     values = _values(frontier, arg_params, shape)
     graph.replace({edge: Edge(_variable(edge, array)) for edge, array in zip(frontier, values, strict=True)})
@@ -29,15 +28,15 @@ def fold_constants(symbol: mx.sym.Symbol, arg_params: Params, shape: tuple[int, 
     _multiply_directly(graph, arrays)
     folded = symbol_of(graph)
     known = arg_params | {name: mx.nd.array(array, dtype=array.dtype) for name, array in arrays.items()}
-    return folded, {name: known[name] for name in folded.list_arguments() if name != DATA}
+    return folded, {name: known[name] for name in folded.list_arguments() if name in known}
 
 
-def _constants(graph: Graph) -> set[Node]:
+def _constants(graph: Graph, arg_params: Params) -> set[Node]:
     """Nodes whose values are the same for every image."""
     found: set[Node] = set()
     for node in graph.nodes():
         if node.op == VARIABLE:
-            constant = node.name != DATA
+            constant = node.name in arg_params
         elif node.op in _BY_SHAPE:
             constant = node.attrs.get("axis") != _BATCH_AXIS
         else:

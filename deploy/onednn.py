@@ -190,10 +190,10 @@ def _plain(node: Node, key: str) -> str:
 
 
 def _shapes(symbol: mx.sym.Symbol, shape: tuple[int, ...]) -> Shapes:
-    """The shape of each node's first output, by the node's name."""
+    """The shape of each node's first output, by the node's name; () where a label decides it."""
     internals = symbol.get_internals()
     names = (name.removesuffix("_output").removesuffix("_output0") for name in internals.list_outputs())
-    return dict(zip(names, internals.infer_shape(data=shape)[1], strict=True))
+    return dict(zip(names, internals.infer_shape_partial(data=shape)[1], strict=True))
 
 
 def _those(params: Params, names: set[str]) -> Params:

@@ -18,6 +18,7 @@ from dataset.native_iterator import iterator_class
 from dataset.sidecar import read_sidecar
 from evaluate.coco_metric import COCOResult
 from evaluate.eval_metric import ValidationMetric
+from evaluate.inference import inference_module
 from evaluate.scoring import score_detections
 from evaluate.voc_eval import VOCResult
 from symbol.symbol_factory import check_any_size, get_symbol, rebuilding_options
@@ -156,10 +157,7 @@ def _inference_module(
     for line in idle_detection_options(meta["network"], options.get("post_process", "multibox"), detection_options):
         logger.warning(line)
     symbol = get_symbol(meta["network"], iterator.smallest_size, len(meta["class_names"]), **options)
-    module = mx.mod.Module(symbol, data_names=("data",), label_names=None, context=list(devices))
-    module.bind(iterator.provide_data, for_training=False)
-    module.set_params(checkpoint.arg_params, checkpoint.aux_params)
-    return module
+    return inference_module(symbol, checkpoint.arg_params, checkpoint.aux_params, devices, iterator.provide_data)
 
 
 def check_classes(rec_path: str, names: Sequence[str], prefix: str, what: str = "--rec-path") -> None:

@@ -1,14 +1,18 @@
 """The command evaluate.py."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from config import threads
 from config.detection_options import given_detection
 from config.errors import OptionError
+from config.idle_options import idle_evaluate_options
 from config.options import parse_options
 from config.run import RECT_MULTIPLES, EvaluateOptions, metric_kinds
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str]) -> int:
@@ -29,6 +33,9 @@ def main(argv: list[str]) -> int:
     kinds = metric_kinds(options, tuple(checkpoint.meta["metrics"]))
     if options.curves and kinds == ("coco",):
         raise OptionError("--curves draws the curves of VOC's rule: add voc07 or voc to --metrics")
+    rect = _rect(options, checkpoint.meta["rect"])
+    for line in idle_evaluate_options(options, kinds, rect):
+        logger.warning(line)
     if options.coco_annotations:  # what does not fit is told before the pass
         _coco_ids(options, RecordReader(options.rec_path).keys, known["class_names"])
     evaluation = evaluate_net(
@@ -40,7 +47,7 @@ def main(argv: list[str]) -> int:
         engine=options.engine,
         num_batch=options.num_batch,
         list_path=options.list_path,
-        rect=_rect(options, checkpoint.meta["rect"]),
+        rect=rect,
         overlap=options.overlap,
         use_difficult=options.use_difficult,
         metrics=kinds,

@@ -1,4 +1,4 @@
-"""The one subclass of mx.mod.Module: labels by name, exact optimizer state, validation by a shared inference Module."""
+"""The one subclass of mx.mod.Module: labels by name, exact optimizer state, validation by an inference Module."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,6 +9,7 @@ import numpy as np
 
 from config.errors import CheckpointError
 from config.runtime import mx
+from evaluate.inference import inference_module, is_rewritten
 from evaluate.scoring import score_detections
 from train.average import WeightAverage
 from train.metric import LossMetric
@@ -112,6 +113,8 @@ class DetectionModule(mx.mod.Module):
         weights."""
         super().init_optimizer(*args, **options)
         self._rescale = self._optimizer.rescale_grad
+        if not self._recipe.bn_decay:
+            self._optimizer.set_wd_mult({name: 0.0 for name in self._param_names if name.endswith("_gamma")})
         if self._recipe.ema:
             mx.nd.waitall()
             arrays = self._exec_group
@@ -192,11 +195,10 @@ class DetectionModule(mx.mod.Module):
         """
         if not self._recipe.validates(epoch):
             return []
-        inference = self._inference_module(eval_data)
         if reset:
             eval_data.reset()
         mx.nd.waitall()  # see get_params
-        with self._weights_to_save():
+        with self._inference(eval_data) as inference:
             batches = score_detections(inference, eval_data, eval_metric, num_batch, self.validation_losses)
         param = mx.model.BatchEndParam(epoch=epoch, nbatch=batches, eval_metric=eval_metric, locals=None)
         callbacks = score_end_callback if isinstance(score_end_callback, (list, tuple)) else [score_end_callback]
@@ -246,23 +248,27 @@ class DetectionModule(mx.mod.Module):
         names = zip(group.param_names, group.param_arrays, group.grad_arrays, strict=True)
         return {name: arrays[0] for name, arrays, gradients in names if gradients[0] is not None}
 
-    def _inference_module(self, eval_data: mx.io.DataIter) -> mx.mod.Module:
-        """A Module for `det`, and the losses where they are wanted, that shares this one's parameters and memory.
+    @contextmanager
+    def _inference(self, eval_data: mx.io.DataIter) -> Iterator[mx.mod.Module]:
+        """A Module for `det`, and the losses where they are wanted, with the weights that are saved.
 
         It is made anew for each validation: the executor folds batch norm into weights at its first run and keeps the
-        result although the parameters change (mxnet 1.9.1, oneDNN subgraphs).
+        result although the parameters change (mxnet 1.9.1, oneDNN subgraphs). It shares this one's parameters and
+        memory, unless its graph is rewritten.
         """
         names = self._label_names if self.validation_losses else []
+        data, symbol = eval_data.provide_data, self._detection_symbol
         labels = [desc for desc in eval_data.provide_label if desc[0] in names] if names else []
+        if is_rewritten(symbol, self._context):
+            yield inference_module(symbol, *self.params_to_save(), self._context, data, labels, self.logger)
+            return
+        label_names = [desc[0] for desc in labels] or None
         module = mx.mod.Module(
-            self._detection_symbol,
-            data_names=("data",),
-            label_names=[desc[0] for desc in labels] or None,
-            context=self._context,
-            logger=self.logger,
+            symbol, data_names=("data",), label_names=label_names, context=self._context, logger=self.logger
         )
-        module.bind(eval_data.provide_data, labels or None, for_training=False, shared_module=self)
-        return module
+        module.bind(data, labels or None, for_training=False, shared_module=self)
+        with self._weights_to_save():
+            yield module
 
 
 def _as_arrays(state: Any) -> list[mx.nd.NDArray]:

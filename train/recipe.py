@@ -28,6 +28,7 @@ class Recipe:
     first weights.
     before_update: called with the optimizer. validates: whether the epoch of this number is validated.
     earlier_updates: made by the optimizers of earlier stages of the run.
+    bn_decay: whether the gamma of batch norms decays as weights do.
     """
 
     means: bool = False
@@ -37,3 +38,4 @@ class Recipe:
     before_update: Callable[[mx.optimizer.Optimizer], None] = no_change
     validates: Callable[[int], bool] = every_epoch
     earlier_updates: int = 0
+    bn_decay: bool = True

@@ -21,7 +21,7 @@ from dataset.sidecar import tool_version
 
 # Options that a resumed run may have of its own without another result.
 _DATA = {"train_path", "val_path"}
-_MACHINE = {"cpu", "cpus", "gpus", "workers"}
+_MACHINE = {"cpu", "workers"}  # batch norm works on what a device gets: their number decides results
 _RANGE = {"begin_epoch", "end_epoch", "finetune", "resume"}
 _SEEN = {
     "eval_every",
@@ -36,6 +36,7 @@ _SEEN = {
     "save_every",
     "verify_data",
 }
+_FOLLOWED = {"eval_every", "val_path"}  # decide the learning rate of --lr-schedule plateau
 MAY_CHANGE = _DATA | _MACHINE | _RANGE | _SEEN | {"tensorboard"}
 
 
@@ -113,7 +114,8 @@ def changed_options(prefix: str, options: TrainOptions) -> list[str]:
     if options.resume in ("-1", ""):
         return []
     before, now = _earlier_options(prefix), to_mapping(options)
-    names = [name for name in before if name in now and name not in MAY_CHANGE and before[name] != now[name]]
+    may_change = MAY_CHANGE - (_FOLLOWED if options.lr_schedule == "plateau" else set())
+    names = [name for name in before if name in now and name not in may_change and before[name] != now[name]]
     return [f"--{name.replace('_', '-')} is now {now[name]}, was {before[name]} in the run so far" for name in names]
 
 

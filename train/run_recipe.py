@@ -32,6 +32,7 @@ def make_recipe(options: TrainOptions, start: Start, num_example: int, validates
         before_update=warm_up_of_others(options, num_example),
         validates=validates,
         earlier_updates=start.earlier_updates,
+        bn_decay=options.bn_decay,
     )
 
 

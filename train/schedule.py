@@ -167,14 +167,14 @@ def warm_up_of_others(options: TrainOptions, num_example: int) -> Callable[[mx.o
     momentum, bias_lr = options.warmup_momentum, options.warmup_bias_lr
     if momentum is None and bias_lr is None:
         return no_change
-    warm_up = warm_up_of(options, num_example)
-    if not warm_up.updates:
+    if not options.warmup_epochs:
         raise OptionError("--warmup-momentum and --warmup-bias-lr need --warmup-epochs; give it, or leave them out")
     if momentum is not None and not (options.optimizer in WITH_MOMENTUM and options.momentum):
         raise OptionError("--warmup-momentum needs --optimizer sgd or nag with a --momentum; leave it out")
     if bias_lr is not None and not options.lr:
         raise OptionError("--warmup-bias-lr needs a --lr above 0; leave it out")
-    return WarmUpOfOthers(warm_up, momentum, options.momentum, bias_lr)
+    warm_up = warm_up_of(options, num_example)
+    return WarmUpOfOthers(warm_up, momentum, options.momentum, bias_lr) if warm_up.updates else no_change
 
 
 def _steps(

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from config.deploy_options import DeployOptions
-from config.idle_options import idle_deploy_options, idle_detection_options, idle_options
+from config.idle_options import idle_deploy_options, idle_detection_options, idle_evaluate_options, idle_options
 from config.options import PRESET_FOLDER, from_mapping, read_preset
-from config.run import TrainOptions
+from config.run import EvaluateOptions, TrainOptions
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,14 @@ def test_options_of_int8_are_told_with_other_number_formats():
         f"--{name} has no effect with --dtype bfloat16" for name in ("calib-mode", "num-calib", "max-loss")
     ]
     assert idle_deploy_options(replace(options, dtype="int8")) == []
+
+
+def test_it_is_told_of_evaluations_too():
+    options = EvaluateOptions(prefix="a", rec_path="b", overlap=0.6, rect_multiple=64)
+    one_size, coco = "--rect-multiple has no effect without --rect-val", "--overlap has no effect with --metrics coco"
+    assert idle_evaluate_options(options, ("coco",), 0) == [f"{coco}, which has its own", one_size]
+    assert idle_evaluate_options(options, ("coco", "voc"), 64) == []
+    assert idle_evaluate_options(EvaluateOptions(prefix="a", rec_path="b"), ("coco",), 0) == []
 
 
 def test_it_is_told_of_checkpoints_too():

@@ -157,6 +157,18 @@ def test_the_sidecar_knows_the_classes_and_keeps_them(root, detection):
         verify_sidecar(rec, sidecar, hash=True)
 
 
+def test_a_record_without_classes_has_no_sidecar_of_an_older_one(root, detection, caplog):
+    rec = detection.with_suffix(".rec")
+    im2rec(detection, root, "--class-names", "cat,dog,cow")
+    detection.write_text("".join(detection.read_text().splitlines(keepends=True)[:4]))
+    im2rec(detection, root, "--pack-label", "--no-check-labels")
+    assert read_sidecar(rec) is None
+    assert "det.json removed: it told of the record that was there before" in caplog.text
+    rec.with_suffix(".json").write_text('{"images": []}')
+    im2rec(detection, root, "--pack-label", "--no-check-labels")
+    assert rec.with_suffix(".json").read_text() == '{"images": []}'
+
+
 def test_all_labels_are_kept_without_pack_label(root, detection):
     im2rec(detection, root)
     record = unpack(RecordReader(detection.with_suffix(".rec")).read(0), "")

@@ -48,6 +48,16 @@ def test_evaluation_repeats_the_validation(run: TrainOptions) -> None:
     assert result.results["voc07"].mean_ap == metrics(run.prefix)[-1]["validation"]["mAP"]
 
 
+def test_evaluation_repeats_a_validation_with_losses_and_averaged_weights(run: TrainOptions, tmp_path: Path) -> None:
+    """Both run the network rewritten, the one beside its losses, the other on two devices."""
+    again = replace(run, prefix=str(tmp_path / "again"), end_epoch=1, ema=0.9, val_loss=True)
+    run_training(again)
+    result = evaluate_net(load_checkpoint(again.prefix, 1), again.val_path, [mx.cpu(0), mx.cpu(1)], workers=0)
+    line = metrics(again.prefix)[-1]
+    assert result.results["voc07"].mean_ap == pytest.approx(line["validation"]["mAP"], rel=1e-6)
+    assert line["validation_loss"]["cls_loss"] > 0
+
+
 def test_the_exported_model_detects_as_the_checkpoint_does(run: TrainOptions, tmp_path: Path) -> None:
     manifest = export(run.prefix, 2, tmp_path / "model")
     assert manifest.postprocessing.operator == "box_nms"

@@ -153,6 +153,41 @@ def test_adam_with_weight_decay_takes_the_published_steps(batches):
         weight = found.astype(np.float64)
 
 
+@pytest.mark.parametrize("contexts", [1, 2])
+@pytest.mark.parametrize("bn_decay", [True, False])
+def test_batch_norm_decays_if_it_is_to(batches, bn_decay, contexts):
+    rate, decay = 0.01, 0.1
+    batch = batches()[0]
+    module = make_module(
+        batch, contexts, parameters={"learning_rate": rate, "wd": decay}, recipe=Recipe(bn_decay=bn_decay)
+    )
+    before, found = weights(module), gradients(module, batch)
+    module.update()
+    after = weights(module)
+    for suffix, decays in (("_weight", True), ("_gamma", bn_decay), ("_beta", False)):
+        names = [name for name in found if name.endswith(suffix)]
+        assert names
+        for name in names:
+            expected = before[name] - rate * (found[name] + decay * decays * before[name])
+            np.testing.assert_allclose(after[name], expected, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_nag_takes_the_steps_of_nesterov_in_pytorch(batches):
+    """v = momentum v + g, w = w - rate (g + momentum v), g with weight decay (torch.optim.SGD with nesterov)."""
+    rate, momentum, decay = 0.01, 0.9, 5e-4
+    module = make_module(
+        batches()[0], optimizer="nag", parameters={"learning_rate": rate, "momentum": momentum, "wd": decay}
+    )
+    name = "conv_12_conv2d_weight"
+    weight, velocity = weights(module)[name].astype(np.float64), 0.0
+    for batch in batches():
+        gradient = gradients(module, batch)[name] + decay * weight
+        module.update()
+        velocity = momentum * velocity + gradient
+        weight = weight - rate * (gradient + momentum * velocity)
+        np.testing.assert_allclose(weights(module)[name], weight, rtol=1e-4, atol=1e-6)
+
+
 def test_moving_averages_are_read_after_the_batch_that_changed_them(batches):
     """mxnet 1.9.1 updates them in BatchNorm's backward behind the engine's back."""
     batch = batches()[0]

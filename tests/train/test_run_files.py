@@ -157,5 +157,8 @@ def test_a_resumed_run_tells_which_options_it_changes(tmp_path):
     other = replace(options, lr=0.1, end_epoch=999, workers=7)
     assert changed_options(prefix, other) == []
     assert changed_options(prefix, replace(other, resume="auto")) == ["--lr is now 0.1, was 0.01 in the run so far"]
+    plateau = replace(options, lr_schedule="plateau", resume="auto", eval_every="2")
+    assert len(changed_options(prefix, plateau)) == len(changed_options(prefix, replace(plateau, eval_every="1"))) + 1
+    assert "--cpus is now 3" in changed_options(prefix, replace(options, cpus=3, resume="auto"))[0]
     Path(f"{prefix}-run.json").write_text("[]")
     assert changed_options(prefix, replace(other, resume="auto")) == []

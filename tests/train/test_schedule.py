@@ -7,6 +7,7 @@ from config.errors import OptionError
 from config.options import from_mapping, parse_options, read_preset
 from config.run import TrainOptions
 from config.runtime import mx
+from train.run_recipe import check_recipe
 from train.schedule import get_lr_scheduler, make_schedule, updates_per_epoch, warm_up_of_others
 
 EXAMPLES, BATCH, BATCHES = 95, 10, 10
@@ -187,6 +188,14 @@ def test_momentum_and_the_rate_of_biases_have_warm_ups_of_their_own():
     np.testing.assert_allclose(beta, 1.0 - 0.5 * share)
     np.testing.assert_allclose(bias, 2 * beta)
     np.testing.assert_array_equal(others(changed, 9, begin=6), others(changed, 15)[6:])
+
+
+@pytest.mark.parametrize(("epochs", "updates"), [(0.4, 4), (0.001, 0)])
+def test_a_warm_up_may_be_a_part_of_an_epoch(epochs, updates):
+    changed = options(lr_factor=1.0, warmup_epochs=epochs, warmup_momentum=0.5)
+    check_recipe(changed)
+    momentum = others(changed, 6)[:, 0]
+    np.testing.assert_allclose(momentum, 0.9 if not updates else 0.5 + 0.4 * np.minimum(np.arange(1, 7) / updates, 1))
 
 
 @pytest.mark.parametrize(
