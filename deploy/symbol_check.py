@@ -1,8 +1,9 @@
 """Loads the symbol JSON of a model folder without trusting it.
 
 MXNet's load_json runs what it is told: a node `_Native` with a made-up address ends the process. Only inference
-operators are let through, and what MXNet sees is written anew from the parts that were checked. Attributes are checked
-as well: with some numbers these operators divide by zero, write where they should not, or ask for all memory.
+operators are let through, and what MXNet sees is written anew from the parts that were checked. Attributes and
+inputs are checked as well: with some these operators divide by zero, read and write where they should not, ask for all
+memory or never end.
 """
 
 import json
@@ -14,6 +15,8 @@ from typing import Any
 from config.errors import CheckpointError
 from config.runtime import SYMBOL_ATTRIBUTES, mx
 from deploy.folder_files import MAX_SYMBOL_BYTES
+from deploy.manifest import DATA
+from deploy.symbol_limits import check_sizes, num_outputs
 
 VARIABLE = "null"
 OPERATORS = frozenset(
@@ -76,19 +79,33 @@ OPERATORS = frozenset(
         VARIABLE,
     }
 )
+_INPUTS = {"_contrib_MultiBoxDetection": 3, "BatchNorm": 5, VARIABLE: 0} | dict.fromkeys(
+    {
+        "_contrib_box_decode",
+        "broadcast_add",
+        "broadcast_div",
+        "broadcast_like",
+        "broadcast_mul",
+        "broadcast_sub",
+        "elemwise_add",
+        "elemwise_mul",
+        "elemwise_sub",
+        "gather_nd",
+    },
+    2,
+)  # of the others 1, but for those of _num_inputs
+_COUNTED = frozenset({"Concat", "UpSampling", "add_n", "stack"})  # num_args says how many inputs they have
+_WITH_WEIGHTS = frozenset({"Convolution", "FullyConnected"})
 MAX_NUMBER = 1 << 20  # of an attribute; MXNet's arithmetic on shapes overflows with larger ones
 MAX_NUMBERS = 256  # in an attribute
 _MAX_PRODUCT = 1 << 31
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _WORD = re.compile(r"(?!nan$|inf$|infinity$)[a-z_]\w{0,31}", re.IGNORECASE)  # True, max, NCHW...
 _DIVISORS = ("num_group", "repeat")  # MXNet divides by them
-_FALSE = frozenset({"False", "false", "0"})
+FALSE = frozenset({"False", "false", "0"})
 _WITH_NONE = frozenset({"axis", "begin", "dtype", "end", "step", "temperature"})  # others take None for a huge number
 _COUNTS = frozenset({"dilate", "kernel", "pad", "pad_width", "stride"})
 _PRIVATE = frozenset({"__init__", "__lr_mult__", "__wd_mult__", "__shape__", "__dtype__", "__layout__"})
-# Elements of an array, and of all of them together, relative to the input; small inputs may have the other number.
-_ARRAY_LIMIT, _SMALL_ARRAY = 256, 1 << 26
-_TOTAL_LIMIT, _SMALL_TOTAL = 4096, 1 << 28
 _NODE_KEYS = frozenset({"op", "name", "attrs", "inputs"})  # without "subgraphs"
 
 
@@ -124,30 +141,13 @@ def check_shapes(symbol: mx.sym.Symbol, origin: str, **inputs: tuple[int, ...]) 
     """CheckpointError naming `origin` unless every array of the graph has a plausible size for these input shapes."""
     try:
         nodes, internals = json.loads(symbol.tojson())["nodes"], symbol.get_internals()
-        _check_sizes(nodes, internals.infer_shape_partial(**inputs)[1], sum(map(math.prod, inputs.values())))
+        for node in nodes:
+            node.setdefault("attrs", {})  # left out where there are none
+        check_sizes(nodes, internals.infer_shape_partial(**inputs)[1], sum(map(math.prod, inputs.values())))
     except ValueError as error:
         raise CheckpointError(f"{origin}: not a symbol that can be run ({error}); export the model again") from error
     except (mx.base.MXNetError, RuntimeError) as error:
         raise CheckpointError(f"{origin}: the symbol does not fit its input ({last_line(error)})") from error
-
-
-def _check_sizes(nodes: list[dict[str, Any]], shapes: list[tuple[int, ...]], input_size: int) -> None:
-    """ValueError names a node; shapes are those of all outputs of the nodes, in their order."""
-    if len(shapes) != sum(map(num_outputs, nodes)):
-        raise ValueError("a node has other outputs than detection uses")
-    sizes: list[list[int]] = []
-    found = iter(shapes)
-    for node in nodes:
-        outputs = [next(found) for _ in range(num_outputs(node))]
-        sizes.append([math.prod(shape) for shape in outputs])
-        if any(side < 1 for shape in outputs for side in shape):
-            raise ValueError(f"the array {node['name']!r:.80} is empty or of unknown shape: {outputs}")
-        if max(sizes[-1]) > max(_SMALL_ARRAY, _ARRAY_LIMIT * input_size):
-            raise ValueError(f"the array {node['name']!r:.80} of {max(sizes[-1])} numbers is too large for its input")
-        if node["op"] == "Reshape" and sizes[-1][0] != sizes[node["inputs"][0][0]][node["inputs"][0][1]]:
-            raise ValueError(f"{node['name']!r:.80} changes the number of elements")
-    if sum(map(sum, sizes)) > max(_SMALL_TOTAL, _TOTAL_LIMIT * input_size):
-        raise ValueError("all its arrays together are too large for its input")
 
 
 def last_line(error: Exception) -> str:
@@ -173,7 +173,33 @@ def _checked_node(node: Any, before: list[dict[str, Any]]) -> dict[str, Any]:
     )
     if wrong is not None:
         raise ValueError(f"node {position} has {wrong!r:.50} {attrs[wrong]!r:.50}")
-    return {"op": node["op"], "name": name, "attrs": attrs, "inputs": [_checked_entry(e, before) for e in inputs]}
+    clean = {"op": node["op"], "name": name, "attrs": attrs, "inputs": [_checked_entry(e, before) for e in inputs]}
+    _check_inputs(position, clean, before)
+    return clean
+
+
+def _check_inputs(position: int, node: dict[str, Any], before: list[dict[str, Any]]) -> None:
+    """ValueError unless a node has the inputs that its operator reads; MXNet reads beyond them otherwise."""
+    if len(node["inputs"]) != _num_inputs(node):
+        raise ValueError(f"node {position} of {node['op']} has {len(node['inputs'])} inputs")
+    if node["op"] != "BatchNorm":
+        return
+    numbers = [entry[0] for entry in node["inputs"][1:]]  # what is no variable may have any size
+    plain = all(before[k]["op"] == VARIABLE and before[k]["name"] != DATA for k in numbers)
+    if not plain or len(set(numbers)) < len(numbers):
+        raise ValueError(f"node {position}, a batch norm, does not read four parameters of its own")
+
+
+def _num_inputs(node: dict[str, Any]) -> int:
+    op, attrs = node["op"], node["attrs"]
+    if op in _COUNTED:
+        count = attrs.get("num_args", "")
+        return int(count) if count.isdecimal() and int(count) > 0 else -1
+    if op in _WITH_WEIGHTS:
+        return 3 if attrs.get("no_bias", "False") in FALSE else 2
+    if (op == "LeakyReLU" and attrs.get("act_type") == "prelu") or attrs.get("use_length", "False") not in FALSE:
+        return 2
+    return _INPUTS.get(op, 1)
 
 
 def _is_plausible(key: str, value: str) -> bool:
@@ -197,7 +223,7 @@ def _is_plausible(key: str, value: str) -> bool:
 
 def _adds_outputs(key: str, value: str) -> bool:
     """Whether an attribute gives its operator more outputs than num_outputs knows: mean and variance, or a mask."""
-    return (key == "output_mean_var" and value not in _FALSE) or (key == "act_type" and value == "rrelu")
+    return (key == "output_mean_var" and value not in FALSE) or (key == "act_type" and value == "rrelu")
 
 
 def _numbers(parts: list[str]) -> Iterator[float]:
@@ -211,8 +237,3 @@ def _checked_entry(entry: Any, before: list[dict[str, Any]]) -> list[int]:
     if not known or not 0 <= entry[1] < num_outputs(before[entry[0]]) or entry[2] not in (0, 1):
         raise ValueError(f"{entry!r:.50} is no output of an earlier node")
     return entry
-
-
-def num_outputs(node: dict[str, Any]) -> int:
-    """Outputs of a checked node: topk alone may have two."""
-    return 2 if node["op"] == "topk" and node["attrs"].get("ret_typ") == "both" else 1

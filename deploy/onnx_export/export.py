@@ -13,7 +13,8 @@ from config.runtime import SYMBOL_ATTRIBUTES, mx
 from deploy.manifest import DATA, DET
 from deploy.onnx_export import arithmetic, arrays, detection, layers
 from deploy.onnx_export.graph import VARIES, Graph, Node, Shape, Tensor, TranslationError
-from deploy.symbol_check import VARIABLE, num_outputs
+from deploy.symbol_check import VARIABLE
+from deploy.symbol_limits import num_outputs
 
 OPSET, IR_VERSION = 13, 8
 TRANSLATIONS: dict[str, Callable[[Graph, Node], str | list[str]]] = {

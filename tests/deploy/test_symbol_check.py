@@ -1,6 +1,7 @@
 """Symbols of models are checked before MXNet sees them: a hostile one would end the process."""
 
 import copy
+import itertools
 import json
 import re
 
@@ -15,8 +16,8 @@ from deploy.symbol_check import (
     check_shapes,
     checked_json,
     load_symbol,
-    num_outputs,
 )
+from deploy.symbol_limits import num_outputs
 from symbol.symbol_factory import get_symbol
 from tests.deploy.tiny import tiny_symbol
 from tests.symbol.network_cases import ALL
@@ -70,9 +71,9 @@ def _inputs(operator):
 
 @pytest.mark.parametrize("operator", sorted(OPERATORS - {VARIABLE}))
 def test_outputs_of_permitted_nodes_are_those_that_mxnet_gives(operator):
-    inputs = [{"op": VARIABLE, "name": f"in{k}", "inputs": []} for k in range(_inputs(operator))]
     compared = 0
-    for attrs in _settings(operator):
+    for attrs, count in itertools.product(_settings(operator), {1, _inputs(operator)}):
+        inputs = [{"op": VARIABLE, "name": f"in{k}", "inputs": []} for k in range(count)]
         node = {"op": operator, "name": "node", "attrs": attrs, "inputs": [[k, 0, 0] for k in range(len(inputs))]}
         graph = {"nodes": [*inputs, node], "arg_nodes": list(range(len(inputs))), "heads": [[len(inputs), 0, 0]]}
         try:
@@ -132,7 +133,7 @@ def test_foreign_operators_never_reach_mxnet(operator, monkeypatch):
         ("inputs", [0], "earlier node"),
         ("inputs", {}, "inputs"),
         ("name", 3, "name"),
-        ("attrs", {"kernel": "(3, 3)"}, "num_filter|refuses"),
+        ("attrs", {"kernel": "(3, 3)"}, "num_filter|refuses|inputs"),
     ],
 )
 def test_damaged_nodes_are_refused(part, value, reason):
@@ -154,3 +155,60 @@ def test_other_files_are_refused(text):
 def test_mxnet_sees_only_what_was_checked():
     text = json.dumps(GRAPH).replace('"nodes":', '"nodes": [{"op": "_Native"}], "nodes":', 1)
     assert "_Native" not in checked_json(text.encode())
+
+
+BATCH_NORM = next(k for k, node in enumerate(GRAPH["nodes"]) if node["op"] == "BatchNorm")
+
+
+def _without_inputs(graph):
+    graph["nodes"].append({"op": "BatchNorm", "name": "x", "attrs": {}, "inputs": []})
+
+
+def _gamma_of_an_operator(graph):
+    graph["nodes"][BATCH_NORM]["inputs"][1] = graph["nodes"][BATCH_NORM]["inputs"][0]
+
+
+def _one_parameter_twice(graph):
+    graph["nodes"][BATCH_NORM]["inputs"][4] = graph["nodes"][BATCH_NORM]["inputs"][3]
+
+
+def _a_missing_weight(graph):
+    graph["nodes"][FIRST_CONV]["inputs"].pop()
+
+
+def _wrong_num_args(graph):
+    graph["nodes"].append({"op": "stack", "name": "x", "attrs": {"num_args": "5"}, "inputs": [[0, 0, 0]]})
+
+
+@pytest.mark.parametrize(
+    "change", [_without_inputs, _gamma_of_an_operator, _one_parameter_twice, _a_missing_weight, _wrong_num_args]
+)
+def test_nodes_with_other_inputs_than_they_read_are_refused(change):
+    graph = copy.deepcopy(GRAPH)
+    change(graph)
+    _refused(graph, "inputs" if change not in (_gamma_of_an_operator, _one_parameter_twice) else "four parameters")
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"op": "Pooling", "attrs": {"kernel": "(1000, 1000)", "pad": "(999, 999)", "pool_type": "max"}},
+        {"op": "_contrib_box_nms", "attrs": {"coord_start": "2", "id_index": "0"}},
+    ],
+    ids=["pooling", "suppression"],
+)
+def test_symbols_that_never_end_are_refused(node):
+    data = mx.sym.var("data")
+    if node["op"] == "_contrib_box_nms":
+        data = mx.sym.reshape(mx.sym.UpSampling(data, scale=20, sample_type="nearest", num_args=1), shape=(1, -1, 6))
+    graph = json.loads((data + 0).tojson())
+    graph["nodes"].append({**node, "name": "slow", "inputs": [[len(graph["nodes"]) - 1, 0, 0]]})
+    graph["heads"] = [[len(graph["nodes"]) - 1, 0, 0]]
+    symbol = load_symbol(json.dumps(graph).encode(), "here")
+    with pytest.raises(CheckpointError, match="compute for too long"):
+        check_shapes(symbol, "here", data=(1, 3, 120, 120))
+
+
+def test_nodes_without_attributes_are_checked():
+    symbol = mx.sym.topk(mx.sym.var("data"))
+    check_shapes(load_symbol(symbol.tojson().encode(), "here"), "here", data=(1, 3, 8, 8))
