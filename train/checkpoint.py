@@ -55,10 +55,11 @@ META_FIELDS: dict[str, Any] = {
     "freeze_epochs": int,
     "earlier_updates": int,
     "plateau": dict[str, Any],
+    "origin": tuple[int, ...],
     "symbol_sha256": str,
     "files": dict[str, Any],
 }
-LENGTHS = {"mean_pixels": 3, "std": 3, "data_shape": 2}
+LENGTHS = {"mean_pixels": 3, "std": 3, "data_shape": 2, "origin": 3}
 # Fields that earlier versions did not write, and what they did.
 PIXEL_FIELDS = ("mean_pixels", "std", "resize_mode", "fill")
 META_DEFAULTS: dict[str, Any] = {
@@ -72,6 +73,7 @@ META_DEFAULTS: dict[str, Any] = {
     "freeze_epochs": 0,
     "earlier_updates": 0,
     "plateau": {},
+    "origin": [0, 0, 0],
 }
 
 logger = logging.getLogger(__name__)
@@ -227,6 +229,7 @@ def _check_meta(meta: Mapping[str, Any], epoch: int) -> None:
         typed(kind, meta[name], name)
     wrong = [name for name, length in LENGTHS.items() if len(meta[name]) != length]
     wrong += ["data_shape"] if any(side < 1 for side in meta["data_shape"]) else []
+    wrong += ["origin"] if any(number < 0 for number in meta["origin"][:2]) else []
     wrong += ["class_names"] if not meta["class_names"] else []
     wrong += ["metrics"] if not meta["metrics"] or not set(meta["metrics"]) <= set(METRICS) else []
     wrong += ["epoch"] if meta["epoch"] != epoch else []

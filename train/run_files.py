@@ -20,7 +20,6 @@ from dataset.files import write_atomically
 from dataset.sidecar import tool_version
 
 # Options that a resumed run may have of its own without another result.
-_DATA = {"train_path", "val_path"}
 _MACHINE = {"cpu", "workers"}  # batch norm works on what a device gets: their number decides results
 _RANGE = {"begin_epoch", "end_epoch", "finetune", "resume"}
 _SEEN = {
@@ -36,8 +35,8 @@ _SEEN = {
     "save_every",
     "verify_data",
 }
-_FOLLOWED = {"eval_every", "val_path"}  # decide the learning rate of --lr-schedule plateau
-MAY_CHANGE = _DATA | _MACHINE | _RANGE | _SEEN | {"tensorboard"}
+_FOLLOWED = {"eval_every"}  # decides the learning rate of --lr-schedule plateau
+MAY_CHANGE = _MACHINE | _RANGE | _SEEN | {"tensorboard"}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from dataclasses import astuple
 from typing import Any
 
 from config.errors import OptionError
@@ -12,6 +13,7 @@ from train.checkpoint import drop_after, list_epochs, remove_checkpoint, save_ch
 from train.metric import LossMetric
 from train.module import DetectionModule
 from train.plateau import Plateau
+from train.schedule import Origin
 from train.stages import Stage
 
 logger = logging.getLogger(__name__)
@@ -20,9 +22,15 @@ logger = logging.getLogger(__name__)
 class CheckpointWriter:
     """Writes the module's state as checkpoints of one run."""
 
-    def __init__(self, stage: Stage, module: DetectionModule, plateau: Plateau | None) -> None:
-        """stage: what the module trains; plateau: its schedule, if it is that one."""
-        self.plateau = plateau
+    def __init__(
+        self,
+        stage: Stage,
+        module: DetectionModule,
+        plateau: Plateau | None,
+        origin: Origin = Origin(),  # noqa: B008
+    ) -> None:
+        """stage: what the module trains; plateau: its schedule, if it is that one; origin: what it counts from."""
+        self.plateau, self.origin = plateau, origin
         self.options, self.classes, self.module = stage.options, stage.classes, module
         self.symbol_json, self.symbol_sha256 = stage.symbol.tojson(), stage.digest
 
@@ -47,6 +55,7 @@ class CheckpointWriter:
             "freeze_epochs": options.freeze_epochs,
             "earlier_updates": self.module.earlier_updates,
             "plateau": self.plateau.state() if self.plateau else {},
+            "origin": list(astuple(self.origin)),
             "symbol_sha256": self.symbol_sha256,
         }
         arg_params, aux_params = self.module.params_to_save()

@@ -50,6 +50,27 @@ class WarmUp:
         return warmup_factor(update - first, self.updates - first, self.factor if start is None else start)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a schedule counts from: update u of a run is its update u + shift after the begin of epoch first_epoch.
+
+    updates: of an epoch, by which epochs became updates; 0 = not known. shift: other than 0 once a resumed run has
+    another number of them; the schedule then goes on by epochs.
+    """
+
+    first_epoch: int = 0
+    updates: int = 0
+    shift: int = 0
+
+    def continued(self, epoch: int, done: int, updates: int) -> "Origin":
+        """Of a run that goes on at an epoch, after so many updates, with so many updates an epoch."""
+        if not self.updates:  # rounded up: the last epoch may have ended early (--max-iter)
+            return Origin(max(0, epoch - math.ceil(done / updates)), updates)
+        if self.updates == updates:
+            return self
+        return Origin(self.first_epoch, updates, (epoch - self.first_epoch) * updates - done)
+
+
 class Rates(Scheduler):
     """A learning-rate scheduler without a memory: rate(update) times the warm-up."""
 
@@ -82,38 +103,44 @@ def get_lr_scheduler(
     return _steps(learning_rate, lr_refactor_step, lr_refactor_ratio, updates, begin_epoch, warm_up)
 
 
-def make_schedule(options: TrainOptions, num_example: int, relative_to: int = 0) -> tuple[float, Scheduler | None]:
-    """(start rate, scheduler) of a run's options; relative_to: the epoch from which updates are counted.
+def make_schedule(
+    options: TrainOptions,
+    num_example: int,
+    origin: Origin = Origin(),  # noqa: B008 - it is immutable
+) -> tuple[float, Scheduler | None]:
+    """(start rate, scheduler) of a run's options.
 
-    0, unless training began at a later epoch with weights alone, or in a second stage. Steps at epochs are those of the
-    run, all else counts from that epoch; the cosine ends with the stage.
+    origin: its first_epoch is 0, unless training began at a later epoch with weights alone, or in a second stage. Steps
+    at epochs are those of the run, all else counts from that epoch; the cosine ends with the stage. Where the origin
+    has a shift, what --max-iter and steps like 80000i mean stays.
     """
+    relative_to, shift = origin.first_epoch, 0 if options.max_iter else origin.shift
     updates = updates_per_epoch(options, num_example)
     warm_up = warm_up_of(options, num_example)
     if options.lr_schedule == "steps":
-        return _steps(options.lr, options.lr_steps, options.lr_factor, updates, relative_to, warm_up)
+        return _steps(options.lr, options.lr_steps, options.lr_factor, updates, relative_to, warm_up, shift)
     if options.lr_schedule == "step_epochs":
-        return options.lr, Rates(options.lr, _each_epochs(options, updates), warm_up)
+        return options.lr, Rates(options.lr, _each_epochs(options, updates, shift), warm_up)
     final = options.lr_final / options.lr if options.lr else 0.0
     whole = options.max_iter or (options.end_epoch - relative_to) * updates
     if options.lr_schedule == "cosine":
-        begin, length = warm_up.updates, max(1, whole - warm_up.updates)
+        begin, length = warm_up.updates - shift, max(1, whole - warm_up.updates)
         return options.lr, Rates(
             options.lr, lambda u: options.lr * cosine_factor(max(0, u - begin), length, final), warm_up
         )
     epochs = math.ceil(whole / updates)
     return options.lr, Rates(
-        options.lr, lambda u: options.lr * cosine_factor(max(0, u - 1) // updates, epochs, final), warm_up
+        options.lr, lambda u: options.lr * cosine_factor(max(0, u + shift - 1) // updates, epochs, final), warm_up
     )
 
 
-def _each_epochs(options: TrainOptions, updates: int) -> Callable[[int], float]:
+def _each_epochs(options: TrainOptions, updates: int, shift: int) -> Callable[[int], float]:
     """The rate of an update: multiplied by the factor, below 1, each lr_step_epochs epochs.
 
     Source: PyTorch's StepLR, called once after each epoch.
     """
     length, factor = updates * options.lr_step_epochs, min(options.lr_factor, 1.0)
-    return lambda update: options.lr * factor ** (max(0, update - 1) // length)
+    return lambda update: options.lr * factor ** (max(0, update + shift - 1) // length)
 
 
 def updates_per_epoch(options: TrainOptions, num_example: int) -> int:
@@ -184,14 +211,19 @@ def _steps(
     updates: int,
     begin_epoch: int,
     warm_up: WarmUp,
+    shift: int = 0,
 ) -> tuple[float, Scheduler | None]:
-    """As get_lr_scheduler, for a number of updates per epoch."""
-    places = {_updates(step, updates) - updates * begin_epoch for step in steps if ratio < 1}
+    """As get_lr_scheduler, for a number of updates per epoch; shift: see Origin."""
+    places = {_updates(step, updates) - updates * begin_epoch - _shift(step, shift) for step in steps if ratio < 1}
     ahead = sorted(place for place in places if place > 0)
     rate = learning_rate * ratio ** (len(places) - len(ahead))
     if not ahead and not warm_up.updates:
         return rate, None
     return rate, Rates(rate, lambda u: rate * ratio ** sum(u > place for place in ahead), warm_up)
+
+
+def _shift(step: float | str, shift: int) -> int:
+    return 0 if str(step).endswith("i") else shift
 
 
 def _updates(step: float | str, per_epoch: int) -> int:

@@ -23,6 +23,7 @@ from train.checkpoint import (
 from train.module import RAW
 from train.params_file import Params, read_params
 from train.run_files import is_own_prefix
+from train.schedule import Origin
 from train.stages import Stage, stage_at
 from train.weights.report import expected_shapes
 
@@ -36,7 +37,7 @@ class Start:
 
     averages: of the weights, where those of arg_params and aux_params are saved beside them (--ema).
     earlier_updates: those of num_update that were made in earlier stages, by other optimizers.
-    plateau: state of the schedule of that name.
+    plateau: state of the schedule of that name. origin: what a schedule by updates counts from.
     follows_stage: the checkpoint of the prefix that it starts from was left by an earlier stage of this very process.
     kept_epochs: the prefix's checkpoints and metrics up to this epoch belong to the run; later ones go when it has
     saved its first one.
@@ -51,6 +52,7 @@ class Start:
     averages: tuple[Params, Params] | None = None
     earlier_updates: int = 0
     plateau: dict[str, Any] = field(default_factory=dict)
+    origin: Origin = Origin()
     follows_stage: bool = False
 
 
@@ -125,6 +127,7 @@ def _same_stage(options: TrainOptions, checkpoint: Checkpoint) -> Start:
         averages=averages if raw else None,
         earlier_updates=checkpoint.meta["earlier_updates"],
         plateau=checkpoint.meta["plateau"],
+        origin=Origin(*checkpoint.meta["origin"]),
     )
 
 

@@ -1,7 +1,6 @@
 """Trains a detector: checks everything first, then hands over to mx.mod.Module.fit."""
 
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -46,7 +45,7 @@ from train.recipe import Recipe
 from train.run_files import changed_options, command_to_continue, lock_prefix, log_to_file, write_run_file
 from train.run_recipe import check_recipe, make_recipe, validated_epochs
 from train.saving import CheckpointWriter, SavePlan, Snapshots
-from train.schedule import make_schedule, updates_per_epoch
+from train.schedule import Origin, make_schedule, updates_per_epoch
 from train.stages import Stage, make_stages
 from train.start import Start, after_stage, find_start
 
@@ -124,7 +123,8 @@ def _fit(
     """Everything that mx.mod.Module.fit needs, then fit on batches, which train_iter serves."""
     options = stage.options
     validates = validated_epochs(options)
-    optimizer_params = _optimizer_params(options, start, train_iter, len(devices))
+    origin = _origin(options, start, train_iter)
+    optimizer_params = _optimizer_params(options, start, origin, train_iter.num_examples, len(devices))
     recipe = make_recipe(options, start, train_iter.num_examples, validates)
     validated = val_iter.smallest_size if val_iter else input_size(options.data_shape)
     module = _make_module(stage, devices, start, validated, recipe)
@@ -132,7 +132,7 @@ def _fit(
     progress = Progress(options.batch_size, options.frequent, train_iter.num_batches, stage.run_end)
     scheduler = optimizer_params["lr_scheduler"]
     plateau = scheduler if isinstance(scheduler, Plateau) else None
-    writer = CheckpointWriter(stage, module, plateau)
+    writer = CheckpointWriter(stage, module, plateau, origin)
     plan = SavePlan(options, start.num_update)
     epoch_end = EpochEnd(writer, plan, metric, start.kept_epochs, progress, validates)
     snapshots = Snapshots(writer, metric, start.num_update)
@@ -323,17 +323,27 @@ def validation_metric(options: TrainOptions, classes: Sequence[str]) -> Validati
     return metric
 
 
-def _optimizer_params(options: TrainOptions, start: Start, train_iter: RecordIter, num_contexts: int) -> dict[str, Any]:
-    """Arguments of the optimizer. A resumed run counts updates from where its first part did: same schedule."""
-    # Rounded up: the last epoch of that part may have ended early (--max-iter).
+def _origin(options: TrainOptions, start: Start, train_iter: RecordIter) -> Origin:
+    """Where the schedule counts from. A resumed run counts from where its first part did: same schedule."""
     updates = updates_per_epoch(options, train_iter.num_examples)
-    done = start.num_update - start.earlier_updates
-    counted_from = start.epoch - math.ceil(done / updates)
-    plateau = options.lr_schedule == "plateau"
+    origin = start.origin.continued(start.epoch, start.num_update - start.earlier_updates, updates)
+    if start.origin.updates not in (0, updates):
+        logger.warning(
+            "an epoch has %d updates now, before it had %d: the schedule goes on by epochs",
+            updates,
+            start.origin.updates,
+        )
+    return origin
+
+
+def _optimizer_params(
+    options: TrainOptions, start: Start, origin: Origin, num_example: int, num_contexts: int
+) -> dict[str, Any]:
+    """Arguments of the optimizer."""
     rate, scheduler = (
-        (options.lr, make_plateau(options, train_iter.num_examples, start.plateau))
-        if plateau
-        else make_schedule(options, train_iter.num_examples, max(0, counted_from))
+        (options.lr, make_plateau(options, num_example, start.plateau))
+        if options.lr_schedule == "plateau"
+        else make_schedule(options, num_example, origin)
     )
     # The paper's losses are divided by the positives of the global batch: gradients of the contexts add up. The classic
     # outputs are normalised in each context.
@@ -342,7 +352,7 @@ def _optimizer_params(options: TrainOptions, start: Start, train_iter: RecordIte
         "wd": options.wd,
         "lr_scheduler": scheduler,
         "rescale_grad": 1.0 if options.targets == "paper" else 1.0 / num_contexts,
-        "begin_num_update": done,
+        "begin_num_update": start.num_update - start.earlier_updates,
     }
     if options.optimizer in ("sgd", "nag"):
         params["momentum"] = options.momentum

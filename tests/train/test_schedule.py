@@ -8,7 +8,7 @@ from config.options import from_mapping, parse_options, read_preset
 from config.run import TrainOptions
 from config.runtime import mx
 from train.run_recipe import check_recipe
-from train.schedule import get_lr_scheduler, make_schedule, updates_per_epoch, warm_up_of_others
+from train.schedule import Origin, get_lr_scheduler, make_schedule, updates_per_epoch, warm_up_of_others
 
 EXAMPLES, BATCH, BATCHES = 95, 10, 10
 
@@ -63,7 +63,7 @@ def options(**changes):
 def curve(changes, epochs=8, begin_epoch=0, first=0):
     """Rates of the epochs from `begin_epoch` of a run whose updates are counted from epoch `first`."""
     begin = (begin_epoch - first) * BATCHES
-    return rates(make_schedule(options(**changes), EXAMPLES, first), (epochs - begin_epoch) * BATCHES, begin)
+    return rates(make_schedule(options(**changes), EXAMPLES, Origin(first)), (epochs - begin_epoch) * BATCHES, begin)
 
 
 def test_warm_up_rises_linearly_from_zero():
@@ -188,6 +188,39 @@ def test_momentum_and_the_rate_of_biases_have_warm_ups_of_their_own():
     np.testing.assert_allclose(beta, 1.0 - 0.5 * share)
     np.testing.assert_allclose(bias, 2 * beta)
     np.testing.assert_array_equal(others(changed, 9, begin=6), others(changed, 15)[6:])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lr_schedule": "cosine", "lr_final": 0.01},
+        {"lr_schedule": "cosine_epochs", "lr_final": 0.01},
+        {"lr_schedule": "step_epochs", "lr_step_epochs": 2},
+        {"lr_steps": ("5", "7")},
+    ],
+)
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize(("before", "now"), [(BATCHES, 2), (2, BATCHES)])
+def test_a_schedule_goes_on_by_epochs_where_an_epoch_has_another_number_of_updates(changes, first, before, now):
+    """Rates of the second half of a run, from epoch 4 on, are those of a run that had this number from its begin."""
+    changed = options(lr_factor=0.1, **changes)
+    origin = Origin(first, before).continued(4, (4 - first) * before, now)
+    assert origin.continued(5, (4 - first) * before + now, now) == origin
+    done, whole = (4 - first) * before, make_schedule(changed, now * BATCH, Origin(first))
+    found = rates(make_schedule(changed, now * BATCH, origin), 4 * now, done)
+    np.testing.assert_allclose(found, rates(whole, 4 * now, (4 - first) * now))
+
+
+def test_what_counts_updates_stays_where_an_epoch_has_another_number_of_them():
+    origin = Origin(0, 5).continued(4, 20, BATCHES)
+    changed = options(lr_factor=0.1, lr_steps=("30i",))
+    found = rates(make_schedule(changed, EXAMPLES, origin), 20, 20)
+    np.testing.assert_allclose(found, [0.5] * 10 + [0.05] * 10)
+    limited = options(lr_schedule="cosine", max_iter=40, lr_final=0.0)
+    np.testing.assert_allclose(
+        rates(make_schedule(limited, EXAMPLES, origin), 20, 20),
+        rates(make_schedule(limited, EXAMPLES), 20, 20),
+    )
 
 
 @pytest.mark.parametrize(("epochs", "updates"), [(0.4, 4), (0.001, 0)])

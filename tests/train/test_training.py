@@ -86,6 +86,18 @@ def test_a_resumed_run_ends_with_the_same_bits(options, tmp_path, changes):
     assert metrics(part["prefix"]) == metrics(whole.prefix)
 
 
+def test_a_resumed_run_with_longer_updates_goes_on_along_its_schedule(options, caplog):
+    changes = {"lr_schedule": "cosine", "batch_size": 2, "val_path": ""}
+    run_training(options(end_epoch=2, **changes))
+    first = metrics(options().prefix)[-1]["num_update"]
+    run_training(options(end_epoch=4, resume="auto", accumulate=4, **changes))
+    lines = metrics(options().prefix)
+    assert f"before it had {first // 2}: the schedule goes on by epochs" in caplog.text
+    assert lines[-1]["num_update"] - first == 2 * -(-first // 2 // 4)
+    assert lines[1]["learning_rate"] < lines[0]["learning_rate"]
+    assert lines[2]["learning_rate"] > 0.1 * lines[0]["learning_rate"]
+
+
 def stop_in_epoch(epoch):
     def stop(self, param):
         if param.epoch == epoch:
