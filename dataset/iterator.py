@@ -102,8 +102,8 @@ class RecordIter(mx.io.DataIter, ABC):
             sizes: inputs (H, W) of which each group has one, chosen by (seed, epoch, number of the group); () = always
                 data_shape. Memory is reserved for the largest.
             rect: for validation with letterbox: the order is that of the images' proportions, and each batch has the
-                smallest input, in multiples of `rect` pixels, in which its images have longer sides like data_shape's
-                (dataset/rectangular.py); data_shape's longer side must be such a multiple. 0 = one size.
+                smallest input, in multiples of `rect` pixels, in which its images are as large as in data_shape
+                (dataset/rectangular.py); data_shape's sides must be such multiples. 0 = one size.
 
         Raises:
             OptionError: arguments that do not fit together.
@@ -120,7 +120,7 @@ class RecordIter(mx.io.DataIter, ABC):
             raise OptionError(
                 "--rect-val: rectangular batches are for validation with --resize-mode letterbox, without parts"
             )
-        self._rectangles = find_rectangles(source.reader, batch_size, max(size), rect) if rect else None
+        self._rectangles = find_rectangles(source.reader, batch_size, size, rect) if rect else None
         size = self._rectangles.largest if self._rectangles else size
         self.class_names, self.num_classes = source.class_names, source.num_classes
         self._maker = SampleMaker(

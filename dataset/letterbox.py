@@ -93,12 +93,19 @@ def fitting_scale(shape: tuple[float, float], size: Size, scale_up: bool = True)
     return scale if scale_up else min(scale, 1.0)
 
 
-def smallest_size(shapes: Sequence[Size], side: int, multiple: int) -> Size:
-    """The smallest (H, W), in multiples of `multiple`, in which images (h, w) are letterboxed with longer sides `side`.
+def smallest_size(shapes: Sequence[Size], size: Size, multiple: int) -> Size:
+    """The smallest (H, W), in multiples of `multiple`, in which images (h, w) are letterboxed as in an input `size`.
 
-    Each image has in it exactly the pixels that it has in (side, side), only its borders are narrower. `side` must be a
-    multiple of `multiple`.
+    Each image has in it exactly the pixels that it has there, only its borders are narrower. Both sides of `size` must
+    be multiples of `multiple`.
     """
-    units = side // multiple
-    height, width = (max(math.ceil(units * shape[axis] / max(shape)) for shape in shapes) for axis in (0, 1))
-    return height * multiple, width * multiple
+    filled = [_filled(shape, size, multiple) for shape in shapes]
+    return max(height for height, _ in filled), max(width for _, width in filled)
+
+
+def _filled(shape: Size, size: Size, multiple: int) -> Size:
+    """The same for one image, which fills one of the sides."""
+    (height, width), (rows, columns) = shape, size
+    if rows * width <= columns * height:
+        return rows, math.ceil(width * rows / (height * multiple)) * multiple
+    return math.ceil(height * columns / (width * multiple)) * multiple, columns

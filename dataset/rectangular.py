@@ -28,21 +28,22 @@ class Rectangles:
         return height, width
 
 
-def find_rectangles(reader: RecordReader, batch_size: int, side: int, multiple: int) -> Rectangles:
-    """Batches of a record's images by rising h / w, equal ones in the order of the file, letterboxed at `side` pixels.
+def find_rectangles(reader: RecordReader, batch_size: int, size: Size, multiple: int) -> Rectangles:
+    """Batches of a record's images by rising h / w, equal ones in the file's order, as large as in an input `size`.
 
-    Reads the images' headers. OptionError unless `side` is a multiple of `multiple`; DataError naming a damaged record.
+    Reads the images' headers. OptionError unless both sides of `size` are multiples of `multiple`; DataError naming a
+    damaged record.
     """
-    if side % multiple:
+    if any(side % multiple for side in size):
         raise OptionError(
-            f"rectangular batches: the longer side of the data shape, {side}, is not a multiple of {multiple}; "
+            f"rectangular batches: the sides of the data shape, {size[0]},{size[1]}, are not multiples of {multiple}; "
             "change --data-shape or --rect-multiple"
         )
     shapes = [_image_size(reader, position) for position in range(len(reader))]
     order = np.argsort([height / width for height, width in shapes], kind="stable")
     ordered = [shapes[position] for position in order]
     batches = [ordered[begin : begin + batch_size] for begin in range(0, len(ordered), batch_size)]
-    return Rectangles(order, tuple(smallest_size(batch, side, multiple) for batch in batches))
+    return Rectangles(order, tuple(smallest_size(batch, size, multiple) for batch in batches))
 
 
 def _image_size(reader: RecordReader, position: int) -> Size:

@@ -56,6 +56,7 @@ META_FIELDS: dict[str, Any] = {
     "earlier_updates": int,
     "plateau": dict[str, Any],
     "origin": tuple[int, ...],
+    "begun": int,
     "symbol_sha256": str,
     "files": dict[str, Any],
 }
@@ -74,6 +75,7 @@ META_DEFAULTS: dict[str, Any] = {
     "earlier_updates": 0,
     "plateau": {},
     "origin": [0, 0, 0],
+    "begun": 0,
 }
 
 logger = logging.getLogger(__name__)

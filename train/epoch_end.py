@@ -1,6 +1,7 @@
 """The end of an epoch: metrics line, checkpoint, best and old ones, curves, TensorBoard, the next epoch's seed."""
 
 import logging
+import shlex
 import time
 import zlib
 from collections.abc import Callable
@@ -58,7 +59,7 @@ class EpochEnd:
         self.best: dict[str, Any] | None = None  # the record of the best epoch that has a checkpoint
         saved = list_epochs(options.prefix)
         for record in self.metrics.records:
-            if record["epoch"] in saved and self._is_best(record):
+            if record["epoch"] in saved and record["epoch"] > writer.begun and self._is_best(record):
                 self.best = record
         self._kept_epochs, self._took_over, self._told = kept_epochs, False, False
         self._epoch_started = time.monotonic()
@@ -119,7 +120,9 @@ class EpochEnd:
         if self.best:
             logger.info("best: checkpoint %d with %s=%.4f", self.best["epoch"], *self._best_score())
         logger.info("newest: checkpoint %d; curves: %s-curves.png", number, prefix)
-        logger.info("export it with: python deploy.py --prefix %s --output %s-model", prefix, prefix)
+        best = ["--epoch", "best"] if self.best and self.best["epoch"] != number else []
+        command = ["python", "deploy.py", "--prefix", prefix, *best, "--output", f"{prefix}-model"]
+        logger.info("export %s with: %s", "the best" if best else "it", shlex.join(command))
 
     def _take_over(self, saved: int) -> None:
         """Drops what later epochs of an abandoned run have left, now that this run has saved the set `saved`."""

@@ -23,14 +23,11 @@ class CheckpointWriter:
     """Writes the module's state as checkpoints of one run."""
 
     def __init__(
-        self,
-        stage: Stage,
-        module: DetectionModule,
-        plateau: Plateau | None,
-        origin: Origin = Origin(),  # noqa: B008
+        self, stage: Stage, module: DetectionModule, plateau: Plateau | None, origin: Origin, begun: int
     ) -> None:
-        """stage: what the module trains; plateau: its schedule, if it is that one; origin: what it counts from."""
-        self.plateau, self.origin = plateau, origin
+        """stage: what the module trains; plateau: its schedule, if it is that one; origin: what another one counts
+        from; begun: epochs that the run found done when it began with weights alone."""
+        self.plateau, self.origin, self.begun = plateau, origin, begun
         self.options, self.classes, self.module = stage.options, stage.classes, module
         self.symbol_json, self.symbol_sha256 = stage.symbol.tojson(), stage.digest
 
@@ -56,6 +53,7 @@ class CheckpointWriter:
             "earlier_updates": self.module.earlier_updates,
             "plateau": self.plateau.state() if self.plateau else {},
             "origin": list(astuple(self.origin)),
+            "begun": self.begun,
             "symbol_sha256": self.symbol_sha256,
         }
         arg_params, aux_params = self.module.params_to_save()

@@ -1,5 +1,6 @@
 """Where a run starts: from scratch, from weights alone, or exactly where an earlier one stopped."""
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from config.augment_options import FORCE
 from config.errors import CheckpointError, OptionError
 from config.run import TrainOptions, network_options, pixel_options
 from config.runtime import mx
@@ -19,6 +21,7 @@ from train.checkpoint import (
     load_checkpoint,
     load_optimizer_state,
     params_path,
+    read_meta,
 )
 from train.module import RAW
 from train.params_file import Params, read_params
@@ -39,12 +42,14 @@ class Start:
     earlier_updates: those of num_update that were made in earlier stages, by other optimizers.
     plateau: state of the schedule of that name. origin: what a schedule by updates counts from.
     follows_stage: the checkpoint of the prefix that it starts from was left by an earlier stage of this very process.
+    begun: epochs that the run found done when it began with weights alone; what they left is not compared with it.
     kept_epochs: the prefix's checkpoints and metrics up to this epoch belong to the run; later ones go when it has
     saved its first one.
     """
 
     epoch: int = 0
     kept_epochs: int = 0
+    begun: int = 0
     arg_params: Params | None = None
     aux_params: Params | None = None
     num_update: int = 0
@@ -85,10 +90,13 @@ def _begin(plan: Sequence[Stage]) -> Start:
     options, classes = stage.options, stage.classes
     weights: tuple[Params | None, Params | None] = (None, None)
     if options.finetune >= 0:
-        weights = _from_weights(options, len(classes), options.prefix, options.finetune)
+        weights = _from_weights(options, classes, options.prefix, options.finetune)
     elif options.pretrained:
-        weights = _from_weights(options, len(classes), options.pretrained, options.epoch)
-    return Start(first, kept, *weights)
+        weights = _from_weights(options, classes, options.pretrained, options.epoch)
+        newest = max(list_epochs(options.pretrained), default=0)
+        if newest > options.epoch:
+            logger.warning("%s has checkpoints up to epoch %d; --epoch chooses one", options.pretrained, newest)
+    return Start(first, kept, first, *weights)
 
 
 def _resume(plan: Sequence[Stage]) -> Start:
@@ -121,6 +129,7 @@ def _same_stage(options: TrainOptions, checkpoint: Checkpoint) -> Start:
     return Start(
         checkpoint.epoch,
         checkpoint.epoch,
+        checkpoint.meta["begun"],
         *(raw or averages),
         num_update=checkpoint.meta["num_update"],
         optimizer_state=state,
@@ -137,6 +146,7 @@ def _next_stage(checkpoint: Checkpoint) -> Start:
     return Start(
         checkpoint.epoch,
         checkpoint.epoch,
+        checkpoint.meta["begun"],
         checkpoint.arg_params,
         checkpoint.aux_params,
         num_update=updates,
@@ -173,11 +183,22 @@ def _refuse_other_run(stage: Stage, checkpoint: Checkpoint) -> None:
     }
     for name, value in given.items():
         if checkpoint.meta[name] != value:
-            was = "other network options" if name == "symbol_sha256" else f"{name} {checkpoint.meta[name]}, not {value}"
+            was = f"{name} {checkpoint.meta[name]}, not {value}"
+            if name == "symbol_sha256":
+                was = "other network options" + _changed_network(checkpoint.meta["options"], options)
             raise OptionError(
                 f"{options.prefix} was trained with {was}; resume with the same options, or start anew with "
                 f"--pretrained {options.prefix} --epoch {checkpoint.epoch} and another --prefix"
             )
+
+
+def _changed_network(before: dict[str, Any], options: TrainOptions) -> str:
+    """The first network option whose value, as a checkpoint has it, is another one now: " (--width 1.0, not 0.5)"."""
+    for name, now in network_options(options).items():
+        was = before.get(name, now)
+        if json.dumps(was) != json.dumps(now):
+            return f" (--{name.replace('_', '-')} {was}, not {now})"
+    return ""
 
 
 def _refuse_overwriting(options: TrainOptions, kept: int) -> None:
@@ -196,16 +217,38 @@ def _refuse_overwriting(options: TrainOptions, kept: int) -> None:
         )
 
 
-def _from_weights(options: TrainOptions, num_classes: int, prefix: str, epoch: int) -> tuple[Params, Params]:
+def _from_weights(options: TrainOptions, classes: Sequence[str], prefix: str, epoch: int) -> tuple[Params, Params]:
     """The weights of a checkpoint that fit by name and shape; they and those to initialise are listed."""
     if not params_path(prefix, epoch).is_file():
         raise CheckpointError(f"{params_path(prefix, epoch)}: no such file; check the prefix and the epoch")
     arg_params, aux_params = read_params(params_path(prefix, epoch))
     settings = network_options(options)
-    wanted, wanted_aux = expected_shapes(options.network, options.data_shape, num_classes, **settings)
+    wanted, wanted_aux = expected_shapes(options.network, options.data_shape, len(classes), **settings)
     kept_arg, kept_aux = _fitting(arg_params, wanted), _fitting(aux_params, wanted_aux)
+    for line in _other_input(prefix, epoch, options, classes):
+        logger.warning(line)
     _report(prefix, epoch, {**wanted, **wanted_aux}, {**arg_params, **aux_params}, {**kept_arg, **kept_aux}, options)
     return kept_arg, kept_aux
+
+
+def _other_input(prefix: str, epoch: int, options: TrainOptions, classes: Sequence[str]) -> list[str]:
+    """A sentence for each way in which weights were trained on other pixels or class ids, if their .json tells."""
+    try:
+        meta = read_meta(prefix, epoch)
+    except CheckpointError:
+        return []
+    source, names = params_path(prefix, epoch), meta["class_names"]
+    lines = [
+        f"{source} was trained with {name} {meta[name]}, this run has {value}: give the same, unless that is meant"
+        for name, value in pixel_options(options).items()
+        if meta[name] != value and not (name == "fill" and options.resize_mode == FORCE)
+    ]
+    if len(names) == len(classes) and names != list(classes):
+        lines.append(
+            f"{source} was trained on the classes {', '.join(names)}, this run has {', '.join(classes)}: its "
+            "predictors begin with the weights of other classes; pack the record with --class-names in their order"
+        )
+    return lines
 
 
 def _fitting(params: Params, wanted: dict[str, tuple[int, ...]]) -> Params:

@@ -132,7 +132,7 @@ def _fit(
     progress = Progress(options.batch_size, options.frequent, train_iter.num_batches, stage.run_end)
     scheduler = optimizer_params["lr_scheduler"]
     plateau = scheduler if isinstance(scheduler, Plateau) else None
-    writer = CheckpointWriter(stage, module, plateau, origin)
+    writer = CheckpointWriter(stage, module, plateau, origin, start.begun)
     plan = SavePlan(options, start.num_update)
     epoch_end = EpochEnd(writer, plan, metric, start.kept_epochs, progress, validates)
     snapshots = Snapshots(writer, metric, start.num_update)

@@ -1,5 +1,7 @@
 """Letterboxed images keep their proportions, boxes stay on the pixels they belong to, and lead back to the image."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -105,19 +107,21 @@ def test_force_is_what_it_was_without_a_mode(shape, size, seed):
 
 
 @given(images=st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), min_size=1, max_size=5),
-       units=st.integers(2, 20))  # fmt: skip
-def test_images_in_the_smallest_input_have_the_pixels_of_the_square_one(images, units):
-    side = units * 32
-    size = smallest_size(images, side, 32)
-    assert max(size) == side
-    assert all(length % 32 == 0 and 32 <= length <= side for length in size)
+       units=st.tuples(st.integers(2, 20), st.integers(2, 20)))  # fmt: skip
+def test_images_in_the_smallest_input_have_the_pixels_of_the_whole_one(images, units):
+    whole = (units[0] * 32, units[1] * 32)
+    size = smallest_size(images, whole, 32)
+    assert size[0] == whole[0] or size[1] == whole[1]
+    assert all(length % 32 == 0 and 32 <= length <= side for length, side in zip(size, whole, strict=True))
     for image in images:
-        assert letterbox(image, size).inner == letterbox(image, (side, side)).inner
+        assert letterbox(image, size).inner == letterbox(image, whole).inner
     for axis in (0, 1):
         if size[axis] > 32:
             smaller = tuple(length - 32 * (k == axis) for k, length in enumerate(size))
             assert any(letterbox(image, smaller).inner != letterbox(image, size).inner for image in images) or any(
-                side * image[axis] > smaller[axis] * max(image) for image in images
+                image[axis] * Fraction(whole[k]) / image[k] > smaller[axis]
+                for image in images
+                for k in (min((0, 1), key=lambda k: Fraction(whole[k], image[k])),)  # the side that the image fills
             )
 
 

@@ -102,7 +102,7 @@ def test_memory_is_reserved_for_the_largest_batch_alone(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"rect": 64}, "96, is not a multiple of 64"),
+        ({"rect": 64}, "96,96, are not multiples of 64"),
         ({"resize_mode": "force"}, "--resize-mode letterbox"),
         ({"shuffle": True}, "rectangular batches are for validation"),
         ({"num_parts": 2}, "rectangular batches are for validation"),

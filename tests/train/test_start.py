@@ -1,5 +1,6 @@
 """Where a run starts, what it loads, and what it refuses before anything is lost."""
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from config.errors import CheckpointError, OptionError
 from tests.train.tiny import metrics, write_record
-from train.checkpoint import list_epochs, load_checkpoint, params_path
+from train.checkpoint import best_epoch, list_epochs, load_checkpoint, params_path
 from train.run_files import write_run_file
 from train.stages import make_stages
 from train.start import find_start
@@ -40,8 +41,8 @@ def refused(options, *words, error=OptionError):
         ({"std_b": 57.0}, ["std [1.0, 1.0, 1.0], not [1.0, 1.0, 57.0]"]),
         ({"resize_mode": "letterbox"}, ["resize_mode force, not letterbox"]),
         ({"fill": 114}, ["fill 127, not 114"]),
-        ({"width": 0.25}, ["other network options"]),
-        ({"targets": "mxnet"}, ["other network options"]),
+        ({"width": 0.25}, ["other network options (--width", "not 0.25)"]),
+        ({"targets": "mxnet"}, ["other network options (--targets paper, not mxnet)"]),
         ({"end_epoch": 3}, ["trained up to epoch 3", "--end-epoch"]),
         ({"resume": "7"}, ["no checkpoint of epoch 7 (there are 1, 2, 3)"]),
         ({"resume": "x"}, ["--resume 'x'", "auto"]),
@@ -172,6 +173,30 @@ def test_finetuning_goes_on_counting_and_keeps_its_source(continued, finished_ru
     assert list_epochs(run.prefix) == [1, 2, 3, 4, 5]
     assert load_checkpoint(run.prefix).meta["class_names"] == ["cell", "blob"]
     assert params_path(run.prefix, 3).read_bytes() == params_path(str(finished_run / "t"), 3).read_bytes()
+
+
+def test_the_best_of_a_finetuned_run_is_its_own(continued, finished_run, two_classes):
+    path = finished_run / "t-metrics.jsonl"
+    assert max(json.loads(line)["validation"]["mAP"] for line in path.read_text().splitlines()) > 0
+    run = continued(finetune=3, end_epoch=4, train_path=two_classes, val_path=two_classes, lr=0.0)
+    run_training(run)
+    assert best_epoch(run.prefix) == 4
+    run_training(replace(run, finetune=-1, resume="auto", end_epoch=5))
+    assert best_epoch(run.prefix) == 4  # the same weights: not better
+
+
+def test_weights_of_other_pixels_and_classes_are_told(options, finished_run, tmp_path, caplog):
+    names = ("blue", "red", "green")
+    record = write_record(tmp_path / "other.rec", 8, names=names)
+    source = str(finished_run / "t")
+    run = options(pretrained=source, epoch=2, end_epoch=1, train_path=record, val_path="", std_r=2.0, fill=1)
+    run_training(run)
+    told = [line for line in caplog.messages if "t-0002.params was trained" in line]
+    assert [line.split(" was trained ")[1].split(":")[0] for line in told] == [
+        "with std [1.0, 1.0, 1.0], this run has [2.0, 1.0, 1.0]",
+        "on the classes red, green, blue, this run has blue, red, green",
+    ]
+    assert f"{source} has checkpoints up to epoch 3; --epoch chooses one" in caplog.messages
 
 
 def test_finetuning_loses_later_checkpoints_only_if_asked_to(continued):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from evaluate.evaluate_net import evaluate_net
 from symbol.layers import matches
 from tests.train.tiny import CLASSES, metrics, write_record
 from train.checkpoint import list_epochs, load_checkpoint, load_optimizer_state, optimizer_path, params_path, read_meta
+from train.epoch_end import EpochEnd
 from train.run_files import lock_prefix
 from train.training import objects_missing, run_training
 
@@ -401,6 +403,16 @@ def test_what_is_there_is_said_after_the_last_validation(options, caplog):
     run_training(options(end_epoch=2))
     lines = [line for line in caplog.messages if line.startswith(("Epoch[1] Validation-mAP", "best: ", "newest: "))]
     assert [line.split()[0] for line in lines] == ["Epoch[1]", "best:", "newest:"]
+
+
+@pytest.mark.parametrize(("epoch", "words"), [(1, ["--epoch", "best"]), (2, [])])
+def test_the_command_to_export_can_be_run(options, tmp_path, caplog, monkeypatch, epoch, words):
+    monkeypatch.setattr(EpochEnd, "_is_best", lambda self, record: record["epoch"] == epoch)
+    prefix = str(tmp_path / "with blank" / "t")
+    run_training(options(prefix=prefix, end_epoch=2))
+    line = next(line for line in caplog.messages if "python deploy.py" in line)
+    command = ["python", "deploy.py", "--prefix", prefix, *words, "--output", f"{prefix}-model"]
+    assert shlex.split(line.split("with: ")[1]) == command
 
 
 def test_a_record_that_has_changed_is_named(options, tmp_path):
