@@ -29,7 +29,7 @@ class ParityOptions:
 
     model: str = option("output/bccd", "model folder or prefix of a checkpoint")
     rec: str = option("data/bccd_test.rec", "record of images")
-    images: int = option(50, "images, the first ones of the record", minimum=1)
+    images: int = option(50, "images, the first ones of the record; at most so many", minimum=1)
     batch: int = option(1, "images at a time", minimum=1)
     uint8_input: bool = option(False, "the network takes uint8 pixels")
 
@@ -55,21 +55,29 @@ def main(argv: list[str]) -> None:
         result = total(compare(*pair) for pair in zip(reference, found, strict=True))
         figures = (count(found), result.in_place, result.unmatched, f"{result.largest:.1e}")
         rows.append([name, *map(str, figures), milliseconds(seconds)])
-    print(f"{model.manifest.network}, {options.images} images of {options.rec}; {machine()}\n")
+    images = len(batches) * options.batch
+    print(f"{model.manifest.network}, {images} images of {options.rec}; {machine()}\n")
     same = f"same row, equal to {TOLERANCE:g}"
     print_table(("runtime", "detections", same, "without counterpart", "largest difference", "ms a batch"), rows)
 
 
 def inputs(manifest: "Manifest", options: ParityOptions) -> list[np.ndarray]:
-    """The first images of the record as the network reads them, in batches; OptionError if there are fewer."""
+    """The first images of the record as the network reads them, in whole batches; OptionError if there is none.
+
+    A shorter record gives all that it has, and what does not fill a batch is left out.
+    """
     from dataset.recordio import RecordReader, unpack
     from detect.preprocess import InputWriter, read_image
 
     reader, writer = RecordReader(options.rec), InputWriter(manifest)
-    if len(reader) < options.images or options.images % options.batch:
-        raise OptionError(f"--images {options.images}: {options.rec} has {len(reader)}; give a multiple of --batch")
+    images = min(options.images, len(reader))
+    if images < options.batch:
+        raise OptionError(
+            f"--batch {options.batch}: no batch is full with --images {options.images} of the {len(reader)} in "
+            f"{options.rec}; give a smaller --batch"
+        )
     batches = []
-    for start in range(0, options.images, options.batch):
+    for start in range(0, images - options.batch + 1, options.batch):
         data = writer.batch(options.batch, options.batch)
         for offset, row in enumerate(data):
             where = f"{options.rec}, record {start + offset}"

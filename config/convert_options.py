@@ -29,6 +29,7 @@ class ConvertOptions:
         "input side, or height,width (default: the classic symbol's, else 300, of YOLO 416, of EfficientDet its own)",
         "network",
         minimum=32,
+        maximum=8192,
     )
     width: float = option(1.0, "width multiplier of mobilenet and YOLOv3", "network", minimum=0.125, maximum=2.0)
     yolo_anchors: str = option("", "anchors of a YOLOv3 in pixels; '' = the network's", "network")

@@ -16,7 +16,7 @@ class DeployOptions(DetectionOptions, ExpectedModel):
     prefix: str = option("output/ssd", "prefix of the checkpoint", "model")
     epoch: str = option("auto", "epoch of the checkpoint; auto = the newest, best = the best one", "model")
     data_shape: tuple[int, ...] | None = option(
-        None, "input side, or height,width (default: as in training)", "model", minimum=32
+        None, "input side, or height,width (default: as in training)", "model", minimum=32, maximum=8192
     )
     output: str = option("", "folder to write (default: PREFIX-deploy)", "output")
     dtype: str = option(

@@ -59,10 +59,15 @@ def read_names(path: str | Path) -> tuple[str, ...]:
 
 def write_names(path: Path, names: Sequence[str]) -> None:
     """Writes class names, a line each; DataError for one that would not come back."""
+    write_atomically(path, names_content(path, names))
+
+
+def names_content(path: Path, names: Sequence[str]) -> bytes:
+    """The .names file that write_names writes to `path`; DataError for a name that would not come back."""
     for name in names:
         if name != name.strip() or not name or len(name.splitlines()) != 1:
             raise DataError(f"{path}: the class name {name!r} does not fit on a line of its own; rename the class")
-    write_atomically(path, "".join(f"{name}\n" for name in names).encode("utf-8"))
+    return "".join(f"{name}\n" for name in names).encode("utf-8")
 
 
 def read_data(path: str | Path) -> DarknetData:

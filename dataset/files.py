@@ -1,7 +1,7 @@
 """Files that appear under their final name only when they are complete: temporary name, fsync, rename."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -58,13 +58,25 @@ def write_atomically(path: Path, content: bytes) -> None:
 
     An OSError names `path`, not the temporary file.
     """
+    write_all({path: content})
+
+
+def write_all(contents: Mapping[Path, bytes]) -> None:
+    """Writes small files as write_atomically does, none of them unless there is room for all.
+
+    An OSError names the file, or the last one where the group could not be published.
+    """
+    files: list[AtomicFile] = []
+    path = None
     try:
-        file = AtomicFile(path)
         try:
-            file.file.write(content)
-            publish_all([file])
+            for path, content in contents.items():
+                files.append(AtomicFile(path))
+                files[-1].file.write(content)
+            publish_all(files)
         except BaseException:
-            file.discard()
+            for file in files:
+                file.discard()
             raise
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error

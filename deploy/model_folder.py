@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from deploy.folder_files import FILES, MANIFEST, PARAMS, SYMBOL, read_manifest, 
 from deploy.manifest import FileRecord, Manifest, manifest_to_json
 from deploy.symbol_check import check_shapes, last_line, load_symbol
 from train.params_file import Params, read_params, write_params
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,9 @@ def write_model_folder(folder: str | Path, model: Model, more: Mapping[str, byte
     """
     target = Path(folder).resolve()
     check_replaceable(target)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = _beside(target, "tmp")
     try:
+        _clear_up(target)
         temporary.mkdir(parents=True)
         written = _write_files(temporary, model, more)
         read_model_folder(temporary)
@@ -120,10 +124,28 @@ def check_replaceable(folder: str | Path) -> None:
         )
 
 
+def _beside(target: Path, suffix: str) -> Path:
+    """The hidden name of this process for a folder that is to have the name `target`, or had it."""
+    return target.with_name(f".{target.name}.{os.getpid()}.{suffix}")
+
+
+def _clear_up(target: Path) -> None:
+    """Removes what a process of the same number left when it was killed (in containers the numbers are always the
+    same); a model that had lost its name then gets it back."""
+    temporary, old = _beside(target, "tmp"), _beside(target, "old")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    if old.exists() and target.exists():
+        shutil.rmtree(old)
+    elif old.exists():
+        os.rename(old, target)
+        logger.warning(f"{target}: was left as {old.name} by an export that was killed, and has its name again")
+
+
 def _replace(target: Path, new: Path) -> None:
     """Gives the folder `new` the name `target`; an older folder of that name comes back if this fails. Signals wait
     for both renames."""
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    old = _beside(target, "old")
     with held():
         if target.exists():
             os.rename(target, old)

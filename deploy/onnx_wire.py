@@ -21,6 +21,7 @@ MESSAGES = {
 }
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a tensor
 _MAX_VARINT = 10  # bytes
+_MAX_KEY = (1 << 32) - 1  # readers in C++ drop the bits above these: they would see another field than this one
 
 
 def check_self_contained(content: bytes) -> None:
@@ -40,10 +41,12 @@ def check_self_contained(content: bytes) -> None:
 
 
 def _fields(view: memoryview, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Number, wire type, begin and end of the content of each field of a message."""
+    """Number, wire type, begin and end of the content of each field of a message; ValueError for what is none."""
     while start < end:
         key, start = _varint(view, start, end)
         number, kind = key >> 3, key & 7
+        if not number or key > _MAX_KEY:
+            raise ValueError(f"no protobuf message: field number {number}")
         if kind == BYTES:
             length, start = _varint(view, start, end)
         elif kind == VARINT:

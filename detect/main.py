@@ -10,6 +10,7 @@ from config import threads
 from config.demo_options import DemoOptions
 from config.errors import OptionError
 from config.options import boolean_flags, parse_options
+from config.output_file import check_output_file
 from config.run import DeviceOptions
 from config.signals import exit_on_sigterm
 from config.terminal_log import log_to_terminal
@@ -37,6 +38,8 @@ def main(argv: list[str]) -> int:
     options = parse_options(DemoOptions, flags, description)
     sources = _sources(words, options)
     jobs = _plan(sources, options)
+    if options.json and not options.benchmark:
+        check_output_file("--json", options.json, make_folders=True)
     threads.configure()
     log_to_terminal()
     exit_on_sigterm()

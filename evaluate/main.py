@@ -10,6 +10,7 @@ from config.detection_options import given_detection
 from config.errors import OptionError
 from config.idle_options import idle_evaluate_options
 from config.options import parse_options
+from config.output_file import check_output_file
 from config.run import RECT_MULTIPLES, EvaluateOptions, metric_kinds
 
 logger = logging.getLogger(__name__)
@@ -76,8 +77,8 @@ def _check_outputs(options: EvaluateOptions) -> None:
     """Refuses, before the work is done, files that could not be written after it."""
     for name in ("json", "curves", "coco_json", "coco_truth"):
         flag, path = f"--{name.replace('_', '-')}", getattr(options, name)
-        if path and not Path(path).parent.is_dir():
-            raise OptionError(f"{flag} {path}: there is no folder {Path(path).parent}; make it first")
+        if path:
+            check_output_file(flag, path)
     if options.curves and not options.curves.endswith(".png"):
         raise OptionError(f"--curves {options.curves}: the name of a picture ends with .png")
     if options.coco_annotations and not Path(options.coco_annotations).is_file():

@@ -34,6 +34,9 @@ det = network.forward(data=mx.nd.array(data[None], dtype=data.dtype))[0].asnumpy
 det = det[(det[:, 0] >= 0) & (det[:, 1] >= lowest)]  # id, score, corners from 0 to 1 of the input
 det = det[np.argsort(-det[:, 1], kind="stable")]
 boxes = (det[:, 2:] * ([width, height] * 2) - [left, top] * 2) / ([inner_w / w, inner_h / h] * 2)
-for (number, score), box in zip(det[:, :2], np.clip(boxes, 0, [w, h] * 2), strict=True):
-    if (box[2:] > box[:2]).all():  # not in the border
-        print(f"{manifest['class_names'][int(number)]} {score:.4f}", *(f"{value:.2f}" for value in box))
+boxes = np.clip(boxes, 0, [w, h] * 2)
+seen = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # not in the border
+for (number, score), box in zip(det[seen, :2], boxes[seen], strict=True):
+    print(f"{manifest['class_names'][int(number)]} {score:.4f}", *(f"{value:.2f}" for value in box))
+if not seen.any():
+    print(f"{path}: nothing above {lowest:g}")

@@ -14,16 +14,18 @@ if not __package__:
     importlib.import_module("as_module")
 
 from config.augment_options import FORCE
-from config.errors import CheckpointError, DataError, run_command
+from config.errors import CheckpointError, DataError, OptionError, run_command
 from config.network_options import NetworkOptions
 from config.options import from_mapping, option, parse_options
-from dataset.darknet_data import write_names
-from dataset.files import write_atomically
+from config.prefix import check_prefix
+from dataset.darknet_data import names_content
+from dataset.files import write_all
 
 if TYPE_CHECKING:
     from symbol.darknet_sections import Sections
 
 logger = logging.getLogger(__name__)
+SUFFIXES = ("weights", "cfg", "names")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class WriteOptions:
     prefix: str = option("output/ssd", "prefix of the checkpoint")
     epoch: str = option("auto", "epoch of the checkpoint; auto = the newest, best = the best one")
     output: str = option("", "path of the files without their suffixes (default: the prefix)")
+    overwrite: bool = option(False, "replace files of that name, never the .cfg of which the network was made")
 
 
 def main(argv: list[str]) -> None:
@@ -45,24 +48,44 @@ def main(argv: list[str]) -> None:
 
     checkpoint = load_checkpoint(options.prefix, options.epoch)
     meta = checkpoint.meta
+    weights, cfg, names = _outputs(options, meta["network"])
     sections = _sections(options.prefix, meta)
     parameters = {**checkpoint.arg_params, **checkpoint.aux_params}
     arrays = {name: array.asnumpy() for name, array in parameters.items()}
     darknet.check(options.prefix, sections, arrays)
     arrays, border_error = for_unit_pixels(options.prefix, arrays, sections, meta["mean_pixels"], meta["std"])
-    output = Path(options.output or options.prefix)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{output}: cannot be written ({error.strerror})") from error
-    weights, cfg, name_file = (output.with_name(f"{output.name}.{end}") for end in ("weights", "cfg", "names"))
-    darknet.write(weights, sections, arrays, meta["num_update"] * meta["batch_size"])
     height, width = meta["data_shape"][-2:]
-    write_atomically(cfg, format_cfg(sections, (height, width)).encode("utf-8"))
-    write_names(name_file, meta["class_names"])
+    contents = {
+        weights: darknet.weights_content(weights, sections, arrays, meta["num_update"] * meta["batch_size"]),
+        cfg: format_cfg(sections, (height, width)).encode("utf-8"),
+        names: names_content(names, meta["class_names"]),
+    }
+    try:
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        write_all(contents)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or weights}: cannot be written ({error.strerror}); free space or change --output"
+        ) from error
     print(f"{weights}, .cfg and .names written")
     for line in _differences(options.prefix, meta, border_error):
         logger.warning(line)
+
+
+def _outputs(options: WriteOptions, network: str) -> list[Path]:
+    """The three files; OptionError where one is there already, unless it may be lost; the network's .cfg never may."""
+    from symbol.registry import DARKNET_PREFIX
+
+    output = options.output or options.prefix
+    check_prefix(output, "--output")
+    own = Path(network.removeprefix(DARKNET_PREFIX)) if network.startswith(DARKNET_PREFIX) else None
+    paths = [Path(f"{output}.{suffix}") for suffix in SUFFIXES]
+    for path in paths:
+        if own and own.exists() and path.exists() and path.samefile(own):
+            raise OptionError(f"--output {output}: the network was made of {path}; choose another --output")
+        if path.exists() and not options.overwrite:
+            raise OptionError(f"{path} is there already; choose another --output, or add --overwrite to lose it")
+    return paths
 
 
 def _sections(prefix: str, meta: Mapping[str, Any]) -> "Sections":

@@ -117,7 +117,10 @@ def variances(options: NetworkOptions) -> tuple[float, ...]:
 
 
 def customise(row: SSDRow, options: NetworkOptions) -> SSDRow:
-    """The row with the options' taps, extras, sizes and ratios in place of its own."""
+    """The row with the options' taps, extras, sizes and ratios in place of its own.
+
+    OptionError for lists that are no numbers, or not as many as there are maps.
+    """
     changes: dict = {}
     if options.taps:
         changes.update(taps=options.taps, l2_scales=(), steps=(), steps_for=0)
@@ -130,7 +133,27 @@ def customise(row: SSDRow, options: NetworkOptions) -> SSDRow:
     if options.anchor_ratios:
         ratios = _parse_lists("anchor-ratios", options.anchor_ratios)
         changes["ratios"] = ratios * maps if len(ratios) == 1 else ratios
-    return dataclasses.replace(row, **changes)
+    changed = dataclasses.replace(row, **changes)
+    _check_lists(changed, options)
+    return changed
+
+
+def _check_lists(row: SSDRow, options: NetworkOptions) -> None:
+    """OptionError unless a row has anchor sizes and ratios for each of its maps; lists that the options do not give are
+    said to be the network's own, and all that are to be given are named at once."""
+    maps = len(row.taps) + len(row.extras)
+    sizes, ratios = ("--anchor-sizes", options.anchor_sizes), ("--anchor-ratios", options.anchor_ratios)
+    found, remedies = [], []
+    for (flag, given), lists, more in ((sizes, row.sizes, ""), (ratios, row.ratios, ", or one for all maps")):
+        if len(lists) != maps:
+            found.append(
+                f"{flag} has {len(lists)} list{'s' * (len(lists) > 1)}" + ("" if given else " (the network's own)")
+            )
+            remedies.append(f"{flag} with {maps} lists{more}")
+    if found:
+        raise OptionError(
+            f"{' and '.join(found)}, but taps and extra layers make {maps} feature maps; give {' and '.join(remedies)}"
+        )
 
 
 def _parse_lists(name: str, text: str) -> Sizes:
@@ -152,12 +175,6 @@ def tapped_maps(row: SSDRow, taps: list[Tap], layers: Layers) -> list[Tap]:
         raise OptionError(f"--taps {unknown[0]}: {body} has no such layer (it has {', '.join(by_name)})")
     if len(set(row.taps)) < len(row.taps):
         raise OptionError(f"--taps {','.join(row.taps)}: a layer is named twice; name each once")
-    count = len(row.taps) + len(row.extras)
-    for name, lists in (("anchor-sizes", row.sizes), ("anchor-ratios", row.ratios)):
-        if len(lists) != count:
-            raise OptionError(
-                f"--{name} has {len(lists)} lists, but taps and extra layers make {count} feature maps; give each one"
-            )
     maps = [by_name[name] for name in row.taps]
     for number, (filters, stride, pad) in enumerate(row.extras, start=len(maps)):
         name = f"multi_feat_{number}_conv_3x3"
@@ -182,7 +199,7 @@ def check_room(network: str, row: SSDRow, last_tap: Tap, size: tuple[int, int]) 
         if min(sides) < 1:
             raise OptionError(
                 f"data shape {size[0]},{size[1]}: {network} needs a larger input for its extra layer {number}; raise "
-                "--data-shape, or give fewer layers by --extra-filters and --anchor-sizes"
+                "--data-shape, or give fewer layers by --extra-filters, --anchor-sizes and --anchor-ratios"
             )
 
 

@@ -37,6 +37,12 @@ def test_number_formats_that_cannot_be_written_are_refused(words, reason):
         main(words)
 
 
+@pytest.mark.parametrize("shape", ["9000", "300,8193"])
+def test_an_input_larger_than_any_model_has_is_an_options_fault(shape):
+    with pytest.raises(OptionError, match="--data-shape is at most 8192"):
+        main(["--prefix", "none", "--data-shape", shape])
+
+
 def test_what_cannot_end_well_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
     prefix = save_tiny(tmp_path / "tiny")
     monkeypatch.setattr("deploy.export.model_from_checkpoint", lambda *_, **__: pytest.fail("it was computed"))

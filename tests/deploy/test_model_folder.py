@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -181,6 +182,40 @@ def test_a_failure_leaves_the_older_model_and_no_debris(prefix, folder, tmp_path
     monkeypatch.undo()
     assert read_model_folder(folder).manifest.postprocessing.nms == 0.45
     assert os.listdir(tmp_path) == ["model"]
+
+
+def _hidden(folder, suffix):
+    """The name under which this process, or one of its number that was killed, has the folder while it writes."""
+    return folder.with_name(f".{folder.name}.{os.getpid()}.{suffix}")
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_removed(prefix, folder, tmp_path, caplog):
+    for suffix in ("tmp", "old"):
+        shutil.copytree(folder, _hidden(folder, suffix))
+    export(prefix, 3, folder, nms=0.3)
+    assert read_model_folder(folder).manifest.postprocessing.nms == 0.3
+    assert os.listdir(tmp_path) == ["model"]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_whose_process_was_killed_between_the_renames_is_back(
+    prefix, folder, tmp_path, caplog, monkeypatch, fails
+):
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    os.rename(folder, _hidden(folder, "old"))
+    if fails:
+        monkeypatch.setattr(model_folder, "write_params", fail)
+        with pytest.raises(CheckpointError, match="No space left"):
+            export(prefix, 3, folder, nms=0.3)
+    else:
+        export(prefix, 3, folder, nms=0.3)
+    assert read_model_folder(folder).manifest.postprocessing.nms == (0.45 if fails else 0.3)
+    assert os.listdir(tmp_path) == ["model"]
+    (record,) = caplog.records
+    assert f"model: was left as {_hidden(folder, 'old').name} by an export that was killed" in record.getMessage()
 
 
 @pytest.mark.parametrize("which", [1, 2])

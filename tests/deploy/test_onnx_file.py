@@ -160,7 +160,24 @@ def test_every_way_to_a_tensor_is_known():
         assert MESSAGES[message] == inner
 
 
-@pytest.mark.parametrize("damage", [b"\xff" * 20, b"\x3a\x7f\x00", b"\x0b"])
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [(b"\x2a", "other files"), (b"\xaa\x00", "other files"), (b"\xaa\x80\x80\x80\x10", "field number 536870917")],
+)
+def test_a_tensor_under_a_key_of_more_than_32_bits_is_refused(key, message):
+    """OpenVINO drops the upper bits: what looks like field 2 ** 29 + 5 of the graph is a tensor for it."""
+    tensor = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "/etc/hostname"
+    content = tensor.SerializeToString()
+    graph = key + bytes([len(content)]) + content
+    with pytest.raises(ValueError, match=message):
+        check_self_contained(b"\x3a" + bytes([len(graph)]) + graph)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\xff" * 20, b"\x3a\x7f\x00", b"\x0b", b"\x00\x01", b"\xaa\x80\x80\x80\x80\x01\x00"]
+)
 def test_what_is_no_protobuf_is_refused(damage):
     with pytest.raises(ValueError, match="cut off|no protobuf"):
         check_self_contained(damage)

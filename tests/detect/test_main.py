@@ -160,3 +160,18 @@ def test_a_classic_line_detects_with_a_checkpoint(photos):
         assert main([*flags, *line]) == 0
         numbers.append(len(json.loads((photos / "found.json").read_text("utf-8"))[0]["detections"]))
     assert numbers[0] > numbers[1] > numbers[2]
+
+
+@pytest.mark.parametrize("name", ["found.json", "new/found.jsonl"])
+def test_a_json_file_that_could_not_be_written_is_refused_before_the_work(photos, tmp_path, monkeypatch, name):
+    """As root every folder can be written: what os.access says is made up."""
+    monkeypatch.setattr("detect.main._load", lambda options: pytest.fail("the model was loaded"))
+    words = [f"{photos}/one", "--model", "none", "--json"]
+    with pytest.raises(OptionError, match=r"--json .*a.png/new/found.json: .*/one/a.png is a file; choose another"):
+        main([*words, f"{photos}/one/a.png/new/found.json"])
+    with pytest.raises(OptionError, match=r"--json .*/one: a folder of that name is there"):
+        main([*words, f"{photos}/one"])
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(OptionError, match=f"--json .*{name}: no file can be written in {tmp_path}; choose another"):
+        main([*words, f"{tmp_path}/{name}"])
+    assert not (tmp_path / "new").exists()

@@ -183,6 +183,18 @@ def test_mistakes_of_the_command(trained, words, error, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("flag", ["--json", "--coco-json", "--coco-truth", "--curves"])
+def test_files_that_could_not_be_written_are_refused_before_the_work(trained, tmp_path, monkeypatch, flag):
+    """As root every folder can be written: what os.access says is made up."""
+    monkeypatch.setattr("evaluate.evaluate_net.evaluate_net", lambda *_, **__: pytest.fail("it was evaluated"))
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(OptionError, match=f"{flag} .*/a.png: no file can be written in {tmp_path}; choose another"):
+        command(trained, flag, f"{tmp_path}/a.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(OptionError, match=f"{flag} .*/folder.png: a folder of that name is there"):
+        command(trained, flag, f"{tmp_path}/folder.png")
+
+
 def test_all_metrics_in_one_pass(trained, tmp_path, capsys):
     result = tmp_path / "result.json"
     assert command(trained, "--metrics", "coco,voc,voc07", "--json", str(result)) == 0

@@ -33,12 +33,17 @@ def _export(checkpoint, folder, uint8=False, **manifest):
     return folder
 
 
-def found_by(script, folder, image, cwd):
-    """Rows (n, 6) that a script prints, run without the project: -I takes neither its folder nor the script's."""
-    words = [sys.executable, "-I", str(EXAMPLES / script), str(folder), str(image), LOWEST]
+def output(script, folder, image, cwd, lowest=LOWEST):
+    """What a script prints, run without the project: -I takes neither its folder nor the script's."""
+    words = [sys.executable, "-I", str(EXAMPLES / script), str(folder), str(image), lowest]
     done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
+    return done.stdout
+
+
+def found_by(script, folder, image, cwd):
+    """Rows (n, 6) that a script prints."""
+    lines = [line.split() for line in output(script, folder, image, cwd).splitlines()]
     return np.array([[CLASSES.index(name), *map(float, numbers)] for name, *numbers in lines])
 
 
@@ -67,6 +72,13 @@ def test_onnxruntime_alone(checkpoint, tmp_path, manifest, size, batch):
     (tmp_path / "a.png").write_bytes(encode_image(picture(3, *size), ".png"))
     expected = Detector(folder, threshold=float(LOWEST), engine="onnxruntime", batch_size=2).detect(tmp_path / "a.png")
     agree(found_by("detect_onnxruntime.py", folder, tmp_path / "a.png", tmp_path), expected)
+
+
+@pytest.mark.parametrize("script", ["detect_mxnet.py", "detect_onnxruntime.py"])
+def test_that_nothing_was_found_is_said(checkpoint, tmp_path, script):
+    folder = with_onnx(_export(checkpoint, tmp_path / "plain"), tmp_path / "model")
+    (tmp_path / "a.png").write_bytes(encode_image(picture(3, 131, 90), ".png"))
+    assert output(script, folder, "a.png", tmp_path, "1.5") == "a.png: nothing above 1.5\n"
 
 
 def test_the_resize_without_opencv_is_that_of_opencv():

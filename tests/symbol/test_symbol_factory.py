@@ -2,12 +2,17 @@
 
 import json
 import pickle
+import re
+import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from config.errors import CheckpointError, OptionError
+from config.options import parse_options
+from config.run import TrainOptions, network_options
 from config.runtime import mx
 from symbol.layers import Layers
 from symbol.registry import EFFDET_NETWORKS, YOLO_NETWORKS, find_row
@@ -99,7 +104,19 @@ def test_an_unknown_option_is_refused_by_name(door: Any) -> None:
         ({"anchor_sizes": ";"}, "--anchor-sizes ';': expected positive numbers"),
         ({"anchor_ratios": "1;-2;1;1;1;1;1"}, "--anchor-ratios .*: expected positive numbers"),
         ({"anchor_ratios": "1;2"}, "--anchor-ratios has 2 lists, but .* make 7 feature maps"),
-        ({"extra_filters": (64, 64)}, "--anchor-sizes has 7 lists, but .* make 4 feature maps"),
+        (
+            {"extra_filters": (64, 64)},
+            r"--anchor-sizes has 7 lists \(the network's own\) and --anchor-ratios has 7 lists \(the network's own\), "
+            "but .* make 4 feature maps; give --anchor-sizes with 4 lists and --anchor-ratios with 4 lists, or one for",
+        ),
+        (
+            {"extra_filters": (64, 64), "anchor_sizes": "0.1;0.2;0.3"},
+            r"^--anchor-sizes has 3 lists and --anchor-ratios has 7 lists \(the network's own\), but",
+        ),
+        (
+            {"extra_filters": (64, 64), "anchor_sizes": "0.1;0.2;0.3;0.4"},
+            r"^--anchor-ratios has 7 lists \(the network's own\), but .* give --anchor-ratios with 4 lists, or one",
+        ),
     ],
     ids=str,
 )
@@ -168,6 +185,23 @@ def test_taps_and_anchors_of_the_user_replace_the_networks_own() -> None:
     assert [layer.per_cell for layer in assigner.layers] == [4, 3]
     symbol = get_symbol("mobilenet", (64, 96), 3, **TAPS, anchor_ratios="1,2,0.5")
     assert symbol.infer_shape(data=(1, 3, 64, 96))[1] == [(1, 8 * 12 * 4 + 4 * 6 * 3, 6)]
+
+
+def test_lists_that_fit_no_map_are_told_where_targets_are_made_first() -> None:
+    with pytest.raises(OptionError, match="--anchor-sizes has 1 list and --anchor-ratios has 7 lists"):
+        get_assigner("mobilenet", 300, 3, extra_filters=(), anchor_sizes="0.1")
+
+
+def test_the_example_of_the_page_runs_as_printed() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text("utf-8")
+    (example,) = re.findall(r"^    python train\.py (.*--taps(?:.*\\\n)*.*)$", page, re.MULTILINE)
+    run = parse_options(TrainOptions, shlex.split(example.replace("\\\n", "")), "")
+    assigner = get_assigner(run.network, run.data_shape, 3, **network_options(run))
+    assert assigner is not None
+    anchors = assigner.shapes((300, 300))["cls_target"][0]
+    symbol = get_symbol(run.network, run.data_shape, 3, **network_options(run))
+    assert symbol.infer_shape(data=(1, 3, 300, 300))[1] == [(1, anchors, 6)]
+    assert len(assigner.layers) == 5
 
 
 def test_extra_layers_of_the_user_halve_the_last_map() -> None:

@@ -193,6 +193,11 @@ def test_weights_that_are_not_finite_are_named(convert, state_dict):
         convert(state_dict | {"vgg.0.weight": np.full((64, 3, 3, 3), np.nan, np.float32)})
 
 
+def test_an_input_larger_than_any_model_has_is_refused():
+    with pytest.raises(OptionError, match="--data-shape is at most 8192"):
+        convert_weights.main(["weights.pth", "--data-shape", "9000"])
+
+
 def test_a_prefix_needs_a_name(tmp_path):
     with pytest.raises(OptionError, match="--prefix .*out/: its files would have no name; add one, as in .*out/model"):
         convert_weights.main(["weights.pth", "--prefix", str(tmp_path / "out") + "/"])

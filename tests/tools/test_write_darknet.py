@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from config.errors import CheckpointError
+from config.errors import CheckpointError, DataError, OptionError
 from dataset.darknet_data import read_names
 from symbol.darknet_sections import with_classes
 from symbol.symbol_factory import get_symbol
@@ -43,8 +43,64 @@ def test_there_and_back(weights, tmp_path, capsys):
     assert set(first.arg_params) == set(second.arg_params)
     assert all(np.array_equal(a.asnumpy(), second.arg_params[n].asnumpy()) for n, a in first.arg_params.items())
     out.with_suffix(".cfg").unlink()
-    write_darknet.main(["--prefix", again, "--epoch", "0", "--output", str(out)])  # the checkpoint has the .cfg
+    write_darknet.main(["--prefix", again, "--epoch", "0", "--output", str(out), "--overwrite"])  # has the .cfg
     assert out.with_suffix(".weights").read_bytes() == weights.read_bytes()
+
+
+@pytest.fixture
+def own_cfg(weights, tmp_path, monkeypatch):
+    """The current folder: cells.cfg, and a checkpoint `cells` of darknet:cells.cfg."""
+    monkeypatch.chdir(tmp_path)
+    network = ["--data-shape", "64,96", "--prefix"]
+    tiny = ["--network", "yolov3_tiny", "--width", "0.125", "--class-names", "cat,dog,hen"]
+    convert_weights.main(["--from", "darknet", str(weights), *tiny, *network, "first"])
+    write_darknet.main(["--prefix", "first", "--epoch", "0", "--output", "made"])
+    (tmp_path / "made.cfg").rename("cells.cfg")
+    convert_weights.main(["--from", "darknet", str(weights), "--network", "darknet:cells.cfg", *network, "cells"])
+    return tmp_path / "cells.cfg"
+
+
+def written(folder):
+    """Content of the files that are not a checkpoint's."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".weights", ".cfg", ".names")}
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"], ["--output", "./cells", "--overwrite"]])
+def test_the_networks_own_cfg_is_never_overwritten(own_cfg, more):
+    before = written(own_cfg.parent)
+    with pytest.raises(OptionError, match=r"the network was made of (\./)?cells.cfg; choose another --output"):
+        write_darknet.main(["--prefix", "cells", "--epoch", "0", *more])
+    assert written(own_cfg.parent) == before
+
+
+@pytest.mark.parametrize("suffix", ["weights", "cfg", "names"])
+def test_other_files_are_overwritten_only_where_it_is_asked_for(own_cfg, suffix):
+    mine = own_cfg.parent / f"export.{suffix}"
+    mine.write_text("mine")
+    before, words = written(own_cfg.parent), ["--prefix", "cells", "--epoch", "0", "--output", "export"]
+    with pytest.raises(OptionError, match=f"export.{suffix} is there already; .* add --overwrite to lose it"):
+        write_darknet.main(words)
+    assert written(own_cfg.parent) == before
+    write_darknet.main([*words, "--overwrite"])
+    assert mine.read_bytes() != b"mine"
+    assert len(written(own_cfg.parent)) == len(before) + 2
+
+
+def test_a_class_name_that_fits_on_no_line_is_told_before_anything_is_written(own_cfg):
+    checkpoint = load_checkpoint("cells", 0)
+    meta = checkpoint.meta | {"class_names": ["a ", "b", "c"], "epoch": 1}
+    save_checkpoint("odd", 1, "{}", checkpoint.arg_params, checkpoint.aux_params, {}, meta)
+    before = written(own_cfg.parent)
+    with pytest.raises(DataError, match=r"odd.names: the class name 'a ' does not fit on a line of its own"):
+        write_darknet.main(["--prefix", "odd", "--epoch", "1"])
+    assert written(own_cfg.parent) == before
+
+
+def test_a_folder_as_output_and_one_that_cannot_be_written_are_refused(own_cfg):
+    with pytest.raises(OptionError, match="--output export/: its files would have no name"):
+        write_darknet.main(["--prefix", "cells", "--epoch", "0", "--output", "export/"])
+    with pytest.raises(DataError, match=r"cells.cfg.* cannot be written \(.+\); free space or change --output"):
+        write_darknet.main(["--prefix", "cells", "--epoch", "0", "--output", "cells.cfg/export"])
 
 
 @dataclass

@@ -87,10 +87,15 @@ def write(path: Path, sections: Sections, parameters: Mapping[str, np.ndarray], 
     sections: those of the network, with its classes and width; seen: images that it was trained on. Parameters that
     check() refuses raise its CheckpointError.
     """
+    write_atomically(path, weights_content(path, sections, parameters, seen))
+
+
+def weights_content(path: Path, sections: Sections, parameters: Mapping[str, np.ndarray], seen: int) -> bytes:
+    """The .weights file that write() writes to `path`, which errors name."""
     check(path, sections, parameters)
     parts = [VERSION.tobytes(), np.array([seen], "<i8").tobytes()]
     parts += [np.ascontiguousarray(parameters[name], "<f4").tobytes() for name, _ in file_order(sections)]
-    write_atomically(path, b"".join(parts))
+    return b"".join(parts)
 
 
 def check(origin: str | Path, sections: Sections, parameters: Mapping[str, np.ndarray]) -> None:
