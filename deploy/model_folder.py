@@ -139,7 +139,7 @@ def _clear_up(target: Path) -> None:
         shutil.rmtree(old)
     elif old.exists():
         os.rename(old, target)
-        logger.warning(f"{target}: was left as {old.name} by an export that was killed, and has its name again")
+        logger.warning("%s: was left as %s by an export that was killed, and has its name again", target, old.name)
 
 
 def _replace(target: Path, new: Path) -> None:
