@@ -129,6 +129,8 @@ def _refuse(report: Report, skip_bad: bool, packed: int) -> None:
     listed = "; ".join(shortened(report.bad))
     if report.bad and not skip_bad:
         raise DataError(f"images that cannot be used: {len(report.bad)} (mend or --skip-bad them): {listed}")
+    if packed == 0 and not report.bad:
+        raise DataError("no image has objects, nothing was written; --true-negative keeps images without objects")
     if packed == 0:
         raise DataError(f"no image can be used, nothing was written: {listed}")
 
@@ -181,9 +183,9 @@ def _check_chunk(images: list[AnnotatedImage]) -> Chunk:
 
 @contextmanager
 def _checked(images: list[AnnotatedImage], workers: int) -> Iterator[Iterator[Checked]]:
-    """The checked images in order, from `workers` processes; 1 works in this one."""
+    """The checked images in order, from `workers` processes; 1, or no image at all, works in this one."""
     chunks = [images[k : k + _CHUNK] for k in range(0, len(images), _CHUNK)]
-    if workers == 1:
+    if workers == 1 or not chunks:
         yield (checked for chunk in chunks for checked in _check_chunk(chunk))
         return
     context = multiprocessing.get_context("spawn")

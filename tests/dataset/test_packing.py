@@ -132,6 +132,14 @@ def test_nothing_usable_is_an_error(root, target):
     assert written(target) == []
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_image_with_objects_is_an_error_that_names_the_option(root, target, workers):
+    image_set(root, "trainval", "02", "05")
+    with pytest.raises(DataError, match="no image has objects, nothing was written; --true-negative keeps"):
+        run(root, target, workers=workers, keep_empty=False)
+    assert written(target) == []
+
+
 def test_decoded_size_decides(root, target):
     add(root, "00", CAT, width=80, height=60)
     report = run(root, target)

@@ -256,3 +256,12 @@ def test_skip_bad_leaves_out_damaged_annotations_too(root, tmp_path, capsys):
         path.write_text("")
     with pytest.raises(DataError, match="no annotation can be used: .*VOC2007"):
         main([*words, "--skip-bad"])
+
+
+def test_an_image_that_pillow_cannot_read_is_named(tmp_path):
+    for path, text in {"images/a.jpg": b"DDS |\0\0\0" + bytes(200), "labels/a.txt": b"0 0.5 0.5 0.1 0.1"}.items():
+        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).write_bytes(text)
+    words = ["--dataset", "yolo", "--root", str(tmp_path), "--target", str(tmp_path / "t.lst"), "--num-thread", "1"]
+    with pytest.raises(DataError, match=r"images that cannot be used: 1 .*a\.jpg: neither JPEG nor PNG"):
+        main(words)
