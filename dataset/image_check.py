@@ -8,7 +8,6 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +56,7 @@ def check_image(content: bytes) -> ImageInfo:
     kind = next((name for signature, name in _SIGNATURES.items() if content.startswith(signature)), None)
     if not content or kind is None:
         raise DataError("neither JPEG nor PNG" if content else "empty file")
-    info = _read(content, [kind], kind, load=True)
+    info = _read(content, (kind,), kind, load=True)
     _decode(content, info.size, kind)
     return info
 
@@ -70,7 +69,7 @@ def image_header(content: bytes) -> ImageInfo:
     return _read(content, _READABLE, "image", load=False)
 
 
-def _read(content: bytes, formats: Sequence[str], kind: str, *, load: bool) -> ImageInfo:
+def _read(content: bytes, formats: tuple[str, ...], kind: str, *, load: bool) -> ImageInfo:
     """Header of an image, or with `load` all of it; DataError with the reason alone."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content), formats=formats) as image:

@@ -1,6 +1,7 @@
 """Packing: what is written can be read by us and by MXNet, is complete or absent, and bad images are named."""
 
 import io
+import re
 import subprocess
 import sys
 
@@ -176,6 +177,18 @@ def test_interruption_keeps_the_earlier_files(root, target):
     with pytest.raises(KeyboardInterrupt):
         run(root, target, seed=5, workers=2, progress=interrupt)
     assert {path.name: path.read_bytes() for path in target.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize("suffix", [".lst", ".idx", ".json"])
+def test_a_file_that_cannot_be_written_leaves_the_earlier_ones(root, target, suffix):
+    run(root, target)
+    blocked = target.with_suffix(suffix)
+    blocked.unlink()
+    blocked.mkdir()
+    before = {path.name: path.is_file() and path.read_bytes() for path in target.parent.iterdir()}
+    with pytest.raises(IsADirectoryError, match=re.escape(str(blocked))):
+        run(root, target, seed=5)
+    assert {path.name: path.is_file() and path.read_bytes() for path in target.parent.iterdir()} == before
 
 
 def test_workers_do_not_load_mxnet():
