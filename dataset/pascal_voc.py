@@ -109,7 +109,7 @@ class PascalVoc:
             hint = f" (did you mean {close[0]}?)" if close else ""
             raise DataError(
                 f"{path}: class {name!r} is not among the {len(self.class_names)} class names{hint}; "
-                "add it to --class-names or correct the annotation"
+                "add it to --class-names, leave its objects out with --only-class-names, or correct the annotation"
             )
         return self.class_names.index(name)
 
@@ -280,8 +280,8 @@ def _without_extent(annotation: _Annotation) -> list[str]:
 def _choose_classes(annotations: Sequence[_Annotation]) -> tuple[str, ...]:
     found = {name for annotation in annotations for name in annotation.names}
     if found <= set(VOC_CLASSES):
-        logger.info("class names: the 20 of PASCAL VOC")
+        logger.info("class names of the annotations: the 20 of PASCAL VOC")
         return VOC_CLASSES
     names = tuple(sorted(found))
-    logger.info("class names: the %d found in the annotations, sorted: %s", len(names), ",".join(names))
+    logger.info("class names of the annotations: %d, sorted: %s", len(names), ",".join(names))
     return names
