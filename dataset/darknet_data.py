@@ -20,14 +20,13 @@ import numpy as np
 
 from config.errors import DataError
 from dataset.files import write_atomically
-from dataset.image_check import image_header
+from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES, image_header
 from dataset.imdb import AnnotatedImage
 from dataset.labels import OBJECT_WIDTH, TOLERANCE
 
 MAX_TEXT_BYTES = 64 << 20
 MAX_LABEL_BYTES = 4 << 20
 HEADER_BYTES = 1 << 20  # of an image, enough for its size; else all of it is read
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_COLUMNS = 5
 MAX_CLASSES = 10_000  # each gets a name
 SHOWN = 5  # names of a list in a warning
@@ -106,7 +105,8 @@ class Listing(NamedTuple):
 class YoloFolder:
     """Images with YOLO labels, as an Imdb: of the lists of a .data file, of a list (.txt), or of a folder with images/.
 
-    dropped describes boxes without area. An image without a label file has no objects; a warning counts these.
+    dropped describes boxes without area. An image without a label file has no objects; a warning counts these. Of a
+    folder, images of other formats count, too: packing names what is neither JPEG nor PNG.
     """
 
     def __init__(self, root: str | Path, sets: Sequence[str] = (), class_names: Sequence[str] | None = None) -> None:
@@ -201,7 +201,8 @@ def _in_folder(source: Path, sets: Sequence[str]) -> list[Path]:
     if missing:
         known = ", ".join(sorted(path.name for path in base.iterdir() if path.is_dir())) or "none"
         raise DataError(f"{missing[0]} is no folder in {base}; sets that are there (--set): {known}")
-    found = {path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES}
+    suffixes = {*IMAGE_SUFFIXES, *OTHER_SUFFIXES}
+    found = {path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in suffixes}
     if not found:
         raise DataError(f"{folders[0]} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return sorted(found)

@@ -17,6 +17,9 @@ from config.errors import DataError
 from config.opencv import MAX_PIXELS, cv2
 
 MAX_BYTES = 256 << 20
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+OTHER_SUFFIXES = (".jpe", ".jfif", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".avif", ".heic", ".heif",
+                  ".ppm", ".pgm", ".tga", ".dds")  # fmt: skip
 DECODE_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = {b"\xff\xd8\xff": "JPEG", _PNG_SIGNATURE: "PNG"}
@@ -55,7 +58,7 @@ def check_image(content: bytes) -> ImageInfo:
     """
     kind = next((name for signature, name in _SIGNATURES.items() if content.startswith(signature)), None)
     if not content or kind is None:
-        raise DataError("neither JPEG nor PNG" if content else "empty file")
+        raise DataError("neither JPEG nor PNG; convert it" if content else "empty file")
     info = _read(content, (kind,), kind, load=True)
     _decode(content, info.size, kind)
     return info
