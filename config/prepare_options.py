@@ -32,6 +32,12 @@ class PrepareOptions:
         "sorted",
         "annotations",
     )
+    only_class_names: bool = option(
+        False,
+        "leave out objects of classes that are not among --class-names, and count them, instead of refusing; yolo and "
+        "list: --class-names then chooses among the names in the .names, instead of naming the ids anew",
+        "annotations",
+    )
     pixel_origin: int = option(
         1,
         "1: coordinates count pixels from 1 and include both ends (VOC); 0: they are edges measured from 0 (labelImg, "

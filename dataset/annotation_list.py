@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from config.errors import DataError
-from dataset.darknet_data import find_file, names_in, text_lines
+from dataset.darknet_data import find_file, names_in, numbered, report_renamed, text_lines
 from dataset.files import write_atomically
 from dataset.imdb import AnnotatedImage
 from dataset.labels import OBJECT_WIDTH
@@ -31,7 +31,9 @@ class AnnotationList:
         missing or stands there twice, an object that is not five numbers, a class without name.
         """
         source = Path(path)
-        names = tuple(class_names) if class_names else names_in(source.parent)
+        own_names = names_in(source.parent)
+        report_renamed(source, class_names, own_names)
+        names = tuple(class_names) if class_names else own_names
         self.images: list[AnnotatedImage] = []
         seen: dict[Path, int] = {}
         highest = 0
@@ -49,7 +51,7 @@ class AnnotationList:
             self.images.append(AnnotatedImage(name.as_posix(), image, objects, None, dropped))
         if not self.images:
             raise DataError(f"{source} lists no images")
-        self.class_names = names or tuple(f"class{k}" for k in range(highest + 1))
+        self.class_names = names or numbered(highest + 1)
         self.dropped = [line for one in self.images for line in one.dropped]
         self.sources = [source, source.with_name("classes.txt")]  # files that were read
 

@@ -258,7 +258,7 @@ def _class_ids(
             hint = f" (did you mean {close[0]}?)" if close else ""
             raise DataError(
                 f"{path}: category {name!r} is not among the {len(class_names)} class names{hint}; "
-                "add it to --class-names or leave its objects out of the file"
+                "add it to --class-names, or leave its objects out with --only-class-names"
             )
     return np.array([class_names.index(name) for name in names], np.int64)[index]
 

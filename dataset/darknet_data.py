@@ -20,16 +20,16 @@ import numpy as np
 
 from config.errors import DataError
 from dataset.files import write_atomically
-from dataset.image_check import image_header
+from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES, image_header
 from dataset.imdb import AnnotatedImage
 from dataset.labels import OBJECT_WIDTH, TOLERANCE
 
 MAX_TEXT_BYTES = 64 << 20
 MAX_LABEL_BYTES = 4 << 20
 HEADER_BYTES = 1 << 20  # of an image, enough for its size; else all of it is read
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_COLUMNS = 5
 MAX_CLASSES = 10_000  # each gets a name
+SHOWN = 5  # names of a list in a warning
 KEYS = ("classes", "train", "valid", "names")
 logger = logging.getLogger(__name__)
 CLASSES = "classes.txt"  # names of the classes in a folder, as labelImg writes them
@@ -110,25 +110,27 @@ class Listing(NamedTuple):
 class YoloFolder:
     """Images with YOLO labels, as an Imdb: of the lists of a .data file, of a list (.txt), or of a folder with images/.
 
-    dropped describes boxes without area. An image without a label file has no objects; a warning counts these.
+    dropped describes boxes without area. An image without a label file has no objects; a warning counts these. Of a
+    folder, images of other formats count, too: packing names what is neither JPEG nor PNG.
     """
 
     def __init__(self, root: str | Path, sets: Sequence[str] = (), class_names: Sequence[str] | None = None) -> None:
         """Reads everything but the images' pixels.
 
         root: a .data file (sets then `train`, the default, or `valid`), a list of image paths, or a folder with images/
-        and labels/ (sets then name folders in images/: none = all of it). class_names None takes the .names of the
-        .data file, else one `*.names` or `classes.txt` in the folder, else class0, class1, ... DataError names file and
-        line.
+        and labels/ (sets then name folders in images/: none = all of it). class_names name the ids (a warning tells
+        other names that are there); None takes the .names of the .data file, else one `*.names` or `classes.txt` in
+        the folder, else class0, class1, ... DataError names file and line.
         """
         source = Path(root)
         names = tuple(class_names) if class_names else None
         paths, self.root, own_names, files = _listed(source, sets)
+        report_renamed(source, names, own_names)
         names = names or own_names
         _report_unlabelled(paths)
         rows = [_read_labels(path, len(names) if names else None) for path in paths]
         highest = max((int(objects[:, 0].max()) for objects in rows if len(objects)), default=0)
-        self.class_names = names or tuple(f"class{k}" for k in range(highest + 1))
+        self.class_names = names or numbered(highest + 1)
         self.images = [self._image(path, objects) for path, objects in zip(paths, rows, strict=True)]
         self.dropped = [line for image in self.images for line in image.dropped]
         self.sources = [*files, *(label_path(path) for path in paths)]  # files that were read
@@ -185,7 +187,7 @@ def _of_data(source: Path, sets: Sequence[str]) -> Listing:
     names = read_names(files[-1]) if data.names else None
     if names and len(names) != data.classes:
         raise DataError(f"{source}: classes = {data.classes}, but {data.names} has {len(names)} names")
-    names = names or tuple(f"class{k}" for k in range(data.classes))
+    names = names or numbered(data.classes)
     return Listing(list(dict.fromkeys(images)), source.parent, names, files)
 
 
@@ -204,7 +206,8 @@ def _in_folder(source: Path, sets: Sequence[str]) -> list[Path]:
     if missing:
         known = ", ".join(sorted(path.name for path in base.iterdir() if path.is_dir())) or "none"
         raise DataError(f"{missing[0]} is no folder in {base}; sets that are there (--set): {known}")
-    found = {path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES}
+    suffixes = {*IMAGE_SUFFIXES, *OTHER_SUFFIXES}
+    found = {path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in suffixes}
     if not found:
         raise DataError(f"{folders[0]} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return sorted(found)
@@ -236,6 +239,25 @@ def names_in(folder: Path) -> tuple[str, ...] | None:
     """The class names of the one .names file of a folder, or of its classes.txt; None without one."""
     found = sorted(folder.glob("*.names")) or sorted(folder.glob(CLASSES))
     return read_names(found[0]) if len(found) == 1 else None
+
+
+def report_renamed(source: Path, given: Sequence[str] | None, own: Sequence[str] | None) -> None:
+    """A warning where ids get other names than those that stand beside them; names made from numbers are none."""
+    if given and own and tuple(given) != tuple(own) and tuple(own) != numbered(len(given)):
+        logger.warning(
+            "%s: its class ids are named by --class-names (%s), not by its own names (%s); --only-class-names chooses "
+            "among its own",
+            source, _first(given), _first(own),
+        )  # fmt: skip
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Names for classes that have none."""
+    return tuple(f"class{k}" for k in range(count))
+
+
+def _first(names: Sequence[str]) -> str:
+    return ",".join(names[:SHOWN]) + (",..." if len(names) > SHOWN else "")
 
 
 def _report_unlabelled(images: Sequence[Path]) -> None:

@@ -17,10 +17,23 @@ from config.errors import DataError
 from config.opencv import MAX_PIXELS, cv2
 
 MAX_BYTES = 256 << 20
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+OTHER_SUFFIXES = (".jpe", ".jfif", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".avif", ".heic", ".heif",
+                  ".ppm", ".pgm", ".tga", ".dds")  # fmt: skip
 DECODE_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = {b"\xff\xd8\xff": "JPEG", _PNG_SIGNATURE: "PNG"}
 _READABLE = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")  # by Pillow and by OpenCV
+# What Pillow raises for damaged files; RuntimeError comes from its decoders in C.
+_PILLOW_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 _END_OF_IMAGE = b"\xff\xd9"  # a JPEG's last marker; entropy-coded data never hold these bytes
 # Segments of a JPEG (ITU-T T.81 table B.1) that say nothing about its orientation: FF, marker, length of what follows.
 _SEGMENT = struct.Struct(">BBH")
@@ -45,21 +58,21 @@ def check_image(content: bytes) -> ImageInfo:
     """
     kind = next((name for signature, name in _SIGNATURES.items() if content.startswith(signature)), None)
     if not content or kind is None:
-        raise DataError("neither JPEG nor PNG" if content else "empty file")
-    info = _read(content, [kind], kind, load=True)
+        raise DataError("neither JPEG nor PNG; convert it" if content else "empty file")
+    info = _read(content, (kind,), kind, load=True)
     _decode(content, info.size, kind)
     return info
 
 
 def image_header(content: bytes) -> ImageInfo:
-    """What the first bytes of an image of any format tell; DataError with the reason alone if it is none.
+    """What the first bytes of an image tell; DataError with the reason alone if it is none that OpenCV reads, too.
 
     The orientation is that of JPEG files, 1 for others.
     """
-    return _read(content, None, "image", load=False)
+    return _read(content, _READABLE, "image", load=False)
 
 
-def _read(content: bytes, formats: list[str] | None, kind: str, *, load: bool) -> ImageInfo:
+def _read(content: bytes, formats: tuple[str, ...], kind: str, *, load: bool) -> ImageInfo:
     """Header of an image, or with `load` all of it; DataError with the reason alone."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content), formats=formats) as image:
@@ -72,7 +85,7 @@ def _read(content: bytes, formats: list[str] | None, kind: str, *, load: bool) -
                 load_strictly(image)
     except UnidentifiedImageError as error:
         raise DataError(f"damaged {kind}: its header cannot be read") from error
-    except (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError) as error:
+    except _PILLOW_ERRORS as error:
         raise DataError(f"damaged {kind}: {error}") from error
     return ImageInfo((height, width), orientation)
 
@@ -89,12 +102,12 @@ def check_stream(content: bytes) -> ImageInfo:
         return ImageInfo(size, orientation=1)
     stream = io.BytesIO(content)
     try:
-        with Image.open(stream, formats=_READABLE) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(stream, formats=_READABLE) as image:
             (width, height), kind, begin = image.size, image.format, stream.tell()
             orientation = int(image.getexif().get(_ORIENTATION, 1)) if "exif" in image.info else 1
     except UnidentifiedImageError as error:
         raise DataError("not an image, or one with a damaged header" if content else "empty file") from error
-    except (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError) as error:
+    except _PILLOW_ERRORS as error:
         raise DataError(f"damaged header: {error}") from error
     if width * height > MAX_PIXELS:
         raise DataError(f"{width} x {height} pixels, more than {MAX_PIXELS // 10**6} million")

@@ -23,7 +23,15 @@ from dataset.image_list import ImageRoot, ListEntry, checked_objects, read_list
 from dataset.labels import HEADER_WIDTH, MIN_OBJECT_WIDTH
 from dataset.packing import shortened
 from dataset.recordio import RecordWriter, pack, pack_single
-from dataset.sidecar import Sidecar, drop_sidecar, file_sha256, read_sidecar, sidecar_path, tool_version, write_sidecar
+from dataset.sidecar import (
+    Sidecar,
+    drop_sidecar,
+    file_sha256,
+    read_sidecar,
+    sidecar_bytes,
+    sidecar_path,
+    tool_version,
+)
 
 logger = logging.getLogger(__name__)
 _CHUNK = 8  # images a thread takes at a time
@@ -131,9 +139,10 @@ def pack_list(
                 kept.append(k)
                 _write(writer, encoded, pack_label is not False, packed)
         _refuse(packed, skip_bad)
-    if source.class_names:
-        write_sidecar(rec, _sidecar(source, source.class_names, np.array(kept), packed))
-    elif drop_sidecar(rec):
+        if source.class_names:
+            sidecar = _sidecar(source, source.class_names, np.array(kept), packed, writer.finish())
+            writer.add_file(sidecar_path(rec), sidecar_bytes(sidecar))
+    if not source.class_names and drop_sidecar(rec):
         logger.warning("%s removed: it told of the record that was there before", sidecar_path(rec))
     return packed
 
@@ -160,10 +169,10 @@ def _refuse(packed: PackedList, skip_bad: bool) -> None:
         raise DataError(f"no image can be used, nothing was written: {listed}")
 
 
-def _sidecar(source: ImageList, names: tuple[str, ...], kept: np.ndarray, packed: PackedList) -> Sidecar:
-    """The sidecar of the records of the kept lines (positions)."""
+def _sidecar(source: ImageList, names: tuple[str, ...], kept: np.ndarray, packed: PackedList, rec: Path) -> Sidecar:
+    """The sidecar of the records of the kept lines (positions); rec: the complete .rec, under whatever name."""
     assert source.counts is not None  # only detection labels have names
-    counts, rec = source.counts[kept], source.path.with_suffix(".rec")
+    counts = source.counts[kept]
     ids = source.ids[np.isin(np.repeat(np.arange(len(source.counts)), source.counts), kept)]
     return Sidecar(
         class_names=names,

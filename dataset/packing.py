@@ -16,12 +16,11 @@ import numpy as np
 
 from config.errors import DataError
 from config.signals import held
-from dataset.files import write_atomically
 from dataset.image_check import MAX_BYTES, ImageInfo, check_image
 from dataset.imdb import AnnotatedImage, Imdb
 from dataset.labels import pack_label, validate
 from dataset.recordio import RecordWriter, pack
-from dataset.sidecar import Sidecar, file_sha256, tool_version, write_sidecar
+from dataset.sidecar import Sidecar, file_sha256, sidecar_bytes, sidecar_path, tool_version
 
 SHOWN = 10  # lines of a list in an error or a report
 _CHUNK = 8  # images a worker takes at a time
@@ -88,8 +87,8 @@ def pack_dataset(
             elif skip_bad or not report.bad:
                 lines.append(_add(writer, len(lines), checked, report))
         _refuse(report, skip_bad, len(lines))
-    write_atomically(target, "".join(lines).encode("utf-8"))
-    write_sidecar(rec, _sidecar(report, rec, source))
+        writer.add_file(target, "".join(lines).encode("utf-8"))
+        writer.add_file(sidecar_path(rec), sidecar_bytes(_sidecar(report, writer.finish(), source)))
     return report
 
 
@@ -129,6 +128,8 @@ def _refuse(report: Report, skip_bad: bool, packed: int) -> None:
     listed = "; ".join(shortened(report.bad))
     if report.bad and not skip_bad:
         raise DataError(f"images that cannot be used: {len(report.bad)} (mend or --skip-bad them): {listed}")
+    if packed == 0 and not report.bad:
+        raise DataError("no image has objects, nothing was written; --true-negative keeps images without objects")
     if packed == 0:
         raise DataError(f"no image can be used, nothing was written: {listed}")
 
@@ -140,6 +141,7 @@ def shortened(lines: Sequence[str]) -> list[str]:
 
 
 def _sidecar(report: Report, rec: Path, source: str) -> Sidecar:
+    """The sidecar of what was packed; rec: the complete .rec, under whatever name."""
     most = max(report.counts)
     return Sidecar(
         class_names=report.class_names,
@@ -181,9 +183,9 @@ def _check_chunk(images: list[AnnotatedImage]) -> Chunk:
 
 @contextmanager
 def _checked(images: list[AnnotatedImage], workers: int) -> Iterator[Iterator[Checked]]:
-    """The checked images in order, from `workers` processes; 1 works in this one."""
+    """The checked images in order, from `workers` processes; 1, or no image at all, works in this one."""
     chunks = [images[k : k + _CHUNK] for k in range(0, len(images), _CHUNK)]
-    if workers == 1:
+    if workers == 1 or not chunks:
         yield (checked for chunk in chunks for checked in _check_chunk(chunk))
         return
     context = multiprocessing.get_context("spawn")

@@ -18,6 +18,7 @@ import numpy as np
 
 from config.errors import DataError
 from dataset.darknet_data import text_lines
+from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from dataset.imdb import AnnotatedImage, require_inside
 
 VOC_CLASSES = tuple(
@@ -28,7 +29,6 @@ VOC_CLASSES = tuple(
 )
 DEFAULT_YEARS = ("2007", "2012")
 DEFAULT_SET = "trainval"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 MAX_XML_BYTES = 8 << 20
 _BOX_TAGS = ("xmin", "ymin", "xmax", "ymax")
 logger = logging.getLogger(__name__)
@@ -74,8 +74,9 @@ class PascalVoc:
         """
         self.root = Path(root)
         self.bad: list[str] = []
+        locate = _ImageFinder()
         listed = _listed(self.root, years, image_sets, every_annotation)
-        annotations = list(self._annotations(listed, skip_bad))
+        annotations = list(self._annotations(listed, locate, skip_bad))
         self.class_names = tuple(class_names) if class_names else _choose_classes(annotations)
         self.images = [self._image(annotation, pixel_origin) for annotation in annotations]
         self.dropped = tuple(line for image in self.images for line in image.dropped)
@@ -84,10 +85,12 @@ class PascalVoc:
         ]
         self._report(annotations, pixel_origin)
 
-    def _annotations(self, listed: Sequence[tuple[Path, str]], skip_bad: bool) -> Iterator[_Annotation]:
+    def _annotations(
+        self, listed: Sequence[tuple[Path, str]], locate: "_ImageFinder", skip_bad: bool
+    ) -> Iterator[_Annotation]:
         for folder, name in listed:
             try:
-                yield _read(self.root, folder, name)
+                yield _read(self.root, folder, name, locate)
             except DataError as error:
                 if not skip_bad:
                     raise
@@ -109,7 +112,7 @@ class PascalVoc:
             hint = f" (did you mean {close[0]}?)" if close else ""
             raise DataError(
                 f"{path}: class {name!r} is not among the {len(self.class_names)} class names{hint}; "
-                "add it to --class-names or correct the annotation"
+                "add it to --class-names, leave its objects out with --only-class-names, or correct the annotation"
             )
         return self.class_names.index(name)
 
@@ -183,12 +186,12 @@ def _names(folder: Path, image_set: str | None, every: bool) -> list[str]:
     return names
 
 
-def _read(root: Path, folder: Path, name: str) -> _Annotation:
+def _read(root: Path, folder: Path, name: str, locate: "_ImageFinder") -> _Annotation:
     """Parses one annotation file."""
     path = folder / "Annotations" / f"{name}.xml"
     require_inside(path, folder / "Annotations", root)
     tree = _parse(path)
-    image = _image_path(folder / "JPEGImages", name)
+    image = locate(folder / "JPEGImages", name)
     require_inside(image, folder / "JPEGImages", root)
     objects = tree.findall("object")
     boxes = [_box(element, path) for element in objects]
@@ -222,10 +225,32 @@ def _parse(path: Path) -> Element:
     return tree
 
 
-def _image_path(folder: Path, name: str) -> Path:
-    """The image of that name; NAME.jpg if there is none (packing names it as missing)."""
-    candidates = [folder / f"{name}{suffix}" for suffix in IMAGE_SUFFIXES]
-    return next((path for path in candidates if path.is_file()), candidates[0])
+class _ImageFinder:
+    """Finds images by their names without suffix; a folder is listed once, and only for names that are no .jpg."""
+
+    def __init__(self) -> None:
+        self._listed: dict[Path, dict[str, Path]] = {}
+
+    def __call__(self, folder: Path, name: str) -> Path:
+        """The image: JPEG or PNG in any spelling, else another format (packing names it as neither), else NAME.jpg,
+        which packing names as missing."""
+        usual = folder / f"{name}{IMAGE_SUFFIXES[0]}"
+        if usual.is_file():
+            return usual
+        if usual.parent not in self._listed:
+            self._listed[usual.parent] = _images_by_stem(usual.parent)
+        return self._listed[usual.parent].get(Path(name).name, usual)
+
+
+def _images_by_stem(folder: Path) -> dict[str, Path]:
+    """{name without suffix: image} of a folder; of several the one with the first suffix, in lower case first."""
+    ranks = {suffix: rank for rank, suffix in enumerate((*IMAGE_SUFFIXES, *OTHER_SUFFIXES))}
+    found = [path for path in folder.glob("*") if path.suffix.lower() in ranks and path.is_file()]
+
+    def order(path: Path) -> tuple[int, str]:
+        return ranks[path.suffix.lower()], path.suffix.swapcase()
+
+    return {path.stem: path for path in sorted(found, key=order, reverse=True)}
 
 
 def _size(tree: Element, path: Path) -> tuple[int, int] | None:
@@ -280,8 +305,8 @@ def _without_extent(annotation: _Annotation) -> list[str]:
 def _choose_classes(annotations: Sequence[_Annotation]) -> tuple[str, ...]:
     found = {name for annotation in annotations for name in annotation.names}
     if found <= set(VOC_CLASSES):
-        logger.info("class names: the 20 of PASCAL VOC")
+        logger.info("class names of the annotations: the 20 of PASCAL VOC")
         return VOC_CLASSES
     names = tuple(sorted(found))
-    logger.info("class names: the %d found in the annotations, sorted: %s", len(names), ",".join(names))
+    logger.info("class names of the annotations: %d, sorted: %s", len(names), ",".join(names))
     return names

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from config.errors import DataError
-from dataset.files import AtomicFile, publish_all
+from dataset.files import AtomicFile, publish_all, staged
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -65,7 +65,7 @@ def unpack(payload: bytes, where: str) -> Record:
 
 
 class RecordWriter:
-    """Context manager that writes PATH and its .idx; both appear on a clean exit (.rec first) or not at all."""
+    """Context manager that writes PATH, its .idx and the files added; on a clean exit all appear, in this order."""
 
     def __init__(self, path: str | Path) -> None:
         """Opens temporary files in the folder of `path`, which must exist."""
@@ -75,6 +75,7 @@ class RecordWriter:
         except BaseException:
             self._rec.discard()
             raise
+        self._more: list[AtomicFile] = []
         self._offset = 0
 
     def write(self, index: int, payload: bytes) -> None:
@@ -91,17 +92,27 @@ class RecordWriter:
             self._offset += _PART.size + end - begin
         self._offset += self._rec.file.write(bytes(-len(payload) % 4))
 
+    def finish(self) -> Path:
+        """Ends the .rec and returns its path of now, for its size and checksum; nothing can be written afterwards."""
+        self._rec.sync()
+        return self._rec.temporary
+
+    def add_file(self, path: Path, content: bytes) -> None:
+        """A small file that is to appear together with the record."""
+        self._more.append(staged(path, content))
+
     def __enter__(self) -> "RecordWriter":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        files = [self._rec, self._idx, *self._more]
         if kind is None:
-            publish_all([self._rec, self._idx])
-        else:
-            self._rec.discard()
-            self._idx.discard()
+            publish_all(files)
+            return
+        for file in files:
+            file.discard()
 
 
 class RecordReader:

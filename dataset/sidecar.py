@@ -53,8 +53,12 @@ def read_sidecar(rec_path: str | Path) -> Sidecar | None:
 
 def write_sidecar(rec_path: str | Path, sidecar: Sidecar) -> None:
     """Writes the sidecar of a record atomically."""
-    text = json.dumps(asdict(sidecar), indent=1, ensure_ascii=False) + "\n"
-    write_atomically(sidecar_path(rec_path), text.encode("utf-8"))
+    write_atomically(sidecar_path(rec_path), sidecar_bytes(sidecar))
+
+
+def sidecar_bytes(sidecar: Sidecar) -> bytes:
+    """A sidecar as its file has it."""
+    return (json.dumps(asdict(sidecar), indent=1, ensure_ascii=False) + "\n").encode("utf-8")
 
 
 def drop_sidecar(rec_path: str | Path) -> bool:

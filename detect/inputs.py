@@ -2,6 +2,7 @@
 
 import glob
 import itertools
+import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,12 @@ from pathlib import Path
 
 from config.errors import DataError, OptionError
 from config.options import is_truth
+from dataset.image_check import OTHER_SUFFIXES
 from detect.preprocess import SUFFIXES
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+_SKIPPED = {*OTHER_SUFFIXES, *VIDEO_SUFFIXES} - SUFFIXES
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -126,12 +130,23 @@ def _split_commas(word: str, folder: str, extension: str) -> list[str]:
     return [str(Path(folder, part.strip() + extension)) for part in word.split(",") if part.strip()]
 
 
+def _report_skipped(folder: Path, files: Sequence[Path]) -> None:
+    if files:
+        logger.warning(
+            "%s: pictures and videos left out: %d, first %s; of a folder only %s are read: convert the others, or name "
+            "videos one by one",
+            folder, len(files), files[0].name, ", ".join(sorted(SUFFIXES)),
+        )  # fmt: skip
+
+
 def _expand(part: str) -> list[Path]:
     path = Path(part)
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+        files = sorted(p for p in path.iterdir() if p.is_file())
+        found = [p for p in files if p.suffix.lower() in SUFFIXES]
         if not found:
             raise DataError(f"{part}: the folder holds no images ({', '.join(sorted(SUFFIXES))})")
+        _report_skipped(path, [p for p in files if p.suffix.lower() in _SKIPPED])
         return found
     if path.exists():
         return [path]

@@ -21,7 +21,7 @@ from config.signals import exit_on_sigterm
 from config.threads import usable_threads
 from dataset.class_names import read_class_names
 from dataset.encode import DEFAULT_QUALITY, Encoder
-from dataset.files import AtomicFile, publish_all
+from dataset.files import AtomicFile, publish_all, staged
 from dataset.image_folder import find_images, split
 from dataset.image_list import ImageRoot, format_list
 from dataset.list_packing import ImageList, PackedList, load_list, pack_list
@@ -129,8 +129,7 @@ def _write_all(contents: dict[Path, bytes]) -> None:
     files: list[AtomicFile] = []
     try:
         for path, content in contents.items():
-            files.append(AtomicFile(path))
-            files[-1].file.write(content)
+            files.append(staged(path, content))
     except BaseException:
         for file in files:
             file.discard()

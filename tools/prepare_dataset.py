@@ -5,6 +5,7 @@ python tools/prepare_dataset.py --dataset pascal --root data/VOCdevkit --year 20
 python tools/prepare_dataset.py --dataset coco --root data/coco --set train2017 --target data/train.lst
 python tools/prepare_dataset.py --dataset yolo --root data/mine/mine.data --set train --target data/train.lst
 python tools/prepare_dataset.py --dataset pascal --root data/mine --split 0.81,0.09,0.1 --target data/mine.lst
+python tools/prepare_dataset.py --dataset pascal --root data/VOCdevkit --class-names car,person --only-class-names
 """
 
 import importlib
@@ -24,6 +25,7 @@ from config.prepare_options import PrepareOptions
 from config.signals import exit_on_sigterm
 from config.threads import usable_threads
 from dataset.annotation_list import AnnotationList, listed_path, write_annotation_list
+from dataset.chosen_classes import choose_classes
 from dataset.class_names import read_class_names
 from dataset.coco import Coco
 from dataset.darknet_data import YoloFolder
@@ -42,11 +44,13 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     exit_on_sigterm()
     target = _target(options)
-    imdb, bad = _read(options)
+    names = _names(options)
+    source, bad = _read(options, None if options.only_class_names else names)
+    imdb = _only(source, names) if options.only_class_names and names else source
     parts = split(imdb, options.split, options.seed) if options.split else {}
     targets = {name: target.with_name(f"{target.stem}_{name}.lst") for name in parts}
     for path in targets.values() if parts else [target]:
-        _refuse_sources(path, imdb.sources, options)
+        _refuse_sources(path, source.sources, options)
     if not parts:
         _pack(imdb, target, options, bad)
         return
@@ -97,9 +101,28 @@ def _refuse_sources(target: Path, sources: Sequence[Path], options: PrepareOptio
                 raise OptionError(f"--target {target}: {output} would replace {source}, which is read; choose another")
 
 
-def _read(options: PrepareOptions) -> tuple[Source, list[str]]:
-    """The annotations that --dataset, --root, --year and --set name, and a sentence for each file left out of them."""
+def _names(options: PrepareOptions) -> tuple[str, ...] | None:
+    """The names that --class-names gives."""
     names = read_class_names(options.class_names)
+    if options.only_class_names and not names:
+        raise OptionError("--only-class-names: name the classes to keep with --class-names")
+    return names
+
+
+def _only(imdb: Imdb, names: Sequence[str]) -> Imdb:
+    """The data set with the objects of the named classes alone; says how many of the others are left out."""
+    chosen = choose_classes(imdb, names)
+    if chosen.left_out:
+        counts = ", ".join(f"{name} {count}" for name, count in chosen.left_out.items())
+        print(f"objects left out, as --only-class-names says: {counts}")
+    return chosen
+
+
+def _read(options: PrepareOptions, names: Sequence[str] | None) -> tuple[Source, list[str]]:
+    """The annotations that --dataset, --root, --year and --set name, and a sentence for each file left out of them.
+
+    names by id; None takes those of the annotations.
+    """
     if options.dataset == "coco":
         if options.year:
             logging.warning("--year has no effect: the sets of COCO have their year in their name, as train2017")

@@ -191,3 +191,15 @@ def test_prepare_dataset_packs_them(folder, tmp_path, capsys):
     assert read_sidecar(target).class_names == ("cat", "dog")
     objects = parse_label(unpack(RecordReader(target.with_suffix(".rec")).read(0), "").label, "")
     assert np.allclose(objects[0], [1, 0.25, 0.4, 0.75, 0.6, 0])
+
+
+def test_images_of_other_formats_in_a_folder_are_named_as_in_a_list(folder, tmp_path, capsys):
+    for name in ("train/d.bmp", "train/e.WEBP", "valid/f.tif"):
+        (folder / "images" / name).write_bytes(b"pixels")
+        (folder / "labels" / name).with_suffix(".txt").write_text("0 0.5 0.5 0.1 0.1")
+    (folder / "images/train/notes.txt").write_text("no image")
+    words = ["--dataset", "yolo", "--root", str(folder), "--target", str(tmp_path / "t.lst"), "--num-thread", "1"]
+    with pytest.raises(DataError, match=r"cannot be used: 3 .*images/train/d\.bmp: neither JPEG nor PNG; convert it"):
+        main([*words, "--no-shuffle"])
+    main([*words, "--skip-bad"])
+    assert "images: 3, without objects: 1, left out: 3" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from config.errors import DataError
-from dataset.image_check import check_image, check_stream
+from dataset.image_check import check_image, check_stream, image_header
 from tests.dataset.voc import jpeg
 
 
@@ -178,3 +179,25 @@ def test_usual_jpegs_are_read_without_pillow(kind, monkeypatch):
     content = encode("JPEG", **kind)
     monkeypatch.setattr(Image, "open", lambda *args, **kwargs: pytest.fail("Pillow was asked"))
     assert check_stream(content).size == (30, 40)
+
+
+@pytest.mark.parametrize("content", [b"DDS |\0\0\0" + bytes(200), encode("GIF", "L")], ids=["dds", "gif"])
+def test_header_of_a_format_that_training_cannot_read_is_a_data_error(content):
+    with pytest.raises(DataError, match="header cannot be read"):
+        image_header(content)
+
+
+@pytest.mark.parametrize("check", [check_image, check_stream, image_header])
+def test_an_error_of_pillows_decoders_in_c_is_a_data_error(check, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("the decoder failed")
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(DataError, match="the decoder failed"):
+        check(encode("PNG"))
+
+
+@pytest.mark.parametrize("check", [check_image, check_stream, image_header])
+def test_pillows_warnings_are_not_shown(check):
+    with warnings.catch_warnings(action="error"), pytest.raises(DataError, match="more than 64 million"):
+        check(png_of(11000, 9000))

@@ -1,6 +1,7 @@
 """Packing: what is written can be read by us and by MXNet, is complete or absent, and bad images are named."""
 
 import io
+import re
 import subprocess
 import sys
 
@@ -119,7 +120,7 @@ def test_bad_images_are_all_named_and_nothing_is_written(root, target):
 def test_skip_bad_leaves_them_out(root, target):
     (root / "JPEGImages" / "03.jpg").write_bytes(b"GIF89a")
     report = run(root, target, skip_bad=True)
-    assert report.bad == ["JPEGImages/03.jpg: neither JPEG nor PNG"]
+    assert report.bad == ["JPEGImages/03.jpg: neither JPEG nor PNG; convert it"]
     assert [record.index for record in records(target)] == list(range(29))
     assert read_sidecar(target).num_images == 29
 
@@ -129,6 +130,14 @@ def test_nothing_usable_is_an_error(root, target):
         path.write_bytes(b"")
     with pytest.raises(DataError, match="no image can be used"):
         run(root, target, skip_bad=True)
+    assert written(target) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_image_with_objects_is_an_error_that_names_the_option(root, target, workers):
+    image_set(root, "trainval", "02", "05")
+    with pytest.raises(DataError, match="no image has objects, nothing was written; --true-negative keeps"):
+        run(root, target, workers=workers, keep_empty=False)
     assert written(target) == []
 
 
@@ -168,6 +177,18 @@ def test_interruption_keeps_the_earlier_files(root, target):
     with pytest.raises(KeyboardInterrupt):
         run(root, target, seed=5, workers=2, progress=interrupt)
     assert {path.name: path.read_bytes() for path in target.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize("suffix", [".lst", ".idx", ".json"])
+def test_a_file_that_cannot_be_written_leaves_the_earlier_ones(root, target, suffix):
+    run(root, target)
+    blocked = target.with_suffix(suffix)
+    blocked.unlink()
+    blocked.mkdir()
+    before = {path.name: path.is_file() and path.read_bytes() for path in target.parent.iterdir()}
+    with pytest.raises(IsADirectoryError, match=re.escape(str(blocked))):
+        run(root, target, seed=5)
+    assert {path.name: path.is_file() and path.read_bytes() for path in target.parent.iterdir()} == before
 
 
 def test_workers_do_not_load_mxnet():

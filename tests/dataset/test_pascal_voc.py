@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from config.errors import DataError
+from dataset.packing import pack_dataset
 from dataset.pascal_voc import VOC_CLASSES, PascalVoc
 from tests.dataset.voc import CAT, DOG, add, image_set, xml, xml_object
 
@@ -173,6 +174,21 @@ def test_links_cannot_leave_the_folder(bare, tmp_path_factory):
     image_set(bare, "trainval", "c")
     with pytest.raises(DataError, match="outside"):
         PascalVoc(bare)
+
+
+@pytest.mark.parametrize("suffix", [".Jpg", ".jpeg", ".JPEG", ".PnG", ".png"])
+def test_an_image_is_found_in_any_spelling_of_its_suffix(bare, suffix):
+    (bare / "JPEGImages/a.jpg").rename(bare / f"JPEGImages/a{suffix}")
+    (bare / "JPEGImages/a.bmp").write_bytes(b"BM")
+    assert names(PascalVoc(bare)) == [f"JPEGImages/a{suffix}", "JPEGImages/b.jpg"]
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".WEBP", ".tif"])
+def test_an_image_of_another_format_is_named_as_such(bare, tmp_path, suffix):
+    (bare / "JPEGImages/a.jpg").rename(bare / f"JPEGImages/a{suffix}")
+    (bare / f"JPEGImages/a{suffix}").write_bytes(b"pixels")
+    with pytest.raises(DataError, match=rf"JPEGImages/a\{suffix}: neither JPEG nor PNG; convert it"):
+        pack_dataset(PascalVoc(bare), tmp_path / "t.lst", seed=None, workers=1)
 
 
 def test_linked_image_folder_is_fine(bare, tmp_path_factory):

@@ -45,6 +45,16 @@ def test_what_is_not_there_is_named(photos):
         find_images([f"{photos}/empty"])
 
 
+def test_a_folders_files_of_other_formats_are_told(photos, caplog):
+    (photos / "notes.txt").write_text("")
+    find_images([str(photos)])
+    assert not caplog.text
+    for name in ("x.tif", "y.GIF", "z.mp4"):
+        (photos / name).write_bytes(b"")
+    assert _names(find_images([str(photos)]), photos) == ["a.jpg", "b.PNG", "c,d.jpg"]
+    assert f"{photos}: pictures and videos left out: 3, first x.tif; of a folder only .bmp, .jpeg" in caplog.text
+
+
 def test_pictures_have_names_of_their_own():
     images = [Path("x/a.jpg"), Path("y/a.jpg"), Path("y/a-2.jpg"), Path("a.png"), Path("x/b"), Path("z/b.gif")]
     names = [path.name for path in plan_outputs(images, "--output", Path("out"))]

@@ -381,6 +381,15 @@ def test_an_interruption_leaves_the_older_files(root, detection, number):
     assert contents(detection.parent, (".rec", ".idx", ".tmp")) == before
 
 
+def test_a_sidecar_that_cannot_be_written_leaves_the_older_record(root, detection):
+    im2rec(detection, root)
+    before = contents(detection.parent)
+    detection.with_suffix(".json").mkdir()
+    with pytest.raises(DataError, match=r"det\.json: cannot be read or written"):
+        im2rec(detection, root, "--resize", "20", "--class-names", "cat,dog")
+    assert contents(detection.parent) == before
+
+
 def test_a_sidecar_of_another_tool_gives_its_names(root, detection):
     write_sidecar(detection, Sidecar(("u", "v"), 1, 1, 1, (1, 0), 8, "", "", 1, "0"))
     im2rec(detection, root)

@@ -256,3 +256,84 @@ def test_skip_bad_leaves_out_damaged_annotations_too(root, tmp_path, capsys):
         path.write_text("")
     with pytest.raises(DataError, match="no annotation can be used: .*VOC2007"):
         main([*words, "--skip-bad"])
+
+
+def test_an_image_that_pillow_cannot_read_is_named(tmp_path):
+    for path, text in {"images/a.jpg": b"DDS |\0\0\0" + bytes(200), "labels/a.txt": b"0 0.5 0.5 0.1 0.1"}.items():
+        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).write_bytes(text)
+    words = ["--dataset", "yolo", "--root", str(tmp_path), "--target", str(tmp_path / "t.lst"), "--num-thread", "1"]
+    with pytest.raises(DataError, match=r"images that cannot be used: 1 .*a\.jpg: neither JPEG nor PNG"):
+        main(words)
+
+
+def yolo(folder, names="cat\ndog\n"):
+    """An image with a cat and a dog; the names of the classes."""
+    for path, text in {
+        "images/a.jpg": jpeg(),
+        "labels/a.txt": b"0 0.2 0.2 0.1 0.1\n1 0.5 0.5 0.2 0.2\n",
+        "my.names": names.encode(),
+        "my.data": b"classes = 2\ntrain = my.txt\nnames = my.names\n",
+        "my.txt": b"images/a.jpg\n",
+        "boxes.txt": b"images/a.jpg 1,1,20,15,0 21,16,40,30,1\n",
+    }.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(text)
+
+
+def sources(folder):
+    """{--dataset: --root} of folders that hold a cat and a dog in an image."""
+    add(folder / "voc", "a", CAT, DOG)
+    image_set(folder / "voc", "trainval", "a")
+    boxes = [annotation(1, 3, [0, 0, 20, 15]), annotation(1, 7, [21, 16, 19, 14])]
+    write_set(
+        folder, "train2017", content([image(1)], boxes, [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]), "images"
+    )
+    yolo(folder)
+    return {"pascal": "voc", "coco": "", "yolo": "my.data", "list": "boxes.txt"}
+
+
+@pytest.mark.parametrize("dataset", ["pascal", "coco", "yolo", "list"])
+def test_objects_of_other_classes_are_left_out_and_counted_if_asked_for(tmp_path, capsys, dataset):
+    target = tmp_path / "t.lst"
+    root = tmp_path / sources(tmp_path)[dataset]
+    words = ["--dataset", dataset, "--root", str(root), "--target", str(target), "--num-thread", "1"]
+    main([*words, "--class-names", "dog", "--only-class-names"])
+    shown = capsys.readouterr().out
+    assert "objects left out, as --only-class-names says: cat 1\n" in shown
+    assert "objects: 1, most in one image: 1" in shown
+    sidecar = read_sidecar(target)
+    assert (sidecar.class_names, sidecar.objects_per_class) == (("dog",), (1,))
+    assert float(target.read_text().split("\t")[4]) > 0.3  # the dog's, not the cat's
+
+
+@pytest.mark.parametrize("dataset", ["pascal", "coco"])
+def test_an_object_of_another_class_is_refused_with_the_option_that_leaves_it_out(tmp_path, dataset):
+    root = tmp_path / sources(tmp_path)[dataset]
+    words = ["--dataset", dataset, "--root", str(root), "--target", str(tmp_path / "t.lst")]
+    with pytest.raises(DataError, match="'cat' is not among the 1 class names.*out with --only-class-names"):
+        main([*words, "--class-names", "dog"])
+
+
+def test_only_class_names_needs_names(root):
+    with pytest.raises(OptionError, match="--only-class-names: name the classes to keep with --class-names"):
+        main(["--root", str(root), "--only-class-names"])
+
+
+@pytest.mark.parametrize("source", ["my.data", "", "boxes.txt"])
+@pytest.mark.parametrize(("given", "told"), [("cat,dog", False), ("dog,cat", True), ("cat,dog,cow", True)])
+def test_other_names_than_those_beside_the_labels_are_told(tmp_path, caplog, source, given, told):
+    yolo(tmp_path)
+    words = ["--dataset", "list" if source == "boxes.txt" else "yolo", "--root", str(tmp_path / source)]
+    main([*words, "--target", str(tmp_path / "t.lst"), "--num-thread", "1", "--class-names", given])
+    message = f"its class ids are named by --class-names ({given}), not by its own names (cat,dog); --only-class-names"
+    assert (message in caplog.text) == told
+    assert read_sidecar(tmp_path / "t.rec").class_names == tuple(given.split(","))
+
+
+def test_names_for_classes_without_are_no_contradiction(tmp_path, caplog):
+    yolo(tmp_path)
+    (tmp_path / "my.data").write_text("classes = 2\ntrain = my.txt\n")
+    words = ["--dataset", "yolo", "--root", str(tmp_path / "my.data"), "--num-thread", "1"]
+    main([*words, "--target", str(tmp_path / "t.lst"), "--class-names", "x,y"])
+    assert "its own names" not in caplog.text
