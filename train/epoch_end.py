@@ -12,6 +12,7 @@ import numpy as np
 
 from config.run import best_metric
 from config.runtime import mx
+from config.signals import held
 from evaluate.operating_point import best_f1
 from evaluate.voc_eval import VOCResult
 from train.callbacks import Progress, finite_values
@@ -91,9 +92,10 @@ class EpochEnd:
         is_best = self._is_best(record)
         self._tell_if_unrated(epoch, record)
         if self.plan.is_due(number, record["num_update"], is_best, last, self.best is not None):
-            self.writer.save(self.options.prefix, number, record)
-            if not self._took_over:
-                self._take_over(number)
+            with held():  # a run that a signal ends knows whether it has a checkpoint
+                self.writer.save(self.options.prefix, number, record)
+                if not self._took_over:
+                    self._take_over(number)
             if is_best:
                 self.best = record
                 self._write_best()
