@@ -1,6 +1,6 @@
 """Detects objects in images: python demo.py --help."""
 
-from config.errors import run_command
+from machine.command import run_command
 
 
 def main(argv: list[str]) -> int:

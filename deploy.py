@@ -1,6 +1,6 @@
 """Exports a checkpoint as a model folder: python deploy.py --help."""
 
-from config.errors import run_command
+from machine.command import run_command
 
 if __name__ == "__main__":
     from deploy.main import main

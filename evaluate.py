@@ -1,6 +1,6 @@
 """Evaluates a checkpoint: python evaluate.py --help."""
 
-from config.errors import run_command
+from machine.command import run_command
 
 if __name__ == "__main__":
     from evaluate.main import main

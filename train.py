@@ -1,6 +1,6 @@
 """Trains a detector: python train.py --help."""
 
-from config.errors import run_command
+from machine.command import run_command
 
 if __name__ == "__main__":
     from train.main import main

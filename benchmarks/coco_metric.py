@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import in_turns, machine, median_ratio, print_table, seconds_of
-from config.errors import OptionError, run_command
+from common.errors import OptionError
 from config.options import option, parse_options
 from evaluate.coco_metric import COCOResult, coco_eval
+from machine.command import run_command
 
 DETECTIONS_OF_AN_OBJECT = 4  # some near every object, the rest anywhere
 WIDTH, HEIGHT = 640, 480

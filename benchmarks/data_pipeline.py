@@ -12,14 +12,15 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
+from common.errors import OptionError
 from config.augment_options import TrainAugment
 from config.config import NO_AUGMENT, classic_arguments
-from config.errors import OptionError, run_command
 from config.options import option, parse_options
 from config.run import ENGINES
-from config.runtime import mx
 from dataset.native_iterator import iterator_class
 from dataset.recordio import RecordReader
+from machine.command import run_command
+from machine.runtime import mx
 
 MEAN = (123, 117, 104)
 # The values of the YOLOv3-SPP trainer (ultralytics/yolov3, train.py).

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.common import in_turns, machine, median_ratio, print_table, verdict
-from config.errors import run_command
 from config.network_options import NetworkOptions
 from config.options import option, parse_options
-from config.runtime import mx
-from config.threads import usable_threads
-from deploy.onednn import suit_onednn
+from graph.onednn import suit_onednn
+from machine.command import run_command
+from machine.runtime import mx
+from machine.threads import usable_threads
 from symbol.detector.efficientdet import predictions
 from symbol.registry import EFFDET_NETWORKS
 

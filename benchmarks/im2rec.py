@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import in_turns, median_ratio, print_table, seconds_of, verdict
-from config.errors import run_command
-from config.opencv import cv2
 from config.options import option, parse_options
-from config.threads import usable_threads
+from machine.command import run_command
+from machine.opencv import cv2
+from machine.threads import usable_threads
 
 REQUIRED = 1.5  # times mxnet's images/s
 ROOT = Path(__file__).parents[1]
@@ -30,11 +30,11 @@ OURS, MXNET = "tools/im2rec.py", "mxnet's im2rec"
 MODES = {"encode": [], "resize": ["--resize", "256"], "pass-through": ["--pass-through"]}
 NOISE = 8  # of the images' pixels, so that their JPEGs are as large as photographs'
 JPEG_QUALITY = 90
-# mxnet 1.9.1 needs numpy's removed aliases, which config.runtime supplies.
+# mxnet 1.9.1 needs numpy's removed aliases, which machine.runtime supplies.
 RUN_MXNET = """
 import runpy, sys
 from pathlib import Path
-from config.runtime import mx
+from machine.runtime import mx
 sys.argv[0] = str(Path(mx.__file__).parent / "tools" / "im2rec.py")
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

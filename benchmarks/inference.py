@@ -36,13 +36,14 @@ import numpy as np
 from benchmarks import inference_report
 from benchmarks.inference_engines import END_TO_END_CANDIDATES, NETWORK_CANDIDATES, TORCH_PARAMS, Candidate
 from benchmarks.inference_report import END_TO_END, NETWORK, Cell, Setting
-from config.errors import OptionError, run_command
-from config.opencv import cv2
+from common.errors import OptionError
+from common.files import write_atomically
+from common.version import installed_version
 from config.options import option, parse_options
-from config.threads import cpu_model
-from config.version import installed_version
-from dataset.files import write_atomically
-from detect.engine import AUTO
+from engines.engine import AUTO
+from machine.command import run_command
+from machine.opencv import cv2
+from machine.threads import cpu_model
 from tools.make_shapes import draw_image
 
 NETWORK_NAMES = ("ssd_vgg16", "ssd_mobilenet", "yolov3_spp", "efficientdet_d0")

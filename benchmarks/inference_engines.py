@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from config.threads import engine_threads
-from deploy.folder_files import ONNX, read_manifest
 from detect.detector import Detector, class_thresholds, select
-from detect.engine import AUTO, ENGINES, MXNET, ONNXRUNTIME, OPENVINO, Task
-from detect.preprocess import InputWriter, read_image
 from detect.statistics import StepStatistics
+from engines.engine import AUTO, ENGINES, MXNET, ONNXRUNTIME, OPENVINO, Task
+from engines.preprocess import InputWriter, read_image
+from machine.threads import engine_threads
+from model.folder_files import ONNX, read_manifest
 
 FLOAT32, BFLOAT16, INT8 = PRECISIONS = ("float32", "bfloat16", "int8")
 TORCH, CHANNELS_LAST = "torch", "torch channels-last"
@@ -63,7 +63,7 @@ END_TO_END_CANDIDATES = (
 def open_network(candidate: Candidate, folder: Path, batch: int) -> Run:
     """What runs the network: float32 (B, 3, H, W) -> det, with PyTorch the raw predictions."""
     if candidate.library == MXNET:
-        from detect.mxnet_engine import MxnetEngine
+        from engines.mxnet_engine import MxnetEngine
 
         return MxnetEngine(Task(folder / candidate.precision, batch_size=batch)).run
     if candidate.library == ONNXRUNTIME:

@@ -30,15 +30,15 @@ from benchmarks.inference_engines import (
 )
 from benchmarks.inference_models import NETWORKS, make_model, raw_outputs, read_inputs
 from config.deploy_options import NAIVE
-from config.runtime import mx
-from deploy.bind import fused_model
 from deploy.calibrate import calibrate
-from deploy.export import inference_model
-from deploy.folder_files import ONNX, ONNX_INT8
-from deploy.manifest import Calibration
-from deploy.model_folder import Model, write_model_folder
 from deploy.onnx_export.export import to_onnx
 from deploy.onnx_int8 import int8_onnx
+from machine.runtime import mx
+from model.bind import fused_model
+from model.folder import Model, write_model_folder
+from model.folder_files import ONNX, ONNX_INT8
+from model.load import inference_model
+from model.manifest import Calibration
 
 MODEL_IMAGES = 4  # whose statistics the weights are made for
 # Those of ONNX Runtime's int8 operators that networks have; SSD's L2 normalisation stays float32.

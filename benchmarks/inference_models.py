@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from common.version import versions
 from config.augment_options import FORCE, LETTERBOX
 from config.network_options import NetworkOptions
 from config.options import to_mapping
-from config.runtime import mx
-from config.version import versions
 from dataset.letterbox import Resize
-from deploy.manifest import Manifest, PostProcessing, Source
-from deploy.model_folder import Model
-from detect.preprocess import read_image, write_input
+from engines.preprocess import read_image, write_input
+from machine.runtime import mx
+from model.folder import Model
+from model.manifest import Manifest, PostProcessing, Source
 from symbol.symbol_factory import get_symbol
 
 CANDIDATES = 200  # boxes of an image above the score threshold, in the mean

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.inference_engines import FLOAT32, Candidate, open_end_to_end, open_network
-from deploy.folder_files import read_manifest
-from detect.preprocess import InputWriter, read_image
+from engines.preprocess import InputWriter, read_image
+from model.folder_files import read_manifest
 
 WARM_UP = 2
 

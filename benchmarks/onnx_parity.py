@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.common import machine, print_table
-from config import threads
-from config.errors import OptionError, run_command
+from common.errors import OptionError
 from config.options import option, parse_options
+from machine import threads
+from machine.command import run_command
 
 if TYPE_CHECKING:
-    from deploy.manifest import Manifest
-    from deploy.model_folder import Model
+    from model.folder import Model
+    from model.manifest import Manifest
 
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -39,10 +40,10 @@ def main(argv: list[str]) -> None:
     options = parse_options(ParityOptions, argv, "ONNX beside MXNet")
     threads.configure()
     from deploy.comparison import TOLERANCE, compare, total
-    from deploy.export import inference_model, load_model
-    from deploy.folder_files import ONNX
-    from deploy.manifest import UINT8_NHWC
     from deploy.onnx_file import onnx_files
+    from model.folder_files import ONNX
+    from model.load import inference_model, load_model
+    from model.manifest import UINT8_NHWC
 
     loaded = load_model(options.model)
     model = inference_model(loaded, options.uint8_input and loaded.manifest.input_format != UINT8_NHWC)
@@ -67,7 +68,7 @@ def inputs(manifest: "Manifest", options: ParityOptions) -> list[np.ndarray]:
     A shorter record gives all that it has, and what does not fill a batch is left out.
     """
     from dataset.recordio import RecordReader, unpack
-    from detect.preprocess import InputWriter, read_image
+    from engines.preprocess import InputWriter, read_image
 
     reader, writer = RecordReader(options.rec), InputWriter(manifest)
     images = min(options.images, len(reader))
@@ -109,8 +110,8 @@ def milliseconds(seconds: list[float]) -> str:
 
 def mxnet_run(model: "Model", shape: tuple[int, ...]) -> Run:
     """The model in MXNet."""
-    from config.runtime import mx
-    from deploy.bind import bind
+    from machine.runtime import mx
+    from model.bind import bind
 
     return bind(model, mx.cpu(), shape[0]).run
 

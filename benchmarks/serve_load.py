@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import machine, print_table
-from config import threads
-from config.errors import DataError, run_command
+from common.errors import DataError
 from config.options import option, parse_options
+from machine import threads
+from machine.command import run_command
 
 HOST = "127.0.0.1"
 WARM_UP = 10  # images

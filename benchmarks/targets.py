@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import Seconds, in_turns, machine, median_ratio, print_table, seconds_of, verdict
-from config.errors import run_command
 from config.options import option, parse_options
-from config.runtime import mx
-from config.threads import usable_threads
+from machine.command import run_command
+from machine.runtime import mx
+from machine.threads import usable_threads
 from symbol.symbol_factory import get_assigner, get_symbol_train, input_size
 from train.stages import without_det
 

@@ -29,12 +29,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.common import Seconds, machine, median_ratio, print_table, verdict
+from common.errors import OptionError
 from config.augment_options import TrainAugment
-from config.errors import OptionError, run_command
 from config.options import option, parse_options
-from config.runtime import mx
-from config.threads import usable_threads
 from dataset.iterator import DetRecordIter
+from machine.command import run_command
+from machine.runtime import mx
+from machine.threads import usable_threads
 from symbol.darknet_sections import with_classes, with_width
 from symbol.detector.ssd import anchor_layers
 from symbol.registry import find_row, find_yolo_row, is_effdet, is_yolo

@@ -17,10 +17,10 @@ import numpy as np
 
 from benchmarks.common import Seconds, in_turns, machine, median_ratio, print_table, seconds_of
 from benchmarks.targets import make_step
-from config.errors import run_command
 from config.network_options import NetworkOptions
 from config.options import option, parse_options
-from config.runtime import mx
+from machine.command import run_command
+from machine.runtime import mx
 from symbol.detector import yolo
 from symbol.registry import find_yolo_row
 from symbol.symbol_factory import get_assigner, get_symbol_train, input_size

@@ -5,7 +5,7 @@ The classic cfg.valid (nothing random, bilinear resize) is what an iterator does
 
 from dataclasses import dataclass, fields
 
-from config.errors import OptionError
+from common.errors import OptionError
 from config.options import option
 
 FORCE, LETTERBOX = RESIZE_MODES = ("force", "letterbox")

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
+from common.errors import OptionError
 from config.augment_options import TrainAugment
-from config.errors import OptionError
 from config.options import from_mapping, option
-from config.threads import usable_threads
+from machine.threads import usable_threads
 
 NUM_CROP_SAMPLER = "num_crop_sampler"
 LINEAR = 1

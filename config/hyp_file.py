@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from config.errors import OptionError
+from common.errors import OptionError
 from config.options import read_yaml
 
 # Key of a file -> option of train.py.

@@ -2,7 +2,7 @@
 
 import difflib
 
-from config.errors import OptionError
+from common.errors import OptionError
 
 NETWORK_NAMES = (
     "densenet-tiny",

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from config.errors import OptionError
+from common.errors import OptionError
 
 T = TypeVar("T")
 PRESET_FOLDER = Path(__file__).parent / "presets"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from config.errors import OptionError
+from common.errors import OptionError
 from config.options import option
 
 SCHEDULES = ("steps", "step_epochs", "cosine", "cosine_epochs", "plateau")

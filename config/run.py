@@ -4,10 +4,10 @@ import dataclasses
 from dataclasses import dataclass, replace
 from typing import Any
 
+from common.errors import OptionError
 from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES, TrainAugment
 from config.classic_options import ClassicEvaluateOptions, ClassicTrainOptions
 from config.detection_options import DetectionOptions
-from config.errors import OptionError
 from config.network_options import NetworkOptions
 from config.options import option
 from config.recipe_options import RecipeOptions

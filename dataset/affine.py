@@ -10,8 +10,8 @@ import numpy as np
 
 from boxes.geometry import area
 from config.augment_options import TrainAugment
-from config.opencv import cv2
 from dataset.transforms import Size
+from machine.opencv import cv2
 
 MIN_PIXELS = 4  # an object keeps more than this of each side,
 MIN_AREA = 0.2  # more than this part of its area,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from config.errors import DataError
+from common.errors import DataError
+from common.files import write_atomically
 from dataset.darknet_data import find_file, names_in, numbered, report_renamed, text_lines
-from dataset.files import write_atomically
 from dataset.imdb import AnnotatedImage
 from dataset.labels import OBJECT_WIDTH
 

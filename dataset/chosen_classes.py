@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from config.errors import DataError
+from common.errors import DataError
 from dataset.imdb import AnnotatedImage, Imdb
 
 SHOWN = 20  # names of the annotations in an error or a warning

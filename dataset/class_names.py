@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from config.errors import OptionError
+from common.errors import OptionError
 from dataset.sidecar import read_sidecar
 
 _MAX_NAMES_BYTES = 1 << 20

@@ -18,7 +18,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from config.errors import DataError
+from common.errors import DataError
 from dataset.imdb import AnnotatedImage, require_inside
 
 DEFAULT_SETS = ("train2017",)

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from config.errors import DataError
-from dataset.files import write_atomically
+from common.errors import DataError
+from common.files import write_atomically
 from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES, image_header
 from dataset.imdb import AnnotatedImage
 from dataset.labels import OBJECT_WIDTH, TOLERANCE

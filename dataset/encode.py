@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from config.errors import DataError
-from config.opencv import cv2
+from common.errors import DataError
 from dataset.image_check import MAX_PIXELS, ImageInfo, check_stream
+from machine.opencv import cv2
 
 DEFAULT_QUALITY = {".jpg": 95, ".png": 9}  # mxnet asks for 95 with either; OpenCV takes it as 9 for PNG
 _QUALITY_FLAG = {".jpg": cv2.IMWRITE_JPEG_QUALITY, ".png": cv2.IMWRITE_PNG_COMPRESSION}

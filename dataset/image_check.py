@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from config.errors import DataError
-from config.opencv import MAX_PIXELS, cv2
+from common.errors import DataError
+from machine.opencv import MAX_PIXELS, cv2
 
 MAX_BYTES = 256 << 20
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")

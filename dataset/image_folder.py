@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from config.errors import DataError, OptionError
+from common.errors import DataError, OptionError
 from dataset.image_list import ImageRoot
 
 CLASSIC_SEED = 100  # of the shuffle, as in mxnet's im2rec

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config.errors import DataError
+from common.errors import DataError
 from dataset.labels import parse_label, validate
 
 MAX_INDEX = 2**63 - 1

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from config.errors import DataError
+from common.errors import DataError
 from dataset.labels import OBJECT_WIDTH
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from config.errors import OptionError
+from common.errors import OptionError
 from dataset.transforms import Size
 
 MULTIPLE = 32  # pixels; the stride of the deepest maps

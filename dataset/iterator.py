@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from common.errors import OptionError, UserError
 from config.augment_options import DEFAULT_FILL, FORCE, LETTERBOX, TrainAugment
-from config.errors import OptionError, UserError
-from config.runtime import mx
-from config.threads import usable_threads
 from dataset.labels import parse_label
 from dataset.letterbox import Resize
 from dataset.recordio import RecordReader, unpack
@@ -21,6 +19,8 @@ from dataset.samples import DATA, GEOMETRY, LABEL, Assigner, BatchLayout, Sample
 from dataset.sidecar import read_sidecar, verify_sidecar
 from dataset.transforms import Size, shape_of
 from dataset.workers import InProcess, WorkerPool
+from machine.runtime import mx
+from machine.threads import usable_threads
 
 AHEAD = 2  # batches made ahead, beside those of the current group
 NORMALISER = "normaliser"

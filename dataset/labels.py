@@ -6,7 +6,7 @@ difficult. We write A = 2, B = 6.
 
 import numpy as np
 
-from config.errors import DataError
+from common.errors import DataError
 
 OBJECT_WIDTH = 6
 HEADER_WIDTH = 2

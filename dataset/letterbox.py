@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.errors import OptionError
 from config.augment_options import DEFAULT_FILL, FORCE, LETTERBOX, RESIZE_MODES
-from config.errors import OptionError
-from config.opencv import cv2
 from dataset.transforms import Size
+from machine.opencv import cv2
 
 LESS_BEFORE = 0.1  # an odd border has its larger half behind: round(half - 0.1) before
 

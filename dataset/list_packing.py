@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config.errors import DataError, OptionError
-from config.signals import held
+from common.errors import DataError, OptionError
 from dataset.encode import Encoder
 from dataset.image_check import MAX_BYTES
 from dataset.image_list import ImageRoot, ListEntry, checked_objects, read_list
@@ -32,6 +31,7 @@ from dataset.sidecar import (
     sidecar_path,
     tool_version,
 )
+from machine.signals import held
 
 logger = logging.getLogger(__name__)
 _CHUNK = 8  # images a thread takes at a time

@@ -16,15 +16,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from common.errors import DataError, OptionError
 from config.augment_options import FORCE
 from config.config import classic_arguments
-from config.errors import DataError, OptionError
-from config.runtime import mx
 from dataset.iterator import DetRecordIter, RecordIter, group_total
 from dataset.native_labels import label_width, parse_rows, read_labels, real_objects, split_by_bytes
 from dataset.recordio import unpack
 from dataset.samples import DATA, GEOMETRY, LABEL, BatchLayout, SampleMaker, write_all
 from dataset.transforms import decode
+from machine.runtime import mx
 
 AHEAD = 3  # batches that the thread makes ahead
 SHUFFLE_CHUNK_MB = 64

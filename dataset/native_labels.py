@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from boxes.geometry import clip_to_unit
-from config.errors import DataError
+from common.errors import DataError
 from dataset.augment import MIN_SIDE
 from dataset.image_check import image_header
 from dataset.labels import OBJECT_WIDTH

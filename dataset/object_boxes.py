@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config.errors import DataError
+from common.errors import DataError
 from dataset.image_check import image_header
 from dataset.labels import parse_label, validate
 from dataset.letterbox import Resize

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from config.errors import DataError
-from config.signals import held
+from common.errors import DataError
 from dataset.image_check import MAX_BYTES, ImageInfo, check_image
 from dataset.imdb import AnnotatedImage, Imdb
 from dataset.labels import pack_label, validate
 from dataset.recordio import RecordWriter, pack
 from dataset.sidecar import Sidecar, file_sha256, sidecar_bytes, sidecar_path, tool_version
+from machine.signals import held
 
 SHOWN = 10  # lines of a list in an error or a report
 _CHUNK = 8  # images a worker takes at a time

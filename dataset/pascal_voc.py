@@ -16,7 +16,7 @@ from xml.etree.ElementTree import Element, ParseError  # noqa: S405 - types only
 import defusedxml.ElementTree
 import numpy as np
 
-from config.errors import DataError
+from common.errors import DataError
 from dataset.darknet_data import text_lines
 from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from dataset.imdb import AnnotatedImage, require_inside

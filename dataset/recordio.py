@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from config.errors import DataError
-from dataset.files import AtomicFile, publish_all, staged
+from common.errors import DataError
+from common.files import AtomicFile, publish_all, staged
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)

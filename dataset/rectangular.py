@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from config.errors import DataError, OptionError
+from common.errors import DataError, OptionError
 from dataset.image_check import image_header
 from dataset.letterbox import smallest_size
 from dataset.recordio import RecordReader, unpack

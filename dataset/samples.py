@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from boxes.assigners import AssignerError
+from common.errors import DataError
 from config.augment_options import TrainAugment
-from config.errors import DataError
 from dataset.augment import Sample, augment, augment_mosaic, resize_only
 from dataset.labels import OBJECT_WIDTH, parse_label, validate
 from dataset.letterbox import Resize

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from config.errors import DataError
-from config.version import __version__
-from dataset.files import write_atomically
+from common.errors import DataError
+from common.files import write_atomically
+from common.version import __version__
 from dataset.recordio import RecordReader
 
 MAX_SIDECAR_BYTES = 4 << 20

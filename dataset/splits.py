@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from config.errors import OptionError
+from common.errors import OptionError
 from dataset.imdb import AnnotatedImage, Imdb
 
 PARTS = ("train", "val", "test")

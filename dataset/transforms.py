@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from boxes.geometry import clip_to_unit
+from common.errors import DataError
 from config.augment_options import AUTO_INTERPOLATION
-from config.errors import DataError
-from config.opencv import MAX_PIXELS, cv2
+from machine.opencv import MAX_PIXELS, cv2
 
 Size = tuple[int, int]
 Span = tuple[int, int]

@@ -7,7 +7,7 @@ import socket
 import sys
 import traceback
 
-from config.errors import DataError
+from common.errors import DataError
 from dataset.samples import BatchLayout, SampleMaker
 from dataset.workers import MAX_MESSAGE, Reply, Task, encode
 

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from config.errors import DataError
+from common.errors import DataError
 from dataset.samples import Arrays, BatchLayout, SampleMaker
 from dataset.transforms import Size
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from common.contract import DATA
 from config.deploy_options import NAIVE
-from config.runtime import mx
-from deploy.executor import bound
-from deploy.int8 import Fused, Thresholds
-from deploy.manifest import DATA
+from graph.executor import bound
+from graph.int8 import Fused, Thresholds
+from machine.runtime import mx
 
 logger = logging.getLogger(__name__)
 

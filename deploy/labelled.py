@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from config.runtime import mx
 from dataset.iterator import DetRecordIter
-from deploy.manifest import UINT8_NHWC, Manifest
 from evaluate.eval_metric import VOC07MApMetric
 from evaluate.evaluate_net import check_classes
 from evaluate.frames import frames_of
+from machine.runtime import mx
+from model.manifest import UINT8_NHWC, Manifest
 
 METRIC = "VOC07 mAP"
 Run = Callable[[mx.nd.NDArray], np.ndarray]  # data in the model's input format -> det

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from config import threads
+from common.errors import OptionError
+from common.prefix import check_prefix
 from config.deploy_options import DeployOptions
 from config.detection_options import given_detection
-from config.errors import OptionError
 from config.idle_options import idle_deploy_options
 from config.options import parse_options
-from config.prefix import check_prefix
-from config.signals import exit_on_sigterm
-from deploy.folder_files import ONNX_INT8
+from machine import threads
+from machine.signals import exit_on_sigterm
+from model.folder_files import ONNX_INT8
 
 if TYPE_CHECKING:
-    from deploy.manifest import Manifest
+    from model.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +29,14 @@ def main(argv: list[str]) -> int:
     check_int8(options)
     check_onnx(options)
     threads.configure()
-    from config.terminal_log import log_to_terminal
-    from deploy.export import inference_model, model_from_checkpoint
-    from deploy.model_folder import check_replaceable, write_model_folder
+    from common.terminal_log import log_to_terminal
     from deploy.onnx_file import onnx_files
     from deploy.onnx_int8 import add_int8_file
     from deploy.precision import Int8Options, with_dtype
-    from train.checkpoint import load_checkpoint
-    from train.expected_model import check_model
+    from model.checkpoint import load_checkpoint
+    from model.expected_model import check_model
+    from model.folder import check_replaceable, write_model_folder
+    from model.load import inference_model, model_from_checkpoint
 
     log_to_terminal()
     exit_on_sigterm()

@@ -5,13 +5,14 @@ import logging
 
 import numpy as np
 
-from config.errors import InstallError, OptionError
+from common.contract import DATA, DET
+from common.errors import InstallError, OptionError
 from deploy.comparison import TOLERANCE, Comparison, compare
-from deploy.executor import outputs
-from deploy.folder_files import ONNX
-from deploy.manifest import DATA, DET, UINT8_NHWC, Manifest
-from deploy.model_folder import Model
-from deploy.symbol_check import last_line
+from graph.executor import outputs
+from model.folder import Model
+from model.folder_files import ONNX
+from model.manifest import UINT8_NHWC, Manifest
+from model.symbol_check import last_line
 
 logger = logging.getLogger(__name__)
 _INSTALL = 'pip install "mxnet-detector-trainer[onnx]"'

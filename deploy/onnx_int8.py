@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from config.errors import InstallError
-from config.runtime import mx
-from deploy.bind import fused_model
-from deploy.folder_files import ONNX, ONNX_INT8
-from deploy.int8 import Fused
+from common.contract import DATA, DET
+from common.errors import InstallError
 from deploy.labelled import METRIC, Run, mean_ap
-from deploy.manifest import DATA, DET, Accuracy
-from deploy.model_folder import Model
+from graph.int8 import Fused
+from machine.runtime import mx
+from model.bind import fused_model
+from model.folder import Model
+from model.folder_files import ONNX, ONNX_INT8
+from model.manifest import Accuracy
 
 logger = logging.getLogger(__name__)
 

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from config.errors import DataError
-from config.runtime import mx
-from deploy.bind import bind, fused_model
+from common.errors import DataError
 from deploy.calibrate import calibrate
 from deploy.labelled import METRIC, input_batches, mean_ap
-from deploy.manifest import FLOAT32, INT8, Accuracy, Calibration
-from deploy.model_folder import Model
 from deploy.sensitivity import rank_layers
+from machine.runtime import mx
+from model.bind import bind, fused_model
+from model.folder import Model
+from model.manifest import FLOAT32, INT8, Accuracy, Calibration
 
 logger = logging.getLogger(__name__)
 

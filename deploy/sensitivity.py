@@ -4,10 +4,9 @@ import logging
 
 import numpy as np
 
-from config.runtime import mx
-from deploy.executor import outputs
-from deploy.int8 import Fused, Thresholds, to_int8
-from deploy.manifest import Calibration
+from graph.executor import outputs
+from graph.int8 import Fused, Thresholds, to_int8
+from machine.runtime import mx
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ def rank_layers(fused: Fused, thresholds: Thresholds, data: mx.nd.NDArray) -> li
     errors = []
     for number, layer in enumerate(heads.layers, start=1):
         others = tuple(name for name in heads.layers if name != layer)
-        symbol, arg_params = to_int8(heads, Calibration("", "", 0, thresholds, others))
+        symbol, arg_params = to_int8(heads, thresholds, others)
         errors.append((_error(outputs(symbol, arg_params, heads.aux_params, data), reference), layer))
         if number % _EVERY == 0 or number == len(heads.layers):
             logger.info("sensitivity: layer %d of %d", number, len(heads.layers))

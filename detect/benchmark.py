@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from detect.preprocess import ImageInput
+from engines.preprocess import ImageInput
 
 if TYPE_CHECKING:
     from detect.detector import Detector

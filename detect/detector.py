@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config.errors import CheckpointError, OptionError
+from common.errors import CheckpointError, OptionError
 from config.run import DeviceOptions
 from dataset.transforms import to_image
-from detect.engine import AUTO, Task
-from detect.engines import open_engine
-from detect.preprocess import ImageInput, InputWriter, read_image
 from detect.statistics import DECODING, NETWORK, POST, PRE, StepStatistics, Timings
+from engines.engine import AUTO, Task
+from engines.open import open_engine
+from engines.preprocess import ImageInput, InputWriter, read_image
 
 if TYPE_CHECKING:
-    from config.runtime import mx
+    from machine.runtime import mx
 
 DEFAULT_THRESHOLD = 0.5
 

@@ -8,10 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from config.errors import DataError, OptionError
+from common.errors import DataError, OptionError
 from config.options import is_truth
 from dataset.image_check import OTHER_SUFFIXES
-from detect.preprocess import SUFFIXES
+from engines.preprocess import SUFFIXES
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 _SKIPPED = {*OTHER_SUFFIXES, *VIDEO_SUFFIXES} - SUFFIXES

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import threads
+from common.errors import OptionError
+from common.output_file import check_output_file
+from common.terminal_log import log_to_terminal
 from config.demo_options import DemoOptions
-from config.errors import OptionError
 from config.options import boolean_flags, parse_options
-from config.output_file import check_output_file
 from config.run import DeviceOptions
-from config.signals import exit_on_sigterm
-from config.terminal_log import log_to_terminal
 from detect.benchmark import benchmark
 from detect.inputs import Source, distinct_files, find_images, is_video, plan_outputs, split_words, with_values
-from detect.preprocess import ImageInput, read_image
 from detect.records import Records
 from detect.run import Job, Run
 from detect.sinks import Window
 from detect.video import Video, frame_size
+from engines.preprocess import ImageInput, read_image
+from machine import threads
+from machine.signals import exit_on_sigterm
 
 if TYPE_CHECKING:
     from detect.detector import Detector
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
 def _load(options: DemoOptions) -> "Detector":
     """The detector of the options, which is the model that they expect; heat maps need all of its boxes."""
     from detect.detector import Detector
-    from train.expected_model import check_model
+    from model.expected_model import check_model
 
     detection = {name: getattr(options, name) for name in ("nms", "force") if getattr(options, name) is not None}
     detector = Detector(

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from dataset.files import write_atomically
+from common.files import write_atomically
 
 LINES = ".jsonl"
 

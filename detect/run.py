@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from config.errors import DataError
+from common.errors import DataError
 from dataset.transforms import shape_of
-from detect.draw import draw
-from detect.heatmap import draw_heatmap, score_map
 from detect.inputs import Source
-from detect.preprocess import read_image
 from detect.records import Record, Records, make_record, summary
 from detect.sinks import ImageFile, Sink, Window, write_crops
 from detect.video import Frame, Video, VideoFile
+from drawing.boxes import draw
+from drawing.heatmap import draw_heatmap, score_map
+from engines.preprocess import read_image
 
 if TYPE_CHECKING:
     from detect.detector import Detector

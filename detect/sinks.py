@@ -8,10 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
-from config.errors import OptionError
-from config.opencv import cv2
-from dataset.files import write_atomically
-from detect.preprocess import encode_image
+from common.errors import OptionError
+from common.files import write_atomically
+from engines.preprocess import encode_image
+from machine.opencv import cv2
 
 TITLE = "detections (q ends)"
 _END_KEYS = (ord("q"), 27)  # 27: Escape

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from config.errors import DataError, OptionError
-from config.opencv import cv2
+from common.errors import DataError, OptionError
 from dataset.transforms import shape_of
 from detect.inputs import VIDEO_SUFFIXES
+from machine.opencv import cv2
 
 USUAL_RATE, HIGHEST_RATE = 25.0, 240.0  # frames a second, where a file or camera does not say
 SHORT = 0.9  # share of the frames that a file promises; who gets fewer is told

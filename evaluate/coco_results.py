@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from config.errors import OptionError
+from common.errors import OptionError
+from common.files import write_atomically
 from dataset.coco import read_annotations
-from dataset.files import write_atomically
 from dataset.image_list import read_list
 
 

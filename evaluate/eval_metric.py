@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from config.runtime import mx
 from evaluate.coco_metric import COCOResult, coco_eval
 from evaluate.frames import to_image_pixels
 from evaluate.voc_eval import VOCResult, VOCRule, voc_eval
+from machine.runtime import mx
 
 
 class DetectionMetric(mx.metric.EvalMetric, ABC):

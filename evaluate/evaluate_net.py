@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from config.errors import DataError, OptionError
+from common.errors import DataError, OptionError
 from config.idle_options import idle_detection_options
-from config.memory import told_exhaustion
-from config.runtime import mx
 from dataset.iterator import RecordIter
 from dataset.native_iterator import iterator_class
 from dataset.sidecar import read_sidecar
@@ -21,9 +19,11 @@ from evaluate.eval_metric import ValidationMetric
 from evaluate.inference import inference_module
 from evaluate.scoring import score_detections
 from evaluate.voc_eval import VOCResult
+from machine.devices import check_batch_size
+from machine.memory import told_exhaustion
+from machine.runtime import mx
+from model.checkpoint import PIXEL_FIELDS, Checkpoint
 from symbol.symbol_factory import check_any_size, get_symbol, rebuilding_options
-from train.checkpoint import PIXEL_FIELDS, Checkpoint
-from train.devices import check_batch_size
 
 logger = logging.getLogger(__name__)
 

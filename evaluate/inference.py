@@ -3,15 +3,15 @@
 import logging
 from collections.abc import Sequence
 
-from config.runtime import mx
-from deploy.onednn import squeezes, suit_onednn
-from train.params_file import Params
+from graph.onednn import squeezes, suit_onednn
+from machine.runtime import mx
+from model.params_file import Params
 
 LOGGER = logging.getLogger(__name__)
 
 
 def is_rewritten(symbol: mx.sym.Symbol, devices: Sequence[mx.Context]) -> bool:
-    """Whether inference_module runs another graph that gives the same (deploy/onednn.py), and so weights of its own."""
+    """Whether inference_module runs another graph that gives the same (graph/onednn.py), and so weights of its own."""
     return all(device.device_type == "cpu" for device in devices) and squeezes(symbol)
 
 

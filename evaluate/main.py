@@ -5,13 +5,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from config import threads
+from common.errors import OptionError
+from common.output_file import check_output_file
 from config.detection_options import given_detection
-from config.errors import OptionError
 from config.idle_options import idle_evaluate_options
 from config.options import parse_options
-from config.output_file import check_output_file
 from config.run import RECT_MULTIPLES, EvaluateOptions, metric_kinds
+from machine import threads
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +24,9 @@ def main(argv: list[str]) -> int:
     from dataset.recordio import RecordReader
     from evaluate.evaluate_net import evaluate_net
     from evaluate.report import save_pr_curves
-    from train.checkpoint import load_checkpoint
-    from train.devices import contexts
-    from train.expected_model import check_model
+    from machine.devices import contexts
+    from model.checkpoint import load_checkpoint
+    from model.expected_model import check_model
 
     checkpoint = load_checkpoint(options.prefix, options.epoch)
     known = {name: checkpoint.meta[name] for name in ("network", "class_names", "data_shape", "mean_pixels")}
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     evaluation = evaluate_net(
         checkpoint,
         options.rec_path,
-        contexts(options),
+        contexts(options.gpus, options.cpu, options.cpus),
         batch_size=options.batch_size,
         workers=options.workers,
         engine=options.engine,
@@ -117,7 +117,7 @@ def _coco_ids(options: EvaluateOptions, records: Any, class_names: list[str]) ->
 def _write_json(options: EvaluateOptions, epoch: int, evaluation: Any) -> None:
     """The result as JSON; a class without ground truth has AP null. AP and mAP are those of the first metric listed
     that has them."""
-    from dataset.files import write_atomically
+    from common.files import write_atomically
 
     by_kind = {kind: _values(result) for kind, result in evaluation.results.items()}
     first = next((values for values in by_kind.values() if "mAP" in values), {})

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from config.figures import save_figure
+from drawing.figures import save_figure
 from evaluate.coco_metric import COCOResult
 from evaluate.voc_eval import ClassResult, VOCResult
 

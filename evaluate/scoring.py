@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from config.runtime import mx
 from evaluate.frames import frames_of
+from machine.runtime import mx
 
 
 def score_detections(

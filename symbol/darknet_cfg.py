@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config.errors import DataError
+from common.errors import DataError
 from symbol.darknet_sections import (
     ACTIVATIONS,
     Anchor,

@@ -6,7 +6,7 @@ What depends on labels alone is made by boxes/effdet_assigner.py; no shape of th
 import math
 
 from config.network_options import NetworkOptions
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.layers import Symbol
 from symbol.losses import softplus
 

@@ -9,8 +9,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from config.errors import OptionError
-from config.runtime import mx
+from common.errors import OptionError
+from machine.runtime import mx
 
 Symbol: TypeAlias = mx.sym.Symbol
 

@@ -1,6 +1,6 @@
 """Losses as symbol graphs; what depends on labels alone arrives as inputs (boxes/assigners.py)."""
 
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.layers import Symbol
 
 

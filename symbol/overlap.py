@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from boxes.overlap import EPSILON
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.layers import Symbol
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.layers import Symbol
 
 NO_OVERLAP = 1e-37  # a normal float32; MultiBoxDetection neither suppresses nor sorts with the threshold 0

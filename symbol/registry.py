@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
-from config.errors import OptionError
+from common.errors import OptionError
 from config.network_options import NetworkOptions
 from symbol.backbone import gluon_body, inceptionv3
 from symbol.backbone.darknet import yolov3, yolov3_tiny

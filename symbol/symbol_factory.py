@@ -9,10 +9,10 @@ from boxes.assigners import SSDAssigner
 from boxes.effdet_anchors import STRIDES
 from boxes.effdet_assigner import EffDetAssigner
 from boxes.yolo_assigner import YOLOAssigner
-from config.errors import CheckpointError, OptionError
+from common.errors import CheckpointError, OptionError
 from config.network_options import NetworkOptions
 from config.options import from_mapping
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.backbone.gluon_body import PREFIX as GLUONCV_PREFIX
 from symbol.darknet_cfg import load_cfg
 from symbol.detector import efficientdet, ssd, yolo

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 
 from boxes.yolo_assigner import COLUMNS
-from config.runtime import mx
 from config.yolo_options import YOLOOptions
+from machine.runtime import mx
 from symbol.layers import Symbol
 from symbol.losses import softplus
 from symbol.overlap import Boxes, paired_overlap

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import OptionError
 from config.demo_options import DemoOptions
 from config.deploy_options import DeployOptions
-from config.errors import OptionError
 from config.options import boolean_flags, from_mapping, parse_options
 from config.prepare_options import PrepareOptions
 from config.run import EvaluateOptions, TrainOptions
 from detect.inputs import split_words
+from model.expected_model import check_model
 from tools.visualize_net import VisualizeOptions
-from train.expected_model import check_model
 
 ROOT = Path(__file__).parent.parent
 MEANS = "--mean-r 123 --mean-g 117 --mean-b 104"

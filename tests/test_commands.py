@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from config.errors import run_command
 from config.run import TrainOptions
 from evaluate.main import main as evaluate_main
+from machine.command import run_command
+from model.checkpoint import list_epochs, load_checkpoint, optimizer_path, params_path
 from tests.train.tiny import NETWORK, flags, metrics, write_record
-from train.checkpoint import list_epochs, load_checkpoint, optimizer_path, params_path
 from train.main import main as train_main
 
 ROOT = Path(__file__).parent.parent
@@ -208,7 +208,7 @@ def test_a_mistake_is_one_sentence_and_status_2(script, words, expected):
 def status_and_error(monkeypatch, capsys, main, words):
     """run_command in this process: (exit status, last line of stderr)."""
     monkeypatch.setattr(sys, "argv", ["train.py", *words])
-    monkeypatch.setattr("config.terminal_log.log_to_terminal", lambda: None)
+    monkeypatch.setattr("common.terminal_log.log_to_terminal", lambda: None)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     with pytest.raises(SystemExit) as end:
         run_command(main)

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from config.errors import OptionError
+from common.errors import OptionError
 from config.run import TrainOptions
-from config.runtime import mx
 from dataset.iterator import DetRecordIter
 from deploy.export import export
 from detect.detector import Detector
 from evaluate.evaluate_net import evaluate_net
 from evaluate.voc_eval import VOCRule, voc_eval
+from machine.runtime import mx
+from model.checkpoint import load_checkpoint
 from tests.train.tiny import BATCH, CLASSES, NETWORK, write_record
-from train.checkpoint import load_checkpoint
 from train.training import run_training
 
 CPU = [mx.cpu()]

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from config.figures import save_figure
+from drawing.figures import save_figure
 
 DPI = 90
 DOT_AREA = 6

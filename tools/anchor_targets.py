@@ -9,7 +9,7 @@ import numpy as np
 from boxes.anchor_fit import MapShape, Places, fit_anchors, fit_ssd, quality, ssd_sizes
 from boxes.anchors import AnchorLayer, cell_centres, multibox_prior
 from boxes.geometry import iou
-from config.errors import OptionError
+from common.errors import OptionError
 from config.network_options import NetworkOptions
 from config.run import TrainOptions, network_options
 from dataset.transforms import Size

@@ -19,15 +19,16 @@ import numpy as np
 import yaml
 
 from boxes.anchor_fit import Coverage, best_iou, coverage
+from common.errors import DataError, OptionError
+from common.files import write_atomically
 from config.anchors_options import AnchorsOptions
-from config.errors import DataError, OptionError, run_command
 from config.options import from_mapping, parse_options, read_preset
 from config.run import TrainOptions
-from dataset.files import write_atomically
 from dataset.letterbox import Resize
 from dataset.object_boxes import object_boxes
 from dataset.sidecar import read_sidecar
 from dataset.transforms import Size
+from machine.command import run_command
 from tools.anchor_picture import save_picture
 from tools.anchor_targets import Family, family_of, pixel_sizes
 

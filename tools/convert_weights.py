@@ -15,20 +15,21 @@ if not __package__:
 
 import numpy as np
 
+from common.errors import CheckpointError, OptionError
+from common.prefix import check_prefix
 from config.convert_options import DEFAULT_NETWORK, ConvertOptions
-from config.errors import CheckpointError, OptionError, run_command
 from config.network_options import NetworkOptions
 from config.options import boolean_flags, from_mapping, parse_options, to_mapping
-from config.prefix import check_prefix
 from config.run import TrainOptions, pixel_options
-from config.signals import exit_on_sigterm
 from dataset.class_names import read_class_names
 from dataset.pascal_voc import VOC_CLASSES
 from detect.inputs import split_words
+from machine.command import run_command
+from machine.signals import exit_on_sigterm
 
 if TYPE_CHECKING:
-    from train.weights.classic import Description
-    from train.weights.report import Report
+    from model.weights.classic import Description
+    from model.weights.report import Report
 
 Arrays = dict[str, np.ndarray]
 YOLO_BIAS = re.compile(r"pred_\d+_conv_bias")
@@ -44,7 +45,7 @@ class Source:
     """A project whose weights can be read.
 
     Attributes:
-        module: in train/weights/: read(path) -> {name there: array}, rename(arrays, network, options) -> (arg, aux)
+        module: in model/weights/: read(path) -> {name there: array}, rename(arrays, network, options) -> (arg, aux)
             under our names; what it does not know keeps its name.
         options: of our network, which make it detect as the project does.
         pixels: fields of TrainOptions: how its images become inputs; others as train.py has them.
@@ -59,12 +60,12 @@ class Source:
     @property
     def read(self) -> Callable[[str], Arrays]:
         """The reader of its files."""
-        return importlib.import_module(f"train.weights.{self.module}").read
+        return importlib.import_module(f"model.weights.{self.module}").read
 
     @property
     def rename(self) -> Callable[[Arrays, str, Mapping[str, Any]], tuple[Arrays, Arrays]]:
         """The table from its names to ours."""
-        return importlib.import_module(f"train.weights.{self.module}").rename
+        return importlib.import_module(f"model.weights.{self.module}").rename
 
 
 # YOLOv3's inputs: RGB / 255 in their own proportions, with borders of a grey.
@@ -76,7 +77,7 @@ YOLO_PIXELS |= {"resize_mode": "letterbox", "fill": 114}
 EFFDET_PIXELS: dict[str, Any] = {"mean_r": 123.675, "mean_g": 116.28, "mean_b": 103.53}
 EFFDET_PIXELS |= {"std_r": 58.395, "std_g": 57.12, "std_b": 57.375, "resize_mode": "letterbox", "fill": 128}
 
-# --from NAME; a new source is a module in train/weights/ and a row here.
+# --from NAME; a new source is a module in model/weights/ and a row here.
 SOURCES: dict[str, Source] = {
     "ssd.pytorch": Source("pytorch", {"post_process": "per_class", "nms_topk": 200, "keep_topk": 200}),
     "torchvision": Source("pytorch"),
@@ -133,7 +134,7 @@ def _classic_symbol(options: ConvertOptions, path: Path) -> "Description | None"
     """What the symbol of a classic checkpoint says; None for other sources, and with a line where it is not there."""
     if options.from_ != "classic":
         return None
-    from train.weights import classic
+    from model.weights import classic
 
     symbol = classic.symbol_path(path)
     if path.is_file() and not symbol.is_file():
@@ -220,10 +221,10 @@ def _write(
     aux: Arrays,
 ) -> tuple["Report", bool]:
     """Writes what fits: a whole checkpoint of epoch 0 if nothing is missing, else the .params alone."""
-    from config.runtime import mx
-    from train.checkpoint import meta_path
-    from train.params_file import write_params
-    from train.weights.report import compare, expected_shapes
+    from machine.runtime import mx
+    from model.checkpoint import meta_path
+    from model.params_file import write_params
+    from model.weights.report import compare, expected_shapes
 
     assert options.data_shape  # main() has put the source's in
     wanted_arg, wanted_aux = expected_shapes(options.network, options.data_shape, len(names), **network_options)
@@ -254,8 +255,8 @@ def _write_checkpoint(
     aux: dict[str, Any],
 ) -> None:
     """A checkpoint of epoch 0, as training writes them, so that evaluate.py, deploy.py and demo.py run it."""
+    from model.checkpoint import save_checkpoint
     from symbol.symbol_factory import get_symbol_train, input_size
-    from train.checkpoint import save_checkpoint
     from train.stages import symbol_digest
 
     assert options.data_shape  # main() has put the source's in

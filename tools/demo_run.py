@@ -12,8 +12,9 @@ from pathlib import Path
 if not __package__:
     importlib.import_module("as_module")
 
-from config.errors import TrainingError, run_command
+from common.errors import TrainingError
 from config.options import option, parse_options
+from machine.command import run_command
 
 UNSEEN = "JPEGImages/test_0000?.jpg"  # of the images to show
 

@@ -19,8 +19,11 @@ from typing import Any
 if not __package__:
     importlib.import_module("as_module")
 
-from config.errors import UserError, run_command
-from config.gpus import (
+from common.errors import UserError
+from common.version import installed_version, versions
+from config.options import option, parse_options
+from machine.command import run_command
+from machine.gpus import (
     CUDA_WHEEL,
     HIGHEST_CAPABILITY,
     LOWEST_CAPABILITY,
@@ -29,10 +32,8 @@ from config.gpus import (
     is_supported,
     read_driver,
 )
-from config.libraries import missing_packages
-from config.options import option, parse_options
-from config.threads import configure, cpu_quota, physical_cores
-from config.version import installed_version, versions
+from machine.libraries import missing_packages
+from machine.threads import configure, cpu_quota, physical_cores
 
 # Instruction sets that decide the speed of float32, bfloat16 and int8 networks.
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
@@ -63,13 +64,13 @@ def main(argv: list[str]) -> int:
 def collect() -> dict[str, Any]:
     """The whole report as plain values: versions, features, cpu, memory (bytes), gpu, problems (sentences)."""
     configure()
-    problems = [problem for problem in (_problem("config.opencv"), _mxnet_problem()) if problem]
+    problems = [problem for problem in (_problem("machine.opencv"), _mxnet_problem()) if problem]
     if installed_version("mxnet") and installed_version(CUDA_WHEEL):
         problems.append(f"both mxnet and {CUDA_WHEEL} are installed and overwrite each other: uninstall both, then one")
     return {
         "versions": versions(),
         "executable": sys.executable,
-        "features": [] if "config.runtime" not in sys.modules else _features(),
+        "features": [] if "machine.runtime" not in sys.modules else _features(),
         "cpu": _cpu(),
         "memory": _memory(),
         "shm": _shared_memory(),
@@ -111,10 +112,10 @@ def _problem(module: str) -> str | None:
 
 def _mxnet_problem() -> str | None:
     """Why mxnet cannot be loaded, or cannot differentiate a small convolution; None if it can."""
-    problem = _problem("config.runtime")
+    problem = _problem("machine.runtime")
     if problem:
         return problem
-    from config.runtime import mx
+    from machine.runtime import mx
 
     image, kernel = mx.nd.ones((1, 3, 8, 8)), mx.nd.ones((4, 3, 3, 3))
     kernel.attach_grad()
@@ -129,7 +130,7 @@ def _mxnet_problem() -> str | None:
 
 
 def _features() -> list[str]:
-    from config.runtime import mx
+    from machine.runtime import mx
 
     return [name for name, feature in mx.runtime.Features().items() if feature.enabled]
 

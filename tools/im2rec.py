@@ -14,17 +14,18 @@ from pathlib import Path
 if not __package__:
     importlib.import_module("as_module")
 
-from config.errors import DataError, OptionError, run_command
+from common.errors import DataError, OptionError
+from common.files import AtomicFile, publish_all, staged
 from config.im2rec_options import Im2recOptions
 from config.options import parse_options
-from config.signals import exit_on_sigterm
-from config.threads import usable_threads
 from dataset.class_names import read_class_names
 from dataset.encode import DEFAULT_QUALITY, Encoder
-from dataset.files import AtomicFile, publish_all, staged
 from dataset.image_folder import find_images, split
 from dataset.image_list import ImageRoot, format_list
 from dataset.list_packing import ImageList, PackedList, load_list, pack_list
+from machine.command import run_command
+from machine.signals import exit_on_sigterm
+from machine.threads import usable_threads
 from tools.packing_output import print_list, progress
 
 _MADE_LISTS = r"(_\d+)?(_train|_val|_test)?\.lst"  # what --list appends to PREFIX

@@ -12,8 +12,8 @@ from typing import NamedTuple
 if not __package__:
     importlib.import_module("as_module")
 
-from config.errors import run_command
 from config.options import option, parse_options
+from machine.command import run_command
 
 NUM_CLASSES = 20
 SIZES = (300, 512)

@@ -14,9 +14,10 @@ if not __package__:
 
 import numpy as np
 
-from config.errors import DataError, run_command
-from config.opencv import cv2
+from common.errors import DataError
 from config.options import option, parse_options
+from machine.command import run_command
+from machine.opencv import cv2
 
 EMPTY_SHARE = 0.08  # images without objects
 MAX_OBJECTS = 6

@@ -19,11 +19,9 @@ if not __package__:
 
 import numpy as np
 
-from config.errors import DataError, OptionError, run_command
+from common.errors import DataError, OptionError
 from config.options import parse_options
 from config.prepare_options import PrepareOptions
-from config.signals import exit_on_sigterm
-from config.threads import usable_threads
 from dataset.annotation_list import AnnotationList, listed_path, write_annotation_list
 from dataset.chosen_classes import choose_classes
 from dataset.class_names import read_class_names
@@ -33,6 +31,9 @@ from dataset.imdb import Imdb
 from dataset.packing import Report, pack_dataset
 from dataset.pascal_voc import PascalVoc
 from dataset.splits import split
+from machine.command import run_command
+from machine.signals import exit_on_sigterm
+from machine.threads import usable_threads
 from tools.packing_output import print_list, progress
 
 Source = PascalVoc | Coco | YoloFolder | AnnotationList

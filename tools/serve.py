@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 if not __package__:
     importlib.import_module("as_module")
 
-from config import threads
-from config.errors import InstallError, OptionError, run_command
+from common.errors import InstallError, OptionError
+from common.terminal_log import log_to_terminal
 from config.options import parse_options
 from config.serve_options import ServeOptions
-from config.signals import exit_on_sigterm
-from config.terminal_log import log_to_terminal
+from machine import threads
+from machine.command import run_command
+from machine.signals import exit_on_sigterm
 
 if TYPE_CHECKING:
     from detect.service.app import Service

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 if not __package__:
     importlib.import_module("as_module")
 
-from config.errors import OptionError, run_command
+from common.errors import OptionError
 from config.network_options import NetworkOptions
 from config.options import option, parse_options
 from config.run import network_options
+from machine.command import run_command
 
 if TYPE_CHECKING:
     from tools.network_summary import Layer
@@ -85,7 +86,7 @@ def draw(symbol: Any, inputs: dict[str, tuple[int, ...]], options: VisualizeOpti
     """Draws the graph; returns the sentence that says where it is, or why there is none."""
     if shutil.which("dot") is None:
         return "No picture of the graph: it needs the program `dot` (apt-get install graphviz)."
-    from config.runtime import mx
+    from machine.runtime import mx
 
     folder = Path(options.output_dir)
     try:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 if not __package__:
     importlib.import_module("as_module")
 
+from common.errors import CheckpointError, DataError, OptionError
+from common.files import write_all
+from common.prefix import check_prefix
 from config.augment_options import FORCE
-from config.errors import CheckpointError, DataError, OptionError, run_command
 from config.network_options import NetworkOptions
 from config.options import from_mapping, option, parse_options
-from config.prefix import check_prefix
 from dataset.darknet_data import names_content
-from dataset.files import write_all
+from machine.command import run_command
 
 if TYPE_CHECKING:
     from symbol.darknet_sections import Sections
@@ -41,10 +42,10 @@ class WriteOptions:
 def main(argv: list[str]) -> None:
     """Writes the three files."""
     options = parse_options(WriteOptions, argv, "Writes a YOLOv3 checkpoint as Darknet's .weights, .cfg and .names.")
+    from model.checkpoint import load_checkpoint
+    from model.weights import darknet
+    from model.weights.darknet_pixels import for_unit_pixels
     from symbol.darknet_cfg import format_cfg
-    from train.checkpoint import load_checkpoint
-    from train.weights import darknet
-    from train.weights.darknet_pixels import for_unit_pixels
 
     checkpoint = load_checkpoint(options.prefix, options.epoch)
     meta = checkpoint.meta

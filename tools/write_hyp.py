@@ -10,11 +10,11 @@ from pathlib import Path
 if not __package__:
     importlib.import_module("as_module")
 
-from config.errors import run_command
+from common.files import write_atomically
 from config.hyp_file import format_hyp, read_hyp
 from config.options import option, parse_options, to_mapping
 from config.run import TrainOptions
-from dataset.files import write_atomically
+from machine.command import run_command
 
 
 @dataclass(frozen=True)

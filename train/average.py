@@ -6,8 +6,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from config.runtime import mx
-from train.params_file import Params
+from machine.runtime import mx
+from model.params_file import Params
 
 NDArray: TypeAlias = mx.nd.NDArray
 RAMP_UPDATES = 2000.0

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from config.errors import TrainingError
+from common.errors import TrainingError
 from train.metric import LossMetric
 
 logger = logging.getLogger(__name__)

@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from config.errors import CheckpointError, DataError
+from common.errors import CheckpointError, DataError
 from config.run import TrainOptions
+from model.checkpoint import list_epochs, read_meta
 from symbol.darknet_cfg import load_cfg
 from symbol.registry import DARKNET_PREFIX
 from symbol.symbol_factory import carried_options
-from train.checkpoint import list_epochs, read_meta
 
 
 def with_cfg(options: TrainOptions) -> TrainOptions:

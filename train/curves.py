@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from config.figures import save_figure
+from drawing.figures import save_figure
 
 DPI = 90
 MEANS = {"mAP": (2.5, "black"), "AP": (2.5, "tab:red")}  # line width and colour; other values are thin

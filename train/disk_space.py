@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from config.errors import CheckpointError
+from common.errors import CheckpointError
 from config.run import TrainOptions, network_options
-from train.weights.report import expected_shapes
+from model.weights.report import expected_shapes
 
 # Arrays of the size of a parameter that an optimizer keeps for it.
 STATES = {"sgd": 1, "nag": 1, "adam": 2, "rmsprop": 1, "adadelta": 2}

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from config.errors import CheckpointError, DataError
+from common.errors import CheckpointError, DataError
+from common.prefix import check_prefix
 from config.network_names import check_network_name
-from config.prefix import check_prefix
 from config.run import TrainOptions, stages
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from config.run import best_metric
-from config.runtime import mx
-from config.signals import held
 from evaluate.operating_point import best_f1
 from evaluate.voc_eval import VOCResult
+from machine.runtime import mx
+from machine.signals import held
+from model.checkpoint import drop_after, list_epochs, write_best
 from train.callbacks import Progress, finite_values
-from train.checkpoint import drop_after, list_epochs, write_best
 from train.live import LiveCurves
 from train.metric import LossMetric
 from train.results_table import write_results

@@ -4,10 +4,10 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from config.errors import OptionError
+from common.errors import OptionError
 from config.run import TrainOptions
-from config.runtime import mx
 from dataset.iterator import RecordIter
+from machine.runtime import mx
 from train.schedule import updates_per_epoch
 from train.stages import Stage
 from train.start import Start

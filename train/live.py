@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset.files import write_atomically
+from common.files import write_atomically
 from train.curves import save_curves
 from train.metric import LossMetric
 from train.module import DetectionModule

@@ -1,10 +1,10 @@
 """The command train.py. Options are read before mxnet is imported: the number of CPU contexts sets the threads."""
 
-from config import threads
 from config.hyp_file import read_hyp
 from config.options import parse_options
 from config.run import TrainOptions
-from config.signals import exit_on_sigterm
+from machine import threads
+from machine.signals import exit_on_sigterm
 from train.early_checks import check_early
 
 
@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
     options = parse_options(TrainOptions, argv, "Train a single-shot detector.", presets=True, files={"hyp": read_hyp})
     check_early(options)
     threads.configure(options.cpus)
-    from config.terminal_log import log_to_terminal
+    from common.terminal_log import log_to_terminal
     from train.training import run_training
 
     log_to_terminal()

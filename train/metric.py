@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from config.runtime import mx
+from machine.runtime import mx
 
 NDArray: TypeAlias = mx.nd.NDArray
 CLASSIC_OUTPUTS = ("cls_prob", "loc_loss", "cls_label")

@@ -7,13 +7,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from config.errors import CheckpointError
-from config.runtime import mx
+from common.errors import CheckpointError
 from evaluate.inference import inference_module, is_rewritten
 from evaluate.scoring import score_detections
+from machine.runtime import mx
+from model.params_file import Params
 from train.average import WeightAverage
 from train.metric import LossMetric
-from train.params_file import Params
 from train.recipe import Recipe
 
 Symbol: TypeAlias = mx.sym.Symbol

@@ -2,8 +2,8 @@
 
 import re
 
-from config.errors import OptionError
-from config.runtime import mx
+from common.errors import OptionError
+from machine.runtime import mx
 
 
 def make_monitor(interval: int, pattern: str) -> mx.mon.Monitor | None:

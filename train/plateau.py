@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from config.errors import CheckpointError
+from common.errors import CheckpointError
 from config.run import TrainOptions
 from train.schedule import Rates, WarmUp, warm_up_of
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from config.runtime import mx
+from machine.runtime import mx
+from model.params_file import Params
 from train.average import RAMP_UPDATES
-from train.params_file import Params
 
 
 def no_change(optimizer: mx.optimizer.Optimizer) -> None:

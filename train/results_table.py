@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dataset.files import write_atomically
+from common.files import write_atomically
 
 WIDTH = 12
 

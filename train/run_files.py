@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from config.errors import OptionError
+from common.errors import OptionError
+from common.files import write_atomically
 from config.options import to_mapping
 from config.run import TrainOptions
-from config.runtime import mx
-from dataset.files import write_atomically
 from dataset.sidecar import tool_version
+from machine.runtime import mx
 
 # Options that a resumed run may have of its own without another result.
 _MACHINE = {"cpu", "workers"}  # batch norm works on what a device gets: their number decides results

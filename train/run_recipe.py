@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from config.errors import OptionError
+from common.errors import OptionError
 from config.recipe_options import batches_per_update
 from config.run import TrainOptions
 from train.recipe import Recipe

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from dataclasses import astuple
 from typing import Any
 
-from config.errors import OptionError
+from common.errors import OptionError
 from config.run import TrainOptions, metric_kinds, network_options, pixel_options, rect_multiple
+from model.checkpoint import drop_after, list_epochs, remove_checkpoint, save_checkpoint
 from symbol.symbol_factory import input_size
 from train.callbacks import finite_values
-from train.checkpoint import drop_after, list_epochs, remove_checkpoint, save_checkpoint
 from train.metric import LossMetric
 from train.module import DetectionModule
 from train.plateau import Plateau

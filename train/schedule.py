@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from config.errors import OptionError
+from common.errors import OptionError
 from config.recipe_options import batches_per_update
 from config.run import TrainOptions
-from config.runtime import mx
+from machine.runtime import mx
 from train.recipe import no_change
 
 Scheduler: TypeAlias = mx.lr_scheduler.LRScheduler

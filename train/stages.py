@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from config.errors import OptionError
+from common.errors import OptionError
 from config.run import TrainOptions, network_options, stages
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.layers import matches
 from symbol.symbol_factory import freeze_pattern, get_symbol_train, label_names
 

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import CheckpointError, OptionError
 from config.augment_options import FORCE
-from config.errors import CheckpointError, OptionError
 from config.run import TrainOptions, network_options, pixel_options
-from config.runtime import mx
-from symbol.layers import matches
-from symbol.symbol_factory import freeze_pattern, input_size
-from train.checkpoint import (
+from machine.runtime import mx
+from model.checkpoint import (
     Checkpoint,
     foreign_file,
     list_epochs,
@@ -23,12 +21,14 @@ from train.checkpoint import (
     params_path,
     read_meta,
 )
+from model.params_file import Params, read_params
+from model.weights.report import expected_shapes
+from symbol.layers import matches
+from symbol.symbol_factory import freeze_pattern, input_size
 from train.module import RAW
-from train.params_file import Params, read_params
 from train.run_files import is_own_prefix
 from train.schedule import Origin
 from train.stages import Stage, stage_at
-from train.weights.report import expected_shapes
 
 logger = logging.getLogger(__name__)
 

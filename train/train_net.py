@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from config.errors import OptionError
+from common.errors import OptionError
 from config.options import from_mapping
 from config.run import TrainOptions
-from config.runtime import mx
+from machine.runtime import mx
 from train.training import run_training
 
 Contexts: TypeAlias = mx.Context | Sequence[mx.Context]

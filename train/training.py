@@ -6,14 +6,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from common.errors import DataError, OptionError
 from config.augment_options import LETTERBOX
-from config.errors import DataError, OptionError
 from config.idle_options import idle_options
-from config.memory import told_exhaustion
 from config.options import obsolete_options
 from config.recipe_options import batches_per_update
 from config.run import TrainOptions, augment_options, metric_kinds, network_options, pixel_options, rect_multiple
-from config.runtime import mx
 from dataset.class_names import read_class_names
 from dataset.input_sizes import input_sizes
 from dataset.iterator import RecordIter
@@ -21,6 +19,9 @@ from dataset.labels import HEADER_WIDTH, OBJECT_WIDTH
 from dataset.native_iterator import iterator_class
 from dataset.sidecar import Sidecar, read_sidecar, verify_sidecar
 from evaluate.eval_metric import ValidationMetric
+from machine.devices import check_batch_size, contexts
+from machine.memory import told_exhaustion
+from machine.runtime import mx
 from symbol.symbol_factory import (
     check_any_size,
     get_assigner,
@@ -32,7 +33,6 @@ from symbol.symbol_factory import (
 )
 from train.callbacks import FiniteGuard, Progress
 from train.carried_cfg import changed_cfg, with_cfg
-from train.devices import check_batch_size, contexts
 from train.disk_space import check_disk_space
 from train.early_checks import check_records
 from train.epoch_end import EpochEnd, seed_epoch
@@ -59,7 +59,7 @@ def run_training(options: TrainOptions) -> None:
     uninterrupted one (same threads, batch size and CPU type), unless the engine is native (dataset/native_iterator.py).
     """
     if options.gpus:
-        contexts(options)  # a GPU that cannot be used is told before anything is read
+        contexts(options.gpus, options.cpu, options.cpus)  # a GPU that cannot be used is told before anything is read
     options = with_cfg(options)
     sidecars = _read_sidecars(options)
     classes = class_names(options, sidecars[0])
@@ -76,7 +76,7 @@ def run_training(options: TrainOptions) -> None:
         stack.enter_context(log_to_file(log, obsolete_options(options)))
         for line in idle_options(options):
             logger.warning(line)
-        devices = contexts(options)
+        devices = contexts(options.gpus, options.cpu, options.cpus)
         for stage in plan:
             check_batch_size(stage.options.batch_size, devices)
         check_disk_space(options, len(classes))

@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from config.errors import OptionError
-from config.runtime import SYMBOL_ATTRIBUTES, mx
-from deploy.manifest import DATA, DET
+from common.contract import DATA, DET
+from common.errors import OptionError
 from deploy.onnx_export import arithmetic, arrays, detection, layers
 from deploy.onnx_export.graph import VARIES, Graph, Node, Shape, Tensor, TranslationError
-from deploy.symbol_check import VARIABLE
-from deploy.symbol_limits import num_outputs
+from machine.runtime import SYMBOL_ATTRIBUTES, mx
+from model.symbol_check import VARIABLE
+from model.symbol_limits import num_outputs
 
 OPSET, IR_VERSION = 13, 8
 TRANSLATIONS: dict[str, Callable[[Graph, Node], str | list[str]]] = {

@@ -15,9 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from config.errors import DataError
-from detect.draw import draw
-from detect.preprocess import encode_image, read_image
+from common.errors import DataError
 from detect.records import make_record
 from detect.service.batching import Batcher, Runner
 from detect.service.metrics import CONTENT_TYPE, Measured, Metrics
@@ -33,6 +31,8 @@ from detect.service.requests import (
     until_gone,
     wanted_of,
 )
+from drawing.boxes import draw
+from engines.preprocess import encode_image, read_image
 
 T = TypeVar("T")
 RETRY_SECONDS = 1

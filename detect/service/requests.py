@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from PIL import Image
 from starlette.requests import Request
 
-from detect.preprocess import FORMATS
+from engines.preprocess import FORMATS
 
 MEGA = 1_000_000
 DRAIN_SECONDS = 1.0
@@ -110,7 +110,7 @@ async def until_gone(request: Request) -> None:
 
 
 def check_header(content: bytes, max_pixels: int) -> None:
-    """RefusedError unless the file begins as an image of at most max_pixels; the rest is read by detect.preprocess."""
+    """RefusedError unless the file begins as an image of at most max_pixels; the rest is read by engines.preprocess."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.darknet_sections import (
     BOX_VALUES,
     Anchor,

@@ -6,7 +6,7 @@ Parameters are called body_stem_... and body_N_... (N counts the blocks from 0).
 import math
 from dataclasses import dataclass, replace
 
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.layers import Layers, Symbol, Tap, add, same_conv, swish
 
 DIVISOR = 8  # of the numbers of channels

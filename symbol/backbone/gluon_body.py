@@ -11,9 +11,9 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from config.errors import OptionError
+from common.errors import OptionError
 from config.network_options import NetworkOptions
-from config.runtime import SYMBOL_ATTRIBUTES, mx
+from machine.runtime import SYMBOL_ATTRIBUTES, mx
 from symbol.layers import Layers, Symbol, Tap
 
 PREFIX = "gluoncv:"

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from boxes.effdet_anchors import PER_CELL, RATIOS, SCALES, STRIDES
 from boxes.effdet_assigner import EffDetAssigner
-from config.errors import OptionError
+from common.errors import OptionError
 from config.network_options import SSD_OPTIONS, NetworkOptions
-from config.runtime import mx
 from config.yolo_options import YOLOOptions
+from machine.runtime import mx
 from symbol.backbone.efficientnet import efficientnet
 from symbol.effdet_losses import LABELS, effdet_losses
 from symbol.layers import Layers, SharedSeparable, Symbol, swish

@@ -8,11 +8,11 @@ from typing import Any
 from boxes.anchors import AnchorLayer
 from boxes.assigners import SSDAssigner
 from boxes.coders import expand_variances
+from common.errors import OptionError
 from config.effdet_options import EffDetOptions
-from config.errors import OptionError
 from config.network_options import NetworkOptions
-from config.runtime import mx
 from config.yolo_options import YOLOOptions
+from machine.runtime import mx
 from symbol.layers import Layers, Symbol, Tap, l2_normalise
 from symbol.losses import multibox_loss
 from symbol.post_process import multibox_detection, per_class_detection

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from boxes.yolo_assigner import YOLOAssigner
+from common.errors import OptionError
 from config.effdet_options import EffDetOptions
-from config.errors import OptionError
 from config.network_options import SSD_OPTIONS, NetworkOptions
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.backbone.darknet import Level, darknet
 from symbol.darknet_cfg import parse_anchors
 from symbol.darknet_sections import BOX_VALUES, Sections, trace, with_anchors, with_width

@@ -6,7 +6,7 @@ Parameters are called bifpn_C_..., C the number of the cell; wK are the fusion w
 
 from collections.abc import Sequence
 
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.layers import Layers, SharedSeparable, Symbol, Tap, max_pool, swish
 
 FUSION_EPS = 1e-4

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from benchmarks.onnx_parity import ParityOptions, inputs
-from config.errors import OptionError
-from deploy.export import model_from_checkpoint
-from tests.deploy.tiny import save_tiny
+from common.errors import OptionError
+from model.checkpoint import load_checkpoint
+from model.load import model_from_checkpoint
+from tests.model.tiny import save_tiny
 from tests.train.tiny import write_record
-from train.checkpoint import load_checkpoint
 
 IMAGES = 7
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from boxes.anchors import AnchorLayer, multibox_prior
-from config.runtime import mx
+from machine.runtime import mx
 
 PLAIN = AnchorLayer(sizes=(0.1, 0.141, 0.9), ratios=(1.0, 2.0, 0.5, 3.0, 1 / 3))
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from boxes.anchors import AnchorLayer, multibox_prior
 from boxes.geometry import iou
 from boxes.nms import multibox_detection, nms
-from config.runtime import mx
+from machine.runtime import mx
 from tests.boxes.strategies import corner_boxes
 
 ANCHORS = multibox_prior((6, 9), AnchorLayer((0.2, 0.4), (1.0, 2.0, 0.5)))

@@ -5,7 +5,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from config.errors import OptionError
+from common.errors import OptionError
 from config.hyp_file import OPTIONS, format_hyp, read_hyp
 from config.options import parse_options, to_mapping
 from config.run import TrainOptions

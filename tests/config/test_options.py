@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import config
+from common.errors import OptionError
 from config import options as module
-from config.errors import OptionError
 from config.options import from_mapping, option, parse_options, read_preset, read_yaml, to_mapping
 
 

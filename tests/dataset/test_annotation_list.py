@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.errors import DataError
+from common.errors import DataError
 from dataset.annotation_list import AnnotationList, write_annotation_list
 from dataset.pascal_voc import PascalVoc
 from tests.dataset.voc import CAT, DOG, add, jpeg, xml_object

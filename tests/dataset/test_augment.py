@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boxes.geometry import iou
+from common.errors import DataError, OptionError
 from config.augment_options import TrainAugment
-from config.errors import DataError, OptionError
-from config.opencv import cv2
 from config.options import from_mapping, to_mapping
 from dataset.augment import MIN_SIDE, augment, choose_canvas, choose_crop, choose_rectangle, propose_crops, resize_only
 from dataset.transforms import (
@@ -28,6 +27,7 @@ from dataset.transforms import (
     shape_of,
     shift_colours,
 )
+from machine.opencv import cv2
 
 PLAIN = TrainAugment(
     random_hue_prob=0.0,
@@ -292,7 +292,7 @@ def test_a_picture_of_too_many_pixels_is_refused_by_its_header():
     code = """
 import io
 from PIL import Image
-from config.errors import DataError
+from common.errors import DataError
 from dataset.transforms import decode
 file = io.BytesIO()
 Image.new("1", (20000, 20000)).save(file, "PNG")

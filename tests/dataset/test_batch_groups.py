@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from common.errors import DataError, OptionError
 from config.augment_options import TrainAugment
-from config.errors import DataError, OptionError
 from config.run import ENGINES
 from dataset.native_iterator import iterator_class
 from dataset.workers import WorkerPool

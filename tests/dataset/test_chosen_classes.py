@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from config.errors import DataError
+from common.errors import DataError
 from dataset.chosen_classes import choose_classes
 from dataset.imdb import AnnotatedImage
 from dataset.splits import Part

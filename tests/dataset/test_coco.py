@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.errors import DataError
+from common.errors import DataError
 from dataset.coco import Coco
 from tests.dataset.coco import CATEGORIES, annotation, content, image, write_set
 

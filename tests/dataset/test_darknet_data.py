@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.errors import DataError
+from common.errors import DataError
 from dataset.darknet_data import DarknetData, YoloFolder, label_path, read_data, read_names, write_data, write_names
 from dataset.labels import parse_label
 from dataset.recordio import RecordReader, unpack

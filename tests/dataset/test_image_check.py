@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from config.errors import DataError
+from common.errors import DataError
 from dataset.image_check import check_image, check_stream, image_header
 from tests.dataset.voc import jpeg
 

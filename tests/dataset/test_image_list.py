@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.errors import DataError
+from common.errors import DataError
 from dataset.image_list import ImageRoot, format_list, read_labels, read_list
 
 BOX = "1\t0.1\t0.2\t0.5\t0.6\t0"

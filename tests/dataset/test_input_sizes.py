@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.errors import OptionError
+from common.errors import OptionError
 from dataset.input_sizes import input_sizes
 
 

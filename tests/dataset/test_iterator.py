@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 
 from boxes.yolo_assigner import YOLOAssigner
+from common.errors import DataError, OptionError
 from config.augment_options import TrainAugment
-from config.errors import DataError, OptionError
-from config.opencv import cv2
 from config.run import ENGINES
 from dataset.iterator import DetRecordIter
 from dataset.labels import pack_label
@@ -26,6 +25,7 @@ from dataset.recordio import RecordWriter, pack
 from dataset.sidecar import Sidecar, write_sidecar
 from dataset.transforms import decode
 from dataset.workers import ROOT
+from machine.opencv import cv2
 from tests.dataset.toy_assigner import IGNORED, ToyAssigner
 
 COUNT, CLASSES, FIRST_ID = 11, 3, 100

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from config.errors import DataError, OptionError
+from common.errors import DataError, OptionError
 from dataset.iterator import DetRecordIter
 from dataset.labels import pack_label
 from dataset.recordio import RecordWriter, pack

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from config.errors import DataError
+from common.errors import DataError
 from dataset.labels import pack_label, parse_label, validate
 
 GOOD = [1, 0.1, 0.2, 0.5, 0.6, 0]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from common.errors import OptionError
 from config.augment_options import TrainAugment
-from config.errors import OptionError
 from dataset.augment import MIN_SIDE, augment, resize_only
 from dataset.letterbox import Resize, letterbox, smallest_size
 from dataset.transforms import to_image

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from common.errors import DataError, OptionError
 from config.augment_options import TrainAugment
 from config.config import NO_AUGMENT, classic_arguments, iterator_options
-from config.errors import DataError, OptionError
 from dataset.affine import choose_matrix, map_objects, warp
 from dataset.augment import augment, augment_mosaic
 from dataset.iterator import DetRecordIter

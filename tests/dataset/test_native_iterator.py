@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.errors import DataError, OptionError
 from config.augment_options import TrainAugment
-from config.errors import DataError, OptionError
-from config.opencv import cv2
 from config.options import option
 from config.run import ENGINES
 from dataset import native_iterator
@@ -23,6 +22,7 @@ from dataset.labels import pack_label
 from dataset.native_iterator import NativeDetRecordIter, iterator_class
 from dataset.native_labels import split_by_bytes
 from dataset.recordio import RecordReader, RecordWriter, pack
+from machine.opencv import cv2
 from tests.dataset.test_iterator import (
     CLASSES,
     COUNT,

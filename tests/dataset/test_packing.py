@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from config.errors import DataError
-from config.runtime import mx
+from common.errors import DataError
 from dataset.labels import parse_label
 from dataset.packing import pack_dataset
 from dataset.pascal_voc import PascalVoc
 from dataset.recordio import RecordReader, unpack
 from dataset.sidecar import read_sidecar, verify_sidecar
+from machine.runtime import mx
 from tests.dataset.voc import CAT, DOG, add, image_set, jpeg, xml_object
 
 FILES = ["t.idx", "t.json", "t.lst", "t.rec"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from config.errors import DataError
+from common.errors import DataError
 from dataset.packing import pack_dataset
 from dataset.pascal_voc import VOC_CLASSES, PascalVoc
 from tests.dataset.voc import CAT, DOG, add, image_set, xml, xml_object

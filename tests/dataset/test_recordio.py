@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.errors import DataError
-from config.runtime import mx
+from common.errors import DataError
 from dataset.recordio import MAGIC_BYTES, RecordReader, RecordWriter, pack, unpack
+from machine.runtime import mx
 
 PAYLOADS = [b"", b"a", b"abcd", b"abcde" * 100, MAGIC_BYTES, b"abcd" + MAGIC_BYTES + b"xyz", b"a" + MAGIC_BYTES]
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from config.errors import DataError, OptionError
-from config.opencv import cv2
+from common.errors import DataError, OptionError
 from dataset.iterator import DetRecordIter
 from dataset.labels import pack_label
 from dataset.letterbox import letterbox
 from dataset.native_iterator import iterator_class
 from dataset.recordio import RecordWriter, pack
+from machine.opencv import cv2
 
 SHAPES = [(60, 90), (90, 60), (64, 64), (40, 120), (50, 100), (100, 50), (63, 64)]
 SIDE, BATCH, FILL = 96, 2, 114

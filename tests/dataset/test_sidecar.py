@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from config.errors import DataError
+from common.errors import DataError
 from dataset.recordio import RecordWriter
 from dataset.sidecar import (
     Sidecar,

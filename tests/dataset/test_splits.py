@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.errors import OptionError
+from common.errors import OptionError
 from dataset.imdb import AnnotatedImage
 from dataset.splits import Part, split
 

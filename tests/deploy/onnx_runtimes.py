@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from config.runtime import mx
+from machine.runtime import mx
 
 onnx = pytest.importorskip("onnx")
 from deploy.onnx_export.export import to_onnx  # noqa: E402

@@ -2,10 +2,10 @@
 
 import pytest
 
-from config.errors import DataError, OptionError
+from common.errors import DataError, OptionError
 from deploy.main import main
-from deploy.model_folder import read_manifest
-from tests.deploy.tiny import save_tiny
+from model.folder import read_manifest
+from tests.model.tiny import save_tiny
 from tests.train.tiny import write_record
 
 
@@ -45,7 +45,7 @@ def test_an_input_larger_than_any_model_has_is_an_options_fault(shape):
 
 def test_what_cannot_end_well_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
     prefix = save_tiny(tmp_path / "tiny")
-    monkeypatch.setattr("deploy.export.model_from_checkpoint", lambda *_, **__: pytest.fail("it was computed"))
+    monkeypatch.setattr("model.load.model_from_checkpoint", lambda *_, **__: pytest.fail("it was computed"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(OptionError, match="the folder holds thesis.txt"):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from config.errors import OptionError
-from config.runtime import mx
+from common.errors import OptionError
+from machine.runtime import mx
 from tests.deploy.onnx_runtimes import RUNTIMES, exported, run, run_mxnet
 
 CLASSES = 3

@@ -7,18 +7,18 @@ import sys
 import numpy as np
 import pytest
 
-from config.errors import CheckpointError, InstallError, OptionError
+from common.errors import CheckpointError, InstallError, OptionError
 from deploy.comparison import compare, total
-from deploy.export import inference_model, model_from_checkpoint
-from deploy.folder_files import ONNX, read_manifest, read_verified
 from deploy.main import main
-from deploy.model_folder import read_model_folder, write_model_folder
 from deploy.onnx_file import check_runtime, mxnet_det, onnx_files, trial_data
-from deploy.onnx_wire import MESSAGES, check_self_contained
-from detect.preprocess import InputWriter, read_image
+from engines.preprocess import InputWriter, read_image
+from model.checkpoint import load_checkpoint
+from model.folder import read_model_folder, write_model_folder
+from model.folder_files import ONNX, read_manifest, read_verified
+from model.load import inference_model, model_from_checkpoint
+from model.onnx_wire import MESSAGES, check_self_contained
 from tests.deploy.onnx_runtimes import RUNTIMES, run
-from tests.deploy.tiny import save_tiny
-from train.checkpoint import load_checkpoint
+from tests.model.tiny import save_tiny
 
 onnx = pytest.importorskip("onnx")
 REAL_IMAGES = 50

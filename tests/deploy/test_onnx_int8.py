@@ -8,20 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.errors import CheckpointError, InstallError
+from common.errors import CheckpointError, InstallError
 from deploy import onnx_int8
-from deploy.bind import fused_model
 from deploy.calibrate import calibrate
-from deploy.export import inference_model
-from deploy.folder_files import ONNX, ONNX_INT8, read_manifest
 from deploy.main import main
-from deploy.manifest import Accuracy, Calibration
 from deploy.onnx_int8 import add_int8_file, int8_onnx
 from detect.detector import Detector
-from tests.deploy.made_up import images, made_up
+from model.bind import fused_model
+from model.folder_files import ONNX, ONNX_INT8, read_manifest
+from model.load import inference_model
+from model.manifest import Accuracy, Calibration
 from tests.deploy.onnx_runtimes import exported, run
-from tests.deploy.test_int8 import FAMILIES, body, largest_error
-from tests.deploy.tiny import picture, save_tiny
+from tests.graph.test_int8 import FAMILIES, body, largest_error
+from tests.model.made_up import images, made_up
+from tests.model.tiny import picture, save_tiny
 from tests.train.tiny import CLASSES, write_record
 
 onnx = pytest.importorskip("onnx")

@@ -6,7 +6,7 @@ import pytest
 from deploy.comparison import compare
 from symbol.symbol_factory import get_symbol
 from tests.deploy.onnx_runtimes import RUNTIMES, exported, run, run_mxnet
-from tests.deploy.tiny import deterministic_params
+from tests.model.tiny import deterministic_params
 
 NEARLY_ALL = 0.98  # rounding may exchange rows whose scores are equal but for it
 DEEP = ("resnet50", "yolov3_spp")  # whose sums grow from block to block

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from config.errors import OptionError
-from config.runtime import mx
-from deploy.symbol_check import OPERATORS, VARIABLE
+from common.errors import OptionError
+from machine.runtime import mx
+from model.symbol_check import OPERATORS, VARIABLE
 from tests.deploy.onnx_runtimes import RUNTIMES, exported, random_params, run, run_mxnet
 
 from deploy.onnx_export.export import OF_SHAPES, TRANSLATIONS  # isort: skip  (needs onnx)

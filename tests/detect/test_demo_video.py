@@ -6,16 +6,16 @@ import logging
 import numpy as np
 import pytest
 
-from config.errors import DataError
-from config.opencv import cv2
+from common.errors import DataError
 from deploy.export import export
 from detect import sinks, video
 from detect.detector import Detector
 from detect.main import main
-from detect.preprocess import encode_image
 from detect.video import Video
-from tests.deploy.tiny import picture, save_tiny
+from engines.preprocess import encode_image
+from machine.opencv import cv2
 from tests.detect.videos import FakeCapture, bgr, write_video
+from tests.model.tiny import picture, save_tiny
 
 
 @pytest.fixture(scope="module")

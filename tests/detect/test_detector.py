@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from config.errors import CheckpointError, DataError, OptionError
-from config.runtime import mx
+from common.errors import CheckpointError, DataError, OptionError
 from deploy.export import export
 from detect.detector import Detector, class_thresholds, select
-from detect.preprocess import encode_image, write_input
-from tests.deploy.tiny import CLASSES, MEAN, SIZE, picture, save_tiny, tiny_params, tiny_symbol
+from engines.preprocess import encode_image, write_input
+from machine.runtime import mx
+from tests.model.tiny import CLASSES, MEAN, SIZE, picture, save_tiny, tiny_params, tiny_symbol
 
 VIEW = np.array([100, 200, 0.5, 0.25, 0, 0])  # an image of 100 x 200 in an input of 50 x 50
 IMAGES = [picture(seed, 60 + 30 * seed, 150 - 20 * seed) for seed in range(3)]

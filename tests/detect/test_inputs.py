@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from config.errors import DataError, OptionError
+from common.errors import DataError, OptionError
 from detect.inputs import Source, find_images, plan_outputs, split_words, with_values
 
 

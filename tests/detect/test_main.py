@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.errors import OptionError
+from common.errors import OptionError
 from deploy.export import export
 from detect.detector import Detector
-from detect.draw import draw
-from detect.heatmap import draw_heatmap, score_map
 from detect.main import main
-from detect.preprocess import encode_image, read_image
-from tests.deploy.tiny import CLASSES, picture, save_tiny
+from drawing.boxes import draw
+from drawing.heatmap import draw_heatmap, score_map
+from engines.preprocess import encode_image, read_image
+from tests.model.tiny import CLASSES, picture, save_tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,7 +133,7 @@ def test_cut_outs_may_go_beside_the_images(folder, photos):
     ],
 )
 def test_mistakes_are_one_sentence(folder, photos, words, sentence, monkeypatch, capsys):
-    from config.errors import run_command
+    from machine.command import run_command
 
     words = [word.replace("PHOTOS", str(photos)).replace("MODEL", str(folder)) for word in words]
     monkeypatch.setattr(sys, "argv", ["demo.py", *words])

@@ -6,7 +6,7 @@ import pytest
 from detect import statistics
 from detect.detector import Detector
 from detect.statistics import NETWORK, STEPS, Timings
-from tests.deploy.tiny import picture, save_tiny
+from tests.model.tiny import picture, save_tiny
 
 
 def test_figures_are_those_of_the_latest_values(monkeypatch):

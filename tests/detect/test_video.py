@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from config.errors import DataError, OptionError
-from config.opencv import cv2
+from common.errors import DataError, OptionError
 from detect import video
 from detect.sinks import display_problem, folder_name, write_crops
 from detect.video import Video, VideoFile, frame_size
-from tests.deploy.tiny import picture
+from machine.opencv import cv2
 from tests.detect.videos import FakeCapture, bgr, write_video
+from tests.model.tiny import picture
 
 
 def test_frames_have_their_pixels_numbers_and_times(tmp_path):

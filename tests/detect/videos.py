@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from config.opencv import cv2
-from tests.deploy.tiny import picture
+from machine.opencv import cv2
+from tests.model.tiny import picture
 
 
 def write_video(path, frames=6, size=(48, 64), rate=10.0):

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.runtime import mx
 from evaluate import pairing
 from evaluate.coco_metric import STAT_NAMES, COCORule, coco_eval
 from evaluate.eval_metric import COCOMetric, ValidationMetric
 from evaluate.frames import frames_of, to_image_pixels
+from machine.runtime import mx
 from tests.evaluate.coco_cases import annotation_file, pycocotools_stats, random_set, results
 
 EXACT = 1e-9

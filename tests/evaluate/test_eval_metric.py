@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.runtime import mx
 from evaluate import pairing
 from evaluate import voc_eval as core
 from evaluate.eval_metric import MApMetric, VOC07MApMetric
 from evaluate.report import format_table, save_pr_curves
 from evaluate.voc_eval import VOCRule, average_precision, voc_eval
+from machine.runtime import mx
 
 BOX = (0.1, 0.1, 0.4, 0.4)
 FAR = (0.6, 0.6, 0.9, 0.9)

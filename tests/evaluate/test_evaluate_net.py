@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.errors import CheckpointError, DataError, OptionError
 from config.detection_options import given_detection
-from config.errors import CheckpointError, DataError, OptionError
 from config.options import parse_options
 from config.run import EvaluateOptions, TrainOptions
-from config.runtime import mx
 from evaluate.coco_metric import STAT_NAMES
 from evaluate.evaluate_net import evaluate_net
 from evaluate.main import main
+from machine.runtime import mx
+from model.checkpoint import list_epochs, load_checkpoint
 from tests.evaluate.coco_cases import pycocotools_stats
 from tests.train.tiny import BATCH, CLASSES, NETWORK, SIDE, write_record
-from train.checkpoint import list_epochs, load_checkpoint
 from train.training import run_training
 
 CPU = [mx.cpu()]

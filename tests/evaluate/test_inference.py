@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from boxes.effdet_assigner import EffDetAssigner
-from config.runtime import mx
 from evaluate.inference import inference_module, is_rewritten
+from machine.runtime import mx
 from symbol.effdet_losses import LABELS
 from symbol.symbol_factory import get_symbol_train
-from tests.deploy.made_up import images, made_up, run
+from tests.model.made_up import images, made_up, run
 
 CPU = [mx.cpu()]
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from config.opencv import cv2
-from config.runtime import mx
 from dataset.iterator import DetRecordIter
 from dataset.labels import pack_label
 from dataset.recordio import RecordWriter, pack
 from evaluate.eval_metric import COCOMetric, VOC07MApMetric
 from evaluate.scoring import score_detections
+from machine.opencv import cv2
+from machine.runtime import mx
 from symbol.symbol_factory import get_symbol
 from train.module import DetectionModule
 

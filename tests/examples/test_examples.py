@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.opencv import cv2
-from deploy.export import inference_model, model_from_checkpoint
-from deploy.model_folder import write_model_folder
 from detect.detector import Detector
-from detect.preprocess import encode_image
-from tests.deploy.tiny import CLASSES, picture, save_tiny
-from tests.detect.tiny_onnx import with_onnx
-from train.checkpoint import load_checkpoint
+from engines.preprocess import encode_image
+from machine.opencv import cv2
+from model.checkpoint import load_checkpoint
+from model.folder import write_model_folder
+from model.load import inference_model, model_from_checkpoint
+from tests.engines.tiny_onnx import with_onnx
+from tests.model.tiny import CLASSES, picture, save_tiny
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LOWEST = "0.2"

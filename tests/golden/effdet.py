@@ -5,9 +5,9 @@ from functools import cache
 
 import numpy as np
 
+from model.weights.effdet_pytorch import own_name
 from symbol.registry import EFFDET_NETWORKS
 from tests.golden.loader import Case, cases, formula_parameters
-from train.weights.effdet_pytorch import own_name
 
 ALONE = re.compile(r"^bifpn_\w+\.")  # a cell of a BiFPN alone
 

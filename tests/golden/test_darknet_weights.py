@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from config.network_options import NetworkOptions
+from model.weights import darknet, yolo_pytorch
 from symbol.darknet_cfg import format_cfg
 from symbol.darknet_sections import with_anchors, with_classes
 from symbol.detector.yolo import by_anchor, levels
@@ -11,7 +12,6 @@ from symbol.registry import find_yolo_row
 from tests.golden import yolo
 from tests.golden.loader import assert_close, case_of, cases, formula_parameters
 from tests.golden.test_yolo_network import run
-from train.weights import darknet, yolo_pytorch
 
 
 @pytest.mark.parametrize("case", cases("yolov3spp_forward"), ids=str)

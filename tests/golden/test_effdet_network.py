@@ -8,7 +8,7 @@ import pytest
 from boxes.effdet_anchors import RATIOS, SCALES, STRIDES, effdet_anchors
 from boxes.geometry import centres_to_corners, corners_to_centres
 from config.network_options import NetworkOptions
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.backbone.efficientnet import SQUEEZE, efficientnet
 from symbol.detector.efficientdet import BATCH_NORM_EPS, anchors_of, decode, predictions, suppress
 from symbol.layers import Layers, Tap

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from config.network_options import NetworkOptions
-from config.runtime import mx
+from machine.runtime import mx
+from model.weights.effdet_pytorch import own_name
 from symbol.detector.efficientdet import predictions
 from symbol.effdet_losses import effdet_losses
 from symbol.registry import EFFDET_NETWORKS
 from tests.golden.effdet import network_of, parameters
 from tests.golden.loader import Case, assert_outputs, cases
 from tests.golden.test_effdet_losses import case_labels
-from train.weights.effdet_pytorch import own_name
 
 SAMPLES = 8
 

@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 
-from config.errors import CheckpointError
+from common.errors import CheckpointError
 from config.network_options import NetworkOptions
-from config.runtime import mx
+from machine.runtime import mx
+from model.checkpoint import load_checkpoint
+from model.params_file import read_params
+from model.weights import effdet_pytorch
+from model.weights.report import expected_shapes
 from symbol.backbone.efficientnet import efficientnet
 from symbol.detector.efficientdet import BATCH_NORM_EPS, predictions
 from symbol.layers import Layers
@@ -14,10 +18,6 @@ from tests.golden.effdet import network_of, stored_parameters
 from tests.golden.loader import Case, assert_close, cases
 from tests.golden.test_yolo_network import run
 from tools import convert_weights
-from train.checkpoint import load_checkpoint
-from train.params_file import read_params
-from train.weights import effdet_pytorch
-from train.weights.report import expected_shapes
 
 Arrays = dict[str, np.ndarray]
 

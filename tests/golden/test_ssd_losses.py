@@ -9,7 +9,7 @@ from boxes.anchors import ssd_priors
 from boxes.assigners import match
 from boxes.coders import encode
 from boxes.geometry import centres_to_corners
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.layers import l2_normalise
 from tests.golden.loader import Case, assert_close, assert_outputs, cases
 from tests.symbol.loss_runner import Result, Targets, run_loss

@@ -8,11 +8,11 @@ import pytest
 
 from boxes.coders import expand_variances
 from boxes.geometry import centres_to_corners
-from config.runtime import mx
+from machine.runtime import mx
+from model.weights import pytorch
 from symbol.post_process import per_class_detection
 from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train
 from tests.golden.loader import Case, assert_outputs, case_of, cases, formula_parameters
-from train.weights import pytorch
 
 # Names of the originals' networks -> ours.
 NETWORKS = {"ssd300_vgg16": "vgg16_ssd_voc"}

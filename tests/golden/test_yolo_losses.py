@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.overlap import Boxes, paired_overlap
 from symbol.yolo_losses import focal_cross_entropy, smoothed_targets
 from tests.golden.loader import Case, assert_close, assert_outputs, cases

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from config.network_options import NetworkOptions
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.backbone.darknet import Level
 from symbol.darknet_sections import Convolutional, MaxPool, Route, Section, Shortcut, Upsample, Yolo, with_classes
 from symbol.detector.yolo import by_anchor, decode, suppress

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from config.network_options import NetworkOptions
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.darknet_sections import trace
 from symbol.registry import find_yolo_row
 from symbol.symbol_factory import get_assigner

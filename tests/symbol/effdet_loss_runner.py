@@ -7,7 +7,7 @@ import numpy as np
 
 from boxes.effdet_assigner import EffDetAssigner
 from config.network_options import NetworkOptions
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.effdet_losses import LABELS, effdet_losses
 
 Labels = dict[str, np.ndarray]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from boxes.geometry import log_sum_exp
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.losses import multibox_loss
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.registry import NETWORKS as SSD_NETWORKS
 from symbol.registry import YOLO_NETWORKS
 from symbol.symbol_factory import input_size, label_names

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.errors import DataError
+from common.errors import DataError
 from symbol.darknet_cfg import MAX_CFG_BYTES, format_cfg, load_cfg, parse_cfg
 from symbol.darknet_sections import Yolo, layer_names, with_classes, with_width
 from symbol.registry import YOLO_NETWORKS

@@ -8,7 +8,7 @@ import pytest
 from boxes.effdet_assigner import EffDetAssigner
 from boxes.geometry import centres_to_corners
 from config.network_options import NetworkOptions
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.effdet_losses import LABELS, clamped, effdet_losses, focal
 from tests.symbol.effdet_loss_runner import Labels, batch_labels, reference_losses, run_effdet_losses
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from boxes.effdet_anchors import effdet_anchors
-from config.errors import OptionError
-from config.runtime import mx
-from deploy.symbol_check import load_symbol
+from common.errors import OptionError
+from machine.runtime import mx
+from model.symbol_check import load_symbol
 from symbol.detector.efficientdet import CLASS_BIAS
 from symbol.registry import EFFDET_NETWORKS
 from symbol.symbol_factory import (

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from config.errors import OptionError
+from common.errors import OptionError
 from config.network_options import NetworkOptions
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.backbone.gluon_body import gluoncv_body, parameter_name, trace
 from symbol.layers import Layers
 from symbol.symbol_factory import get_symbol

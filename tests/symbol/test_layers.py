@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from config.errors import OptionError
-from config.runtime import mx
+from common.errors import OptionError
+from machine.runtime import mx
 from symbol.layers import Layers, l2_normalise, max_pool
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from boxes.anchors import AnchorLayer, multibox_prior, ssd_priors
 from boxes.geometry import corners_to_centres
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.detector.ssd import clip_centre_form
 from symbol.symbol_factory import (
     get_assigner,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from config.errors import UserError
+from common.errors import UserError
 from config.idle_options import idle_options
 from config.network_options import NetworkOptions
 from config.run import TrainOptions

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from boxes.coders import decode
 from boxes.geometry import corners_to_centres, iou
 from boxes.nms import nms
-from config.errors import OptionError
-from config.runtime import mx
+from common.errors import OptionError
+from machine.runtime import mx
 from symbol.post_process import multibox_detection, per_class_detection
 from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train
 

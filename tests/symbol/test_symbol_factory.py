@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from config.errors import CheckpointError, OptionError
+from common.errors import CheckpointError, OptionError
 from config.options import parse_options
 from config.run import TrainOptions, network_options
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.layers import Layers
 from symbol.registry import EFFDET_NETWORKS, YOLO_NETWORKS, find_row
 from symbol.symbol_factory import (

@@ -6,7 +6,7 @@ import pytest
 from boxes.geometry import centres_to_corners
 from boxes.yolo_assigner import YOLOAssigner
 from config.network_options import NetworkOptions
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.overlap import Boxes, paired_overlap
 from symbol.yolo_losses import LABELS, cross_entropy, yolo_losses
 from tests.symbol.yolo_loss_runner import Labels, batch_labels, reference_losses, run_yolo_losses, sigmoid

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from config.errors import OptionError
-from config.runtime import mx
-from deploy.symbol_check import load_symbol
+from common.errors import OptionError
+from machine.runtime import mx
+from model.symbol_check import load_symbol
 from symbol.backbone.darknet import smart_bias
 from symbol.symbol_factory import (
     feature_maps,

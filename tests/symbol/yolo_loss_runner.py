@@ -9,7 +9,7 @@ from boxes.geometry import centres_to_corners
 from boxes.overlap import PAIRED_OVERLAPS
 from boxes.yolo_assigner import COLUMNS, YOLOAssigner
 from config.network_options import NetworkOptions
-from config.runtime import mx
+from machine.runtime import mx
 from symbol.yolo_losses import LABELS, yolo_losses
 
 Labels = dict[str, np.ndarray]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from boxes.anchor_fit import best_ssd_iou
 from boxes.anchors import AnchorLayer
-from config.errors import DataError, OptionError
+from common.errors import DataError, OptionError
 from config.options import read_preset
 from config.run import TrainOptions
 from dataset.letterbox import Resize

@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 
-from config.errors import CheckpointError, InstallError, OptionError
-from config.runtime import mx
-from deploy.export import model_from_checkpoint
+from common.errors import CheckpointError, InstallError, OptionError
 from detect.detector import Detector
+from machine.runtime import mx
+from model.checkpoint import load_checkpoint
+from model.load import model_from_checkpoint
+from model.params_file import read_params
+from model.weights import pytorch
+from model.weights.report import expected_shapes
 from symbol.symbol_factory import get_symbol, get_symbol_train
 from tests.golden.loader import cases, formula_parameters
-from tests.train.weights.formula import formulas, old_json, params_v1
+from tests.model.weights.formula import formulas, old_json, params_v1
 from tools import convert_weights
-from train.checkpoint import load_checkpoint
-from train.params_file import read_params
-from train.weights import pytorch
-from train.weights.report import expected_shapes
 
 
 @pytest.fixture(scope="module")

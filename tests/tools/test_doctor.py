@@ -7,7 +7,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from config.version import __version__
+from common.version import __version__
 from tools import doctor
 
 ROOT = Path(__file__).parents[2]

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from config.errors import DataError, OptionError
-from config.runtime import mx
+from common.errors import DataError, OptionError
 from dataset.packing import pack_dataset
 from dataset.pascal_voc import PascalVoc
 from dataset.recordio import RecordReader, unpack
 from dataset.sidecar import Sidecar, read_sidecar, verify_sidecar, write_sidecar
+from machine.runtime import mx
 from tests.dataset.voc import CAT, DOG, add, image_set, jpeg
 from tools.im2rec import main
 

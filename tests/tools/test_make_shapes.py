@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from config.errors import DataError
+from common.errors import DataError
 from dataset.packing import pack_dataset
 from dataset.pascal_voc import PascalVoc
 from tools.make_shapes import HUE_SPREAD, SHAPES, draw_image, main

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.errors import DataError, OptionError
+from common.errors import DataError, OptionError
 from dataset.sidecar import read_sidecar
 from tests.dataset.coco import annotation, content, image, write_set
 from tests.dataset.voc import CAT, DOG, add, image_set, jpeg, xml_object

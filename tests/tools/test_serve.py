@@ -12,10 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from config.errors import InstallError, OptionError
+from common.errors import InstallError, OptionError
 from deploy.export import export
-from detect.preprocess import encode_image
-from tests.deploy.tiny import CLASSES, picture, save_tiny
+from engines.preprocess import encode_image
+from tests.model.tiny import CLASSES, picture, save_tiny
 from tools.serve import bind, main
 
 ROOT = Path(__file__).parents[2]

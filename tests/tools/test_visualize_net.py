@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from config.errors import OptionError
+from common.errors import OptionError
 from symbol.symbol_factory import get_symbol, get_symbol_train
 from tools.network_summary import summarise, totals
 from tools.visualize_net import main

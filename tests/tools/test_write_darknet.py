@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from config.errors import CheckpointError, DataError, OptionError
+from common.errors import CheckpointError, DataError, OptionError
 from dataset.darknet_data import read_names
+from model.checkpoint import load_checkpoint, save_checkpoint
+from model.weights import darknet
 from symbol.darknet_sections import with_classes
 from symbol.symbol_factory import get_symbol
-from tests.train.weights.formula import body, formula, outputs
+from tests.model.weights.formula import body, formula, outputs
 from tools import convert_weights, write_darknet
-from train.checkpoint import load_checkpoint, save_checkpoint
-from train.weights import darknet
 
 WIDTH = {"width": 0.125}
 
@@ -176,7 +176,7 @@ def test_a_checkpoint_that_names_a_file_in_place_of_its_cfg_is_refused(tmp_path)
 
 def test_another_network_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "train.checkpoint.load_checkpoint", lambda *_: type("C", (), {"meta": {"network": "mobilenet"}})
+        "model.checkpoint.load_checkpoint", lambda *_: type("C", (), {"meta": {"network": "mobilenet"}})
     )
     with pytest.raises(CheckpointError, match="its network is mobilenet"):
         write_darknet.main(["--prefix", str(tmp_path / "x")])

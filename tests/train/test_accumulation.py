@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from config.runtime import mx
 from dataset.iterator import DetRecordIter
+from machine.runtime import mx
 from symbol.symbol_factory import get_assigner
 from tests.train.test_module import FREEZE_BATCH_NORM, make_module, settings_of, step, weights
 from tests.train.tiny import CLASSES

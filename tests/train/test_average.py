@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from config.runtime import mx
 from dataset.iterator import DetRecordIter
+from machine.runtime import mx
 from tests.train.test_module import make_module, step, weights
 from tests.train.tiny import BATCH
 from train.average import WeightAverage, decay_at

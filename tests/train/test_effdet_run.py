@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from config.run import TrainOptions
-from config.runtime import mx
 from deploy.export import export
 from detect.detector import Detector
 from evaluate.evaluate_net import evaluate_net
-from tests.deploy.tiny import picture
+from machine.runtime import mx
+from model.checkpoint import load_checkpoint
+from tests.model.tiny import picture
 from tests.train.tiny import CLASSES, metrics
-from train.checkpoint import load_checkpoint
 from train.training import run_training
 
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from config.errors import OptionError
+from common.errors import OptionError
+from model.checkpoint import list_epochs, load_checkpoint
 from tests.train.tiny import metrics
-from train.checkpoint import list_epochs, load_checkpoint
 from train.training import run_training
 
 

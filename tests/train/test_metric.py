@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from config.runtime import mx
+from machine.runtime import mx
 from train.metric import ClassicMetric, LossMetric, make_metric
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from config.errors import CheckpointError
+from common.errors import CheckpointError
 from config.run import TrainOptions, network_options
-from config.runtime import mx
 from dataset.iterator import DetRecordIter
+from machine.runtime import mx
 from symbol.symbol_factory import get_symbol, get_symbol_train, label_names
 from tests.train.tiny import BATCH, CLASSES, NETWORK
 from train.module import DetectionModule

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.errors import OptionError
+from common.errors import OptionError
 from config.run import TrainOptions, network_options
-from config.runtime import mx
 from dataset.input_sizes import input_sizes
 from dataset.iterator import DetRecordIter
+from machine.runtime import mx
 from symbol.symbol_factory import get_assigner
 from tests.train.test_module import make_module, step, weights
 from tests.train.tiny import BATCH, CLASSES, NETWORK

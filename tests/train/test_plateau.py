@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.errors import CheckpointError, OptionError
+from common.errors import CheckpointError, OptionError
 from config.run import network_options
-from config.runtime import mx
 from dataset.iterator import DetRecordIter
+from machine.runtime import mx
+from model.checkpoint import load_checkpoint
 from symbol.symbol_factory import get_assigner, get_symbol_train, label_names
 from tests.train.test_training import digests, stop_in_epoch
 from tests.train.tiny import BATCH, CLASSES, metrics
-from train.checkpoint import load_checkpoint
 from train.metric import make_metric
 from train.plateau import Plateau
 from train.schedule import WarmUp

@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.errors import CheckpointError, DataError, OptionError
+from common.errors import CheckpointError, DataError, OptionError
 from config.network_names import NETWORK_NAMES, check_network_name
-from config.opencv import cv2
 from config.run import TrainOptions
-from config.runtime import mx
 from evaluate.evaluate_net import evaluate_net
+from machine.opencv import cv2
+from machine.runtime import mx
+from model.checkpoint import list_epochs, load_checkpoint, load_optimizer_state
 from symbol.layers import matches
 from symbol.symbol_factory import freeze_pattern, get_symbol, list_networks
 from tests.train.test_training import digests, fake_values, stop_in_epoch
 from tests.train.tiny import metrics
-from train.checkpoint import list_epochs, load_checkpoint, load_optimizer_state
 from train.early_checks import check_early
 from train.saving import SavePlan
 from train.training import run_training

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from config.errors import OptionError
+from common.errors import OptionError
 from config.run import TrainOptions
 from train.callbacks import Progress
 from train.curves import save_curves

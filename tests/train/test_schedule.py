@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from config.errors import OptionError
+from common.errors import OptionError
 from config.options import from_mapping, parse_options, read_preset
 from config.run import TrainOptions
-from config.runtime import mx
+from machine.runtime import mx
 from train.run_recipe import check_recipe
 from train.schedule import Origin, get_lr_scheduler, make_schedule, updates_per_epoch, warm_up_of_others
 

@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.errors import OptionError
+from common.errors import OptionError
 from config.options import parse_options
 from config.run import TrainOptions, stages
+from model.checkpoint import list_epochs, load_checkpoint, load_optimizer_state
 from symbol.layers import matches
 from symbol.symbol_factory import freeze_pattern
 from tests.train.conftest import tiny_options
 from tests.train.test_training import digests, stop_in_epoch
 from tests.train.tiny import metrics
-from train.checkpoint import list_epochs, load_checkpoint, load_optimizer_state
 from train.early_checks import check_early
 from train.training import run_training
 

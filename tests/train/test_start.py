@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.errors import CheckpointError, OptionError
+from common.errors import CheckpointError, OptionError
+from model.checkpoint import best_epoch, list_epochs, load_checkpoint, params_path
 from tests.train.tiny import metrics, write_record
-from train.checkpoint import best_epoch, list_epochs, load_checkpoint, params_path
 from train.run_files import write_run_file
 from train.stages import make_stages
 from train.start import find_start
@@ -119,7 +119,7 @@ def test_what_a_killed_run_left_stops_no_run(options, left):
 
 def test_overwriting_loses_nothing_before_there_is_something_new(continued, monkeypatch):
     options = continued(overwrite=True, end_epoch=1, seed=7)
-    monkeypatch.setattr("train.checkpoint.stage_arrays", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr("model.checkpoint.stage_arrays", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(CheckpointError, match="not written"):
         run_training(options)
     assert list_epochs(options.prefix) == [1, 2, 3]

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.errors import DataError, UserError
-from config.runtime import mx
+from common.errors import DataError, UserError
+from machine.runtime import mx
+from model.checkpoint import list_epochs
 from tests.train.tiny import BATCH, CLASSES, NETWORK, TRAIN, VAL, metrics
-from train.checkpoint import list_epochs
 from train.train_net import train_net
 
 # The keyword arguments of the classic function in its order.

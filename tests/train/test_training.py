@@ -12,15 +12,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from config.errors import CheckpointError, DataError, OptionError, OutOfMemoryError, TrainingError
-from config.opencv import cv2
-from config.runtime import mx
+from common.errors import CheckpointError, DataError, OptionError, OutOfMemoryError, TrainingError
 from dataset.sidecar import read_sidecar
 from evaluate.coco_metric import STAT_NAMES
 from evaluate.evaluate_net import evaluate_net
+from machine.opencv import cv2
+from machine.runtime import mx
+from model.checkpoint import list_epochs, load_checkpoint, load_optimizer_state, optimizer_path, params_path, read_meta
 from symbol.layers import matches
 from tests.train.tiny import CLASSES, metrics, write_record
-from train.checkpoint import list_epochs, load_checkpoint, load_optimizer_state, optimizer_path, params_path, read_meta
 from train.epoch_end import EpochEnd
 from train.run_files import lock_prefix
 from train.training import objects_missing, run_training

@@ -7,18 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.errors import CheckpointError, DataError
+from common.errors import CheckpointError, DataError
 from config.run import TrainOptions
-from config.runtime import mx
-from deploy.export import export, model_from_checkpoint
+from deploy.export import export
 from detect.detector import Detector
 from evaluate.evaluate_net import evaluate_net
+from machine.runtime import mx
+from model.checkpoint import load_checkpoint
+from model.load import model_from_checkpoint
 from symbol.darknet_cfg import format_cfg
 from symbol.darknet_sections import with_width
 from symbol.registry import YOLO_NETWORKS
-from tests.deploy.tiny import picture
+from tests.model.tiny import picture
 from tests.train.tiny import CLASSES, metrics, write_record
-from train.checkpoint import load_checkpoint
 from train.training import run_training
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from config.opencv import cv2
 from config.options import to_mapping
 from config.run import TrainOptions
 from dataset.labels import pack_label
 from dataset.recordio import RecordWriter, pack
 from dataset.sidecar import Sidecar, file_sha256, write_sidecar
+from machine.opencv import cv2
 
 CLASSES = ("red", "green", "blue")
 SIDE = 96

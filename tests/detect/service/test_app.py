@@ -18,12 +18,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from config.serve_options import ServeOptions
 from deploy.export import export
 from detect.detector import Detector
-from detect.draw import draw
-from detect.preprocess import encode_image, read_image
 from detect.service.app import Limits, Service
 from detect.service.model import describe, load_runner
 from detect.statistics import StepStatistics
-from tests.deploy.tiny import CLASSES, picture, save_tiny
+from drawing.boxes import draw
+from engines.preprocess import encode_image, read_image
+from tests.model.tiny import CLASSES, picture, save_tiny
 
 LIMITS = Limits(max_bytes=100_000, max_pixels=50_000, queue=8, timeout=20.0, workers=2, max_wait=0.0)
 ABOUT = {"model": "m", "network": "n", "engine": "e"}

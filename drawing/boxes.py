@@ -1,0 +1,86 @@
+"""Boxes and labels on pictures."""
+
+import colorsys
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+
+from machine.opencv import cv2
+
+Colour = tuple[int, int, int]
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+GOLDEN_RATIO = 0.618034  # successive multiples of it, modulo 1, spread hues evenly for any number of classes
+# Sizes grow with the square root of the area; these are right for REFERENCE_SIDE squared.
+REFERENCE_SIDE = 600.0
+FONT_SCALE, LEAST_FONT_SCALE = 0.5, 0.33  # 0.33: letters of 7 pixels, the smallest that can be read
+LINE = 2.0
+
+
+def draw(
+    image: np.ndarray, detections: np.ndarray, class_names: Sequence[str] = (), threshold: float = 0.0
+) -> np.ndarray:
+    """A copy of an image (h, w, 3) uint8 RGB with boxes and labels like `cat 0.87`.
+
+    Args:
+        image: stays as it is.
+        detections: (n, 6) rows [id, score, xmin, ymin, xmax, ymax] in pixels, as Detector gives them.
+        class_names: names in the order of the ids; an id beyond them is shown as a number.
+        threshold: lowest score to show.
+
+    Labels lie on top of boxes, and the best detection on top of the others. Letters that OpenCV's font lacks appear
+    without accents or as `?`.
+    """
+    picture = np.ascontiguousarray(image).copy()
+    shown = sorted((row for row in detections if row[1] >= threshold), key=lambda row: row[1])
+    for row in shown:
+        _draw_box(picture, row[2:], colour_of(int(row[0])))
+    for row in shown:
+        number = int(row[0])
+        name = class_names[number] if number < len(class_names) else str(number)
+        _draw_label(picture, row[2:], f"{_plain(name)} {row[1]:.2f}", colour_of(number))
+    return picture
+
+
+def colour_of(number: int) -> Colour:
+    """A bright RGB colour for a class id, always the same one."""
+    hue = number * GOLDEN_RATIO % 1.0
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 1.0)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _scale(picture: np.ndarray) -> float:
+    """The picture's size relative to the one that FONT_SCALE and LINE are for."""
+    return (picture.shape[0] * picture.shape[1]) ** 0.5 / REFERENCE_SIDE
+
+
+def _draw_box(picture: np.ndarray, box: np.ndarray, colour: Colour) -> None:
+    x0, y0, x1, y1 = (round(float(value)) for value in box)
+    corner = min(x1, picture.shape[1] - 1), min(y1, picture.shape[0] - 1)
+    cv2.rectangle(picture, (x0, y0), corner, colour, max(1, round(LINE * _scale(picture))))
+
+
+def _draw_label(picture: np.ndarray, box: np.ndarray, text: str, colour: Colour) -> None:
+    """The label above its box, or inside it where there is no room above."""
+    height, width = picture.shape[:2]
+    x0, y0 = round(float(box[0])), round(float(box[1]))
+    scale = _scale(picture)
+    font, thickness = max(LEAST_FONT_SCALE, FONT_SCALE * scale), max(1, round(scale))
+    (text_width, text_height), below = cv2.getTextSize(text, FONT, font, thickness)
+    label_height = text_height + below + thickness
+    left = max(0, min(x0, width - text_width))
+    top = y0 - label_height if y0 >= label_height else max(0, min(y0, height - label_height))
+    cv2.rectangle(picture, (left, top), (left + text_width, top + label_height), colour, cv2.FILLED)
+    cv2.putText(picture, text, (left, top + text_height + thickness), FONT, font, _ink(colour), thickness, cv2.LINE_AA)
+
+
+def _ink(colour: Colour) -> Colour:
+    """Black or white, whichever is easier to read on a colour (luma of ITU-R BT.601)."""
+    luma = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    return (0, 0, 0) if luma > 128 else (255, 255, 255)
+
+
+def _plain(name: str) -> str:
+    """ASCII letters for a name: accents removed, other letters as `?`."""
+    letters = unicodedata.normalize("NFKD", name)
+    return "".join(x for x in letters if not unicodedata.combining(x)).encode("ascii", "replace").decode()

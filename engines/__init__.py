@@ -1,0 +1,1 @@
+"""What runs a model on pixels: MXNet, ONNX Runtime, OpenVINO."""

@@ -1,0 +1,1 @@
+"""Symbols rewritten: folded, narrowed, padded, fitted to oneDNN."""

@@ -1,0 +1,113 @@
+"""Batch norm folded into the convolutions before it: fewer operators, and weights that show what is to be quantised.
+
+w' = w * gamma / sqrt(var + eps), b' = (b - mean) * gamma / sqrt(var + eps) + beta (Jacob et al. 2018, section 3.2,
+https://arxiv.org/abs/1712.05877). It changes det by rounding alone.
+"""
+
+import numpy as np
+
+from graph.nodes import VARIABLE, Edge, Graph, Node, Params, graph_of, symbol_of
+from machine.runtime import mx
+
+# Operators between convolution and batch norm that leave channels alone.
+_TRANSPARENT = frozenset({"Dropout", "slice"})
+
+
+def fold_batch_norm(
+    symbol: mx.sym.Symbol, arg_params: Params, aux_params: Params
+) -> tuple[mx.sym.Symbol, Params, Params]:
+    """The detection symbol and its weights without those batch norms that follow a convolution directly.
+
+    A convolution that several share gets weights of its own for each batch norm, called after the layer. Batch norms
+    after anything else (densenet), and those where a weight is computed, stay. Nothing that was given is changed.
+    """
+    graph = graph_of(symbol)
+    arrays = {name: array.asnumpy() for name, array in (arg_params | aux_params).items()}
+    readers = graph.readers()
+    owners = _owners(graph)
+    changes: dict[Edge, Edge] = {}
+    for norm in graph.nodes():
+        convolution = _convolution(norm, graph, readers)
+        if convolution and _are_known((convolution, norm), arrays):
+            scale, shift = _affine(norm, arrays)
+            _absorb(convolution, scale, shift, arrays, owners)
+            changes[Edge(norm)] = norm.inputs[0]
+    graph.replace(changes)
+    folded = symbol_of(graph)
+    return folded, _params(folded.list_arguments(), arrays), _params(folded.list_auxiliary_states(), arrays)
+
+
+def _owners(graph: Graph) -> dict[str, int]:
+    """How many operators read each variable."""
+    return {node.name: len(readers) for node, readers in graph.readers().items() if node.op == VARIABLE}
+
+
+def _convolution(norm: Node, graph: Graph, readers: dict[Node, list[Node]]) -> Node | None:
+    """The convolution that a batch norm over channels follows, if nothing else reads what is between them."""
+    if norm.op != "BatchNorm" or norm.attrs.get("axis", "1") != "1":
+        return None
+    outputs, node = {edge.node for edge in graph.outputs}, norm.inputs[0].node
+    while len(readers[node]) == 1 and node not in outputs:
+        if node.op == "Convolution":
+            return node
+        if node.op not in _TRANSPARENT or not _keeps_channels(node):
+            return None
+        node = node.inputs[0].node
+    return None
+
+
+def _are_known(nodes: tuple[Node, ...], arrays: dict[str, np.ndarray]) -> bool:
+    """Whether all that operators read beside their data are parameters."""
+    return all(edge.node.name in arrays for node in nodes for edge in node.inputs[1:])
+
+
+def _keeps_channels(node: Node) -> bool:
+    """Whether a slice takes all channels: (N, C, H, W) from None or 0 to None along the axis 1."""
+    if node.op != "slice":
+        return True
+    begin, end, step = (_parts(node.attrs.get(key, "")) for key in ("begin", "end", "step"))
+    return begin[1:2] in (["None"], ["0"]) and end[1:2] == ["None"] and not any(part.startswith("-") for part in step)
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.strip("()[]").split(",")]
+
+
+def _affine(norm: Node, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and shift (C,) that a batch norm with its moving averages is, float64."""
+    gamma, beta, mean, var = (arrays[edge.node.name].astype(np.float64) for edge in norm.inputs[1:5])
+    if norm.attrs.get("fix_gamma", "True") in ("True", "1", "true"):
+        gamma = np.ones_like(gamma)
+    scale = gamma / np.sqrt(var + float(norm.attrs.get("eps", "0.001")))
+    return scale, beta - mean * scale
+
+
+def _absorb(
+    convolution: Node, scale: np.ndarray, shift: np.ndarray, arrays: dict[str, np.ndarray], owners: dict[str, int]
+) -> None:
+    """Gives a convolution the weights and biases of itself followed by scale and shift."""
+    weight = arrays[convolution.inputs[1].node.name].astype(np.float64)
+    with_bias = len(convolution.inputs) > 2
+    bias = arrays[convolution.inputs[2].node.name].astype(np.float64) if with_bias else np.zeros_like(shift)
+    values = {
+        "weight": weight * scale.reshape(-1, *[1] * (weight.ndim - 1)),
+        "bias": bias * scale + shift,
+    }
+    edges = []
+    for position, (kind, value) in enumerate(values.items(), start=1):
+        old = convolution.inputs[position].node if position < len(convolution.inputs) else None
+        name = old.name if old and owners[old.name] == 1 else _free(f"{convolution.name}_{kind}", arrays)
+        arrays[name] = value.astype(np.float32)
+        edges.append(Edge(Node(VARIABLE, name)))
+    convolution.inputs = [convolution.inputs[0], *edges]
+    convolution.attrs = {**convolution.attrs, "no_bias": "False"}
+
+
+def _free(name: str, taken: dict[str, np.ndarray]) -> str:
+    while name in taken:
+        name = f"{name}_folded"
+    return name
+
+
+def _params(names: list[str], arrays: dict[str, np.ndarray]) -> Params:
+    return {name: mx.nd.array(arrays[name], dtype=arrays[name].dtype) for name in names if name in arrays}

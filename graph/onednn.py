@@ -1,0 +1,199 @@
+"""Networks rewritten for oneDNN, with which MXNet computes on CPUs, when they are bound: files never hold the result.
+
+MXNet 1.9.1 multiplies, slices and averages outside of oneDNN, on maps in a plain layout. Between convolutions, whose
+maps lie in blocks of channels, each such operator has its maps copied from one layout to the other and back, which took
+most of the time of an EfficientDet. Here operators of oneDNN take their places; outputs change by rounding alone.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+
+from graph.constants import fold_constants
+from graph.fold import fold_batch_norm
+from graph.nodes import VARIABLE, Edge, Graph, Node, Params, graph_of, symbol_of
+from machine.runtime import mx
+
+Shapes = dict[str, tuple[int, ...]]
+Rule = Callable[[Node], Node | None]
+
+_GLOBAL = {"global_pool": "True", "kernel": "(1, 1)"}
+_SCALE = {"fix_gamma": "False", "use_global_stats": "True", "eps": "1e-20"}
+_ROUNDING = 1e-3  # a larger error of swish is that of another function
+_OUTPUT = "output"  # the reader of what the network gives
+_CUT = ("(None,None,1,1)", "(None,None,None,None)")  # begin and end of a slice: no first row, no first column
+
+
+def suit_onednn(
+    symbol: mx.sym.Symbol, arg_params: Params, aux_params: Params, shape: tuple[int, ...]
+) -> tuple[mx.sym.Symbol, Params, Params]:
+    """The network and its weights for inputs of this shape, batch included; nothing that was given is changed.
+
+    Batch norms and constants are folded. What takes the place of an operator has its name. Networks without
+    squeeze-excitation have nothing to gain, and stay as they are.
+    """
+    if not squeezes(symbol):
+        return symbol, arg_params, aux_params
+    symbol, arg_params, aux_params = fold_batch_norm(symbol, arg_params, aux_params)
+    symbol, arg_params = fold_constants(symbol, arg_params, (1, *shape[1:]))
+    work = _Rewriting(symbol, arg_params, aux_params, shape)
+    rules: dict[str, Rule] = {"mean": work.mean, "slice": work.cut, "max": work.largest, "_mul_scalar": work.scale}
+    if swish_is_there():
+        rules["elemwise_mul"] = work.swish
+    if shape[0] == 1:
+        rules["broadcast_mul"] = work.gate
+    work.apply(rules)
+    return work.result()
+
+
+def squeezes(symbol: mx.sym.Symbol) -> bool:
+    """Whether a network has squeeze-excitation, the gates of each image being its own.
+
+    Rewritten for a single image such a network runs several faster one after the other than rewritten for a batch.
+    """
+    return any(_is_mean(node) for node in graph_of(symbol).nodes())
+
+
+class _Rewriting:
+    """A graph, its weights, the shapes of what its nodes give, and the operators that read them.
+
+    Rules give what takes a node's place, or None.
+    """
+
+    def __init__(self, symbol: mx.sym.Symbol, args: Params, aux: Params, shape: tuple[int, ...]) -> None:
+        self._args, self._aux = dict(args), dict(aux)
+        self._graph, self._shapes = graph_of(symbol), _shapes(symbol, shape)
+        self._readers = {node: [reader.op for reader in readers] for node, readers in self._graph.readers().items()}
+        for edge in self._graph.outputs:
+            self._readers[edge.node].append(_OUTPUT)
+
+    def apply(self, rules: dict[str, Rule]) -> None:
+        """Replaces nodes by the rules of their operators."""
+        for op, rule in rules.items():
+            found = ((node, rule(node)) for node in self._graph.nodes() if node.op == op)
+            self._graph.replace({Edge(node): Edge(better) for node, better in found if better})
+
+    def result(self) -> tuple[mx.sym.Symbol, Params, Params]:
+        """The symbol and the weights that it reads."""
+        symbol = symbol_of(self._graph)
+        args, aux = set(symbol.list_arguments()), set(symbol.list_auxiliary_states())
+        return symbol, _those(self._args, args), _those(self._aux, aux)
+
+    def swish(self, node: Node) -> Node | None:
+        """x * sigmoid(x) is one operator: sigmoid is the derivative of softplus, which oneDNN multiplies by x."""
+        data, other = node.inputs
+        gate = other.node
+        if gate.op != "Activation" or gate.attrs["act_type"] != "sigmoid" or gate.inputs[0] != data:
+            return None
+        return _swish(node.name, data) if self._is_map(node) else None
+
+    def mean(self, node: Node) -> Node | None:
+        """The mean of each channel is global pooling."""
+        if not _is_mean(node) or not self._is_map(node):
+            return None
+        return Node("Pooling", node.name, {**_GLOBAL, "pool_type": "avg"}, node.inputs)
+
+    def cut(self, node: Node) -> Node | None:
+        """A convolution of stride 2 without its first row and column: it starts where it must if its kernel has a row
+        and a column of zeros more. Where this would give another shape, the slice stays."""
+        convolution = node.inputs[0].node
+        pad = _same_padding(node, convolution)
+        weight = self._args.get(convolution.inputs[1].node.name) if pad is not None else None
+        if pad is None or weight is None or self._readers[convolution] != ["slice"]:
+            return None
+        wide = np.pad(weight.asnumpy(), ((0, 0), (0, 0), (1, 0), (1, 0)))
+        side = wide.shape[-1]
+        before = self._shapes[convolution.inputs[0].node.name][2:]
+        after = tuple((length + 2 * (pad - 1) - side) // 2 + 1 for length in before)
+        if wide.shape[2] != side or after != self._shapes[node.name][2:]:
+            return None
+        attrs = {**convolution.attrs, "kernel": f"({side}, {side})", "pad": f"({pad - 1}, {pad - 1})"}
+        edge = self._parameter(f"{convolution.name}_weight_wide", wide, self._args)
+        return Node("Convolution", convolution.name, attrs, [convolution.inputs[0], edge, *convolution.inputs[2:]])
+
+    def largest(self, node: Node) -> Node | None:
+        """The maximum over the last of three axes is global pooling."""
+        source = self._shapes[node.inputs[0].node.name]
+        if len(source) != 3 or node.attrs.get("axis") != "2" or self._shapes[node.name] != source[:2]:
+            return None
+        rows = Node("Reshape", f"{node.name}_rows", {"shape": "(0, 0, 1, -1)"}, node.inputs)  # (B, A, 1, C)
+        pooled = Node("Pooling", f"{node.name}_pooled", {**_GLOBAL, "pool_type": "max"}, [Edge(rows)])
+        return Node("Reshape", node.name, {"shape": "(0, -1)"}, [Edge(pooled)])
+
+    def scale(self, node: Node) -> Node | None:
+        """A map times a number, where maps are added: the gamma of a batch norm that does nothing else."""
+        if not self._is_map(node) or set(self._readers[node]) != {"add_n"}:
+            return None
+        gamma = np.full(self._shapes[node.name][1], float(node.attrs["scalar"]))
+        return self._scaled(node, node.inputs[0], self._parameter(f"{node.name}_gamma", gamma, self._args))
+
+    def gate(self, node: Node) -> Node | None:
+        """A map times a number for each channel that depends on the image: gamma, too, as there is one image.
+
+        Not right after a convolution, which would take gamma for a constant and fold it into its weights.
+        """
+        data, factor = node.inputs
+        shape = self._shapes[node.name]
+        if not self._is_map(node) or self._shapes[factor.node.name] != (1, shape[1], 1, 1):
+            return None
+        if data.node.op == "Convolution" or self._shapes[data.node.name] != shape:
+            return None
+        flat = Node("Reshape", f"{node.name}_flat", {"shape": "(-1,)"}, [factor])
+        return self._scaled(node, data, Edge(flat))
+
+    def _scaled(self, node: Node, data: Edge, gamma: Edge) -> Node:
+        zeros = np.zeros(self._shapes[node.name][1])
+        beta = self._parameter(f"{node.name}_beta", zeros, self._args)
+        mean = self._parameter(f"{node.name}_moving_mean", zeros, self._aux)
+        variance = self._parameter(f"{node.name}_moving_var", zeros + 1, self._aux)
+        return Node("BatchNorm", node.name, dict(_SCALE), [data, gamma, beta, mean, variance])
+
+    def _is_map(self, node: Node) -> bool:
+        return len(self._shapes[node.name]) == 4
+
+    def _parameter(self, name: str, value: np.ndarray, params: Params) -> Edge:
+        params[name] = mx.nd.array(value, dtype="float32")
+        return Edge(Node(VARIABLE, name))
+
+
+@cache
+def swish_is_there() -> bool:
+    """Whether MXNet takes softplus's derivative from oneDNN: its own operator reads another input."""
+    data = mx.nd.array(np.linspace(-4, 4, 32).reshape(1, 8, 2, 2))
+    symbol = symbol_of(Graph([Edge(_swish("swish", Edge(Node(VARIABLE, "data"))))]))
+    found = symbol.bind(mx.cpu(), {"data": data}, grad_req="null").forward(is_train=False)[0]
+    return bool((found - data * mx.nd.sigmoid(data)).abs().max().asscalar() < _ROUNDING)
+
+
+def _swish(name: str, data: Edge) -> Node:
+    return Node("_backward_Activation", name, {"act_type": "softrelu"}, [data] * 3)
+
+
+def _is_mean(node: Node) -> bool:
+    kept, others = (node.attrs.get(key) in ("True", "1") for key in ("keepdims", "exclude"))
+    return node.op == "mean" and _plain(node, "axis") == "(2,3)" and kept and not others
+
+
+def _same_padding(cut: Node, convolution: Node) -> int | None:
+    """The padding of a convolution of stride 2, the same everywhere, if a slice drops its first row and column."""
+    if convolution.op != "Convolution" or tuple(_plain(cut, key) for key in ("begin", "end", "step")) != (*_CUT, ""):
+        return None
+    pad = _plain(convolution, "pad").strip("()").split(",")
+    usual = _plain(convolution, "stride") == "(2,2)" and _plain(convolution, "dilate") in ("", "(1,1)")
+    return int(pad[0]) if usual and pad[0] == pad[-1] and int(pad[0]) > 0 else None
+
+
+def _plain(node: Node, key: str) -> str:
+    return node.attrs.get(key, "").replace(" ", "")
+
+
+def _shapes(symbol: mx.sym.Symbol, shape: tuple[int, ...]) -> Shapes:
+    """The shape of each node's first output, by the node's name; () where a label decides it."""
+    internals = symbol.get_internals()
+    names = (name.removesuffix("_output").removesuffix("_output0") for name in internals.list_outputs())
+    return dict(zip(names, internals.infer_shape_partial(data=shape)[1], strict=True))
+
+
+def _those(params: Params, names: set[str]) -> Params:
+    return {name: array for name, array in params.items() if name in names}

@@ -1,0 +1,121 @@
+"""Process set-up and the only import of mxnet: threads, numpy aliases, CUDA libraries, then `import mxnet`.
+
+Everything else obtains it by `from machine.runtime import mx`, after machine.threads.configure() where a command knows
+how many CPU contexts it will use.
+"""
+
+import builtins
+import ctypes
+import importlib.util
+import logging
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from common.errors import InstallError
+from common.version import installed_version
+from machine import amx, threads
+from machine.gpus import CUDA_WHEEL, INSTALL_CUDA
+from machine.libraries import named_library, remedy
+
+__all__ = ["mx"]
+
+# Names that numpy 1.24 removed and that mxnet 1.9.1 or gluoncv 0.10.5 still use.
+_NUMPY_ALIASES = ("bool", "int", "float", "complex", "object", "str")
+
+# Folder in the nvidia-*-cu11 wheels and library that libmxnet.so links, each after the ones that it needs itself.
+_CUDA_LIBRARIES = (
+    ("cuda_runtime", "libcudart.so.11.0"),
+    ("cuda_nvrtc", "libnvrtc.so.11.2"),
+    ("nvtx", "libnvToolsExt.so.1"),
+    ("cublas", "libcublasLt.so.11"),
+    ("cublas", "libcublas.so.11"),
+    ("cufft", "libcufft.so.10"),
+    ("curand", "libcurand.so.10"),
+    ("cusparse", "libcusparse.so.11"),
+    ("cusolver", "libcusolver.so.11"),
+    ("cudnn", "libcudnn.so.8"),
+    ("nccl", "libnccl.so.2"),
+)
+
+
+def _set_environment() -> None:
+    if "mxnet" in sys.modules:
+        logging.getLogger(__name__).warning("mxnet was imported before machine.runtime: it may use too few threads")
+    elif "OMP_NUM_THREADS" not in os.environ:
+        threads.configure()
+    # Idle OpenMP threads give their core to the data workers after a fraction of a millisecond instead of several.
+    # Figures of benchmarks/train_step.py with this and other settings are in docs/results.md.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+    # Optimizer state stays in the Module's own updater, where checkpoints can name it and resuming restores it.
+    os.environ.setdefault("MXNET_UPDATE_ON_KVSTORE", "0")
+    # Without it each new inference executor writes "Subgraph backend MKLDNN is activated" into the log.
+    os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
+
+
+def _add_numpy_aliases() -> None:
+    for name in _NUMPY_ALIASES:
+        if name not in np.__dict__:
+            setattr(np, name, getattr(builtins, name))
+
+
+def _load_cuda_libraries() -> None:
+    """Loads the libraries of the nvidia-*-cu11 wheels: the loader then finds them by name when it loads libmxnet.so.
+
+    Libraries that are not in wheels are left to the loader (a CUDA toolkit of the system).
+    """
+    spec = importlib.util.find_spec("nvidia") if installed_version(CUDA_WHEEL) else None
+    for place in (spec and spec.submodule_search_locations) or ():
+        for folder, name in _CUDA_LIBRARIES:
+            path = Path(place, folder, "lib", name)
+            if path.is_file():
+                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+
+
+def _import_mxnet() -> ModuleType:
+    try:
+        import mxnet
+    except (ImportError, OSError, AttributeError, RuntimeError) as error:
+        raise InstallError(_reason(error)) from error
+    return mxnet
+
+
+def _reason(error: Exception) -> str:
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing == "mxnet":
+        return f"mxnet is not installed: `pip install -e '.[cpu]'`, or {INSTALL_CUDA} for an NVIDIA GPU"
+    if missing == "distutils":
+        return "mxnet needs distutils, which Python 3.12 no longer has: pip install 'setuptools>=68,<81'"
+    library = named_library(error)
+    if library is None:
+        return f"mxnet cannot be loaded ({type(error).__name__}: {error}): `python -m tools.doctor` lists the versions"
+    if library == "libcuda.so.1":
+        return "mxnet-cu112 needs the NVIDIA driver (libcuda.so.1): install it, or mxnet==1.9.1 in place of mxnet-cu112"
+    if library in {name for _, name in _CUDA_LIBRARIES}:
+        return f"mxnet-cu112 does not find {library}: {INSTALL_CUDA}"
+    return f"mxnet needs the system library {library}: {remedy(library)}"
+
+
+def _import_with_amx() -> ModuleType:
+    """mxnet, whose oneDNN uses AMX where there is any: it reads the setting in its first operator."""
+    granted = amx.request() if "mxnet" not in sys.modules else False
+    try:
+        mxnet = _import_mxnet()
+        if granted:
+            mxnet.nd.Activation(mxnet.nd.zeros((1, 1, 1, 1)), act_type="relu").wait_to_read()
+    finally:
+        if granted:
+            amx.forget()
+    return mxnet
+
+
+_set_environment()
+_add_numpy_aliases()
+_load_cuda_libraries()
+mx: Any = _import_with_amx()
+SYMBOL_ATTRIBUTES = {"mxnet_version": ["int", 10901]}  # of a symbol's JSON; load_json converts older ones

@@ -1,0 +1,44 @@
+"""Checks what a command line says of a trained model, which the classic commands had to be told."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from common.errors import OptionError
+from config.classic_options import ExpectedModel
+from dataset.class_names import read_class_names
+
+_MEAN_TOLERANCE = 1e-3
+
+
+def check_model(
+    expected: ExpectedModel,
+    origin: str,
+    *,
+    network: str,
+    class_names: Sequence[str],
+    data_shape: Sequence[int],
+    mean_pixels: Sequence[float],
+) -> None:
+    """Compares what was given of a model, whose name is origin, with the model; OptionError where they differ.
+
+    data_shape is the model's (height, width), mean_pixels its mean of red, green and blue.
+    """
+    side = expected.data_shape
+    given: dict[str, tuple[Any, Any]] = {
+        "network": (expected.network or None, network),
+        "num-class": (expected.num_class, len(class_names)),
+        "class-names": (read_class_names(expected.class_names), tuple(class_names)),
+        "data-shape": (side and (side * 2 if len(side) == 1 else side[-2:]), tuple(data_shape)),
+    }
+    for flag, (wanted, found) in given.items():
+        if wanted is not None and wanted != found:
+            raise _differs(flag, wanted, origin, found)
+    for flag, found in zip(("mean-r", "mean-g", "mean-b"), mean_pixels, strict=True):
+        mean = getattr(expected, flag.replace("-", "_"))
+        if mean is not None and abs(mean - found) > _MEAN_TOLERANCE:
+            raise _differs(flag, mean, origin, found)
+
+
+def _differs(flag: str, wanted: Any, origin: str, found: Any) -> OptionError:
+    wanted, found = (", ".join(map(str, x)) if isinstance(x, tuple) else x for x in (wanted, found))
+    return OptionError(f"--{flag} {wanted}: {origin} has {found}; leave the option out, the model knows")

@@ -1,0 +1,167 @@
+"""Model folders: model-symbol.json, model-0000.params and manifest.json, written completely or not at all.
+
+`mx.model.load_checkpoint(FOLDER/model, 0)` reads one, too.
+"""
+
+import dataclasses
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from common.errors import CheckpointError, OptionError
+from common.files import write_atomically
+from dataset.sidecar import file_sha256
+from machine.runtime import mx
+from machine.signals import held
+from model.folder_files import FILES, MANIFEST, PARAMS, SYMBOL, read_manifest, verify_file
+from model.manifest import FileRecord, Manifest, manifest_to_json
+from model.params_file import Params, read_params, write_params
+from model.symbol_check import check_shapes, last_line, load_symbol
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A detector ready to be bound: `symbol` reads data of the manifest's input_format and gives det (B, N, 6)."""
+
+    symbol: mx.sym.Symbol = field(repr=False)
+    arg_params: Params = field(repr=False)
+    aux_params: Params = field(repr=False)
+    manifest: Manifest
+
+
+def write_model_folder(folder: str | Path, model: Model, more: Mapping[str, bytes] = MappingProxyType({})) -> Manifest:
+    """Writes a model folder under a temporary name, reads it back and renames it; returns the manifest with its files.
+
+    more: further files by name, such as model.onnx, and their contents.
+    An empty folder and an older model folder of that name are replaced; a folder with other files in it raises
+    OptionError. CheckpointError where the folder cannot be written; an older one then stays.
+    """
+    target = Path(folder).resolve()
+    check_replaceable(target)
+    temporary = _beside(target, "tmp")
+    try:
+        _clear_up(target)
+        temporary.mkdir(parents=True)
+        written = _write_files(temporary, model, more)
+        read_model_folder(temporary)
+        _replace(target, temporary)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: cannot be written ({error.strerror}); free space or change --output"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return written
+
+
+def read_model_folder(folder: str | Path) -> Model:
+    """Loads and verifies a model folder; CheckpointError names the file that is missing, damaged or does not fit."""
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    for name, record in manifest.files.items():
+        verify_file(folder / name, record)
+    symbol = load_symbol((folder / SYMBOL).read_bytes(), str(folder / SYMBOL))
+    check_shapes(symbol, str(folder / SYMBOL), data=(1, *manifest.image_shape))
+    arg_params, aux_params = read_params(folder / PARAMS)
+    model = Model(symbol, arg_params, aux_params, manifest)
+    check_params(model, str(folder / PARAMS))
+    return model
+
+
+def check_params(model: Model, origin: str) -> None:
+    """CheckpointError naming `origin` and the parameter unless the weights are those that the symbol reads."""
+    wanted = _shapes(model, origin)
+    found = {name: array.shape for name, array in (model.arg_params | model.aux_params).items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise CheckpointError(
+                f"{origin}: parameter {name} has the shape {found.get(name, 'none')}, the network's is "
+                f"{wanted.get(name, 'none')}; was it trained with another data shape or other options?"
+            )
+
+
+def _shapes(model: Model, origin: str) -> dict[str, tuple[int, ...]]:
+    """Shape of each parameter by the symbol and the input shape."""
+    symbol = model.symbol
+    try:
+        arg_shapes, _, aux_shapes = symbol.infer_shape(data=(1, *model.manifest.image_shape))
+    except (mx.base.MXNetError, RuntimeError) as error:
+        raise CheckpointError(f"{origin}: the symbol does not fit its input ({last_line(error)})") from error
+    names = symbol.list_arguments() + symbol.list_auxiliary_states()
+    return {name: shape for name, shape in zip(names, [*arg_shapes, *aux_shapes], strict=True) if name != "data"}
+
+
+def _write_files(folder: Path, model: Model, more: Mapping[str, bytes]) -> Manifest:
+    write_atomically(folder / SYMBOL, model.symbol.tojson().encode("utf-8"))
+    write_params(folder / PARAMS, model.arg_params, model.aux_params)
+    for name, content in more.items():
+        write_atomically(folder / name, content)
+    names = (SYMBOL, PARAMS, *more)
+    files = {name: FileRecord((folder / name).stat().st_size, file_sha256(folder / name)) for name in names}
+    manifest = dataclasses.replace(model.manifest, files=files)
+    write_atomically(folder / MANIFEST, manifest_to_json(manifest).encode("utf-8"))
+    return manifest
+
+
+def check_replaceable(folder: str | Path) -> None:
+    """OptionError unless `folder` is free, empty, or a folder with nothing but a model in it."""
+    target = Path(folder).resolve()
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise OptionError(f"--output {target}: a file of that name is there; choose another folder")
+    foreign = sorted(path.name for path in target.iterdir() if path.name not in FILES)
+    if foreign:
+        raise OptionError(
+            f"--output {target}: the folder holds {foreign[0]}, which is no part of a model; choose another folder"
+        )
+
+
+def _beside(target: Path, suffix: str) -> Path:
+    """The hidden name of this process for a folder that is to have the name `target`, or had it."""
+    return target.with_name(f".{target.name}.{os.getpid()}.{suffix}")
+
+
+def _clear_up(target: Path) -> None:
+    """Removes what a process of the same number left when it was killed (in containers the numbers are always the
+    same); a model that had lost its name then gets it back."""
+    temporary, old = _beside(target, "tmp"), _beside(target, "old")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    if old.exists() and target.exists():
+        shutil.rmtree(old)
+    elif old.exists():
+        os.rename(old, target)
+        logger.warning("%s: was left as %s by an export that was killed, and has its name again", target, old.name)
+
+
+def _replace(target: Path, new: Path) -> None:
+    """Gives the folder `new` the name `target`; an older folder of that name comes back if this fails. Signals wait
+    for both renames."""
+    old = _beside(target, "old")
+    with held():
+        if target.exists():
+            os.rename(target, old)
+        try:
+            os.rename(new, target)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.rename(old, target)
+            raise
+    _sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

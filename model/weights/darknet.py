@@ -1,0 +1,183 @@
+"""Darknet's .weights files: a header, then float32 values of the convolutional sections in the order of the .cfg.
+
+    int32 major, minor, revision; images seen (int64 from version 0.2 on, before int32); all little-endian
+    each [convolutional]: biases, with batch_normalize then scales, means, variances; then weights (out, in, y, x)
+
+(Darknet, src/parser.c, load_weights_upto and load_convolutional_weights.) The file has no names and no shapes: the
+sections of the network give them, and the number of values gives the number of classes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from common.errors import CheckpointError
+from common.files import write_atomically
+from config.network_options import NetworkOptions
+from config.options import from_mapping
+from symbol.darknet_sections import (
+    IMAGE_CHANNELS,
+    Convolutional,
+    Sections,
+    layer_names,
+    references,
+    trace,
+    with_classes,
+)
+from symbol.detector.yolo import customise
+from symbol.registry import DARKNET_PREFIX, find_yolo_row, is_yolo
+
+Arrays = dict[str, np.ndarray]
+VERSION = np.array([0, 2, 5], "<i4")  # written
+LONG_SEEN = 2  # from 10 * major + minor on, the images seen take 8 bytes
+MAX_BYTES = 8 << 30
+# Ours, in the order of the file.
+NORMALISED = ("_bn_beta", "_bn_gamma", "_bn_moving_mean", "_bn_moving_var")
+AUXILIARY = ("_bn_moving_mean", "_bn_moving_var")
+
+
+class Parameter(NamedTuple):
+    """A parameter under our name and its shape."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+def read(path: str | Path) -> Arrays:
+    """{path: (n,) float32} of a .weights file: its values under its own name.
+
+    CheckpointError names one that is missing, cut off, no such file, or has values that are not finite.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    begin = _header_bytes(content)
+    if begin > len(content) or len(content) > MAX_BYTES:
+        raise CheckpointError(f"{path}: not a .weights file of Darknet ({len(content)} bytes)")
+    if (len(content) - begin) % 4:
+        raise CheckpointError(f"{path}: cut off, its last value is incomplete; copy or download it again")
+    values = np.frombuffer(content, "<f4", offset=begin).astype(np.float32, copy=False)
+    if not np.isfinite(values).all():
+        raise CheckpointError(f"{path}: has values that are not finite; copy, download or train it again")
+    return {str(path): values}
+
+
+def rename(arrays: Arrays, network: str, options: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
+    """(arg, aux) of a YOLOv3 from the values of read(); options give width and .cfg.
+
+    A file that ends behind a convolution, such as darknet53.conv.74, fills the sections that far. CheckpointError for
+    another number of values names the file: it is cut off, too long, or that of another network.
+    """
+    ((path, values),) = arrays.items()
+    try:
+        parameters = _parameters_for(values.size, _sections(network, options), network)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return split_auxiliary(_split(values, parameters))
+
+
+def write(path: Path, sections: Sections, parameters: Mapping[str, np.ndarray], seen: int) -> None:
+    """Writes parameters under our names as a .weights file, atomically.
+
+    sections: those of the network, with its classes and width; seen: images that it was trained on. Parameters that
+    check() refuses raise its CheckpointError.
+    """
+    write_atomically(path, weights_content(path, sections, parameters, seen))
+
+
+def weights_content(path: Path, sections: Sections, parameters: Mapping[str, np.ndarray], seen: int) -> bytes:
+    """The .weights file that write() writes to `path`, which errors name."""
+    check(path, sections, parameters)
+    parts = [VERSION.tobytes(), np.array([seen], "<i8").tobytes()]
+    parts += [np.ascontiguousarray(parameters[name], "<f4").tobytes() for name, _ in file_order(sections)]
+    return b"".join(parts)
+
+
+def check(origin: str | Path, sections: Sections, parameters: Mapping[str, np.ndarray]) -> None:
+    """CheckpointError, naming origin, for a parameter of the sections that is missing or has another shape."""
+    for name, shape in file_order(sections):
+        if name not in parameters or parameters[name].shape != shape:
+            got = parameters[name].shape if name in parameters else "nothing"
+            raise CheckpointError(f"{origin}: {name} of shape {shape} is needed, the checkpoint has {got}")
+
+
+def file_order(sections: Sections) -> list[Parameter]:
+    """The parameters of a network in the order of its .weights file."""
+    extents, names = trace(sections), layer_names(sections)
+    found = []
+    for number, section in enumerate(sections):
+        if isinstance(section, Convolutional):
+            before = references(number, section)[0]
+            channels = IMAGE_CHANNELS if before < 0 else extents[before].channels
+            vectors = NORMALISED if section.batch_normalize else ("_conv_bias",)
+            found += [Parameter(names[number] + kind, (section.filters,)) for kind in vectors]
+            kernel = (section.filters, channels, section.size, section.size)
+            found.append(Parameter(f"{names[number]}_conv_weight", kernel))
+    return found
+
+
+def split_auxiliary(parameters: Arrays) -> tuple[Arrays, Arrays]:
+    """(arg, aux): moving means and variances are auxiliary states."""
+    aux = {name: array for name, array in parameters.items() if name.endswith(AUXILIARY)}
+    return {name: array for name, array in parameters.items() if name not in aux}, aux
+
+
+def _header_bytes(content: bytes) -> int:
+    """Bytes before the values; more than the content has if it is too short."""
+    short = VERSION.nbytes + 4
+    if len(content) < short:
+        return short
+    major, minor = np.frombuffer(content, "<i4", 2).astype(int)
+    return short + 4 if 10 * major + minor >= LONG_SEEN else short
+
+
+def _sections(network: str, options: Mapping[str, Any]) -> Sections:
+    if not is_yolo(network):
+        raise CheckpointError(
+            f"--network {network}: Darknet's weights are for yolov3_spp and the like, and darknet:FILE.cfg"
+        )
+    checked = from_mapping(NetworkOptions, dict(options))
+    return customise(find_yolo_row(network, checked.darknet_cfg), checked)
+
+
+def _parameters_for(count: int, sections: Sections, network: str) -> list[Parameter]:
+    """The parameters that `count` values are: all, for the number of classes that fits, or the first ones.
+
+    ValueError for another number.
+    """
+    fixed, slope = _values_by_classes(sections)
+    wanted = file_order(sections) if network.startswith(DARKNET_PREFIX) else []
+    classes, rest = divmod(count - fixed, slope)
+    if not wanted and classes >= 1 and rest == 0:
+        return file_order(with_classes(sections, classes))
+    ends = np.cumsum([math.prod(parameter.shape) for parameter in wanted or file_order(sections)])
+    weights = [
+        k for k, parameter in enumerate(wanted or file_order(sections)) if parameter.name.endswith("_conv_weight")
+    ]
+    fitting = [k for k in weights if ends[k] == count]
+    if not fitting:
+        needs = f"{ends[-1]}" if wanted else f"{fixed} and {slope} for each class"
+        raise ValueError(
+            f"has {count} values, but {network} takes {needs}: it is cut off, too long or of another --network"
+        )
+    return (wanted or file_order(sections))[: fitting[0] + 1]
+
+
+def _values_by_classes(sections: Sections) -> tuple[int, int]:
+    """(values without classes, values for each class) of a whole file."""
+    one, two = (
+        sum(math.prod(parameter.shape) for parameter in file_order(with_classes(sections, classes)))
+        for classes in (1, 2)
+    )
+    return 2 * one - two, two - one
+
+
+def _split(values: np.ndarray, parameters: Sequence[Parameter]) -> Arrays:
+    ends = np.cumsum([math.prod(parameter.shape) for parameter in parameters])
+    parts = np.split(values, ends[:-1])
+    return {name: part.reshape(shape) for (name, shape), part in zip(parameters, parts, strict=True)}

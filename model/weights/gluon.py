@@ -1,0 +1,213 @@
+"""Gluon's .params, from a file or from gluoncv's model zoo: classifiers, and SSD with VGG16 (gluon_ssd.py).
+
+Names of either form are understood: those of save_parameters (features.0.weight) and those with the block's prefix
+(mobilenet0_conv0_weight, with or without `arg:`). Layers are taken in the order of the network, because the numbers in
+Gluon's names count blocks.
+
+Gluon's classifiers read RGB / 255, less the mean, over the standard deviation of ImageNet; ours read RGB less the mean.
+So the first convolution is divided by 255 * std: with mean pixels 123.675, 116.28, 103.53 the results are the same.
+"""
+
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import CheckpointError
+from machine.runtime import mx
+from model.params_file import read_arrays
+from model.weights import gluon_ssd, vgg
+from model.weights.batch_norm import subtract_epsilon
+from model.weights.vgg import Arrays
+from symbol.backbone.mobilenet import BLOCKS
+
+ZOO = "gluoncv:"
+MOBILENET = "mobilenet"
+MOBILENET_FILTERS = 32  # of the first convolution at width 1
+STD = np.array((0.229, 0.224, 0.225), np.float32)  # ImageNet, gluoncv's presets
+EPSILON = np.float32(1e-5)  # default of mx.gluon.nn.BatchNorm
+CONVOLUTION, DENSE = 4, 2  # dimensions of their weights
+PARAMETER = re.compile(r"(?:arg:|aux:)?(.+)[._](weight|bias|gamma|beta|running_mean|running_var)")
+ARG_KINDS = {"gamma": "gamma", "beta": "beta"}
+AUX_KINDS = {"running_mean": "moving_mean", "running_var": "moving_var"}
+
+
+@dataclass
+class Layers:
+    """The layers of a Gluon classifier in network order: {kind of parameter: array}."""
+
+    convolutions: list[Arrays] = field(default_factory=list)
+    batch_norms: list[Arrays] = field(default_factory=list)
+    dense: list[Arrays] = field(default_factory=list)
+
+
+def read(path: str | Path) -> Arrays:
+    """{name of the parameter: array} of a .params file or, for `gluoncv:NAME`, of a pretrained model of the zoo.
+
+    The zoo downloads where there is a network and keeps the file in ~/.mxnet/models. CheckpointError for a damaged
+    file, an unknown name and a failed download.
+    """
+    if str(path).startswith(ZOO):
+        return _read_zoo(str(path).removeprefix(ZOO))
+    return read_arrays(path)
+
+
+def rename(arrays: Arrays, network: str, options: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
+    """Parameters of mobilenet (any width), vgg16_reduced or `gluoncv:NAME` from those of the Gluon model of that name.
+
+    Weights of another network, or a mobilenet of another width than options["width"], raise CheckpointError. The
+    classifier's last layer is kept under its own name `output_*`: the report calls it unused.
+    """
+    if gluon_ssd.is_ssd(arrays):
+        return gluon_ssd.rename(arrays, network), {}
+    if network.startswith(ZOO):
+        return _body(arrays)
+    layers = _layers(arrays)
+    if network == MOBILENET:
+        return _mobilenet(layers, network, options)
+    vgg.check_network(network, "Gluon's vgg16")
+    return _vgg16(layers, network), {}
+
+
+def _read_zoo(name: str) -> Arrays:
+    from gluoncv import model_zoo  # seconds to import
+
+    if name.lower() not in model_zoo.get_model_list():
+        raise CheckpointError(f"{ZOO}{name}: gluoncv has no such model; try {ZOO}mobilenet1.0 or {ZOO}vgg16")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "zoo.params"
+            model_zoo.get_model(name, pretrained=True).save_parameters(str(path))
+            return read_arrays(path)
+    except (OSError, RuntimeError, ValueError, mx.base.MXNetError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{ZOO}{name}: no pretrained weights ({reason:.120}); without a network, copy the model's .params "
+            "file here and give its path"
+        ) from error
+
+
+def _body(arrays: Arrays) -> tuple[Arrays, Arrays]:
+    """Parameters of any classifier as the body `gluoncv:NAME`: body_ and the path in the block, dots as underscores.
+
+    The first layer takes pixels of 0..255: a convolution with three input channels or, before it, a batch normalisation
+    of three channels (resnet*_v2).
+    """
+    parts: tuple[Arrays, Arrays] = {}, {}
+    for name, array in arrays.items():
+        if "." not in name:
+            raise CheckpointError(
+                f"parameter {name!r:.80} has no path; write the file with save_parameters, not with export"
+            )
+        parts[name.endswith(tuple(AUX_KINDS))][f"body_{name.replace('.', '_')}"] = array
+    arg, aux = parts
+    norm = next((name for name, array in aux.items() if name.endswith("running_mean") and array.shape == (3,)), None)
+    first = next((name for name, array in arg.items() if array.ndim == CONVOLUTION and array.shape[1] == 3), None)
+    if norm is not None:
+        variance = norm.replace("mean", "var")
+        aux[norm] = aux[norm] * 255 * STD
+        aux[variance] = (aux[variance] + EPSILON) * (255 * STD) ** 2 - EPSILON
+    elif first is not None:
+        arg[first] = _for_pixels(arg[first])
+    else:
+        raise CheckpointError("the Gluon weights have no convolution of three channels, which an image needs")
+    return arg, aux
+
+
+def _layers(arrays: Arrays) -> Layers:
+    """The arrays by layer, in network order."""
+    found: dict[str, Arrays] = {}
+    for name, array in arrays.items():
+        match = PARAMETER.fullmatch(name)
+        if not match:
+            raise CheckpointError(f"parameter {name!r:.80} is not one of a Gluon classifier (weight, bias, gamma, ...)")
+        layer = found.setdefault(match[1], {})
+        if match[2] in layer:
+            raise CheckpointError(f"parameter {name!r:.80} stands there twice")
+        layer[match[2]] = array
+    layers = Layers()
+    for name in sorted(found, key=_natural):
+        _place(layers, name, found[name])
+    return layers
+
+
+def _place(layers: Layers, name: str, layer: Arrays) -> None:
+    dimensions = layer["weight"].ndim if "weight" in layer else 0
+    if layer.keys() == {"gamma", "beta", "running_mean", "running_var"}:
+        layers.batch_norms.append(layer)
+    elif dimensions == CONVOLUTION and layer.keys() <= {"weight", "bias"}:
+        layers.convolutions.append(layer)
+    elif dimensions == DENSE and layer.keys() <= {"weight", "bias"}:
+        layers.dense.append(layer)
+    else:
+        raise CheckpointError(f"Gluon layer {name!r:.80} is no convolution, batch normalisation or dense layer")
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key by which conv10 comes after conv9."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _mobilenet(layers: Layers, network: str, options: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
+    names = ["conv_1"]
+    for number in range(2, len(BLOCKS) + 2):
+        names += [f"conv_{number}_dw", f"conv_{number}"]
+    _check_count(layers, "mobilenet", convolutions=len(names), batch_norms=len(names))
+    _check_width(layers.convolutions[0]["weight"], float(options.get("width", 1.0)))
+    arg: Arrays = _dense(layers.dense, ())
+    aux: Arrays = {}
+    for name, convolution, norm in zip(names, layers.convolutions, layers.batch_norms, strict=True):
+        arg[f"{name}_conv2d_weight"] = convolution["weight"]
+        arg |= {f"{name}_batchnorm_{ours}": norm[theirs] for theirs, ours in ARG_KINDS.items()}
+        aux |= {f"{name}_batchnorm_{ours}": norm[theirs] for theirs, ours in AUX_KINDS.items()}
+        aux[f"{name}_batchnorm_moving_var"] = aux[f"{name}_batchnorm_moving_var"] + EPSILON
+    arg["conv_1_conv2d_weight"] = _for_pixels(arg["conv_1_conv2d_weight"])
+    return arg, subtract_epsilon(aux, network, options)
+
+
+def _vgg16(layers: Layers, network: str) -> Arrays:
+    _check_count(layers, "vgg16", convolutions=len(vgg.CONVOLUTIONS), batch_norms=0)
+    out: Arrays = {}
+    for name, convolution in zip(vgg.CONVOLUTIONS, layers.convolutions, strict=True):
+        out |= {f"{name}_{kind}": array for kind, array in convolution.items()}
+    vgg.check_body(out, "Gluon")
+    out[vgg.FIRST_WEIGHT] = _for_pixels(out[vgg.FIRST_WEIGHT])
+    return vgg.to_network(vgg.reduce_classifier(out | _dense(layers.dense, ("fc6", "fc7"))), network)
+
+
+def _dense(layers: list[Arrays], names: tuple[str, ...]) -> Arrays:
+    """The dense layers under the given names, the last under `output`."""
+    if len(layers) > len(names) + 1:
+        raise CheckpointError(f"the Gluon weights have {len(layers)} dense layers, expected at most {len(names) + 1}")
+    named = zip((*names, "output"), layers, strict=False)
+    return {f"{name}_{kind}": array for name, layer in named for kind, array in layer.items()}
+
+
+def _for_pixels(weight: np.ndarray) -> np.ndarray:
+    """The first convolution (filters, 3, kh, kw) for pixels of 0..255 instead of 0..1 over std."""
+    return weight / (255 * STD)[:, None, None]
+
+
+def _check_count(layers: Layers, model: str, convolutions: int, batch_norms: int) -> None:
+    found = len(layers.convolutions), len(layers.batch_norms)
+    if found != (convolutions, batch_norms):
+        raise CheckpointError(
+            f"the Gluon weights have {found[0]} convolutions and {found[1]} batch normalisations, {model} has "
+            f"{convolutions} and {batch_norms}; convert them for the network that they are of"
+        )
+
+
+def _check_width(weight: np.ndarray, width: float) -> None:
+    found = weight.shape[0] / MOBILENET_FILTERS
+    if weight.shape[1:] != (3, 3, 3):
+        raise CheckpointError(
+            f"the first convolution of the Gluon weights has shape {weight.shape}, not that of mobilenet"
+        )
+    if found != width:
+        raise CheckpointError(
+            f"the Gluon weights are those of mobilenet{found:g}, not of width {width:g}; give --width {found:g}"
+        )

@@ -1,0 +1,21 @@
+"""A prefix is the first part of file names."""
+
+import pytest
+
+from common.errors import OptionError
+from common.prefix import check_prefix
+from config.run import TrainOptions
+from train.early_checks import check_early
+
+
+@pytest.mark.parametrize("prefix", ["", "/", "run/", "a/b/"])
+def test_one_without_name_is_refused(prefix):
+    with pytest.raises(OptionError, match="--prefix .*: its files would have no name"):
+        check_prefix(prefix)
+    with pytest.raises(OptionError, match="--prefix .*: its files would have no name"):
+        check_early(TrainOptions(prefix=prefix))
+
+
+def test_others_are_taken():
+    for prefix in ("run", "a/run", "./run", "a/."):
+        check_prefix(prefix)

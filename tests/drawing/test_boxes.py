@@ -1,0 +1,55 @@
+"""Drawn boxes can be seen, stay inside, and leave the image alone."""
+
+import numpy as np
+import pytest
+
+from drawing.boxes import colour_of, draw
+
+NAMES = ("cat", "Käfer", "猫")
+
+
+def _rows(*rows):
+    return np.array(rows, np.float32).reshape(-1, 6)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 300), (40, 30), (480, 640), (3000, 2000)])
+def test_any_size_and_place(size):
+    image = np.full((*size, 3), 40, np.uint8)
+    height, width = size
+    boxes = _rows([0, 0.9, 0, 0, width, height], [1, 0.5, 0, 0, 0, 0], [2, 0.4, width, height, width, height])
+    picture = draw(image, boxes, NAMES)
+    assert picture.shape == image.shape
+    assert (image == 40).all()
+    assert (picture != 40).any()
+
+
+def test_box_and_label_have_the_colour_of_the_class():
+    picture = draw(np.zeros((300, 300, 3), np.uint8), _rows([1, 0.87, 100, 120, 200, 220]), NAMES)
+    for y, x in ((120, 150), (220, 150), (170, 100), (170, 200)):
+        assert tuple(picture[y, x]) == colour_of(1)
+    assert tuple(picture[170, 150]) == (0, 0, 0)
+    label = (picture[108:119, 102:150] == colour_of(1)).all(axis=2)
+    assert 0.4 < label.mean() < 0.95  # colour and letters
+
+
+def test_labels_stay_inside():
+    for corner in ([0, 0, 20, 20], [280, 0, 300, 20], [0, 280, 20, 300], [280, 280, 300, 300]):
+        picture = draw(np.zeros((300, 300, 3), np.uint8), _rows([0, 0.5, *corner]), NAMES)
+        assert (picture == colour_of(0)).all(axis=2).sum() > 250
+
+
+def test_threshold_and_nothing():
+    image = np.zeros((100, 100, 3), np.uint8)
+    np.testing.assert_array_equal(draw(image, _rows([0, 0.4, 10, 10, 50, 50]), NAMES, 0.5), image)
+    np.testing.assert_array_equal(draw(image, _rows(), NAMES), image)
+
+
+def test_unknown_classes_are_shown_by_number():
+    assert draw(np.zeros((100, 100, 3), np.uint8), _rows([7, 0.4, 10, 40, 50, 80])).any()
+
+
+def test_colours_differ():
+    colours = np.array([colour_of(k) for k in range(20)], int)
+    distances = np.abs(colours[:, None] - colours).sum(axis=2) + 1000 * np.eye(20, dtype=int)
+    assert distances.min() > 40
+    assert colour_of(3) == colour_of(3)

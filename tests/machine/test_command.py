@@ -1,0 +1,72 @@
+"""How a command ends: exit status and what it leaves on the terminal."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(body: str, **options) -> subprocess.CompletedProcess:
+    """Runs a command whose main(argv) has this body."""
+    code = "import os, sys\nfrom common.errors import *\nfrom machine.command import run_command\ndef main(argv):\n"
+    code += "".join(f"    {line}\n" for line in body.splitlines()) + "run_command(main)\n"
+    options.setdefault("stdout", subprocess.PIPE)
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ("return None", 0, ""),
+        ("return 0", 0, ""),
+        ("return 3", 3, ""),
+        (
+            "raise DataError('a.rec: record 3 is cut short; pack it again')",
+            2,
+            "error: a.rec: record 3 is cut short; pack",
+        ),
+        ("raise OptionError('a file named x\\ny')", 2, "error: a file named x y\n"),
+        ("open('/nowhere/x.rec')", 2, "error: /nowhere/x.rec: No such file or directory\n"),
+        ("raise OSError(28, 'No space left on device')", 2, "error: No space left on device\n"),
+        ("raise KeyboardInterrupt", 130, "interrupted\n"),
+        ("sys.exit(0)", 0, ""),
+    ],
+)
+def test_exit_status_and_one_line(body, status, message):
+    done = run(body)
+    assert done.returncode == status
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == bool(message)
+
+
+@pytest.mark.parametrize("body", ["raise ValueError('bug')", "raise OSError(5, 'bug')", "raise BrokenPipeError('bug')"])
+def test_a_bug_keeps_its_traceback(body):
+    done = run(body)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "bug" in done.stderr
+
+
+def test_the_traceback_of_a_mistake_can_be_asked_for():
+    done = run("raise DataError('x')", env={**os.environ, "DETECTOR_TRACEBACK": "1"})
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("body", ["print('x')", "print('x')\nsys.exit(0)", "print('x' * 1_000_000)"])
+def test_a_reader_that_has_gone_ends_the_command_quietly(body):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = run(body, stdout=writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_what_was_printed_before_a_mistake_is_seen():
+    done = run("print('packed 3 images')\nraise DataError('x')")
+    assert done.stdout == "packed 3 images\n"

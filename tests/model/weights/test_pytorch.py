@@ -1,0 +1,94 @@
+"""State_dicts of PyTorch under our names: ssd.pytorch's, vgg16_reducedfc.pth, torchvision's; files with torch."""
+
+import numpy as np
+import pytest
+
+from common.errors import CheckpointError, InstallError
+from model.weights import pytorch
+from model.weights.report import compare, expected_shapes
+from model.weights.vgg import CONVOLUTIONS
+from tests.model.weights.formula import formula
+
+SHAPES, _ = expected_shapes("vgg16_ssd_voc", 300, 20)
+FC = {31: "fc6", 33: "fc7"}
+
+
+def body(prefix, layers):
+    """Arrays of VGG16's convolutions as a Sequential names them."""
+    names = dict(zip(pytorch.VGG_INDICES, CONVOLUTIONS, strict=True)) | layers
+    return {
+        f"{prefix}{index}.{kind}": formula(f"{name}_{kind}", SHAPES[f"{name}_{kind}"])
+        for index, name in names.items()
+        for kind in ("weight", "bias")
+    }
+
+
+@pytest.mark.parametrize("prefix", ["", "vgg.", "module.vgg."])
+def test_the_body_of_ssd_pytorch_fits_every_network_on_vgg16(prefix):
+    arrays = body(prefix, FC)
+    named, _ = pytorch.rename(arrays, "", {})
+    report = compare(SHAPES, named)
+    assert len(report.loaded) == len(arrays) == 30
+    assert report.unused == ()
+    for name in report.loaded:
+        np.testing.assert_array_equal(named[name], formula(name, SHAPES[name]))
+
+
+def test_torchvisions_images_and_ours_give_the_same():
+    """Its first convolution on (rgb / 255 - mean) / std is ours on rgb less the mean pixels."""
+    arrays = body("features.", {})
+    named, _ = pytorch.rename(arrays, "", {})
+    pixels = np.random.default_rng(0).uniform(0, 255, (3, 3, 3))  # (channel, y, x): what one output sees
+    scaled = (pixels / 255 - pytorch.MEAN[:, None, None]) / pytorch.STD[:, None, None]
+    theirs = (arrays["features.0.weight"] * scaled).sum(axis=(1, 2, 3)) + arrays["features.0.bias"]
+    ours = (named["conv1_1_weight"] * (pixels - pytorch.MEAN_PIXELS[:, None, None])).sum(axis=(1, 2, 3))
+    np.testing.assert_allclose(ours + named["conv1_1_bias"], theirs, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(named["conv5_3_weight"], arrays["features.28.weight"])
+
+
+def test_the_body_for_pixels_that_torchvision_ships_is_not_scaled():
+    """VGG16_Weights.IMAGENET1K_FEATURES: Caffe's body, its classifier is NaN."""
+    arrays = body("features.", {}) | {"classifier.0.weight": np.full((8, 4), np.nan, np.float32)}
+    named, _ = pytorch.rename(arrays, "", {})
+    np.testing.assert_array_equal(named["conv1_1_weight"], arrays["features.0.weight"])
+    assert not any(name.startswith("fc") for name in named)
+
+
+def test_unknown_names_stay_and_other_networks_are_refused():
+    named, _ = pytorch.rename(body("vgg.", FC) | {"vgg.99.weight": np.zeros(3), "epoch": np.zeros(1)}, "", {})
+    assert {"vgg.99.weight", "epoch"} <= named.keys()
+    with pytest.raises(CheckpointError, match="hold no layer conv1_1 of VGG16"):
+        pytorch.rename({"layer1.0.conv1.weight": np.zeros((64, 64, 3, 3))}, "", {})
+
+
+def test_a_missing_torch_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    with pytest.raises(InstallError, match="a.pth: reading .pth files needs torch: pip install"):
+        pytorch.read("a.pth")
+
+
+def test_files_of_torch_are_read(tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    arrays = {"vgg.0.weight": formula("w", (4, 3, 3, 3)), "vgg.0.bias": formula("b", (4,))}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    for content in (tensors, {"state_dict": tensors, "epoch": 3}):
+        torch.save(content, tmp_path / "a.pth")
+        found = pytorch.read(tmp_path / "a.pth")
+        assert found.keys() == arrays.keys()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"hello", b"\x80\x04\x95" + b"\xff" * 40])
+def test_damaged_files_of_torch_are_named(tmp_path, content):
+    pytest.importorskip("torch", reason="torch is not installed")
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match="a.pth: not a state_dict"):
+        pytorch.read(tmp_path / "a.pth")
+
+
+def test_objects_in_files_of_torch_are_never_unpickled(tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch.save({"weight": tmp_path}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="a.pth: not a state_dict"):
+        pytorch.read(tmp_path / "a.pth")
