@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.common import in_turns, machine, median_ratio, print_table, verdict
-from config.network_options import NetworkOptions
 from config.options import option, parse_options
 from graph.onednn import suit_onednn
 from machine.command import run_command
 from machine.runtime import mx
 from machine.threads import usable_threads
+from symbol.detector.efficientdet import ROWS as EFFDET_NETWORKS
 from symbol.detector.efficientdet import predictions
-from symbol.registry import EFFDET_NETWORKS
+from symbol.network_options import EffDetOptions
 
 NETWORK = "efficientdet_d0"
 REQUIRED = 1.3  # times effdet's seconds, at most
@@ -76,7 +76,7 @@ def make_forward(options: EffDetBenchmarkOptions) -> tuple[Callable[[int], float
     as there.
     """
     size = (options.size, options.size)
-    heads = predictions(NETWORK, EFFDET_NETWORKS[NETWORK], size, options.classes, NetworkOptions())
+    heads = predictions(NETWORK, EFFDET_NETWORKS[NETWORK], size, options.classes, EffDetOptions())
     module = mx.mod.Module(mx.sym.Group([heads.cls, heads.box]), label_names=None, context=mx.cpu())
     module.bind([("data", (1, 3, *size))], for_training=False)
     module.init_params(mx.init.Xavier())

@@ -15,13 +15,13 @@ import numpy as np
 
 from common.version import versions
 from config.augment_options import FORCE, LETTERBOX
-from config.network_options import NetworkOptions
 from config.options import to_mapping
 from dataset.letterbox import Resize
 from engines.preprocess import read_image, write_input
 from machine.runtime import mx
 from model.folder import Model
 from model.manifest import Manifest, PostProcessing, Source
+from symbol.network_options import CommonOptions
 from symbol.symbol_factory import get_symbol
 
 CANDIDATES = 200  # boxes of an image above the score threshold, in the mean
@@ -167,7 +167,7 @@ def raw_outputs(network: Network, symbol: mx.sym.Symbol) -> mx.sym.Symbol:
 
 
 def _manifest(network: Network) -> Manifest:
-    family, options = FAMILIES[network.family], NetworkOptions()
+    family, options = FAMILIES[network.family], CommonOptions()
     return Manifest(
         class_names=tuple(f"class{number}" for number in range(network.classes)),
         mean=family.mean,
@@ -266,4 +266,4 @@ def _shift_biases(
 
 def score_threshold() -> float:
     """Of the post-processing."""
-    return NetworkOptions().score_threshold
+    return CommonOptions().score_threshold

@@ -37,8 +37,11 @@ from machine.command import run_command
 from machine.runtime import mx
 from machine.threads import usable_threads
 from symbol.darknet_sections import with_classes, with_width
+from symbol.detector.efficientdet import EfficientDet
 from symbol.detector.ssd import anchor_layers
-from symbol.registry import find_row, find_yolo_row, is_effdet, is_yolo
+from symbol.detector.yolo import YOLOv3
+from symbol.detector.yolo import find_row as find_yolo_row
+from symbol.registry import family_of
 from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, input_size, label_names
 from train.callbacks import FiniteGuard, Progress
 from train.metric import make_metric
@@ -97,7 +100,7 @@ class TorchPeer:
         """Starts it and waits until both variants are ready."""
         setting = SETTINGS[options.network]
         given = {"size": input_size(setting.size), "batch": setting.batch_size, "threads": usable_threads()}
-        describe = darknet_layers if is_yolo(options.network) else ssd_layers
+        describe = darknet_layers if isinstance(family_of(options.network), YOLOv3) else ssd_layers
         given |= describe(options.network, setting, num_classes)
         command = [sys.executable, "-m", "benchmarks.torch_peers", json.dumps(given)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
@@ -125,7 +128,7 @@ class TorchPeer:
 def ssd_layers(network: str, setting: Setting, num_classes: int) -> dict[str, Any]:
     """What benchmarks.torch_peers must know of an SSD."""
     size = input_size(setting.size)
-    row = find_row(network, size)
+    row = family_of(network).row(network, size, None)
     return {
         "network": network,
         "width": setting.width,
@@ -203,7 +206,7 @@ def make_iterator(options: TrainStepOptions) -> DetRecordIter:
         setting.size,
         augment=TrainAugment(),
         assigner=get_assigner(options.network, setting.size, 1, width=setting.width),
-        **PIXELS[is_yolo(options.network)],
+        **PIXELS[isinstance(family_of(options.network), YOLOv3)],
         shuffle=True,
         seed=1,
         workers=options.workers,
@@ -249,7 +252,11 @@ def count_parameters(options: TrainStepOptions, num_classes: int) -> int:
 
 def start_torch(options: TrainStepOptions, num_classes: int) -> TorchPeer | None:
     """The peer, or None where torch is not installed or not wanted, or torch_peers lacks the network."""
-    if not options.torch or is_effdet(options.network) or importlib.util.find_spec("torch") is None:
+    if (
+        not options.torch
+        or isinstance(family_of(options.network), EfficientDet)
+        or importlib.util.find_spec("torch") is None
+    ):
         return None
     peer, wanted = TorchPeer(options, num_classes), count_parameters(options, num_classes)
     if peer.parameters != wanted:

@@ -17,12 +17,12 @@ import numpy as np
 
 from benchmarks.common import Seconds, in_turns, machine, median_ratio, print_table, seconds_of
 from benchmarks.targets import make_step
-from config.network_options import NetworkOptions
 from config.options import option, parse_options
 from machine.command import run_command
 from machine.runtime import mx
 from symbol.detector import yolo
-from symbol.registry import find_yolo_row
+from symbol.detector.yolo import find_row as find_yolo_row
+from symbol.network_options import YOLOOptions
 from symbol.symbol_factory import get_assigner, get_symbol_train, input_size
 from train.stages import without_det
 
@@ -67,7 +67,7 @@ def make_runs(options: YOLOLossesOptions) -> dict[str, Callable[[], Any]]:
     labels["normaliser"][:] = labels["normaliser"].sum(axis=0)
     trained = without_det(get_symbol_train(options.network, size, options.num_class))
     row = find_yolo_row(options.network)
-    raw = [level.symbol for level in yolo.levels(options.network, row, size, options.num_class, NetworkOptions())]
+    raw = [level.symbol for level in yolo.levels(options.network, row, size, options.num_class, YOLOOptions())]
     return {
         LOSSES: make_step(trained, data, labels),
         NO_LOSS: make_step(mx.sym.Group(raw), data, {}),

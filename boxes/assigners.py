@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
@@ -41,6 +42,19 @@ def match(boxes: np.ndarray, anchors: np.ndarray, threshold: float) -> tuple[np.
     owner[forced] = np.arange(len(boxes))  # the last of equal indices is kept
     positive[forced] = True
     return owner, positive
+
+
+class Assigner(Protocol):
+    """Gives each anchor of a network its target; see docs/architecture.md. It must be picklable."""
+
+    def __call__(self, objects: np.ndarray, size: Size) -> dict[str, np.ndarray]:
+        """Targets, one array a name, of an image with objects (n, 6) in an input (H, W)."""
+
+    def shapes(self, size: Size) -> dict[str, tuple[int, ...]]:
+        """The shape of each array for an input (H, W)."""
+
+    def ignored(self, size: Size) -> dict[str, np.ndarray]:
+        """The targets of a row that is no sample."""
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,17 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def joined_options(name: str, *classes: type) -> type[Any]:
+    """An option class with the fields of all the classes; ValueError where two declare one name differently."""
+    found: dict[str, dataclasses.Field] = {}
+    for field in (field for cls in classes for field in dataclasses.fields(cls)):
+        other = found.setdefault(field.name, field)
+        if (other.type, other.default, other.metadata) != (field.type, field.default, field.metadata):
+            raise ValueError(f"option {_flag(field.name)} is declared twice, and differently")
+    bases = [cls for cls in classes if not any(cls in other.__mro__[1:] for other in classes)]
+    return dataclasses.make_dataclass(name, (), bases=tuple(dict.fromkeys(bases)), frozen=True)
+
+
 def parse_options(
     cls: type[T],
     argv: Sequence[str],

@@ -1,22 +1,17 @@
 """What the commands take: one option class each."""
 
-import dataclasses
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from common.errors import OptionError
-from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES, TrainAugment
-from config.classic_options import ClassicEvaluateOptions, ClassicTrainOptions
+from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES
+from config.classic_options import ClassicEvaluateOptions
 from config.detection_options import DetectionOptions
-from config.network_options import NetworkOptions
 from config.options import option
-from config.recipe_options import RecipeOptions
-from config.stage_options import StageOptions
 
 ENGINES = ("python", "native")
 RECT_MULTIPLES = (32, 64, 128)  # strides of detectors' deepest maps
 METRICS = ("voc07", "voc", "coco")
-BODY = "body"  # the word of --freeze for the backbone, in every family
 
 
 def _metrics() -> Any:
@@ -147,13 +142,6 @@ class RunOptions(InputOptions):
 
 
 @dataclass(frozen=True)
-class TrainOptions(
-    ClassicTrainOptions, TrainAugment, NetworkOptions, DeviceOptions, StageOptions, RecipeOptions, RunOptions
-):
-    """Options of train.py; --help shows the groups in the order of these classes, the last one first."""
-
-
-@dataclass(frozen=True)
 class EvaluateOptions(ClassicEvaluateOptions, DetectionOptions, DeviceOptions):
     """Options of evaluate.py; what is not given comes from the checkpoint."""
 
@@ -231,42 +219,3 @@ def metric_kinds(options: RunOptions | EvaluateOptions, trained: tuple[str, ...]
 def best_metric(options: RunOptions) -> str:
     """The value of the validation by which checkpoints are compared."""
     return options.best_metric or ("AP" if metric_kinds(options) == ("coco",) else "mAP")
-
-
-def stages(options: TrainOptions) -> tuple[TrainOptions, ...]:
-    """The options of each stage of a run: freeze, batch_size, lr and end_epoch are the stage's own.
-
-    OptionError where the options of the first stage have no stage, or leave none for the second.
-    """
-    frozen_until = options.freeze_epochs
-    if not frozen_until:
-        if options.freeze_batch_size is not None or options.freeze_lr is not None:
-            raise OptionError("--freeze-batch-size and --freeze-lr need --freeze-epochs; give it or leave them out")
-        return (options,)
-    if options.max_iter:
-        raise OptionError("--freeze-epochs and --max-iter exclude each other; end the run by --end-epoch")
-    if frozen_until >= options.end_epoch:
-        raise OptionError(
-            f"--freeze-epochs {frozen_until} leaves no epoch before --end-epoch {options.end_epoch} to train all; "
-            f"lower it, or give --freeze {options.freeze or BODY} alone"
-        )
-    first = replace(
-        options,
-        freeze=options.freeze or BODY,
-        batch_size=options.freeze_batch_size or options.batch_size,
-        lr=options.lr if options.freeze_lr is None else options.freeze_lr,
-        end_epoch=frozen_until,
-    )
-    return first, replace(options, freeze="")
-
-
-def network_options(options: Any) -> dict[str, Any]:
-    """The network's own options out of a command's: what get_symbol and get_symbol_train take."""
-    return {field.name: getattr(options, field.name) for field in dataclasses.fields(NetworkOptions)}
-
-
-def augment_options(options: TrainOptions) -> TrainAugment | None:
-    """The augmentation of a training run; None = resize only."""
-    if options.augment == "none":
-        return None
-    return TrainAugment(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainAugment)})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from boxes.assigners import Assigner
 from common.errors import OptionError, UserError
 from config.augment_options import DEFAULT_FILL, FORCE, LETTERBOX, TrainAugment
 from dataset.labels import parse_label
@@ -15,7 +16,7 @@ from dataset.letterbox import Resize
 from dataset.recordio import RecordReader, unpack
 from dataset.rectangular import find_rectangles
 from dataset.relabelled import RelabelledReader
-from dataset.samples import DATA, GEOMETRY, LABEL, Assigner, BatchLayout, SampleMaker, label_rows
+from dataset.samples import DATA, GEOMETRY, LABEL, BatchLayout, SampleMaker, label_rows
 from dataset.sidecar import read_sidecar, verify_sidecar
 from dataset.transforms import Size, shape_of
 from dataset.workers import InProcess, WorkerPool

@@ -5,11 +5,10 @@ This is what the workers run; it knows nothing of processes and mxnet.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 
-from boxes.assigners import AssignerError
+from boxes.assigners import Assigner, AssignerError
 from common.errors import DataError
 from config.augment_options import TrainAugment
 from dataset.augment import Sample, augment, augment_mosaic, resize_only
@@ -22,19 +21,6 @@ from dataset.transforms import Size, decode, normalise
 Arrays = Mapping[str, np.ndarray]
 DATA, LABEL, GEOMETRY = "data", "label", "geometry"
 ALIGNMENT = 64  # bytes, a cache line
-
-
-class Assigner(Protocol):
-    """Gives each anchor of a network its target; see docs/architecture.md. It must be picklable."""
-
-    def __call__(self, objects: np.ndarray, size: Size) -> dict[str, np.ndarray]:
-        """Targets, one array a name, of an image with objects (n, 6) in an input (H, W)."""
-
-    def shapes(self, size: Size) -> dict[str, tuple[int, ...]]:
-        """The shape of each array for an input (H, W)."""
-
-    def ignored(self, size: Size) -> dict[str, np.ndarray]:
-        """The targets of a row that is no sample."""
 
 
 def label_rows(max_objects: int, augment: TrainAugment | None) -> int:

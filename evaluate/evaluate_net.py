@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from common.errors import DataError, OptionError
-from config.idle_options import idle_detection_options
 from dataset.iterator import RecordIter
 from dataset.native_iterator import iterator_class
 from dataset.sidecar import read_sidecar
@@ -23,7 +22,7 @@ from machine.devices import check_batch_size
 from machine.memory import told_exhaustion
 from machine.runtime import mx
 from model.checkpoint import PIXEL_FIELDS, Checkpoint
-from symbol.symbol_factory import check_any_size, get_symbol, rebuilding_options
+from symbol.symbol_factory import check_any_size, get_symbol, rebuilding_options, without_effect
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +153,7 @@ def _inference_module(
     meta = checkpoint.meta
     origin = f"{checkpoint.prefix}, epoch {checkpoint.epoch}"
     options = rebuilding_options(meta["network"], meta["options"], origin) | detection_options
-    for line in idle_detection_options(meta["network"], options.get("post_process", "multibox"), detection_options):
+    for line in without_effect(meta["network"], options, detection_options):
         logger.warning(line)
     symbol = get_symbol(meta["network"], iterator.smallest_size, len(meta["class_names"]), **options)
     return inference_module(symbol, checkpoint.arg_params, checkpoint.aux_params, devices, iterator.provide_data)

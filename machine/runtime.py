@@ -1,7 +1,8 @@
 """Process set-up and the only import of mxnet: threads, numpy aliases, CUDA libraries, then `import mxnet`.
 
-Everything else obtains it by `from machine.runtime import mx`, after machine.threads.configure() where a command knows
-how many CPU contexts it will use.
+Everything else obtains it by `from machine.runtime import mx`. That alone loads nothing: mxnet is imported when one of
+its names is first asked for, so that options are read, and a table of networks is looked up, without it. A command that
+knows how many CPU contexts it will use calls machine.threads.configure() before.
 """
 
 import builtins
@@ -10,6 +11,7 @@ import importlib.util
 import logging
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +24,7 @@ from machine import amx, threads
 from machine.gpus import CUDA_WHEEL, INSTALL_CUDA
 from machine.libraries import named_library, remedy
 
-__all__ = ["mx"]
+__all__ = ["load_mxnet", "mx"]
 
 # Names that numpy 1.24 removed and that mxnet 1.9.1 or gluoncv 0.10.5 still use.
 _NUMPY_ALIASES = ("bool", "int", "float", "complex", "object", "str")
@@ -114,8 +116,25 @@ def _import_with_amx() -> ModuleType:
     return mxnet
 
 
-_set_environment()
-_add_numpy_aliases()
-_load_cuda_libraries()
-mx: Any = _import_with_amx()
+@cache
+def load_mxnet() -> ModuleType:
+    """mxnet, set up and imported once; InstallError says what is missing."""
+    _set_environment()
+    _add_numpy_aliases()
+    _load_cuda_libraries()
+    return _import_with_amx()
+
+
+class _MXNet(ModuleType):
+    """mxnet, loaded at the first look at one of its names."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Called for names that are not here yet."""
+        module = load_mxnet()
+        value = getattr(module, name)
+        self.__dict__.update(module.__dict__)
+        return value
+
+
+mx: Any = _MXNet("mxnet")
 SYMBOL_ATTRIBUTES = {"mxnet_version": ["int", 10901]}  # of a symbol's JSON; load_json converts older ones

@@ -8,8 +8,6 @@ from typing import Any
 
 from common.errors import CheckpointError
 from common.version import versions
-from config.idle_options import idle_detection_options
-from config.network_options import NetworkOptions
 from config.options import from_mapping, to_mapping
 from graph.constants import fold_constants
 from graph.fold import fold_batch_norm
@@ -18,12 +16,10 @@ from model.checkpoint import Checkpoint, list_epochs, load_checkpoint
 from model.folder import Model, check_params, read_model_folder
 from model.folder_files import check_options, is_model_folder
 from model.manifest import UINT8_NHWC, Manifest, PostProcessing, Source
-from symbol.registry import is_effdet, is_yolo
-from symbol.symbol_factory import get_symbol, input_size, rebuilding_options
+from symbol.registry import family_of, network_options_class
+from symbol.symbol_factory import get_symbol, input_size, rebuilding_options, without_effect
 
 logger = logging.getLogger(__name__)
-# What the manifest calls each post_process of an SSD; keep_topk is in its options.
-_OPERATORS = {"multibox": "MultiBoxDetection", "per_class": "box_nms per class"}
 
 
 def load_model(path: str | Path, epoch: int | str = "auto", **detection_options: Any) -> Model:
@@ -55,8 +51,8 @@ def model_from_checkpoint(
     """
     meta, origin = checkpoint.meta, f"{checkpoint.prefix}, epoch {checkpoint.epoch}"
     own = rebuilding_options(meta["network"], meta["options"], origin)
-    options = from_mapping(NetworkOptions, {**own, **detection_options}, origin)
-    for line in idle_detection_options(meta["network"], options.post_process, detection_options):
+    options = from_mapping(network_options_class(), {**own, **detection_options}, origin)
+    for line in without_effect(meta["network"], to_mapping(options), detection_options):
         logger.warning(line)
     size = input_size(data_shape or tuple(meta["data_shape"]))
     symbol = get_symbol(meta["network"], size, len(meta["class_names"]), **to_mapping(options))
@@ -83,7 +79,7 @@ def inference_model(model: Model, uint8_input: bool = False) -> Model:
     return Model(symbol, arg_params, aux_params, manifest)
 
 
-def _manifest(checkpoint: Checkpoint, size: tuple[int, int], options: NetworkOptions) -> Manifest:
+def _manifest(checkpoint: Checkpoint, size: tuple[int, int], options: Any) -> Manifest:
     meta = checkpoint.meta
     return Manifest(
         class_names=tuple(map(str, meta["class_names"])),
@@ -95,15 +91,15 @@ def _manifest(checkpoint: Checkpoint, size: tuple[int, int], options: NetworkOpt
         network=meta["network"],
         options=to_mapping(options),
         postprocessing=PostProcessing(
-            _operator(meta["network"], options), options.nms, options.nms_topk, options.score_threshold, options.force
+            family_of(meta["network"]).post_processing(options),
+            options.nms,
+            options.nms_topk,
+            options.score_threshold,
+            options.force,
         ),
         versions=versions(),
         source=Source(checkpoint.prefix, checkpoint.epoch, _finite(meta["scores"].get("validation", {}))),
     )
-
-
-def _operator(network: str, options: NetworkOptions) -> str:
-    return "box_nms" if is_yolo(network) or is_effdet(network) else _OPERATORS[options.post_process]
 
 
 def _finite(scores: dict[str, Any]) -> dict[str, float]:

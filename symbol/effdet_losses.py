@@ -5,17 +5,17 @@ What depends on labels alone is made by boxes/effdet_assigner.py; no shape of th
 
 import math
 
-from config.network_options import NetworkOptions
 from machine.runtime import mx
 from symbol.layers import Symbol
 from symbol.losses import softplus
+from symbol.network_options import EffDetOptions
 
 LABELS = ("cls_target", "loc_target", "normaliser")  # what the losses read, made by EffDetAssigner
 NO_NEGATIVE = -1e30  # logit of what is no negative: its focal loss and gradient are exactly 0
 BOX_VALUES = 4
 
 
-def effdet_losses(cls: Symbol, reg: Symbol, num_classes: int, options: NetworkOptions) -> list[Symbol]:
+def effdet_losses(cls: Symbol, reg: Symbol, num_classes: int, options: EffDetOptions) -> list[Symbol]:
     """Training outputs cls_loss and reg_loss, each (B,).
 
     cls: logits (B, A, num_classes); reg: (B, A, 4) as dy, dx, dh, dw. Reads LABELS.
@@ -60,7 +60,7 @@ def focal(logits: Symbol, gamma: float) -> Symbol:
     return mx.sym.exp((logits - entropy) * gamma) * entropy if gamma else entropy
 
 
-def _class_loss(logits: Symbol, target: Symbol, positive: Symbol, num_classes: int, options: NetworkOptions) -> Symbol:
+def _class_loss(logits: Symbol, target: Symbol, positive: Symbol, num_classes: int, options: EffDetOptions) -> Symbol:
     """(B,) sums of the focal loss of logits (B, A, C).
 
     The entries that are no negatives are taken out of the large array before the loss and not after it: own classes of

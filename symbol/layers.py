@@ -5,14 +5,14 @@ A Layers object carries what is common to all layers of a network: the freeze pa
 
 import re
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from common.errors import OptionError
 from machine.runtime import mx
 
-Symbol: TypeAlias = mx.sym.Symbol
+Symbol: TypeAlias = Any  # mx.sym.Symbol, whose name would load mxnet
 
 
 class Tap(NamedTuple):

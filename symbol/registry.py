@@ -1,296 +1,83 @@
-"""The table of networks: a new one is a row here (and, for a new backbone, one file in symbol/backbone/)."""
+"""The families that there are, and their tables of networks. Reading it imports no mxnet (machine/runtime.py is lazy).
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import NamedTuple
+A new family is one file in symbol/detector/ and a line here; a new network is a row in its family's table.
+"""
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 from common.errors import OptionError
-from config.network_options import NetworkOptions
-from symbol.backbone import gluon_body, inceptionv3
-from symbol.backbone.darknet import yolov3, yolov3_tiny
-from symbol.backbone.densenet import densenet121, densenet_tiny
-from symbol.backbone.efficientnet import EfficientNet
-from symbol.backbone.legacy_vgg16_ssd import legacy_vgg16_ssd_300, legacy_vgg16_ssd_512
-from symbol.backbone.mobilenet import mobilenet
-from symbol.backbone.mobilenet_v2 import mobilenet_v2
-from symbol.backbone.resnet import resnet50, resnet101
-from symbol.backbone.vgg16_reduced import vgg16_reduced
-from symbol.backbone.vgg16_reduced_bn import vgg16_reduced_bn
-from symbol.darknet_cfg import load_cfg, parse_cfg
-from symbol.darknet_sections import Sections
-from symbol.layers import Layers, Symbol, Tap
+from config.options import joined_options
+from symbol.detector.efficientdet import ROWS as EFFDET_ROWS
+from symbol.detector.efficientdet import EfficientDet
+from symbol.detector.ssd import SSD
+from symbol.detector.ssd_rows import ROWS as SSD_ROWS
+from symbol.detector.yolo import ROWS as YOLO_ROWS
+from symbol.detector.yolo import YOLOv3
+from symbol.family import Family
 
-Sizes = tuple[tuple[float, ...], ...]
-# From an image (N, 3, H, W) to the feature maps that heads may read, in the order of their strides.
-Backbone = Callable[[Symbol, Layers, NetworkOptions], list[Tap]]
-
-# Anchor sizes (s_k, sqrt(s_k * s_k+1)) as fractions of the image, and aspect ratios, of apache's example/ssd.
-SIZES_6: Sizes = ((0.1, 0.141), (0.2, 0.272), (0.37, 0.447), (0.54, 0.619), (0.71, 0.79), (0.88, 0.961))
-SIZES_7: Sizes = (
-    (0.07, 0.1025),
-    (0.15, 0.2121),
-    (0.3, 0.3674),
-    (0.45, 0.5196),
-    (0.6, 0.6708),
-    (0.75, 0.8216),
-    (0.9, 0.9721),
-)
-FEW = (1.0, 2.0, 0.5)
-MANY = (1.0, 2.0, 0.5, 3.0, 1.0 / 3.0)
-RATIOS_6: Sizes = (FEW, MANY, MANY, MANY, FEW, FEW)
-RATIOS_7: Sizes = (FEW, MANY, MANY, MANY, MANY, FEW, FEW)
+_families: list[Family] = [SSD(SSD_ROWS), YOLOv3(YOLO_ROWS), EfficientDet(EFFDET_ROWS)]
 
 
-@dataclass(frozen=True)
-class SSDRow:
-    """One SSD: body taps by layer name, extra layers (filters, stride, pad of their 3x3), anchors per map."""
-
-    backbone: Backbone
-    taps: tuple[str, ...]
-    extras: tuple[tuple[int, int, int], ...]
-    sizes: Sizes
-    ratios: Sizes
-    # Scale of the L2 normalisation per tap; 0 = none (SSD section 3.1: relu4_3 only).
-    l2_scales: tuple[float, ...] = ()
-    # Anchor steps in pixels, used when the input is exactly steps_for x steps_for; otherwise 1 / map size.
-    steps: tuple[float, ...] = ()
-    steps_for: int = 0
-    # Smallest side of an input that leaves something of the body's last map.
-    smallest_side: int = 32
-    # Limit centres and sides of the anchors to [0, 1] (ssd.pytorch); MultiBoxPrior's own clip limits corners.
-    clip_centres: bool = False
-    # The body takes the option width.
-    takes_width: bool = False
+def families() -> tuple[Family, ...]:
+    """The registered families, in the order of their registration."""
+    return tuple(_families)
 
 
-@dataclass(frozen=True)
-class YOLORow:
-    """One YOLOv3: its sections, whose yolo sections hold the anchors."""
-
-    sections: Sections
-
-
-@dataclass(frozen=True)
-class EffDetRow:
-    """One EfficientDet (Tan et al. 2020, table 1): body, BiFPN, layers of the class and box nets, anchors."""
-
-    body: EfficientNet
-    input_size: int  # what it was designed for; any multiples of the last stride suit
-    channels: int  # of BiFPN and heads
-    cells: int
-    head_layers: int
-    attention: bool = True  # fusions weigh their inputs
-    anchor_scale: float = 4.0
-    levels: int = 5  # maps, from stride 8 on
-
-
-class FeatureMap(NamedTuple):
-    """A map that heads read, for one input size."""
-
-    name: str
-    height: int
-    width: int
-    anchors: int  # of a place
-
-
-def _extras(
-    filters: tuple[int, ...], strides: tuple[int, ...], pads: tuple[int, ...]
-) -> tuple[tuple[int, int, int], ...]:
-    return tuple(zip(filters, strides, pads, strict=True))
-
-
-def _vgg_300(backbone: Backbone) -> SSDRow:
-    return SSDRow(
-        backbone=backbone,
-        taps=("relu4_3", "relu7"),
-        extras=_extras((512, 256, 256, 256), (2, 2, 1, 1), (1, 1, 0, 0)),
-        sizes=SIZES_6,
-        ratios=RATIOS_6,
-        l2_scales=(20.0, 0.0),
-        steps=(8, 16, 32, 64, 100, 300),
-        steps_for=300,
-    )
-
-
-def _vgg_512(backbone: Backbone) -> SSDRow:
-    return SSDRow(
-        backbone=backbone,
-        taps=("relu4_3", "relu7"),
-        extras=_extras((512, 256, 256, 256, 256), (2, 2, 2, 2, 1), (1, 1, 1, 1, 1)),
-        sizes=SIZES_7,
-        ratios=RATIOS_7,
-        l2_scales=(20.0, 0.0),
-        steps=(8, 16, 32, 64, 128, 256, 512),
-        steps_for=512,
-    )
-
-
-def _legacy(row: SSDRow, backbone: Backbone, last_layer: int, smallest_side: int) -> SSDRow:
-    """The same anchors on the extra layers 8 to last_layer of the body."""
-    taps = (*row.taps, *(f"relu{number}_2" for number in range(8, last_layer + 1)))
-    return replace(row, backbone=backbone, taps=taps, extras=(), smallest_side=smallest_side)
-
-
-def _six_maps(backbone: Backbone, taps: tuple[str, ...], filters: tuple[int, ...], smallest_side: int = 32) -> SSDRow:
-    """Taps and extra layers of stride 2 that make six maps."""
-    extras = _extras(filters, (2,) * len(filters), (1,) * len(filters))
-    return SSDRow(backbone, taps, extras, SIZES_6, RATIOS_6, smallest_side=smallest_side)
-
-
-def _inception(*blocks: str, filters: tuple[int, ...]) -> SSDRow:
-    taps = tuple(f"ch_concat_{block}_chconcat" for block in blocks)
-    return _six_maps(inceptionv3.inceptionv3, taps, filters, inceptionv3.SMALLEST_SIDE)
-
-
-Rows = tuple[tuple[int, SSDRow], ...]
-# Filters of the extra layers; the more taps, the fewer layers of the end.
-FILTERS_5 = (512, 512, 256, 256, 128)
-FILTERS_4 = FILTERS_5[1:]
-FILTERS_3 = FILTERS_5[2:]
-
-
-def _prior_sizes(side: int, edges: tuple[float, ...]) -> Sizes:
-    """Anchor sizes of each map as fractions of the side: its min_size and sqrt(min_size * max_size).
-
-    edges, in pixels: the min_size of each map and, last, the max_size of the last; a map's max_size is the next map's
-    min_size.
-    """
-    return tuple((low / side, math.sqrt(low * high) / side) for low, high in pairwise(edges))
-
-
-# Priors for 300 are those of ssd.pytorch (data/config.py). Those for 512 follow Caffe SSD's rule (weiliu89/caffe,
-# examples/ssd/ssd_coco.py), percents of the side: VOC 7, then 15 to 90 in steps of 15; COCO 4, then 10 to 90 in steps
-# of 16. The same numbers, with these aspect ratios, stand in lufficc/SSD, configs/vgg_ssd512_voc0712.yaml (537.65 for
-# 537.6) and configs/vgg_ssd512_coco_trainval35k.yaml.
-VOC_300 = _prior_sizes(300, (30, 60, 111, 162, 213, 264, 315))
-COCO_300 = _prior_sizes(300, (21, 45, 99, 153, 207, 261, 315))
-VOC_512 = _prior_sizes(512, (35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.6))
-COCO_512 = _prior_sizes(512, (20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8, 542.72))
-
-# SSD on VGG16 as ssd.pytorch has it: the layers of vgg16_reduced, but its priors, clipped in centre form.
-_PYTORCH_300 = replace(_vgg_300(vgg16_reduced), sizes=VOC_300, clip_centres=True)
-_PYTORCH_512 = replace(
-    _PYTORCH_300,
-    extras=_extras((512, 256, 256, 256, 256), (2,) * 5, (1,) * 5),  # the last map is 1x1 (Caffe: 4x4 kernel, stride 1)
-    sizes=VOC_512,
-    ratios=RATIOS_7,
-    steps=(8, 16, 32, 64, 128, 256, 512),
-    steps_for=512,
-)
-
-_MOBILENET_V2 = _six_maps(mobilenet_v2, ("block_14_expand_relu", "conv_last_relu"), FILTERS_4)
-
-# name -> rows by the smallest input side they are for, largest first.
-NETWORKS: dict[str, Rows] = {
-    "densenet-tiny": ((0, _six_maps(densenet_tiny, ("DBstage2_concat12", "DBstage3_concat18"), (256, 256, 256, 128))),),
-    "densenet121": ((0, _six_maps(densenet121, ("DBstage3_concat24", "DBstage4_concat16"), (256, 256, 256, 128))),),
-    "inceptionv3": (
-        (448, _inception("mixed_7", "mixed_10", filters=FILTERS_4)),
-        (0, _inception("mixed_2", "mixed_7", "mixed_10", filters=FILTERS_3)),
-    ),
-    "legacy_vgg16_ssd_300": ((0, _legacy(_vgg_300(vgg16_reduced), legacy_vgg16_ssd_300, 11, 268)),),
-    "legacy_vgg16_ssd_512": ((0, _legacy(_vgg_512(vgg16_reduced), legacy_vgg16_ssd_512, 12, 268)),),
-    "vgg16_ssd_voc": ((448, _PYTORCH_512), (0, _PYTORCH_300)),
-    "vgg16_ssd_coco": ((448, replace(_PYTORCH_512, sizes=COCO_512)), (0, replace(_PYTORCH_300, sizes=COCO_300))),
-    "mobilenet": (
-        (
-            0,
-            SSDRow(
-                backbone=mobilenet,
-                taps=("conv_12_relu", "conv_14_relu"),
-                extras=_extras((512, 256, 256, 256, 256), (2,) * 5, (1,) * 5),
-                sizes=SIZES_7,
-                ratios=RATIOS_7,
-                takes_width=True,
-            ),
-        ),
-    ),
-    "mobilenet_v2": ((0, replace(_MOBILENET_V2, takes_width=True)),),
-    "resnet101": ((0, _six_maps(resnet101, ("stage3_unit23_plus", "stage4_unit3_plus"), FILTERS_4)),),
-    "resnet50": ((0, _six_maps(resnet50, ("stage3_unit6_plus", "stage4_unit3_plus"), FILTERS_4)),),
-    "vgg16_reduced": ((448, _vgg_512(vgg16_reduced)), (0, _vgg_300(vgg16_reduced))),
-    "vgg16_reduced_bn": ((448, _vgg_512(vgg16_reduced_bn)), (0, _vgg_300(vgg16_reduced_bn))),
-}
-
-# YOLOv3's; the small ones have SPP and three levels too, with fewer channels and residual blocks.
-YOLO_NETWORKS: dict[str, YOLORow] = {
-    "yolov3": YOLORow(yolov3(spp=False)),
-    "yolov3_spp": YOLORow(yolov3(spp=True)),
-    "yolov3_spp_small": YOLORow(yolov3(spp=True, width=0.5, depth=0.5)),
-    "yolov3_spp_mini": YOLORow(yolov3(spp=True, width=0.25, depth=0.25)),
-    "yolov3_tiny": YOLORow(yolov3_tiny()),
-}
-DARKNET_PREFIX = "darknet:"
-
-# Bodies: B0 to B6, B6 again and B7 (Tan, Le 2019, EfficientNet: widths and depths of the published networks).
-_B6, _B7 = EfficientNet(1.8, 2.6), EfficientNet(2.0, 3.1)
-# D6 and larger have fusions without weights for stable training (EfficientDet, section 5.1). The small ones keep five
-# levels, two cells and shared heads, with fewer channels and blocks.
-EFFDET_NETWORKS: dict[str, EffDetRow] = {
-    "efficientdet_d0": EffDetRow(EfficientNet(1.0, 1.0), 512, channels=64, cells=3, head_layers=3),
-    "efficientdet_d1": EffDetRow(EfficientNet(1.0, 1.1), 640, channels=88, cells=4, head_layers=3),
-    "efficientdet_d2": EffDetRow(EfficientNet(1.1, 1.2), 768, channels=112, cells=5, head_layers=3),
-    "efficientdet_d3": EffDetRow(EfficientNet(1.2, 1.4), 896, channels=160, cells=6, head_layers=4),
-    "efficientdet_d4": EffDetRow(EfficientNet(1.4, 1.8), 1024, channels=224, cells=7, head_layers=4),
-    "efficientdet_d5": EffDetRow(EfficientNet(1.6, 2.2), 1280, channels=288, cells=7, head_layers=4),
-    "efficientdet_d6": EffDetRow(_B6, 1280, channels=384, cells=8, head_layers=5, attention=False),
-    "efficientdet_d7": EffDetRow(_B6, 1536, channels=384, cells=8, head_layers=5, attention=False, anchor_scale=5.0),
-    "efficientdet_d7x": EffDetRow(_B7, 1536, channels=384, cells=8, head_layers=5, attention=False, levels=6),
-    "efficientdet_mini": EffDetRow(EfficientNet(0.25, 0.5), 384, channels=32, cells=2, head_layers=2),
-    "efficientdet_small": EffDetRow(EfficientNet(0.5, 0.5), 384, channels=48, cells=2, head_layers=3),
-}
-
-
-def is_effdet(network: str) -> bool:
-    """Whether a network is an EfficientDet."""
-    return network in EFFDET_NETWORKS
-
-
-def is_yolo(network: str) -> bool:
-    """Whether a network is a YOLOv3: one of the table, or darknet:FILE."""
-    return network in YOLO_NETWORKS or network.startswith(DARKNET_PREFIX)
-
-
-def find_yolo_row(network: str, cfg: str = "") -> YOLORow:
-    """The row of a YOLOv3; darknet:FILE is that of the .cfg text `cfg`, or of the file where there is none."""
-    if network.startswith(DARKNET_PREFIX):
-        path = network.removeprefix(DARKNET_PREFIX)
-        return YOLORow(parse_cfg(cfg or load_cfg(path), path))
-    return YOLO_NETWORKS[network]
-
-
-def find_row(network: str, size: tuple[int, int]) -> SSDRow:
-    """The row of an SSD for an input of (height, width); an unknown name raises OptionError with the known ones.
-
-    gluoncv:NAME is any classifier of gluoncv, with the anchors of inceptionv3. A side below the smallest one
-    that the row allows raises OptionError.
-    """
-    row = next(row for smallest, row in _rows(network) if min(size) >= smallest)
-    if min(size) < row.smallest_side:
-        raise OptionError(
-            f"data shape {size[0]},{size[1]}: {network} needs a larger input, of at least {row.smallest_side} a side"
-        )
-    return row
-
-
-def _rows(network: str) -> Rows:
-    if network.startswith(gluon_body.PREFIX):
-        return _gluoncv_rows(network.removeprefix(gluon_body.PREFIX))
-    if network not in NETWORKS:
-        known = ", ".join([*list_networks(), f"{gluon_body.PREFIX}NAME", f"{DARKNET_PREFIX}FILE"])
-        raise OptionError(f"--network {network}: unknown (known: {known})")
-    return NETWORKS[network]
-
-
-def _gluoncv_rows(model: str) -> Rows:
-    """Six maps: from 448 on the classifier's of stride 16 and 32, below that of stride 8 as well, then extra layers."""
-    body, taps = gluon_body.gluoncv_body(model), gluon_body.tap_names(model)
-    large = tuple(tap for tap in taps if tap != "stride8")
-    return tuple((side, _six_maps(body, read, FILTERS_5[len(read) - 1 :])) for side, read in ((448, large), (0, taps)))
+def networks() -> dict[str, tuple[Family, Any]]:
+    """{name: (family, row)} of all tables, sorted by name."""
+    return {name: (family, family.rows[name]) for name, family in sorted(_named())}
 
 
 def list_networks() -> list[str]:
     """Names of all networks, sorted."""
-    return sorted([*NETWORKS, *YOLO_NETWORKS, *EFFDET_NETWORKS])
+    return list(networks())
+
+
+def family_of(network: str) -> Family:
+    """The family of a network; OptionError for an unknown name, with the known ones."""
+    found = next((family for family in _families if family.has(network)), None)
+    if found is None:
+        names = list_networks()
+        close = difflib.get_close_matches(network, names, n=1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        patterns = [family.pattern for family in _families if family.pattern]
+        raise OptionError(f"--network {network}: unknown ({meant}known: {', '.join([*names, *patterns])})")
+    return found
+
+
+@contextmanager
+def registered(*families: Family) -> Iterator[None]:
+    """Further families within the block; ValueError for one that has a name of another."""
+    for family in families:
+        register_family(family)
+    try:
+        yield
+    finally:
+        for family in families:
+            _families.remove(family)
+
+
+def register_family(family: Family) -> None:
+    """Adds a family; ValueError where one of its networks has the name of another's."""
+    taken = sorted(name for name in family.rows if any(other.has(name) for other in _families))
+    if taken:
+        raise ValueError(f"{family.name}: {taken[0]} is a network of another family")
+    _families.append(family)
+
+
+def network_options_class() -> type[Any]:
+    """The options of all families in one class: what the command line offers and a checkpoint holds."""
+    return _joined(tuple(family.options for family in _families))
+
+
+@cache
+def _joined(classes: tuple[type, ...]) -> type[Any]:
+    return joined_options("NetworkOptions", *classes)
+
+
+def _named() -> Iterator[tuple[str, Family]]:
+    return ((name, family) for family in _families for name in family.rows)

@@ -1,36 +1,17 @@
 """The door to all networks: training symbols, detection symbols and the assigners that make their targets."""
 
 import dataclasses
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from boxes.assigners import SSDAssigner
-from boxes.effdet_anchors import STRIDES
-from boxes.effdet_assigner import EffDetAssigner
-from boxes.yolo_assigner import YOLOAssigner
-from common.errors import CheckpointError, OptionError
-from config.network_options import NetworkOptions
+from boxes.assigners import Assigner
+from common.errors import OptionError
 from config.options import from_mapping
 from machine.runtime import mx
-from symbol.backbone.gluon_body import PREFIX as GLUONCV_PREFIX
-from symbol.darknet_cfg import load_cfg
-from symbol.detector import efficientdet, ssd, yolo
+from symbol.family import SMALLEST_SIDE, Family, FeatureMap, Size
 from symbol.layers import Symbol
-from symbol.registry import (
-    DARKNET_PREFIX,
-    EFFDET_NETWORKS,
-    NETWORKS,
-    EffDetRow,
-    FeatureMap,
-    SSDRow,
-    YOLORow,
-    find_row,
-    find_yolo_row,
-    is_effdet,
-    is_yolo,
-    list_networks,
-)
+from symbol.network_options import CommonOptions
+from symbol.registry import family_of, list_networks, network_options_class
 
 __all__ = [
     "carried_options",
@@ -43,24 +24,23 @@ __all__ = [
     "input_size",
     "label_names",
     "list_networks",
+    "mean_losses",
     "rebuilding_options",
     "size_multiple",
+    "tap_names",
+    "without_effect",
 ]
 
 Shape = int | tuple[int, ...]
-Assigner = SSDAssigner | YOLOAssigner | EffDetAssigner
-Row = SSDRow | YOLORow | EffDetRow
-Wanted = tuple[str, Row, tuple[int, int], int, NetworkOptions]
-
-MINIMUM_SIDE = 32
+Wanted = tuple[str, Any, Size, int, CommonOptions]
 
 
 def get_symbol_train(network: str, data_shape: Shape, num_classes: int, **options: Any) -> Symbol:
     """Training symbol of a network; its outputs are losses and, last, det (see `training` of symbol/detector/).
 
     data_shape is an int, (H, W) or (3, H, W); num_classes counts the objects' classes without background. Options
-    are the fields of NetworkOptions; an unknown one, or one that the network does not use, raises OptionError. The
-    symbol is the same whatever was built before it.
+    are those of symbol/network_options.py; an unknown one, or one that the network does not use, raises OptionError.
+    The symbol is the same whatever was built before it.
     """
     with mx.name.NameManager():
         family, wanted = _wanted(network, data_shape, num_classes, options)
@@ -84,14 +64,13 @@ def get_assigner(
     """
     with mx.name.NameManager():
         family, wanted = _wanted(network, data_shape, num_classes, options)
-        if sizes:
-            return family.assigner_of_sizes(*wanted, sizes)
-        return family.assigner(*wanted)
+        return family.assigner(*wanted, sizes)
 
 
 def label_names(network: str, **options: Any) -> tuple[str, ...]:
     """Names of the labels that the training symbol of these options reads."""
-    return _family(network).label_names(_checked(network, options))
+    family = family_of(network)
+    return family.label_names(_checked(family, network, options))
 
 
 def feature_maps(network: str, data_shape: Shape, **options: Any) -> list[FeatureMap]:
@@ -101,50 +80,63 @@ def feature_maps(network: str, data_shape: Shape, **options: Any) -> list[Featur
         return family.feature_maps(name, row, size, checked)
 
 
-def carried_options(network: str, darknet_cfg: str) -> dict[str, Any]:
-    """The options that let a checkpoint rebuild its network without the user's file: the text of a .cfg.
-
-    darknet_cfg: the option as given; a text there stays. Other networks than darknet:FILE need none.
-    """
-    if not network.startswith(DARKNET_PREFIX) or darknet_cfg:
-        return {}
-    return {"darknet_cfg": load_cfg(network.removeprefix(DARKNET_PREFIX))}
+def tap_names(network: str, data_shape: Shape, **options: Any) -> tuple[str, ...]:
+    """Names of what the heads read from the body, for a table of networks."""
+    with mx.name.NameManager():
+        family, (name, row, size, _, checked) = _wanted(network, data_shape, 1, options)
+        return family.tap_names(name, row, size, checked)
 
 
-def rebuilding_options(network: str, options: dict[str, Any], origin: str) -> dict[str, Any]:
+def carried_options(network: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options, beside those given, that let a checkpoint rebuild its network without the user's files (a .cfg)."""
+    return family_of(network).carried_options(network, options)
+
+
+def rebuilding_options(network: str, options: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """The options by which a network is built again from a checkpoint, named `origin`, that holds them.
 
-    CheckpointError for a darknet:FILE without the text of its .cfg: a checkpoint names no file to read. A width that
-    the network does not use, as earlier versions wrote it, is left out.
+    CheckpointError where they do not suffice. Options of its family that the network does not read, as earlier versions
+    wrote the width, are left out.
     """
-    if network.startswith(DARKNET_PREFIX) and not options.get("darknet_cfg"):
-        raise CheckpointError(
-            f"{origin}: its options hold no darknet_cfg, the text of {network:.80}; train or convert it again"
-        )
-    fixed = network in NETWORKS and not any(row.takes_width for _, row in NETWORKS[network])
-    drop = {"width"} if fixed or network.startswith(GLUONCV_PREFIX) else set()
-    return {name: value for name, value in options.items() if name not in drop}
+    family = family_of(network)
+    family.check_rebuilding(network, options, origin)
+    unread = family.unread(network)
+    return {name: value for name, value in options.items() if name not in unread}
+
+
+def mean_losses(network: str, **options: Any) -> bool:
+    """Whether the training symbol's losses are means over what each device gets, not shares of the global batch's."""
+    family = family_of(network)
+    return family.mean_losses(_checked(family, network, options))
+
+
+def without_effect(network: str, options: Mapping[str, Any], given: Container[str]) -> list[str]:
+    """A sentence for each option of the names `given` that another one among `options` keeps from having an effect."""
+    family = family_of(network)
+    groups = family.without_effect(_checked(family, network, options))
+    return [
+        f"--{name.replace('_', '-')} has no effect {reason}"
+        for names, reason in groups
+        for name in names
+        if name in given
+    ]
 
 
 def check_any_size(network: str, data_shape: Shape, option: str) -> None:
     """OptionError naming `option` unless the network's symbol takes inputs of other sizes than data_shape, too."""
-    if is_effdet(network):
-        side = size_multiple(network)
-        raise OptionError(f"{option}: {network} needs inputs whose sides are multiples of {side}; leave it out")
-    if not is_yolo(network):
-        raise OptionError(
-            f"{option}: the anchors of {network} are fractions of an input of one size, {data_shape}; leave it out"
-        )
+    reason = family_of(network).only_size(network, data_shape)
+    if reason:
+        raise OptionError(f"{option}: {reason}; leave it out")
 
 
 def size_multiple(network: str) -> int:
-    """What the sides of multi-scale training's inputs are multiples of: an EfficientDet's largest stride, or 32."""
-    return STRIDES[EFFDET_NETWORKS[network].levels - 1] if is_effdet(network) else MINIMUM_SIDE
+    """What the sides of multi-scale training's inputs are multiples of."""
+    return family_of(network).size_multiple(network)
 
 
 def freeze_pattern(network: str, freeze: str) -> str:
     """The regular expression that the option freeze means: that of the words `body` and `all-but-heads`, or itself."""
-    return _family(network).FREEZE.get(freeze, freeze)
+    return family_of(network).freeze.get(freeze, freeze)
 
 
 def input_size(data_shape: Shape) -> tuple[int, int]:
@@ -154,46 +146,32 @@ def input_size(data_shape: Shape) -> tuple[int, int]:
         shape = shape[1:]
     if len(shape) == 1:
         shape = shape * 2
-    if len(shape) != 2 or min(shape) < MINIMUM_SIDE:
+    if len(shape) != 2 or min(shape) < SMALLEST_SIDE:
         raise OptionError(
-            f"data shape {data_shape}: expected a side, (H, W) or (3, H, W) with sides of at least {MINIMUM_SIDE}"
+            f"data shape {data_shape}: expected a side, (H, W) or (3, H, W) with sides of at least {SMALLEST_SIDE}"
         )
     return int(shape[0]), int(shape[1])
 
 
-def _family(network: str) -> ModuleType:
-    """The module of symbol/detector/ that builds a network."""
-    if is_effdet(network):
-        return efficientdet
-    return yolo if is_yolo(network) else ssd
-
-
-def _row(network: str, size: tuple[int, int], darknet_cfg: str) -> Row:
-    if is_effdet(network):
-        return EFFDET_NETWORKS[network]
-    return find_yolo_row(network, darknet_cfg) if is_yolo(network) else find_row(network, size)
-
-
-def _wanted(network: str, data_shape: Shape, num_classes: int, options: dict[str, Any]) -> tuple[ModuleType, Wanted]:
-    """The family, and what its functions take: network, row, size, classes, checked options."""
+def _wanted(network: str, data_shape: Shape, num_classes: int, options: dict[str, Any]) -> tuple[Family, Wanted]:
+    """The family, and what its methods take: network, row, size, classes, checked options."""
     if num_classes < 1:
         raise OptionError(f"{num_classes} classes: a detector needs at least one")
-    size = input_size(data_shape)
-    checked = _checked(network, options)
-    row = _row(network, size, checked.darknet_cfg)
-    if checked.darknet_cfg and not network.startswith(DARKNET_PREFIX):
-        raise OptionError(f"--darknet-cfg: {network} does not use it; leave it out, or give --network darknet:FILE")
-    if isinstance(row, SSDRow) and not row.takes_width and checked.width != NetworkOptions.width:
-        raise OptionError(
-            f"--width {checked.width:g}: {network} does not use it; leave it out, or give 1 where a preset sets it"
-        )
-    return _family(network), (network, row, size, num_classes, checked)
+    family, size = family_of(network), input_size(data_shape)
+    checked = _checked(family, network, options)
+    return family, (network, family.row(network, size, checked), size, num_classes, checked)
 
 
-def _checked(network: str, options: dict[str, Any]) -> NetworkOptions:
-    """The options, each of which the network's family uses where it is not at its default."""
-    checked, unused = from_mapping(NetworkOptions, options), _family(network).UNUSED
-    for field in dataclasses.fields(NetworkOptions):
-        if field.name in unused and getattr(checked, field.name) != field.default:
-            raise OptionError(f"--{field.name.replace('_', '-')}: {network} does not use it; leave it out")
+def _checked(family: Family, network: str, options: Mapping[str, Any]) -> CommonOptions:
+    """The family's options; OptionError for another one, or one that the network does not read, beside its default."""
+    given = from_mapping(network_options_class(), dict(options))
+    own = {field.name for field in dataclasses.fields(family.options)} - family.unread(network)
+    for field in dataclasses.fields(given):
+        if field.name not in own and getattr(given, field.name) != field.default:
+            flag, value = field.name.replace("_", "-"), getattr(given, field.name)
+            raise OptionError(
+                f"--{flag} {value!s:.40}: {network} does not use it; leave it out, or give {field.default!s:.40} where "
+                "a preset sets it"
+            )
+    checked = family.options(**{name: getattr(given, name) for name in own})
     return dataclasses.replace(checked, freeze=freeze_pattern(network, checked.freeze))

@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 
 from boxes.yolo_assigner import COLUMNS
-from config.yolo_options import YOLOOptions
 from machine.runtime import mx
 from symbol.layers import Symbol
 from symbol.losses import softplus
+from symbol.network_options import YOLOOptions
 from symbol.overlap import Boxes, paired_overlap
 
 LABELS = ("yolo_target", "image_mask", "normaliser")  # what the losses read, made by YOLOAssigner

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from config.run import TrainOptions
 from evaluate.main import main as evaluate_main
 from machine.command import run_command
 from model.checkpoint import list_epochs, load_checkpoint, optimizer_path, params_path
 from tests.train.tiny import NETWORK, flags, metrics, write_record
 from train.main import main as train_main
+from train.options import train_options
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 120.0  # seconds; a loaded machine must not fail a test
@@ -31,7 +31,7 @@ def options(tmp_path_factory):
     """A run of four epochs of about a second, with augmentation, workers, a schedule that never rests, accumulated
     gradients and averaged weights."""
     folder = tmp_path_factory.mktemp("commands")
-    return TrainOptions(
+    return train_options(
         **NETWORK,
         train_path=write_record(folder / "train.rec", 90, 1),
         val_path=write_record(folder / "val.rec", 9, 2),

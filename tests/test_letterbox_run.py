@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from common.errors import OptionError
-from config.run import TrainOptions
 from dataset.iterator import DetRecordIter
 from deploy.export import export
 from detect.detector import Detector
@@ -13,6 +12,7 @@ from evaluate.voc_eval import VOCRule, voc_eval
 from machine.runtime import mx
 from model.checkpoint import load_checkpoint
 from tests.train.tiny import BATCH, CLASSES, NETWORK, write_record
+from train.options import train_options
 from train.training import run_training
 
 CPU = [mx.cpu()]
@@ -25,7 +25,7 @@ def trained(tmp_path_factory):
     """(prefix, record) of a run on images of three shapes that learns them by heart."""
     folder = tmp_path_factory.mktemp("letterbox")
     record = write_record(folder / "shapes.rec", IMAGES, 1, shapes=SHAPES)
-    options = TrainOptions(
+    options = train_options(
         **NETWORK, **PIXELS, train_path=record, val_path=record, batch_size=BATCH, workers=0,
         prefix=str(folder / "t"), end_epoch=16, save_every=8, lr=0.01, optimizer="adam", augment="none",
     )  # fmt: skip
@@ -81,7 +81,7 @@ def originals(record):
 
 def test_a_yolo_is_validated_and_evaluated_in_rectangular_batches(trained, tmp_path):
     """Two epochs; evaluation takes rectangles and pixels from the checkpoint, or one size where that is asked for."""
-    options = TrainOptions(
+    options = train_options(
         **PIXELS, network="yolov3_tiny", width=0.125, data_shape=(96,), train_path=trained[1], val_path=trained[1],
         batch_size=BATCH, workers=0, prefix=str(tmp_path / "y"), end_epoch=2, lr=0.01, augment="none", rect_val=True,
         score_threshold=0.001,

@@ -1,6 +1,6 @@
 """The anchors of a network before and after fitting: those of YOLOv3 and those of SSD under one interface."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -10,9 +10,8 @@ from boxes.anchor_fit import MapShape, Places, fit_anchors, fit_ssd, quality, ss
 from boxes.anchors import AnchorLayer, cell_centres, multibox_prior
 from boxes.geometry import iou
 from common.errors import OptionError
-from config.network_options import NetworkOptions
-from config.run import TrainOptions, network_options
 from dataset.transforms import Size
+from train.options import TrainOptions, network_options
 
 CHUNK = 256  # objects compared with all placed anchors at a time
 SIZE_DIGITS, RATIO_DIGITS, PIXEL_DIGITS = 4, 3, 1
@@ -137,25 +136,30 @@ def pixel_sizes(boxes: np.ndarray, size: Size) -> np.ndarray:
 
 def family_of(run: TrainOptions) -> Family:
     """The anchors that train.py's options give its network; OptionError where the options do not fit together."""
-    from symbol.registry import is_effdet, is_yolo
+    from symbol.registry import family_of
 
-    if is_effdet(run.network):
+    kind = family_of(run.network)
+    fitted: dict[str, Callable[[TrainOptions], Family]] = {kind.FRACTIONS: _ssd, kind.PIXELS: _yolo}
+    if kind.anchors not in fitted:
         raise OptionError(
-            f"--network {run.network}: its anchors have one size, --anchor-scale; this tool is for SSD and YOLOv3"
+            f"--network {run.network}: the anchors of {kind.name} are {kind.anchors}; this tool is for networks whose "
+            f"anchors are {' or '.join(fitted)}"
         )
-    return _yolo(run) if is_yolo(run.network) else _ssd(run)
+    return fitted[kind.anchors](run)
 
 
 def _yolo(run: TrainOptions) -> YOLOFamily:
     from symbol.darknet_sections import Yolo
     from symbol.detector.yolo import customise
-    from symbol.registry import find_yolo_row
+    from symbol.registry import family_of
     from symbol.symbol_factory import get_assigner, input_size
 
     get_assigner(run.network, run.data_shape, 1, **network_options(run))  # refuses what the network cannot take
-    sections = customise(find_yolo_row(run.network, run.darknet_cfg), NetworkOptions(**network_options(run)))
+    options: Any = run  # with the options of its family
+    size = input_size(run.data_shape)
+    sections = customise(family_of(run.network).row(run.network, size, options), options)
     anchors = next(section.anchors for section in sections if isinstance(section, Yolo))
-    return YOLOFamily(input_size(run.data_shape), run.resize_mode, run.iou_t, np.array(anchors, float))
+    return YOLOFamily(size, run.resize_mode, options.iou_t, np.array(anchors, float))
 
 
 def _ssd(run: TrainOptions) -> SSDFamily:
@@ -164,7 +168,7 @@ def _ssd(run: TrainOptions) -> SSDFamily:
     size = input_size(run.data_shape)
     assigner: Any = get_assigner(run.network, size, 1, **network_options(run) | {"targets": "paper"})
     shapes = assigner.feature_shapes[size]
-    return SSDFamily(size, run.resize_mode, run.overlap_threshold, assigner.layers, shapes)
+    return SSDFamily(size, run.resize_mode, assigner.threshold, assigner.layers, shapes)
 
 
 def _rounded(values: np.ndarray, digits: int) -> tuple[float, ...]:

@@ -23,7 +23,6 @@ from common.errors import DataError, OptionError
 from common.files import write_atomically
 from config.anchors_options import AnchorsOptions
 from config.options import from_mapping, parse_options, read_preset
-from config.run import TrainOptions
 from dataset.letterbox import Resize
 from dataset.object_boxes import object_boxes
 from dataset.sidecar import read_sidecar
@@ -31,6 +30,7 @@ from dataset.transforms import Size
 from machine.command import run_command
 from tools.anchor_picture import save_picture
 from tools.anchor_targets import Family, family_of, pixel_sizes
+from train.options import TrainOptions, train_options_class
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     options = parse_options(AnchorsOptions, argv, "Fits a network's anchors to the objects of a record.")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     values = preset_values(options)
-    run = from_mapping(TrainOptions, values)
+    run = from_mapping(train_options_class(), values)
     family = family_of(run)
     objects = _objects(options, run, family.size)
     fitted = family.fit(_drawn(objects.boxes, options), options.generations, options.seed)
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
     if options.output:
         values |= fitted.options()
         _write(Path(options.output), preset_text(values, argv, lines).encode("utf-8"))
-        read_preset(TrainOptions, options.output)
+        read_preset(train_options_class(), options.output)
         print(f"{options.output} written; train with --config {options.output}")
     if options.picture:
         _make_folder(Path(options.picture))
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
 
 def preset_values(options: AnchorsOptions) -> dict[str, Any]:
     """{option: value} of the preset, with the options given here in place of its own."""
-    values = read_preset(TrainOptions, options.preset, "--preset") if options.preset else {}
+    values = read_preset(train_options_class(), options.preset, "--preset") if options.preset else {}
     for name in ("network", "data_shape", "resize_mode"):
         value = getattr(options, name)
         if value is not None:

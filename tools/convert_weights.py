@@ -18,14 +18,15 @@ import numpy as np
 from common.errors import CheckpointError, OptionError
 from common.prefix import check_prefix
 from config.convert_options import DEFAULT_NETWORK, ConvertOptions
-from config.network_options import NetworkOptions
 from config.options import boolean_flags, from_mapping, parse_options, to_mapping
-from config.run import TrainOptions, pixel_options
+from config.run import pixel_options
 from dataset.class_names import read_class_names
 from dataset.pascal_voc import VOC_CLASSES
 from detect.inputs import split_words
 from machine.command import run_command
 from machine.signals import exit_on_sigterm
+from symbol.registry import family_of, network_options_class
+from train.options import train_options
 
 if TYPE_CHECKING:
     from model.weights.classic import Description
@@ -48,7 +49,7 @@ class Source:
         module: in model/weights/: read(path) -> {name there: array}, rename(arrays, network, options) -> (arg, aux)
             under our names; what it does not know keeps its name.
         options: of our network, which make it detect as the project does.
-        pixels: fields of TrainOptions: how its images become inputs; others as train.py has them.
+        pixels: options of train.py: how its images become inputs; others as train.py has them.
         side: of the input, unless given; 0: what the network was designed for.
     """
 
@@ -99,7 +100,7 @@ def main(argv: list[str]) -> None:
     prefix = options.prefix or str(path.with_suffix(""))
     _check_outputs(prefix, path, options.overwrite)
     options, stated = _completed(options, source, path)
-    network_options = to_mapping(from_mapping(NetworkOptions, _network_values(options, source) | stated))
+    network_options = to_mapping(from_mapping(network_options_class(), _network_values(options, source) | stated))
     arg, aux = source.rename(source.read(str(path)), options.network, network_options)
     names = _class_names(options, arg)
     report, complete = _write(prefix, options, network_options, names, arg, aux)
@@ -147,7 +148,7 @@ def _network_values(options: ConvertOptions, source: Source) -> dict[str, Any]:
     from symbol.symbol_factory import carried_options
 
     values = {"width": options.width, "yolo_anchors": options.yolo_anchors, **source.options}
-    return values | carried_options(options.network, "")
+    return values | carried_options(options.network, {})
 
 
 def _source(options: ConvertOptions) -> Source:
@@ -158,10 +159,8 @@ def _source(options: ConvertOptions) -> Source:
 
 def _side(source: Source, network: str) -> int:
     """Of the input, where none is given."""
-    from symbol.registry import EFFDET_NETWORKS
-
-    row = EFFDET_NETWORKS.get(network)
-    return row.input_size if row else source.side
+    own = family_of(network).usual_sizes(network)
+    return own[0] if len(own) == 1 else source.side
 
 
 def _file(words: list[str], options: ConvertOptions) -> Path:
@@ -261,7 +260,7 @@ def _write_checkpoint(
 
     assert options.data_shape  # main() has put the source's in
     symbol = get_symbol_train(options.network, options.data_shape, len(names), **network_options)
-    defaults = replace(TrainOptions(), **_source(options).pixels)
+    defaults = replace(train_options(), **_source(options).pixels)
     meta = {
         "num_update": 0,
         "learning_rate": 0.0,

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from machine.gpus import (
     read_driver,
 )
 from machine.libraries import missing_packages
+from machine.runtime import load_mxnet, mx
 from machine.threads import configure, cpu_quota, physical_cores
 
 # Instruction sets that decide the speed of float32, bfloat16 and int8 networks.
@@ -64,13 +66,13 @@ def main(argv: list[str]) -> int:
 def collect() -> dict[str, Any]:
     """The whole report as plain values: versions, features, cpu, memory (bytes), gpu, problems (sentences)."""
     configure()
-    problems = [problem for problem in (_problem("machine.opencv"), _mxnet_problem()) if problem]
+    problems = [problem for problem in (_problem(_load_opencv), _mxnet_problem()) if problem]
     if installed_version("mxnet") and installed_version(CUDA_WHEEL):
         problems.append(f"both mxnet and {CUDA_WHEEL} are installed and overwrite each other: uninstall both, then one")
     return {
         "versions": versions(),
         "executable": sys.executable,
-        "features": [] if "machine.runtime" not in sys.modules else _features(),
+        "features": [] if "mxnet" not in sys.modules else _features(),
         "cpu": _cpu(),
         "memory": _memory(),
         "shm": _shared_memory(),
@@ -101,10 +103,14 @@ def describe(report: dict[str, Any]) -> list[str]:
     return [f"{name:<24}{text}" for name, text in rows] + verdict
 
 
-def _problem(module: str) -> str | None:
-    """Why a module of config/ cannot be imported, or None."""
+def _load_opencv() -> None:
+    importlib.import_module("machine.opencv")
+
+
+def _problem(load: Callable[[], object]) -> str | None:
+    """Why a library cannot be loaded, or None."""
     try:
-        importlib.import_module(module)
+        load()
     except UserError as error:
         return str(error)
     return None
@@ -112,10 +118,9 @@ def _problem(module: str) -> str | None:
 
 def _mxnet_problem() -> str | None:
     """Why mxnet cannot be loaded, or cannot differentiate a small convolution; None if it can."""
-    problem = _problem("machine.runtime")
+    problem = _problem(load_mxnet)
     if problem:
         return problem
-    from machine.runtime import mx
 
     image, kernel = mx.nd.ones((1, 3, 8, 8)), mx.nd.ones((4, 3, 3, 3))
     kernel.attach_grad()
@@ -130,8 +135,6 @@ def _mxnet_problem() -> str | None:
 
 
 def _features() -> list[str]:
-    from machine.runtime import mx
-
     return [name for name, feature in mx.runtime.Features().items() if feature.enabled]
 
 

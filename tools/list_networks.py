@@ -16,8 +16,6 @@ from config.options import option, parse_options
 from machine.command import run_command
 
 NUM_CLASSES = 20
-SIZES = (300, 512)
-YOLO_SIZES = (416, 608)
 EXAMPLES = ("gluoncv:resnet50_v1b", "gluoncv:mobilenetv2_1.0")  # of the many that gluoncv has
 PAGE = Path(__file__).parent.parent / "docs" / "networks.md"
 BEGIN, END = "<!-- begin: python -m tools.list_networks --write -->\n", "<!-- end -->\n"
@@ -68,11 +66,9 @@ def table() -> str:
 
 def sizes_of(network: str) -> tuple[int, ...]:
     """The usual square inputs of a network."""
-    from symbol.registry import EFFDET_NETWORKS, is_effdet, is_yolo
+    from symbol.registry import family_of
 
-    if is_effdet(network):
-        return (EFFDET_NETWORKS[network].input_size,)
-    return YOLO_SIZES if is_yolo(network) else SIZES
+    return family_of(network).usual_sizes(network)
 
 
 def with_table(page: str, text: str) -> str:
@@ -84,14 +80,13 @@ def with_table(page: str, text: str) -> str:
 
 def describe(network: str, size: int) -> Description:
     """What the table says about a network at a square input."""
-    from symbol.registry import find_row, is_effdet, is_yolo
-    from symbol.symbol_factory import feature_maps, get_symbol
+    from symbol.symbol_factory import feature_maps, get_symbol, tap_names
     from tools.network_summary import summarise, totals
 
     maps = feature_maps(network, size)
     layers = summarise(get_symbol(network, size, NUM_CLASSES), {"data": (1, 3, size, size)})
     return Description(
-        tuple(m.name for m in maps) if is_yolo(network) or is_effdet(network) else find_row(network, (size, size)).taps,
+        tap_names(network, size),
         tuple(m.height for m in maps),
         sum(m.height * m.width * m.anchors for m in maps),
         *totals(layers),

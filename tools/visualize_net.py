@@ -18,18 +18,17 @@ if not __package__:
     importlib.import_module("as_module")
 
 from common.errors import OptionError
-from config.network_options import NetworkOptions
-from config.options import option, parse_options
-from config.run import network_options
+from config.options import joined_options, option, parse_options
 from machine.command import run_command
+from train.options import network_options
 
 if TYPE_CHECKING:
     from tools.network_summary import Layer
 
 
 @dataclass(frozen=True)
-class VisualizeOptions(NetworkOptions):
-    """The command line of tools.visualize_net: the classic flags, and the options of the network."""
+class VisualizeOptions:
+    """The classic flags of tools.visualize_net; the options of the network join them."""
 
     network: str = option("vgg16_reduced", "network (see docs/networks.md)")
     num_classes: int = option(20, "classes of objects", minimum=1, aliases=("num_class",))
@@ -41,7 +40,7 @@ class VisualizeOptions(NetworkOptions):
 
 def main(argv: list[str]) -> int:
     """Prints the table or the JSON and draws the picture; returns the exit status."""
-    options = parse_options(VisualizeOptions, argv, "Show the layers of a network.")
+    options = parse_options(visualize_options_class(), argv, "Show the layers of a network.")
     symbol, inputs = build(options)
     if options.print_net:
         sys.stdout.write(f"{symbol.tojson()}\n")
@@ -51,6 +50,13 @@ def main(argv: list[str]) -> int:
         sys.stdout.writelines(f"{line}\n" for line in table(summarise(symbol, inputs)))
     sys.stderr.write(f"{draw(symbol, inputs, options)}\n")
     return 0
+
+
+def visualize_options_class() -> type[VisualizeOptions]:
+    """The command line of tools.visualize_net."""
+    from symbol.registry import network_options_class
+
+    return joined_options("VisualizeOptions", VisualizeOptions, network_options_class())
 
 
 def build(options: VisualizeOptions) -> tuple[Any, dict[str, tuple[int, ...]]]:

@@ -17,7 +17,6 @@ from common.errors import CheckpointError, DataError, OptionError
 from common.files import write_all
 from common.prefix import check_prefix
 from config.augment_options import FORCE
-from config.network_options import NetworkOptions
 from config.options import from_mapping, option, parse_options
 from dataset.darknet_data import names_content
 from machine.command import run_command
@@ -75,11 +74,11 @@ def main(argv: list[str]) -> None:
 
 def _outputs(options: WriteOptions, network: str) -> list[Path]:
     """The three files; OptionError where one is there already, unless it may be lost; the network's .cfg never may."""
-    from symbol.registry import DARKNET_PREFIX
+    from symbol.detector.yolo import PREFIX
 
     output = options.output or options.prefix
     check_prefix(output, "--output")
-    own = Path(network.removeprefix(DARKNET_PREFIX)) if network.startswith(DARKNET_PREFIX) else None
+    own = Path(network.removeprefix(PREFIX)) if network.startswith(PREFIX) else None
     paths = [Path(f"{output}.{suffix}") for suffix in SUFFIXES]
     for path in paths:
         if own and own.exists() and path.exists() and path.samefile(own):
@@ -92,17 +91,15 @@ def _outputs(options: WriteOptions, network: str) -> list[Path]:
 def _sections(prefix: str, meta: Mapping[str, Any]) -> "Sections":
     """Those of a checkpoint's network, with its width, anchors and classes; CheckpointError for no YOLOv3."""
     from symbol.darknet_sections import with_classes
-    from symbol.detector.yolo import customise
-    from symbol.registry import find_yolo_row, is_yolo
+    from symbol.detector.yolo import YOLOv3, customise, find_row
+    from symbol.registry import family_of, network_options_class
     from symbol.symbol_factory import rebuilding_options
 
-    if not is_yolo(meta["network"]):
+    if not isinstance(family_of(meta["network"]), YOLOv3):
         raise CheckpointError(f"{prefix}: its network is {meta['network']}; Darknet's files are for YOLOv3")
     own = rebuilding_options(meta["network"], meta["options"], prefix)
-    network = from_mapping(NetworkOptions, own, prefix)
-    return with_classes(
-        customise(find_yolo_row(meta["network"], network.darknet_cfg), network), len(meta["class_names"])
-    )
+    network = from_mapping(network_options_class(), own, prefix)
+    return with_classes(customise(find_row(meta["network"], network.darknet_cfg), network), len(meta["class_names"]))
 
 
 def _differences(prefix: str, meta: Mapping[str, Any], border_error: float) -> list[str]:

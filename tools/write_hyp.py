@@ -12,14 +12,14 @@ if not __package__:
 
 from common.files import write_atomically
 from config.hyp_file import format_hyp, read_hyp
-from config.options import option, parse_options, to_mapping
-from config.run import TrainOptions
+from config.options import joined_options, option, parse_options, to_mapping
 from machine.command import run_command
+from train.options import train_options_class
 
 
 @dataclass(frozen=True)
-class WriteHypOptions(TrainOptions):
-    """train.py's options, and the file."""
+class FileOption:
+    """What is written, beside train.py's options."""
 
     file: str = option("hyp.yaml", "file to write", words="positional")
 
@@ -27,7 +27,11 @@ class WriteHypOptions(TrainOptions):
 def main(argv: list[str]) -> None:
     """Writes the file."""
     options = parse_options(
-        WriteHypOptions, argv, "Writes these options' hyper-parameter file.", presets=True, files={"hyp": read_hyp}
+        joined_options("WriteHypOptions", FileOption, train_options_class()),
+        argv,
+        "Writes these options' hyper-parameter file.",
+        presets=True,
+        files={"hyp": read_hyp},
     )
     write_atomically(Path(options.file), format_hyp(to_mapping(options)).encode("utf-8"))
     print(f"{options.file} written; read it with train.py --hyp {options.file}")

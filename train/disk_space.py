@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import CheckpointError
-from config.run import TrainOptions, network_options
 from model.weights.report import expected_shapes
+from train.options import TrainOptions, network_options
 
 # Arrays of the size of a parameter that an optimizer keeps for it.
 STATES = {"sgd": 1, "nag": 1, "adam": 2, "rmsprop": 1, "adadelta": 2}

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from common.errors import CheckpointError, DataError
 from common.prefix import check_prefix
-from config.network_names import check_network_name
-from config.run import TrainOptions, stages
+from symbol.registry import family_of
+from train.options import TrainOptions, stages
 
 
 def check_early(options: TrainOptions) -> None:
     """OptionError for an unknown network, stages that cannot be or a prefix without name; DataError or CheckpointError
     naming a file that is not there."""
-    check_network_name(options.network)
+    family_of(options.network)
     stages(options)
     check_prefix(options.prefix)
     if options.pretrained:

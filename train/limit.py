@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from common.errors import OptionError
-from config.run import TrainOptions
 from dataset.iterator import RecordIter
 from machine.runtime import mx
+from train.options import TrainOptions
 from train.schedule import updates_per_epoch
 from train.stages import Stage
 from train.start import Start

@@ -2,15 +2,17 @@
 
 from config.hyp_file import read_hyp
 from config.options import parse_options
-from config.run import TrainOptions
 from machine import threads
 from machine.signals import exit_on_sigterm
 from train.early_checks import check_early
+from train.options import train_options_class
 
 
 def main(argv: list[str]) -> int:
     """Parses the options and trains; SIGTERM ends the run as Ctrl-C does, with status 143."""
-    options = parse_options(TrainOptions, argv, "Train a single-shot detector.", presets=True, files={"hyp": read_hyp})
+    options = parse_options(
+        train_options_class(), argv, "Train a single-shot detector.", presets=True, files={"hyp": read_hyp}
+    )
     check_early(options)
     threads.configure(options.cpus)
     from common.terminal_log import log_to_terminal

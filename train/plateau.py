@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.errors import CheckpointError
-from config.run import TrainOptions
+from train.options import TrainOptions
 from train.schedule import Rates, WarmUp, warm_up_of
 
 THRESHOLD = 1e-4  # relative change of the loss that counts as better

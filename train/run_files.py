@@ -15,9 +15,9 @@ from typing import Any, TextIO
 from common.errors import OptionError
 from common.files import write_atomically
 from config.options import to_mapping
-from config.run import TrainOptions
 from dataset.sidecar import tool_version
 from machine.runtime import mx
+from train.options import TrainOptions
 
 # Options that a resumed run may have of its own without another result.
 _MACHINE = {"cpu", "workers"}  # batch norm works on what a device gets: their number decides results

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from common.errors import OptionError
 from config.recipe_options import batches_per_update
-from config.run import TrainOptions
+from symbol.symbol_factory import mean_losses
+from train.options import TrainOptions, network_options
 from train.recipe import Recipe
 from train.saving import SavePlan
 from train.schedule import warm_up_of_others
@@ -25,7 +26,7 @@ def check_recipe(options: TrainOptions) -> None:
 def make_recipe(options: TrainOptions, start: Start, num_example: int, validates: Callable[[int], bool]) -> Recipe:
     """num_example: images of an epoch; validates: whether the epoch of this number is validated."""
     return Recipe(
-        means=options.targets == "mxnet",
+        means=mean_losses(options.network, **network_options(options)),
         ema=options.ema,
         ema_ramp=options.ema_ramp,
         averages=start.averages,

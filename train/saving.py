@@ -6,12 +6,13 @@ from dataclasses import astuple
 from typing import Any
 
 from common.errors import OptionError
-from config.run import TrainOptions, metric_kinds, network_options, pixel_options, rect_multiple
+from config.run import metric_kinds, pixel_options, rect_multiple
 from model.checkpoint import drop_after, list_epochs, remove_checkpoint, save_checkpoint
 from symbol.symbol_factory import input_size
 from train.callbacks import finite_values
 from train.metric import LossMetric
 from train.module import DetectionModule
+from train.options import TrainOptions, network_options
 from train.plateau import Plateau
 from train.schedule import Origin
 from train.stages import Stage

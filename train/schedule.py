@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 from common.errors import OptionError
 from config.recipe_options import batches_per_update
-from config.run import TrainOptions
 from machine.runtime import mx
+from train.options import TrainOptions
 from train.recipe import no_change
 
 Scheduler: TypeAlias = mx.lr_scheduler.LRScheduler

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from common.errors import OptionError
-from config.run import TrainOptions, network_options, stages
 from machine.runtime import mx
 from symbol.layers import matches
 from symbol.symbol_factory import freeze_pattern, get_symbol_train, label_names
+from train.options import TrainOptions, network_options, stages
 
 Symbol: TypeAlias = mx.sym.Symbol
 

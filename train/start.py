@@ -10,7 +10,7 @@ import numpy as np
 
 from common.errors import CheckpointError, OptionError
 from config.augment_options import FORCE
-from config.run import TrainOptions, network_options, pixel_options
+from config.run import pixel_options
 from machine.runtime import mx
 from model.checkpoint import (
     Checkpoint,
@@ -26,6 +26,7 @@ from model.weights.report import expected_shapes
 from symbol.layers import matches
 from symbol.symbol_factory import freeze_pattern, input_size
 from train.module import RAW
+from train.options import TrainOptions, network_options
 from train.run_files import is_own_prefix
 from train.schedule import Origin
 from train.stages import Stage, stage_at

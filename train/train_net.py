@@ -5,8 +5,8 @@ from typing import Any, TypeAlias
 
 from common.errors import OptionError
 from config.options import from_mapping
-from config.run import TrainOptions
 from machine.runtime import mx
+from train.options import train_options_class
 from train.training import run_training
 
 Contexts: TypeAlias = mx.Context | Sequence[mx.Context]
@@ -71,7 +71,7 @@ def train_net(
         force_nms, force_suppress: one of them suffices to suppress across classes (apache's code drops force_nms).
         iter_monitor, monitor_pattern: mx.mon.Monitor every so many batches; 0 = none.
         log_file: None = PREFIX-train.log.
-        options: further fields of config.run.TrainOptions by name, such as optimizer or augment.
+        options: further fields of train.options.TrainOptions by name, such as optimizer or augment.
 
     Raises:
         UserError: a mistake, before the first batch, as train.py reports it.
@@ -116,7 +116,7 @@ def train_net(
         "pattern": monitor_pattern,
         "log": log_file or "",
     }
-    run_training(from_mapping(TrainOptions, values | options, "train_net"))
+    run_training(from_mapping(train_options_class(), values | options, "train_net"))
 
 
 def _size(data_shape: int | Sequence[int]) -> tuple[int, ...]:

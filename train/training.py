@@ -8,10 +8,9 @@ from typing import Any
 
 from common.errors import DataError, OptionError
 from config.augment_options import LETTERBOX
-from config.idle_options import idle_options
 from config.options import obsolete_options
 from config.recipe_options import batches_per_update
-from config.run import TrainOptions, augment_options, metric_kinds, network_options, pixel_options, rect_multiple
+from config.run import metric_kinds, pixel_options, rect_multiple
 from dataset.class_names import read_class_names
 from dataset.input_sizes import input_sizes
 from dataset.iterator import RecordIter
@@ -29,17 +28,20 @@ from symbol.symbol_factory import (
     get_symbol_train,
     input_size,
     label_names,
+    mean_losses,
     size_multiple,
 )
 from train.callbacks import FiniteGuard, Progress
-from train.carried_cfg import changed_cfg, with_cfg
+from train.carried_options import changed_files, with_carried
 from train.disk_space import check_disk_space
 from train.early_checks import check_records
 from train.epoch_end import EpochEnd, seed_epoch
+from train.idle_options import idle_options
 from train.limit import limit_updates, without_end
 from train.metric import make_metric
 from train.module import DetectionModule
 from train.monitor import make_monitor
+from train.options import TrainOptions, augment_options, network_options
 from train.plateau import Plateau, make_plateau
 from train.recipe import Recipe
 from train.run_files import changed_options, command_to_continue, lock_prefix, log_to_file, write_run_file
@@ -60,7 +62,7 @@ def run_training(options: TrainOptions) -> None:
     """
     if options.gpus:
         contexts(options.gpus, options.cpu, options.cpus)  # a GPU that cannot be used is told before anything is read
-    options = with_cfg(options)
+    options = with_carried(options)
     sidecars = _read_sidecars(options)
     classes = class_names(options, sidecars[0])
     plan = make_stages(without_end(options), classes)
@@ -81,7 +83,7 @@ def run_training(options: TrainOptions) -> None:
             check_batch_size(stage.options.batch_size, devices)
         check_disk_space(options, len(classes))
         start = find_start(plan)
-        told = (*changed_options(options.prefix, options), *changed_cfg(options))
+        told = (*changed_options(options.prefix, options), *changed_files(options))
         for line in (*told, *objects_missing(options, classes, sidecars[0])):
             logger.warning(line)
         for stage in plan:
@@ -351,7 +353,7 @@ def _optimizer_params(
         "learning_rate": rate,
         "wd": options.wd,
         "lr_scheduler": scheduler,
-        "rescale_grad": 1.0 if options.targets == "paper" else 1.0 / num_contexts,
+        "rescale_grad": 1.0 / num_contexts if mean_losses(options.network, **network_options(options)) else 1.0,
         "begin_num_update": start.num_update - start.earlier_updates,
     }
     if options.optimizer in ("sgd", "nag"):

@@ -20,7 +20,8 @@ from model.weights.batch_norm import VARIANCE, subtract_epsilon
 from model.weights.symbol_json import Node, read_nodes
 from model.weights.vgg import Arrays
 from symbol.detector.ssd import VARIANCES
-from symbol.registry import NETWORKS, find_row, list_networks
+from symbol.detector.ssd_rows import ROWS as SSD_NETWORKS
+from symbol.registry import family_of, list_networks
 
 KINDS = ("arg", "aux")
 EPOCH_SUFFIX = re.compile(r"-\d+\.params$")
@@ -51,7 +52,7 @@ class Description:
         network: name in the registry's terms; None = not recognised.
         num_classes: classes without background; None = the symbol has no heads.
         data_shape: side of the square input; None = the symbol does not tell it.
-        options: fields of NetworkOptions that differ from the network's own.
+        options: options of the network that differ from the network's own.
         notes: what this project's network does otherwise.
     """
 
@@ -186,7 +187,7 @@ def _side(network: str | None, priors: list[Node]) -> int | None:
 
 def _anchor_options(network: str | None, side: int | None, priors: list[Node]) -> dict[str, Any]:
     """--anchor-sizes and --anchor-ratios of the symbol where they are not the network's own."""
-    row = find_row(network, (side or 512,) * 2) if network in NETWORKS else None
+    row = family_of(network).row(network, (side or 512,) * 2, None) if network in SSD_NETWORKS else None
     options = {}
     for option, key in (("anchor_sizes", "sizes"), ("anchor_ratios", "ratios")):
         lists = [node.numbers(key, (1.0,)) for node in priors]

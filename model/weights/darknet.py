@@ -16,7 +16,6 @@ import numpy as np
 
 from common.errors import CheckpointError
 from common.files import write_atomically
-from config.network_options import NetworkOptions
 from config.options import from_mapping
 from symbol.darknet_sections import (
     IMAGE_CHANNELS,
@@ -27,8 +26,8 @@ from symbol.darknet_sections import (
     trace,
     with_classes,
 )
-from symbol.detector.yolo import customise
-from symbol.registry import DARKNET_PREFIX, find_yolo_row, is_yolo
+from symbol.detector.yolo import PREFIX, YOLOv3, customise, find_row
+from symbol.registry import family_of, network_options_class
 
 Arrays = dict[str, np.ndarray]
 VERSION = np.array([0, 2, 5], "<i4")  # written
@@ -137,12 +136,12 @@ def _header_bytes(content: bytes) -> int:
 
 
 def _sections(network: str, options: Mapping[str, Any]) -> Sections:
-    if not is_yolo(network):
+    if not isinstance(family_of(network), YOLOv3):
         raise CheckpointError(
             f"--network {network}: Darknet's weights are for yolov3_spp and the like, and darknet:FILE.cfg"
         )
-    checked = from_mapping(NetworkOptions, dict(options))
-    return customise(find_yolo_row(network, checked.darknet_cfg), checked)
+    checked = from_mapping(network_options_class(), dict(options))
+    return customise(find_row(network, checked.darknet_cfg), checked)
 
 
 def _parameters_for(count: int, sections: Sections, network: str) -> list[Parameter]:
@@ -151,7 +150,7 @@ def _parameters_for(count: int, sections: Sections, network: str) -> list[Parame
     ValueError for another number.
     """
     fixed, slope = _values_by_classes(sections)
-    wanted = file_order(sections) if network.startswith(DARKNET_PREFIX) else []
+    wanted = file_order(sections) if network.startswith(PREFIX) else []
     classes, rest = divmod(count - fixed, slope)
     if not wanted and classes >= 1 and rest == 0:
         return file_order(with_classes(sections, classes))

@@ -15,8 +15,9 @@ import numpy as np
 from common.errors import CheckpointError
 from model.weights.darknet import Arrays, split_auxiliary
 from model.weights.pytorch import read
+from symbol.detector.efficientdet import EfficientDet
 from symbol.neck.bifpn import LOWEST
-from symbol.registry import is_effdet
+from symbol.registry import family_of
 
 __all__ = ["own_name", "read", "rename"]
 
@@ -58,7 +59,7 @@ def rename(arrays: Mapping[str, np.ndarray], network: str, options: Mapping[str,
     CheckpointError for another network or state_dict.
     """
     del options
-    if not is_effdet(network):
+    if not isinstance(family_of(network), EfficientDet):
         raise CheckpointError(f"--network {network}: these weights are for efficientdet_d0 and the like")
     named = {own_name(name): array for name, array in arrays.items() if not name.endswith(UNUSED)}
     if "body_stem_conv_weight" not in named:

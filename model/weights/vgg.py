@@ -6,7 +6,7 @@ import numpy as np
 
 from common.errors import CheckpointError
 from symbol.backbone.vgg16_reduced import STAGES, vgg16_reduced
-from symbol.registry import NETWORKS
+from symbol.detector.ssd_rows import ROWS
 
 Arrays = dict[str, np.ndarray]
 
@@ -46,7 +46,7 @@ def check_network(network: str, source: str) -> None:
 
 def has_body(network: str) -> bool:
     """Whether a network has the body of vgg16_reduced, or that under the names of legacy_vgg16_ssd_*."""
-    return network.startswith(LEGACY) or any(row.backbone is vgg16_reduced for _, row in NETWORKS.get(network, ()))
+    return network.startswith(LEGACY) or any(row.backbone is vgg16_reduced for _, row in ROWS.get(network, ()))
 
 
 def check_body(arrays: Mapping[str, np.ndarray], source: str) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from common.errors import CheckpointError
-from config.network_options import NetworkOptions
 from config.options import from_mapping
 from model.weights.darknet import Arrays, split_auxiliary
 from model.weights.pytorch import read
 from symbol.darknet_sections import layer_names
-from symbol.registry import find_yolo_row, is_yolo
+from symbol.detector.yolo import YOLOv3, find_row
+from symbol.registry import family_of, network_options_class
 
 __all__ = ["read", "rename"]
 
@@ -35,12 +35,12 @@ UNUSED = "num_batches_tracked"  # a counter that no computation reads
 
 def rename(arrays: Mapping[str, np.ndarray], network: str, options: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
     """(arg, aux) under our names; unknown names stay. CheckpointError for another network or state_dict."""
-    if not is_yolo(network):
+    if not isinstance(family_of(network), YOLOv3):
         raise CheckpointError(
             f"--network {network}: these weights are for yolov3_spp and the like, and darknet:FILE.cfg"
         )
-    cfg = from_mapping(NetworkOptions, dict(options)).darknet_cfg
-    layers = layer_names(find_yolo_row(network, cfg).sections)
+    cfg = from_mapping(network_options_class(), dict(options)).darknet_cfg
+    layers = layer_names(find_row(network, cfg).sections)
     named = {_own_name(name, layers): array for name, array in arrays.items() if not name.endswith(UNUSED)}
     if not any(name.endswith("_conv_weight") for name in named):
         raise CheckpointError("the file has no module_list.N.Conv2d.weight: it is not one of the YOLOv3-SPP trainer")

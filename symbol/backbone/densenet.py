@@ -5,8 +5,8 @@ Parameters have the names of the classic MXNet symbol, so that its weights fit.
 
 from dataclasses import replace
 
-from config.network_options import NetworkOptions
 from symbol.layers import Layers, Symbol, Tap, average_pool, concat, max_pool, relu
+from symbol.network_options import SSDOptions
 
 UNITS_121 = (6, 12, 24, 16)
 UNITS_TINY = (6, 12, 18, 12)
@@ -15,12 +15,12 @@ COMPRESSION = 0.5  # of the channels between two blocks
 BATCH_NORM_EPS = 2e-5  # of the classic symbol
 
 
-def densenet121(data: Symbol, layers: Layers, options: NetworkOptions) -> list[Tap]:
+def densenet121(data: Symbol, layers: Layers, options: SSDOptions) -> list[Tap]:
     """Taps DBstage1_concat6 (stride 4), DBstage2_concat12, DBstage3_concat24, DBstage4_concat16 (32); growth 32."""
     return _densenet(data, layers, UNITS_121, growth=32)
 
 
-def densenet_tiny(data: Symbol, layers: Layers, options: NetworkOptions) -> list[Tap]:
+def densenet_tiny(data: Symbol, layers: Layers, options: SSDOptions) -> list[Tap]:
     """Taps DBstage1_concat6 (stride 4), DBstage2_concat12, DBstage3_concat18, DBstage4_concat12 (32); growth 16."""
     return _densenet(data, layers, UNITS_TINY, growth=16)
 

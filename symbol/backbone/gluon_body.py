@@ -12,9 +12,9 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from common.errors import OptionError
-from config.network_options import NetworkOptions
-from machine.runtime import SYMBOL_ATTRIBUTES, mx
+from machine.runtime import SYMBOL_ATTRIBUTES, load_mxnet, mx
 from symbol.layers import Layers, Symbol, Tap
+from symbol.network_options import SSDOptions
 
 PREFIX = "gluoncv:"
 STRIDES = (8, 16, 32)
@@ -42,7 +42,7 @@ class TracedBody(NamedTuple):
     taps: tuple[tuple[str, int, int], ...]
 
 
-def gluoncv_body(model: str) -> Callable[[Symbol, Layers, NetworkOptions], list[Tap]]:
+def gluoncv_body(model: str) -> Callable[[Symbol, Layers, SSDOptions], list[Tap]]:
     """The backbone of a classifier of gluoncv.model_zoo (which holds Gluon's own ones, too).
 
     Its taps are stride8, stride16 and stride32, as far as the classifier has such maps: the last map of a stride that
@@ -50,7 +50,7 @@ def gluoncv_body(model: str) -> Callable[[Symbol, Layers, NetworkOptions], list[
     layers.freeze uses its global statistics. A name that is no classifier raises OptionError.
     """
 
-    def body(data: Symbol, layers: Layers, options: NetworkOptions) -> list[Tap]:
+    def body(data: Symbol, layers: Layers, options: SSDOptions) -> list[Tap]:
         traced = _traced(model)
         graph = json.loads(traced.graph)
         for node in graph["nodes"]:
@@ -87,6 +87,7 @@ def _traced(model: str) -> TracedBody:
 
 
 def _find_model(model: str) -> Any:
+    load_mxnet()  # set up before gluoncv imports it
     try:
         from gluoncv.model_zoo import get_model
         from gluoncv.model_zoo.model_zoo import get_model_list

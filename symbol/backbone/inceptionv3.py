@@ -7,8 +7,8 @@ that shrink the map have no padding: the smallest side is SMALLEST_SIDE.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from config.network_options import NetworkOptions
 from symbol.layers import Layers, Symbol, Tap, average_pool, concat, max_pool
+from symbol.network_options import SSDOptions
 
 SMALLEST_SIDE = 75
 BATCH_NORM_EPS = 1e-3
@@ -18,7 +18,7 @@ Kernel = int | tuple[int, int]
 Tower = Sequence[tuple[str, int, Kernel, int]]
 
 
-def inceptionv3(data: Symbol, layers: Layers, options: NetworkOptions) -> list[Tap]:
+def inceptionv3(data: Symbol, layers: Layers, options: SSDOptions) -> list[Tap]:
     """Taps ch_concat_mixed_K_chconcat: after the blocks mixed_2 (stride 8), mixed_7 (16) and mixed_10 (32)."""
     layers = replace(layers, batch_norm_eps=BATCH_NORM_EPS)
     net = _stem(data, layers)

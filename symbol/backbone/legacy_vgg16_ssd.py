@@ -3,21 +3,21 @@
 conv6 and conv7 stand for fc6 and fc7, and the extra layers conv8_1 ... conv12_2 belong to the body.
 """
 
-from config.network_options import NetworkOptions
 from symbol.backbone.vgg16_reduced import vgg16_body
 from symbol.layers import Layers, Symbol, Tap, relu
+from symbol.network_options import SSDOptions
 
 # Extra layers 8, 9, ...: filters of the 1x1 convolution; filters, kernel, stride and padding of the second.
 EXTRAS_300 = ((256, 512, 3, 2, 1), (128, 256, 3, 2, 1), (128, 256, 3, 1, 0), (128, 256, 3, 1, 0))
 EXTRAS_512 = ((256, 512, 3, 2, 1),) + ((128, 256, 3, 2, 1),) * 3 + ((128, 256, 4, 1, 1),)
 
 
-def legacy_vgg16_ssd_300(data: Symbol, layers: Layers, options: NetworkOptions) -> list[Tap]:
+def legacy_vgg16_ssd_300(data: Symbol, layers: Layers, options: SSDOptions) -> list[Tap]:
     """Taps relu4_3, relu7, relu8_2, relu9_2, relu10_2 and relu11_2, of 38, 19, 10, 5, 3 and 1 pixels at 300."""
     return _legacy(data, layers, EXTRAS_300)
 
 
-def legacy_vgg16_ssd_512(data: Symbol, layers: Layers, options: NetworkOptions) -> list[Tap]:
+def legacy_vgg16_ssd_512(data: Symbol, layers: Layers, options: SSDOptions) -> list[Tap]:
     """Taps relu4_3, relu7, relu8_2 ... relu12_2, of 64, 32, 16, 8, 4, 2 and 1 pixels at 512."""
     return _legacy(data, layers, EXTRAS_512)
 

@@ -1,13 +1,13 @@
 """MobileNet v1 (Howard et al. 2017, table 1): depthwise separable convolutions with a width multiplier."""
 
-from config.network_options import NetworkOptions
 from symbol.layers import Layers, Symbol, Tap
+from symbol.network_options import SSDOptions
 
 # (output channels at width 1, stride) of the separable blocks conv_2 .. conv_14.
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)) + ((512, 1),) * 5 + ((1024, 2), (1024, 1))
 
 
-def mobilenet(data: Symbol, layers: Layers, options: NetworkOptions) -> list[Tap]:
+def mobilenet(data: Symbol, layers: Layers, options: SSDOptions) -> list[Tap]:
     """Taps after every block, conv_1_relu (stride 2) to conv_14_relu (stride 32); channels times width.
 
     Channels are rounded to a multiple of 8, at least 8.

@@ -1,8 +1,8 @@
 """MobileNet v2 (Sandler et al. 2018, table 2): inverted residuals with linear bottlenecks and a width multiplier."""
 
-from config.network_options import NetworkOptions
 from symbol.backbone.mobilenet import scaled
 from symbol.layers import Layers, Symbol, Tap, add, relu6
+from symbol.network_options import SSDOptions
 
 # (expansion, output channels at width 1, repeats, stride of the first) of the bottlenecks.
 STAGES = (
@@ -17,7 +17,7 @@ STAGES = (
 LAST_CHANNELS = 1280
 
 
-def mobilenet_v2(data: Symbol, layers: Layers, options: NetworkOptions) -> list[Tap]:
+def mobilenet_v2(data: Symbol, layers: Layers, options: SSDOptions) -> list[Tap]:
     """Taps block_K_expand_relu (the wide maps inside bottlenecks 2 to 17) and conv_last_relu, in their order.
 
     SSDLite (section 6.2) reads block_14_expand_relu (stride 16) and conv_last_relu (stride 32). A stage's

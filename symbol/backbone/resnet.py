@@ -5,8 +5,8 @@ Parameters have the names of the classic MXNet symbol, so that its ImageNet and 
 
 from dataclasses import replace
 
-from config.network_options import NetworkOptions
 from symbol.layers import Layers, Symbol, Tap, add, max_pool, relu
+from symbol.network_options import SSDOptions
 
 CHANNELS = (256, 512, 1024, 2048)  # after the units of each stage: He et al. 2016, "Deep Residual Learning", table 1
 UNITS_50 = (3, 4, 6, 3)
@@ -14,7 +14,7 @@ UNITS_101 = (3, 4, 23, 3)
 BATCH_NORM_EPS = 2e-5  # of the classic symbol
 
 
-def resnet50(data: Symbol, layers: Layers, options: NetworkOptions) -> list[Tap]:
+def resnet50(data: Symbol, layers: Layers, options: SSDOptions) -> list[Tap]:
     """Taps stage1_unit3_plus (stride 4), stage2_unit4_plus, stage3_unit6_plus and stage4_unit3_plus (stride 32).
 
     They are the sums that end the stages, before the activation: _plus12 and _plus15 of the classic symbol are the
@@ -23,7 +23,7 @@ def resnet50(data: Symbol, layers: Layers, options: NetworkOptions) -> list[Tap]
     return _resnet(data, layers, UNITS_50)
 
 
-def resnet101(data: Symbol, layers: Layers, options: NetworkOptions) -> list[Tap]:
+def resnet101(data: Symbol, layers: Layers, options: SSDOptions) -> list[Tap]:
     """Taps as resnet50's, with stage3_unit23_plus (classic _plus29) and stage4_unit3_plus (classic _plus32)."""
     return _resnet(data, layers, UNITS_101)
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from config.network_options import NetworkOptions
 from symbol.layers import Layers, Symbol, Tap, max_pool, relu
+from symbol.network_options import SSDOptions
 
 # Convolutions per stage and their width: Simonyan and Zisserman, table 1, column D.
 STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
@@ -12,7 +12,7 @@ STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 Conv = Callable[[Symbol, str, int, int, int], Symbol]
 
 
-def vgg16_reduced(data: Symbol, layers: Layers, options: NetworkOptions) -> list[Tap]:
+def vgg16_reduced(data: Symbol, layers: Layers, options: SSDOptions) -> list[Tap]:
     """Taps relu4_3 (512 channels, stride 8) and relu7 (1024 channels, stride 16) of an image (N, 3, H, W)."""
 
     def conv(net: Symbol, place: str, filters: int, kernel: int, dilate: int) -> Symbol:

@@ -1,31 +1,122 @@
 """EfficientDet: heads, decoding, training and detection symbols (Tan et al. 2020, https://arxiv.org/abs/1911.09070)."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from boxes.effdet_anchors import PER_CELL, RATIOS, SCALES, STRIDES
 from boxes.effdet_assigner import EffDetAssigner
 from common.errors import OptionError
-from config.network_options import SSD_OPTIONS, NetworkOptions
-from config.yolo_options import YOLOOptions
 from machine.runtime import mx
-from symbol.backbone.efficientnet import efficientnet
+from symbol.backbone.efficientnet import EfficientNet, efficientnet
 from symbol.effdet_losses import LABELS, effdet_losses
+from symbol.family import Family, FeatureMap, Size
 from symbol.layers import Layers, SharedSeparable, Symbol, swish
 from symbol.neck.bifpn import bifpn
+from symbol.network_options import EffDetOptions
 from symbol.post_process import take_rows
-from symbol.registry import EffDetRow, FeatureMap
 
 BATCH_NORM_EPS = 1e-3
 CLASS_BIAS = -math.log(99)  # at the start every class has the probability 0.01 (RetinaNet, section 4.1)
 BODY_TAPS = slice(1, None)  # c3, c4 and c5: strides 8, 16 and 32
 BOX_VALUES = 4
-# Words of the option freeze: EfficientNet; all but the class and the box net.
-FREEZE = {"body": "body_", "all-but-heads": "(?!cls_|box_)"}
-# Options of other families; given with one of these networks they are refused.
-UNUSED = SSD_OPTIONS | {"width"} | {field.name for field in dataclasses.fields(YOLOOptions)}
+
+
+@dataclass(frozen=True)
+class EffDetRow:
+    """One EfficientDet (Tan et al. 2020, table 1): body, BiFPN, layers of the class and box nets, anchors."""
+
+    body: EfficientNet
+    input_size: int  # what it was designed for; any multiples of the last stride suit
+    channels: int  # of BiFPN and heads
+    cells: int
+    head_layers: int
+    attention: bool = True  # fusions weigh their inputs
+    anchor_scale: float = 4.0
+    levels: int = 5  # maps, from stride 8 on
+
+
+# Bodies: B0 to B6, B6 again and B7 (Tan, Le 2019, EfficientNet: widths and depths of the published networks).
+_B6, _B7 = EfficientNet(1.8, 2.6), EfficientNet(2.0, 3.1)
+# D6 and larger have fusions without weights for stable training (EfficientDet, section 5.1). The small ones keep five
+# levels, two cells and shared heads, with fewer channels and blocks.
+ROWS: dict[str, EffDetRow] = {
+    "efficientdet_d0": EffDetRow(EfficientNet(1.0, 1.0), 512, channels=64, cells=3, head_layers=3),
+    "efficientdet_d1": EffDetRow(EfficientNet(1.0, 1.1), 640, channels=88, cells=4, head_layers=3),
+    "efficientdet_d2": EffDetRow(EfficientNet(1.1, 1.2), 768, channels=112, cells=5, head_layers=3),
+    "efficientdet_d3": EffDetRow(EfficientNet(1.2, 1.4), 896, channels=160, cells=6, head_layers=4),
+    "efficientdet_d4": EffDetRow(EfficientNet(1.4, 1.8), 1024, channels=224, cells=7, head_layers=4),
+    "efficientdet_d5": EffDetRow(EfficientNet(1.6, 2.2), 1280, channels=288, cells=7, head_layers=4),
+    "efficientdet_d6": EffDetRow(_B6, 1280, channels=384, cells=8, head_layers=5, attention=False),
+    "efficientdet_d7": EffDetRow(_B6, 1536, channels=384, cells=8, head_layers=5, attention=False, anchor_scale=5.0),
+    "efficientdet_d7x": EffDetRow(_B7, 1536, channels=384, cells=8, head_layers=5, attention=False, levels=6),
+    "efficientdet_mini": EffDetRow(EfficientNet(0.25, 0.5), 384, channels=32, cells=2, head_layers=2),
+    "efficientdet_small": EffDetRow(EfficientNet(0.5, 0.5), 384, channels=48, cells=2, head_layers=3),
+}
+
+
+class EfficientDet(Family):
+    """EfficientDet D0 to D7x, and small ones."""
+
+    name = "EfficientDet"
+    options = EffDetOptions
+    # EfficientNet; all but the class and the box net.
+    freeze = MappingProxyType({"body": "body_", "all-but-heads": "(?!cls_|box_)"})
+
+    def training(self, network: str, row: EffDetRow, size: Size, num_classes: int, options: EffDetOptions) -> Symbol:
+        """[cls_loss, reg_loss, det], the losses (B,)."""
+        heads = predictions(network, row, size, num_classes, options, options.drop_connect)
+        det = detection_symbol(heads, row, size, num_classes, options)
+        losses = effdet_losses(heads.cls, heads.box, num_classes, options)
+        return mx.sym.Group([*losses, mx.sym.BlockGrad(det, name="det_out")])
+
+    def detection(self, network: str, row: EffDetRow, size: Size, num_classes: int, options: EffDetOptions) -> Symbol:
+        """det (B, N, 6), best first; N = options.keep_topk, or all candidates if fewer."""
+        heads = predictions(network, row, size, num_classes, options)
+        return detection_symbol(heads, row, size, num_classes, options)
+
+    def assigner(
+        self,
+        network: str,
+        row: EffDetRow,
+        size: Size,
+        num_classes: int,
+        options: EffDetOptions,
+        sizes: Sequence[Size] = (),
+    ) -> EffDetAssigner:
+        """What makes the labels of `training`, for any input size that suits the network."""
+        del num_classes
+        for one in (size, *sizes):
+            check_size(network, row, one)
+        if options.neg_iou > options.pos_iou:
+            raise OptionError(f"--neg-iou {options.neg_iou} is above --pos-iou {options.pos_iou}; exchange them")
+        return EffDetAssigner(options.pos_iou, options.neg_iou, anchor_scale(row, options), row.levels)
+
+    def label_names(self, options: EffDetOptions) -> tuple[str, ...]:
+        """Names of the labels that `training` reads."""
+        del options
+        return LABELS
+
+    def feature_maps(self, network: str, row: EffDetRow, size: Size, options: EffDetOptions) -> list[FeatureMap]:
+        """The maps of predictions of an input of (height, width)."""
+        del options
+        check_size(network, row, size)
+        strides = STRIDES[: row.levels]
+        return [FeatureMap(f"stride{stride}", size[0] // stride, size[1] // stride, PER_CELL) for stride in strides]
+
+    def usual_sizes(self, network: str) -> tuple[int, ...]:
+        """What the network was designed for."""
+        return (self.rows[network].input_size,)
+
+    def size_multiple(self, network: str) -> int:
+        """The largest stride."""
+        return STRIDES[self.rows[network].levels - 1]
+
+    def only_size(self, network: str, data_shape: Any) -> str:
+        """Rectangular batches would have sides of other multiples."""
+        return f"{network} needs inputs whose sides are multiples of {self.size_multiple(network)}"
 
 
 class Heads(NamedTuple):
@@ -36,65 +127,12 @@ class Heads(NamedTuple):
     finest: Symbol  # the map of stride 8, (B, channels, H / 8, W / 8)
 
 
-def training(network: str, row: EffDetRow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> Symbol:
-    """[cls_loss, reg_loss, det], the losses (B,); `assigner` makes the labels."""
-    heads = predictions(network, row, size, num_classes, options, options.drop_connect)
-    det = detection_symbol(heads, row, size, num_classes, options)
-    losses = effdet_losses(heads.cls, heads.box, num_classes, options)
-    return mx.sym.Group([*losses, mx.sym.BlockGrad(det, name="det_out")])
-
-
-def assigner(
-    network: str, row: EffDetRow, size: tuple[int, int], num_classes: int, options: NetworkOptions
-) -> EffDetAssigner:
-    """What makes the labels of `training`, for any input size that suits the network."""
-    del num_classes
-    check_size(network, row, size)
-    if options.neg_iou > options.pos_iou:
-        raise OptionError(f"--neg-iou {options.neg_iou} is above --pos-iou {options.pos_iou}; exchange them")
-    return EffDetAssigner(options.pos_iou, options.neg_iou, anchor_scale(row, options), row.levels)
-
-
-def assigner_of_sizes(
-    network: str,
-    row: EffDetRow,
-    size: tuple[int, int],
-    num_classes: int,
-    options: NetworkOptions,
-    sizes: Sequence[tuple[int, int]],
-) -> EffDetAssigner:
-    """As assigner(), also for further inputs; OptionError for one that does not suit the network."""
-    for other in sizes:
-        check_size(network, row, other)
-    return assigner(network, row, size, num_classes, options)
-
-
-def label_names(options: NetworkOptions) -> tuple[str, ...]:
-    """Names of the labels that `training` reads."""
-    del options
-    return LABELS
-
-
-def detection(network: str, row: EffDetRow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> Symbol:
-    """det (B, N, 6) for an input of (height, width), best first; N = options.keep_topk, or all candidates if fewer."""
-    heads = predictions(network, row, size, num_classes, options)
-    return detection_symbol(heads, row, size, num_classes, options)
-
-
-def feature_maps(network: str, row: EffDetRow, size: tuple[int, int], options: NetworkOptions) -> list[FeatureMap]:
-    """The maps of predictions of an input of (height, width)."""
-    del options
-    check_size(network, row, size)
-    strides = STRIDES[: row.levels]
-    return [FeatureMap(f"stride{stride}", size[0] // stride, size[1] // stride, PER_CELL) for stride in strides]
-
-
-def anchor_scale(row: EffDetRow, options: NetworkOptions) -> float:
+def anchor_scale(row: EffDetRow, options: EffDetOptions) -> float:
     """The option, or where it is 0 the network's own."""
     return options.anchor_scale or row.anchor_scale
 
 
-def check_size(network: str, row: EffDetRow, size: tuple[int, int]) -> None:
+def check_size(network: str, row: EffDetRow, size: Size) -> None:
     """OptionError unless every map halves the one before."""
     stride = STRIDES[row.levels - 1]
     if any(side % stride for side in size):
@@ -108,9 +146,9 @@ def check_size(network: str, row: EffDetRow, size: tuple[int, int]) -> None:
 def predictions(
     network: str,
     row: EffDetRow,
-    size: tuple[int, int],
+    size: Size,
     num_classes: int,
-    options: NetworkOptions,
+    options: EffDetOptions,
     drop_connect: float = 0.0,
 ) -> Heads:
     """The network's outputs; OptionError where the input does not suit it. The symbol holds no input size."""
@@ -141,9 +179,7 @@ def head(
     return mx.sym.concat(*outputs, dim=1, name=f"{name}_pred")
 
 
-def detection_symbol(
-    heads: Heads, row: EffDetRow, size: tuple[int, int], num_classes: int, options: NetworkOptions
-) -> Symbol:
+def detection_symbol(heads: Heads, row: EffDetRow, size: Size, num_classes: int, options: EffDetOptions) -> Symbol:
     """det (B, N, 6) rows [id, score, xmin, ymin, xmax, ymax], best first; corners in [0, 1] of the input.
 
     Only the nms_topk anchors of the best scores are decoded.
@@ -164,7 +200,7 @@ def best_anchors(logits: Symbol, count: int) -> Symbol:
     return mx.sym.topk(mx.sym.max(logits, axis=2), axis=1, k=count, name="detection_topk")
 
 
-def suppress(logits: Symbol, corners: Symbol, keep: int, options: NetworkOptions) -> Symbol:
+def suppress(logits: Symbol, corners: Symbol, keep: int, options: EffDetOptions) -> Symbol:
     """det (B, keep, 6) of boxes (B, K, 4) with class logits (B, K, C), each for its best class, best first.
 
     Those with a score above score_threshold suppress worse ones of their class (force: of any class) with an IoU above

@@ -1,122 +1,161 @@
 """SSD: extra feature layers, multibox heads, training and detection symbols (Liu et al. 2016, https://arxiv.org/abs/1512.02325)."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from boxes.anchors import AnchorLayer
 from boxes.assigners import SSDAssigner
 from boxes.coders import expand_variances
 from common.errors import OptionError
-from config.effdet_options import EffDetOptions
-from config.network_options import NetworkOptions
-from config.yolo_options import YOLOOptions
 from machine.runtime import mx
+from symbol.backbone.gluon_body import PREFIX as GLUONCV
+from symbol.detector.ssd_rows import Rows, Sizes, SSDRow, gluoncv_rows
+from symbol.family import Family, FeatureMap, Size
 from symbol.layers import Layers, Symbol, Tap, l2_normalise
 from symbol.losses import multibox_loss
+from symbol.network_options import SSDOptions
 from symbol.post_process import multibox_detection, per_class_detection
-from symbol.registry import FeatureMap, Sizes, SSDRow
 
 # Labels that the training symbols read, by target rule.
 LABELS = {"paper": ("cls_target", "loc_target", "normaliser"), "mxnet": ("label",)}
 HEAD_LR_MULT = 2.0  # biases of the heads learn twice as fast (apache example/ssd)
 EXTRA_KERNEL = 3
-VARIANCES = NetworkOptions().variances
-# Words of the option freeze: the body's parameters (the extra layers of the legacy networks belong to their bodies);
-# all but those of the predicting convolutions.
-FREEZE = {
-    "body": r"(?!multi_feat_\d+_conv_|.*_(loc|cls)_pred_conv_|.*_scale$)",
-    "all-but-heads": r"(?!.*_(loc|cls)_pred_conv_)",
-}
-# Options of other families; given with one of these networks they are refused.
-UNUSED = frozenset(field.name for family in (YOLOOptions, EffDetOptions) for field in dataclasses.fields(family))
+VARIANCES = SSDOptions().variances
 
 
-def training(network: str, row: SSDRow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> Symbol:
-    """The training symbol of an SSD for an input of (height, width); see training_symbol."""
-    return training_symbol(_heads(network, row, size, num_classes, options), options, size)
+class SSD(Family):
+    """SSD on any body: the table of ssd_rows.py, and gluoncv:NAME."""
 
-
-def detection(network: str, row: SSDRow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> Symbol:
-    """The detection symbol of an SSD for an input of (height, width); see detection_symbol."""
-    return detection_symbol(_heads(network, row, size, num_classes, options), options, size)
-
-
-def assigner(
-    network: str, row: SSDRow, size: tuple[int, int], num_classes: int, options: NetworkOptions
-) -> SSDAssigner | None:
-    """What makes the labels of `training`; None for targets=mxnet, where the graph matches by itself."""
-    del num_classes
-    if options.targets == "mxnet":
-        return None
-    return SSDAssigner(
-        layers=anchor_layers(customise(row, options), size),
-        feature_shapes={size: _map_shapes(network, row, size, options)},
-        threshold=options.overlap_threshold,
-        variances=variances(options),
+    name = "SSD"
+    options = SSDOptions
+    # The extra layers of the legacy networks belong to their bodies; of the heads the predicting convolutions count.
+    freeze = MappingProxyType(
+        {
+            "body": r"(?!multi_feat_\d+_conv_|.*_(loc|cls)_pred_conv_|.*_scale$)",
+            "all-but-heads": r"(?!.*_(loc|cls)_pred_conv_)",
+        }
     )
+    anchors = Family.FRACTIONS
+    pattern = f"{GLUONCV}NAME"
 
+    def row(self, network: str, size: Size, options: Any) -> SSDRow:
+        """The row for an input of `size`; a side below the smallest one that the row allows raises OptionError."""
+        del options
+        row = next(row for smallest, row in self._rows(network) if min(size) >= smallest)
+        if min(size) < row.smallest_side:
+            raise OptionError(
+                f"data shape {size[0]},{size[1]}: {network} needs a larger input, of at least {row.smallest_side} a "
+                "side"
+            )
+        return row
 
-def assigner_of_sizes(
-    network: str,
-    row: SSDRow,
-    size: tuple[int, int],
-    num_classes: int,
-    options: NetworkOptions,
-    sizes: Sequence[tuple[int, int]],
-) -> SSDAssigner | None:
-    """As assigner(), also for further inputs of the same symbol; OptionError if its anchors or layers allow only one
-    size."""
-    if any(layer.step[0] > 0 for layer in anchor_layers(customise(row, options), size)):
-        raise OptionError(
-            f"the anchors of {network} have fixed steps at data shape {size[0]},{size[1]}; leave out --multi-scale, or "
-            "give another --data-shape"
+    def _rows(self, network: str) -> Rows:
+        return gluoncv_rows(network.removeprefix(GLUONCV)) if network not in self.rows else self.rows[network]
+
+    def training(self, network: str, row: SSDRow, size: Size, num_classes: int, options: SSDOptions) -> Symbol:
+        """See training_symbol."""
+        return training_symbol(_heads(network, row, size, num_classes, options), options, size)
+
+    def detection(self, network: str, row: SSDRow, size: Size, num_classes: int, options: SSDOptions) -> Symbol:
+        """See detection_symbol."""
+        return detection_symbol(_heads(network, row, size, num_classes, options), options, size)
+
+    def assigner(
+        self,
+        network: str,
+        row: SSDRow,
+        size: Size,
+        num_classes: int,
+        options: SSDOptions,
+        sizes: Sequence[Size] = (),
+    ) -> SSDAssigner | None:
+        """What makes the labels of `training`; None for targets=mxnet, where the graph matches by itself.
+
+        OptionError if the network's anchors or layers allow only one size.
+        """
+        del num_classes
+        layers = anchor_layers(customise(row, options), size)
+        if sizes and any(layer.step[0] > 0 for layer in layers):
+            raise OptionError(
+                f"the anchors of {network} have fixed steps at data shape {size[0]},{size[1]}; leave out "
+                "--multi-scale, or give another --data-shape"
+            )
+        if options.targets == "mxnet" and not sizes:
+            return None
+        shapes = {
+            one: tuple((m.height, m.width) for m in self.feature_maps(network, row, one, options))
+            for one in (size, *sizes)
+        }
+        if options.targets == "mxnet":
+            return None
+        return SSDAssigner(
+            layers=layers,
+            feature_shapes=shapes,
+            threshold=options.overlap_threshold,
+            variances=variances(options),
         )
-    found = assigner(network, row, size, num_classes, options)
-    shapes = {other: _map_shapes(network, row, other, options) for other in sizes}
-    return found and dataclasses.replace(found, feature_shapes={**found.feature_shapes, **shapes})
+
+    def label_names(self, options: SSDOptions) -> tuple[str, ...]:
+        """Names of the labels that `training` reads."""
+        return LABELS[options.targets]
+
+    def feature_maps(self, network: str, row: SSDRow, size: Size, options: SSDOptions) -> list[FeatureMap]:
+        """The maps that heads read in an input of (height, width)."""
+        row, taps = _taps(network, row, size, options)
+        shapes = mx.sym.Group([tap.symbol for tap in taps]).infer_shape(data=(1, 3, *size))[1]
+        maps = zip(taps, shapes, anchor_layers(row, size), strict=True)
+        return [FeatureMap(tap.name, shape[2], shape[3], layer.per_cell) for tap, shape, layer in maps]
+
+    def tap_names(self, network: str, row: SSDRow, size: Size, options: SSDOptions) -> tuple[str, ...]:
+        """The layers of the body that heads read."""
+        return customise(row, options).taps
+
+    def only_size(self, network: str, data_shape: Any) -> str:
+        """Anchors are fractions of the input that the symbol was built for."""
+        return f"the anchors of {network} are fractions of an input of one size, {data_shape}"
+
+    def unread(self, network: str) -> frozenset[str]:
+        """The width, of bodies that have one alone."""
+        rows = self.rows.get(network, ())
+        return frozenset() if any(row.takes_width for _, row in rows) else frozenset({"width"})
+
+    def without_effect(self, options: SSDOptions) -> Iterator[tuple[tuple[str, ...], str]]:
+        """MultiBoxDetection keeps all that is left after suppression."""
+        if options.post_process == "multibox":
+            yield ("keep_topk",), "with --post-process multibox"
+
+    def post_processing(self, options: SSDOptions) -> str:
+        """What a manifest calls each post_process; keep_topk is in its options."""
+        return {"multibox": "MultiBoxDetection", "per_class": "box_nms per class"}[options.post_process]
+
+    def mean_losses(self, options: SSDOptions) -> bool:
+        """Those of the classic rule are."""
+        return options.targets == "mxnet"
 
 
-def _map_shapes(
-    network: str, row: SSDRow, size: tuple[int, int], options: NetworkOptions
-) -> tuple[tuple[int, int], ...]:
-    return tuple((m.height, m.width) for m in feature_maps(network, row, size, options))
-
-
-def label_names(options: NetworkOptions) -> tuple[str, ...]:
-    """Names of the labels that `training` reads."""
-    return LABELS[options.targets]
-
-
-def feature_maps(network: str, row: SSDRow, size: tuple[int, int], options: NetworkOptions) -> list[FeatureMap]:
-    """The maps that heads read in an input of (height, width)."""
-    row, taps = _taps(network, row, size, options)
-    shapes = mx.sym.Group([tap.symbol for tap in taps]).infer_shape(data=(1, 3, *size))[1]
-    maps = zip(taps, shapes, anchor_layers(row, size), strict=True)
-    return [FeatureMap(tap.name, shape[2], shape[3], layer.per_cell) for tap, shape, layer in maps]
-
-
-def _taps(network: str, row: SSDRow, size: tuple[int, int], options: NetworkOptions) -> tuple[SSDRow, list[Tap]]:
+def _taps(network: str, row: SSDRow, size: Size, options: SSDOptions) -> tuple[SSDRow, list[Tap]]:
     row, layers = customise(row, options), Layers(freeze=options.freeze)
     maps = tapped_maps(row, row.backbone(mx.sym.var("data"), layers, options), layers)
     check_room(network, row, maps[len(row.taps) - 1], size)
     return row, maps
 
 
-def _heads(network: str, row: SSDRow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> "Heads":
+def _heads(network: str, row: SSDRow, size: Size, num_classes: int, options: SSDOptions) -> "Heads":
     row, maps = _taps(network, row, size, options)
     return multibox_layer(maps, anchor_layers(row, size), num_classes, row.l2_scales, Layers(freeze=options.freeze))
 
 
-def variances(options: NetworkOptions) -> tuple[float, ...]:
+def variances(options: SSDOptions) -> tuple[float, ...]:
     """The four variances of cx, cy, w, h; OptionError unless 2 (centre, size) or 4 were given."""
     if len(options.variances) not in (2, 4):
         raise OptionError(f"--variances takes 2 numbers (centre, size) or 4 (x, y, w, h), not {len(options.variances)}")
     return tuple(expand_variances(options.variances, float).tolist())
 
 
-def customise(row: SSDRow, options: NetworkOptions) -> SSDRow:
+def customise(row: SSDRow, options: SSDOptions) -> SSDRow:
     """The row with the options' taps, extras, sizes and ratios in place of its own.
 
     OptionError for lists that are no numbers, or not as many as there are maps.
@@ -138,7 +177,7 @@ def customise(row: SSDRow, options: NetworkOptions) -> SSDRow:
     return changed
 
 
-def _check_lists(row: SSDRow, options: NetworkOptions) -> None:
+def _check_lists(row: SSDRow, options: SSDOptions) -> None:
     """OptionError unless a row has anchor sizes and ratios for each of its maps; lists that the options do not give are
     said to be the network's own, and all that are to be given are named at once."""
     maps = len(row.taps) + len(row.extras)
@@ -184,7 +223,7 @@ def tapped_maps(row: SSDRow, taps: list[Tap], layers: Layers) -> list[Tap]:
     return maps
 
 
-def check_room(network: str, row: SSDRow, last_tap: Tap, size: tuple[int, int]) -> None:
+def check_room(network: str, row: SSDRow, last_tap: Tap, size: Size) -> None:
     """Raises OptionError if an input of (height, width) does not suit the body or leaves nothing for an extra layer
     without padding."""
     try:
@@ -203,7 +242,7 @@ def check_room(network: str, row: SSDRow, last_tap: Tap, size: tuple[int, int]) 
             )
 
 
-def anchor_layers(row: SSDRow, size: tuple[int, int]) -> tuple[AnchorLayer, ...]:
+def anchor_layers(row: SSDRow, size: Size) -> tuple[AnchorLayer, ...]:
     """Anchor parameters of each map for an input of (height, width) pixels."""
     with_steps = size == (row.steps_for, row.steps_for)
     steps = (
@@ -271,7 +310,7 @@ def clip_centre_form(corners: Symbol) -> Symbol:
     return mx.sym.concat(centre - half, centre + half, dim=2, name="multibox_anchors_clipped")
 
 
-def training_symbol(heads: Heads, options: NetworkOptions, size: tuple[int, int]) -> Symbol:
+def training_symbol(heads: Heads, options: SSDOptions, size: Size) -> Symbol:
     """The training outputs and, last, det, for an input of (height, width).
 
     targets=paper: [cls_loss (B,), loc_loss (B,), det]; reads cls_target (B, A), loc_target (B, A, 4), normaliser (B,
@@ -283,7 +322,7 @@ def training_symbol(heads: Heads, options: NetworkOptions, size: tuple[int, int]
     return mx.sym.Group([*outputs, det])
 
 
-def _paper_outputs(heads: Heads, options: NetworkOptions) -> list[Symbol]:
+def _paper_outputs(heads: Heads, options: SSDOptions) -> list[Symbol]:
     cls_loss, loc_loss = multibox_loss(
         heads.cls_pred,
         heads.loc_pred,
@@ -295,7 +334,7 @@ def _paper_outputs(heads: Heads, options: NetworkOptions) -> list[Symbol]:
     return [mx.sym.make_loss(cls_loss, name="cls_loss"), mx.sym.make_loss(loc_loss, name="loc_loss")]
 
 
-def _classic_outputs(heads: Heads, options: NetworkOptions) -> list[Symbol]:
+def _classic_outputs(heads: Heads, options: SSDOptions) -> list[Symbol]:
     """MultiBoxTarget, SoftmaxOutput over valid anchors and smooth L1, as in apache's example/ssd."""
     cls_pred = mx.sym.transpose(heads.cls_pred, axes=(0, 2, 1))  # (B, C + 1, A)
     loc_pred = mx.sym.reshape(heads.loc_pred, shape=(0, -1))  # (B, 4 A)
@@ -325,7 +364,7 @@ def _classic_outputs(heads: Heads, options: NetworkOptions) -> list[Symbol]:
     return [cls_prob, loc_loss, mx.sym.MakeLoss(cls_target, grad_scale=0, name="cls_label")]
 
 
-def detection_symbol(heads: Heads, options: NetworkOptions, size: tuple[int, int]) -> Symbol:
+def detection_symbol(heads: Heads, options: SSDOptions, size: Size) -> Symbol:
     """det (B, N, 6) for an input of (height, width); N = A with MultiBoxDetection, else options.keep_topk or less."""
     prob = mx.sym.softmax(heads.cls_pred, axis=-1)  # (B, A, C + 1)
     common: dict[str, Any] = {

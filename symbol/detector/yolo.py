@@ -1,89 +1,136 @@
 """YOLOv3: decoding of predictions, training and detection symbols (Redmon, Farhadi 2018, https://arxiv.org/abs/1804.02767)."""
 
-import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from boxes.yolo_assigner import YOLOAssigner
-from common.errors import OptionError
-from config.effdet_options import EffDetOptions
-from config.network_options import SSD_OPTIONS, NetworkOptions
+from common.errors import CheckpointError, OptionError
 from machine.runtime import mx
-from symbol.backbone.darknet import Level, darknet
-from symbol.darknet_cfg import parse_anchors
+from symbol.backbone.darknet import Level, darknet, yolov3, yolov3_tiny
+from symbol.darknet_cfg import load_cfg, parse_anchors, parse_cfg
 from symbol.darknet_sections import BOX_VALUES, Sections, trace, with_anchors, with_width
+from symbol.family import Family, FeatureMap, Size
 from symbol.layers import Layers, Symbol
+from symbol.network_options import YOLOOptions
 from symbol.post_process import take_rows
-from symbol.registry import FeatureMap, YOLORow
 from symbol.yolo_losses import LABELS, by_anchor, yolo_losses
 
-# Words of the option freeze: Darknet-53, or what lies before the heads; all but the predicting convolutions.
-FREEZE = {"body": r"body_\d+_", "all-but-heads": r"(?!pred_\d+_)"}
-# Options of other families; given with one of these networks they are refused.
-UNUSED = SSD_OPTIONS | {"loc_weight"} | {field.name for field in dataclasses.fields(EffDetOptions)}
+
+@dataclass(frozen=True)
+class YOLORow:
+    """One YOLOv3: its sections, whose yolo sections hold the anchors."""
+
+    sections: Sections
 
 
-def training(network: str, row: YOLORow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> Symbol:
-    """[box_loss, obj_loss, cls_loss (for more than one class), det], the losses (B,); `assigner` makes the labels."""
-    maps = levels(network, row, size, num_classes, options)
-    raw, strides = [level.symbol for level in maps], [level.stride for level in maps]
-    det = detection_symbol(maps, size, num_classes, options)
-    losses = yolo_losses(raw, strides, num_classes, options)
-    return mx.sym.Group([*losses, mx.sym.BlockGrad(det, name="det_out")])
+# YOLOv3's; the small ones have SPP and three levels too, with fewer channels and residual blocks.
+ROWS: dict[str, YOLORow] = {
+    "yolov3": YOLORow(yolov3(spp=False)),
+    "yolov3_spp": YOLORow(yolov3(spp=True)),
+    "yolov3_spp_small": YOLORow(yolov3(spp=True, width=0.5, depth=0.5)),
+    "yolov3_spp_mini": YOLORow(yolov3(spp=True, width=0.25, depth=0.25)),
+    "yolov3_tiny": YOLORow(yolov3_tiny()),
+}
+PREFIX = "darknet:"
 
 
-def assigner(
-    network: str, row: YOLORow, size: tuple[int, int], num_classes: int, options: NetworkOptions
-) -> YOLOAssigner:
-    """What makes the labels of `training`, for any input size that suits the network.
+class YOLOv3(Family):
+    """YOLOv3 as Darknet has it: the table, and darknet:FILE.cfg."""
 
-    OptionError for an iou_t of 1, above which no overlap is.
-    """
-    if options.iou_t >= 1:
-        raise OptionError(f"--iou-t {options.iou_t:g}: no anchor would learn any object; lower it, as to 0.2")
-    maps = levels(network, row, size, num_classes, options)
-    return YOLOAssigner(
-        anchors=tuple(level.anchors for level in maps),
-        strides=tuple(level.stride for level in maps),
-        iou_threshold=options.iou_t,
-    )
+    name = "YOLOv3"
+    options = YOLOOptions
+    # Darknet-53, or what lies before the heads; all but the predicting convolutions.
+    freeze = MappingProxyType({"body": r"body_\d+_", "all-but-heads": r"(?!pred_\d+_)"})
+    anchors = Family.PIXELS
+    carried = ("darknet_cfg",)
+    pattern = f"{PREFIX}FILE"
+
+    def row(self, network: str, size: Size, options: YOLOOptions) -> YOLORow:
+        """The table's, or that of the .cfg."""
+        del size
+        return find_row(network, options.darknet_cfg) if network not in self.rows else self.rows[network]
+
+    def training(self, network: str, row: YOLORow, size: Size, num_classes: int, options: YOLOOptions) -> Symbol:
+        """[box_loss, obj_loss, cls_loss (for more than one class), det], the losses (B,)."""
+        maps = levels(network, row, size, num_classes, options)
+        raw, strides = [level.symbol for level in maps], [level.stride for level in maps]
+        det = detection_symbol(maps, size, num_classes, options)
+        losses = yolo_losses(raw, strides, num_classes, options)
+        return mx.sym.Group([*losses, mx.sym.BlockGrad(det, name="det_out")])
+
+    def detection(self, network: str, row: YOLORow, size: Size, num_classes: int, options: YOLOOptions) -> Symbol:
+        """det (B, N, 6), best first; N = options.keep_topk, or all candidates if fewer."""
+        return detection_symbol(levels(network, row, size, num_classes, options), size, num_classes, options)
+
+    def assigner(
+        self,
+        network: str,
+        row: YOLORow,
+        size: Size,
+        num_classes: int,
+        options: YOLOOptions,
+        sizes: Sequence[Size] = (),
+    ) -> YOLOAssigner:
+        """What makes the labels of `training`, for any input size that suits the network.
+
+        OptionError for an iou_t of 1, above which no overlap is.
+        """
+        if options.iou_t >= 1:
+            raise OptionError(f"--iou-t {options.iou_t:g}: no anchor would learn any object; lower it, as to 0.2")
+        maps = levels(network, row, size, num_classes, options)
+        for other in sizes:
+            _check_size(network, customise(row, options), other)
+        return YOLOAssigner(
+            anchors=tuple(level.anchors for level in maps),
+            strides=tuple(level.stride for level in maps),
+            iou_threshold=options.iou_t,
+        )
+
+    def label_names(self, options: YOLOOptions) -> tuple[str, ...]:
+        """Names of the labels that `training` reads."""
+        del options
+        return LABELS
+
+    def feature_maps(self, network: str, row: YOLORow, size: Size, options: YOLOOptions) -> list[FeatureMap]:
+        """The maps of predictions of an input of (height, width)."""
+        return [
+            FeatureMap(f"stride{level.stride}", size[0] // level.stride, size[1] // level.stride, len(level.anchors))
+            for level in levels(network, row, size, 1, options)
+        ]
+
+    def usual_sizes(self, network: str) -> tuple[int, ...]:
+        """Those of the paper."""
+        return (416, 608)
+
+    def unread(self, network: str) -> frozenset[str]:
+        """The text of a .cfg, but for darknet:FILE."""
+        return frozenset() if network.startswith(PREFIX) else frozenset({"darknet_cfg"})
+
+    def carried_options(self, network: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The text of the .cfg, unless it is given."""
+        if not network.startswith(PREFIX) or options.get("darknet_cfg"):
+            return {}
+        return {"darknet_cfg": load_cfg(network.removeprefix(PREFIX))}
+
+    def check_rebuilding(self, network: str, options: Mapping[str, Any], origin: str) -> None:
+        """A checkpoint names no file to read."""
+        if network.startswith(PREFIX) and not options.get("darknet_cfg"):
+            raise CheckpointError(
+                f"{origin}: its options hold no darknet_cfg, the text of {network:.80}; train or convert it again"
+            )
 
 
-def assigner_of_sizes(
-    network: str,
-    row: YOLORow,
-    size: tuple[int, int],
-    num_classes: int,
-    options: NetworkOptions,
-    sizes: Sequence[tuple[int, int]],
-) -> YOLOAssigner:
-    """As assigner(), also for further inputs; OptionError for one that does not suit the network."""
-    found = assigner(network, row, size, num_classes, options)
-    for other in sizes:
-        _check_size(network, customise(row, options), other)
-    return found
+def find_row(network: str, cfg: str = "") -> YOLORow:
+    """The row of a YOLOv3; darknet:FILE is that of the .cfg text `cfg`, or of the file where there is none."""
+    if network.startswith(PREFIX):
+        path = network.removeprefix(PREFIX)
+        return YOLORow(parse_cfg(cfg or load_cfg(path), path))
+    return ROWS[network]
 
 
-def label_names(options: NetworkOptions) -> tuple[str, ...]:
-    """Names of the labels that `training` reads."""
-    del options
-    return LABELS
-
-
-def detection(network: str, row: YOLORow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> Symbol:
-    """det (B, N, 6) for an input of (height, width), best first; N = options.keep_topk, or all candidates if fewer."""
-    return detection_symbol(levels(network, row, size, num_classes, options), size, num_classes, options)
-
-
-def feature_maps(network: str, row: YOLORow, size: tuple[int, int], options: NetworkOptions) -> list[FeatureMap]:
-    """The maps of predictions of an input of (height, width)."""
-    return [
-        FeatureMap(f"stride{level.stride}", size[0] // level.stride, size[1] // level.stride, len(level.anchors))
-        for level in levels(network, row, size, 1, options)
-    ]
-
-
-def levels(network: str, row: YOLORow, size: tuple[int, int], num_classes: int, options: NetworkOptions) -> list[Level]:
+def levels(network: str, row: YOLORow, size: Size, num_classes: int, options: YOLOOptions) -> list[Level]:
     """The maps of raw predictions; OptionError where the input or the anchors do not suit the network."""
     sections = customise(row, options)
     try:
@@ -95,7 +142,7 @@ def levels(network: str, row: YOLORow, size: tuple[int, int], num_classes: int, 
         ) from error
 
 
-def customise(row: YOLORow, options: NetworkOptions) -> Sections:
+def customise(row: YOLORow, options: YOLOOptions) -> Sections:
     """The row's sections with the options' width and anchors."""
     sections = with_width(row.sections, options.width)
     if not options.yolo_anchors:
@@ -106,7 +153,7 @@ def customise(row: YOLORow, options: NetworkOptions) -> Sections:
         raise OptionError(f"--yolo-anchors {error}") from error
 
 
-def _check_size(network: str, sections: Sections, size: tuple[int, int]) -> None:
+def _check_size(network: str, sections: Sections, size: Size) -> None:
     stride = max(extent.stride for extent in trace(sections))
     if any(side % stride for side in size):
         near = ",".join(str(max(1, round(side / stride)) * stride) for side in size)
@@ -152,7 +199,7 @@ def _input_sides(level: Level) -> tuple[Symbol, Symbol]:
 
 
 def detection_symbol(
-    maps: list[Level], size: tuple[int, int], num_classes: int, options: NetworkOptions, name: str = "detection"
+    maps: list[Level], size: Size, num_classes: int, options: YOLOOptions, name: str = "detection"
 ) -> Symbol:
     """det (B, N, 6) rows [id, score, xmin, ymin, xmax, ymax], best first; corners in [0, 1] of the input."""
     unknown = [number for number in options.only_classes if number >= num_classes]
@@ -175,7 +222,7 @@ def detection_symbol(
     return mx.sym.concat(mx.sym.slice_axis(found, axis=2, begin=0, end=2), corners, dim=2, name=name)
 
 
-def suppress(boxes: Symbol, anchors: int, num_classes: int, options: NetworkOptions) -> Symbol:
+def suppress(boxes: Symbol, anchors: int, num_classes: int, options: YOLOOptions) -> Symbol:
     """Detections (B, N, 6) rows [id, score, corners in pixels], best first, of decoded boxes (B, anchors, 5 + C).
 
     The score is objectness times class probability. Boxes with a side outside of (min_box, max_box) are dropped, and
@@ -214,7 +261,7 @@ class Candidates(NamedTuple):
     num_classes: int
 
 
-def _every_class(candidates: Candidates, options: NetworkOptions) -> Symbol:
+def _every_class(candidates: Candidates, options: YOLOOptions) -> Symbol:
     """Rows (B, K, 6) of the K best pairs of box and class; they belong to the `looked_at` boxes of the best scores."""
     scores = candidates.scores
     if options.only_classes:
@@ -231,7 +278,7 @@ def _every_class(candidates: Candidates, options: NetworkOptions) -> Symbol:
     return mx.sym.concat(ids, chosen, take_rows(corners, rows, axes=2), dim=2)
 
 
-def _best_class(candidates: Candidates, options: NetworkOptions) -> Symbol:
+def _best_class(candidates: Candidates, options: YOLOOptions) -> Symbol:
     """Rows (B, K, 6) of the K best boxes, each with its best class; a box is out if that class is not wanted."""
     ids = mx.sym.argmax(candidates.scores, axis=2)  # (B, A)
     scores = mx.sym.max(candidates.scores, axis=2)

@@ -4,8 +4,8 @@ import pytest
 
 from common.errors import OptionError
 from common.prefix import check_prefix
-from config.run import TrainOptions
 from train.early_checks import check_early
+from train.options import train_options
 
 
 @pytest.mark.parametrize("prefix", ["", "/", "run/", "a/b/"])
@@ -13,7 +13,7 @@ def test_one_without_name_is_refused(prefix):
     with pytest.raises(OptionError, match="--prefix .*: its files would have no name"):
         check_prefix(prefix)
     with pytest.raises(OptionError, match="--prefix .*: its files would have no name"):
-        check_early(TrainOptions(prefix=prefix))
+        check_early(train_options(prefix=prefix))
 
 
 def test_others_are_taken():

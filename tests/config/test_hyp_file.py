@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from common.errors import OptionError
 from config.hyp_file import OPTIONS, format_hyp, read_hyp
 from config.options import parse_options, to_mapping
-from config.run import TrainOptions
+from train.options import train_options, train_options_class
 
 TEXT = "giou: 3.54\nlr0: 1e-3  # first\nlrf: 0.01\nmomentum: 0.937\nweight_decay: 0.000484\nhsv_h: 0.0138\nshear: 0\n"
 
@@ -30,7 +30,7 @@ def test_keys_become_options(hyp):
 
 def test_the_file_wins_over_the_preset_and_flags_win_over_it(hyp):
     words = ["--config", "yolov3_spp_voc", "--hyp", str(hyp), "--momentum", "0.5"]
-    options = parse_options(TrainOptions, words, "", presets=True, files={"hyp": read_hyp})
+    options = parse_options(train_options_class(), words, "", presets=True, files={"hyp": read_hyp})
     assert (options.wd, options.momentum, options.hsv_s) == (0.000484, 0.5, 0.678)
 
 
@@ -63,14 +63,14 @@ def test_rates_that_are_not_finite_are_refused(tmp_path, text):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(OptionError, match=r"bad\.yaml: lr[0f] is '.*', not a number"):
-        parse_options(TrainOptions, ["--hyp", str(path)], "", files={"hyp": read_hyp})
+        parse_options(train_options_class(), ["--hyp", str(path)], "", files={"hyp": read_hyp})
 
 
 def test_a_value_out_of_bounds_names_option_and_file(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text("momentum: 3\n")
     with pytest.raises(OptionError, match=r"--momentum in .*bad\.yaml is at most 1"):
-        parse_options(TrainOptions, ["--hyp", str(path)], "", files={"hyp": read_hyp})
+        parse_options(train_options_class(), ["--hyp", str(path)], "", files={"hyp": read_hyp})
 
 
 @given(st.dictionaries(st.sampled_from(sorted(OPTIONS.values())), st.floats(0, 1e300)), st.floats(5e-324, 100))
@@ -78,7 +78,7 @@ def test_a_value_out_of_bounds_names_option_and_file(tmp_path):
 @example({"lr_final": 1e300}, 5e-324)
 @example({"lr_final": 5e-324}, 100)
 def test_what_is_written_is_read_back(tmp_path_factory, values, lr):
-    options = to_mapping(TrainOptions()) | values | {"lr": lr}
+    options = to_mapping(train_options()) | values | {"lr": lr}
     path = tmp_path_factory.mktemp("hyp") / "hyp.yaml"
     path.write_text(format_hyp(options))
     assert read_hyp(path) == {name: float(options[name]) for name in OPTIONS.values()}

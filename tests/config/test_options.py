@@ -285,9 +285,9 @@ def test_every_option_of_the_commands_has_a_valid_default_and_help(cls, capsys):
 
 @pytest.mark.parametrize("path", sorted(module.PRESET_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_preset_is_one_for_training(path):
-    from config.run import TrainOptions
+    from train.options import train_options, train_options_class
 
-    assert parse_options(TrainOptions, ["--config", path.stem], "", presets=True) != TrainOptions()
+    assert parse_options(train_options_class(), ["--config", path.stem], "", presets=True) != train_options()
 
 
 WORDS = st.one_of(

@@ -3,7 +3,8 @@
 import pytest
 
 from config.options import PRESET_FOLDER, from_mapping, read_preset
-from config.run import TrainOptions, augment_options, best_metric, metric_kinds, network_options
+from config.run import best_metric, metric_kinds
+from train.options import augment_options, network_options, train_options_class
 
 NAMES = sorted(path.stem for path in PRESET_FOLDER.glob("*.yaml"))
 
@@ -12,7 +13,7 @@ NAMES = sorted(path.stem for path in PRESET_FOLDER.glob("*.yaml"))
 def test_a_preset_makes_a_network_and_an_augmentation(name):
     from symbol.symbol_factory import get_assigner, get_symbol_train, input_size
 
-    options = from_mapping(TrainOptions, read_preset(TrainOptions, name))
+    options = from_mapping(train_options_class(), read_preset(train_options_class(), name))
     network = network_options(options)
     symbol = get_symbol_train(options.network, options.data_shape, 3, **network)
     assert symbol.list_outputs()[-1].startswith("det")

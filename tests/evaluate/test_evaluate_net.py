@@ -9,7 +9,7 @@ import pytest
 from common.errors import CheckpointError, DataError, OptionError
 from config.detection_options import given_detection
 from config.options import parse_options
-from config.run import EvaluateOptions, TrainOptions
+from config.run import EvaluateOptions
 from evaluate.coco_metric import STAT_NAMES
 from evaluate.evaluate_net import evaluate_net
 from evaluate.main import main
@@ -17,6 +17,7 @@ from machine.runtime import mx
 from model.checkpoint import list_epochs, load_checkpoint
 from tests.evaluate.coco_cases import pycocotools_stats
 from tests.train.tiny import BATCH, CLASSES, NETWORK, SIDE, write_record
+from train.options import train_options
 from train.training import run_training
 
 CPU = [mx.cpu()]
@@ -28,7 +29,7 @@ def trained(tmp_path_factory):
     """(prefix, record) of a run that is validated on its own training images, so that it scores well soon."""
     folder = tmp_path_factory.mktemp("trained")
     record = write_record(folder / "shapes.rec", IMAGES, 1)
-    options = TrainOptions(
+    options = train_options(
         **NETWORK,
         train_path=record,
         val_path=record,
@@ -105,7 +106,7 @@ def test_the_rule_of_the_trainings_validation_is_the_default(trained, tmp_path):
     prefix, record = trained
     other = str(tmp_path / "o")
     words = {"overlap": 0.3, "voc07": False, "use_difficult": True, "nms": 0.3, "force": True}
-    options = TrainOptions(
+    options = train_options(
         **NETWORK, **words, train_path=record, val_path=record, batch_size=BATCH, workers=0, prefix=other,
         augment="none", pretrained=prefix, epoch=list_epochs(prefix)[-1], end_epoch=1, lr=1e-5,
     )  # fmt: skip

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 
 from model.weights.effdet_pytorch import own_name
-from symbol.registry import EFFDET_NETWORKS
+from symbol.detector.efficientdet import ROWS as EFFDET_NETWORKS
 from tests.golden.loader import Case, cases, formula_parameters
 
 ALONE = re.compile(r"^bifpn_\w+\.")  # a cell of a BiFPN alone

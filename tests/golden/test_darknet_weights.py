@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from config.network_options import NetworkOptions
 from model.weights import darknet, yolo_pytorch
 from symbol.darknet_cfg import format_cfg
 from symbol.darknet_sections import with_anchors, with_classes
 from symbol.detector.yolo import by_anchor, levels
-from symbol.registry import find_yolo_row
+from symbol.detector.yolo import find_row as find_yolo_row
+from symbol.network_options import YOLOOptions
 from tests.golden import yolo
 from tests.golden.loader import assert_close, case_of, cases, formula_parameters
 from tests.golden.test_yolo_network import run
@@ -24,7 +24,7 @@ def test_cfg_and_weights_give_the_outputs_of_the_original(case, tmp_path):
     cfg.write_text(format_cfg(sections, tuple(args["input_hw"])))
     network = f"darknet:{cfg}"
     arg, aux = darknet.rename(darknet.read(weights), network, {})
-    maps = levels(network, find_yolo_row(network), tuple(args["input_hw"]), args["num_classes"], NetworkOptions())
+    maps = levels(network, find_yolo_row(network), tuple(args["input_hw"]), args["num_classes"], YOLOOptions())
     for k, level in enumerate(maps):
         found = run(
             by_anchor(level.symbol, anchors=len(level.anchors)), {**arg, **aux, "data": case.formula_input("input")}

@@ -7,13 +7,13 @@ import pytest
 
 from boxes.effdet_anchors import RATIOS, SCALES, STRIDES, effdet_anchors
 from boxes.geometry import centres_to_corners, corners_to_centres
-from config.network_options import NetworkOptions
 from machine.runtime import mx
 from symbol.backbone.efficientnet import SQUEEZE, efficientnet
 from symbol.detector.efficientdet import BATCH_NORM_EPS, anchors_of, decode, predictions, suppress
+from symbol.detector.efficientdet import ROWS as EFFDET_NETWORKS
 from symbol.layers import Layers, Tap
 from symbol.neck.bifpn import FUSION_EPS, LOWEST, cell, first_inputs
-from symbol.registry import EFFDET_NETWORKS
+from symbol.network_options import EffDetOptions
 from symbol.symbol_factory import get_symbol
 from tests.golden.effdet import network_of, parameters
 from tests.golden.loader import Case, assert_outputs, cases
@@ -60,7 +60,7 @@ def test_table(case: Case) -> None:
 
 @pytest.mark.parametrize("case", cases("effdet_hparams"), ids=str)
 def test_common_numbers_are_the_defaults(case: Case) -> None:
-    common, options = case["common"], NetworkOptions()
+    common, options = case["common"], EffDetOptions()
     assert (options.focal_alpha, options.focal_gamma) == (common["focal_alpha"], common["focal_gamma"])
     assert (options.pos_iou, options.neg_iou) == (common["iou_pos"], common["iou_neg"])
     assert options.smooth_l1_beta == pytest.approx(common["smooth_l1_beta"])
@@ -130,7 +130,7 @@ def test_bifpn_cell(case: Case) -> None:
 def test_forward(case: Case) -> None:
     network = network_of(case)
     row, size = EFFDET_NETWORKS[network], tuple(case.args["input_hw"])
-    heads = predictions(network, row, size, case.args["num_classes"], NetworkOptions())
+    heads = predictions(network, row, size, case.args["num_classes"], EffDetOptions())
     internals = mx.sym.Group([heads.cls, heads.box]).get_internals()
     last = row.cells - 1
     names = ["conv3_up", *(f"conv{level}_down" for level in range(LOWEST + 1, LOWEST + row.levels))]
@@ -172,7 +172,7 @@ def test_decoding_and_clipping(case: Case) -> None:
 def detections(probabilities: np.ndarray, corners: np.ndarray, nms: float, score: float) -> np.ndarray:
     """det (B, N, 6) by the graph."""
     count = probabilities.shape[1]
-    options = NetworkOptions(nms=nms, score_threshold=score)
+    options = EffDetOptions(nms=nms, score_threshold=score)
     symbol = suppress(mx.sym.var("logits"), mx.sym.var("corners"), count, options)
     probabilities = probabilities.astype(np.float64)
     arrays = {"logits": np.log(probabilities / (1 - probabilities)), "corners": corners}

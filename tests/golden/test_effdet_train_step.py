@@ -6,12 +6,12 @@ The network computes in float64, as the reference did.
 import numpy as np
 import pytest
 
-from config.network_options import NetworkOptions
 from machine.runtime import mx
 from model.weights.effdet_pytorch import own_name
+from symbol.detector.efficientdet import ROWS as EFFDET_NETWORKS
 from symbol.detector.efficientdet import predictions
 from symbol.effdet_losses import effdet_losses
-from symbol.registry import EFFDET_NETWORKS
+from symbol.network_options import EffDetOptions
 from tests.golden.effdet import network_of, parameters
 from tests.golden.loader import Case, assert_outputs, cases
 from tests.golden.test_effdet_losses import case_labels
@@ -22,7 +22,7 @@ SAMPLES = 8
 @pytest.mark.parametrize("case", cases("effdet_d0_train_step"), ids=str)
 def test_train_step(case: Case) -> None:
     args, network = case.args, network_of(case)
-    options = NetworkOptions(
+    options = EffDetOptions(
         freeze=".*",
         focal_alpha=args["alpha"],
         focal_gamma=args["gamma"],

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from common.errors import CheckpointError
-from config.network_options import NetworkOptions
 from machine.runtime import mx
 from model.checkpoint import load_checkpoint
 from model.params_file import read_params
@@ -12,8 +11,9 @@ from model.weights import effdet_pytorch
 from model.weights.report import expected_shapes
 from symbol.backbone.efficientnet import efficientnet
 from symbol.detector.efficientdet import BATCH_NORM_EPS, predictions
+from symbol.detector.efficientdet import ROWS as EFFDET_NETWORKS
 from symbol.layers import Layers
-from symbol.registry import EFFDET_NETWORKS
+from symbol.network_options import EffDetOptions
 from tests.golden.effdet import network_of, stored_parameters
 from tests.golden.loader import Case, assert_close, cases
 from tests.golden.test_yolo_network import run
@@ -54,7 +54,7 @@ def convert(monkeypatch, tmp_path):
 def heads_of(case: Case, arrays: Arrays) -> Arrays:
     """Outputs of the network of a forward case with these arrays."""
     network, size = network_of(case), tuple(case.args["input_hw"])
-    heads = predictions(network, EFFDET_NETWORKS[network], size, case.args["num_classes"], NetworkOptions())
+    heads = predictions(network, EFFDET_NETWORKS[network], size, case.args["num_classes"], EffDetOptions())
     cls, box = run(mx.sym.Group([heads.cls, heads.box]), arrays | {"data": case.formula_input("input")})
     return {"regression": box[:, case["rows"]], "classification": 1 / (1 + np.exp(-cls[:, case["rows"]]))}
 

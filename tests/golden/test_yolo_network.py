@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from config.network_options import NetworkOptions
 from machine.runtime import mx
 from symbol.backbone.darknet import Level
 from symbol.darknet_sections import Convolutional, MaxPool, Route, Section, Shortcut, Upsample, Yolo, with_classes
+from symbol.detector.yolo import ROWS as YOLO_NETWORKS
 from symbol.detector.yolo import by_anchor, decode, suppress
-from symbol.registry import YOLO_NETWORKS
+from symbol.network_options import YOLOOptions
 from tests.golden import yolo
 from tests.golden.loader import Case, assert_outputs, cases
 
@@ -85,7 +85,7 @@ def test_decode(case: Case) -> None:
 @pytest.mark.parametrize("case", cases("yolo_nms"), ids=str)
 def test_suppression(case: Case) -> None:
     args, boxes = case.args, case["pred"].shape[1]
-    options = NetworkOptions(
+    options = YOLOOptions(
         score_threshold=args["conf_thres"],
         nms=args["iou_thres"],
         multi_label=args["multi_label"],

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from config.run import TrainOptions
 from tests.golden.loader import assert_close, assert_outputs, cases
+from train.options import train_options
 from train.schedule import cosine_factor, make_schedule, warmup_factor
 
 
@@ -33,7 +33,7 @@ def test_rates_of_a_run(case):
     epoch), so `stepped` is not compared."""
     args = case.args
     first, epochs, batches = args["start_epoch"], args["epochs"], args["batches_per_epoch"]
-    options = TrainOptions(
+    options = train_options(
         batch_size=1,
         lr=args["lr0"],
         lr_final=args["lr0"] * args["lrf"],

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from config.network_options import NetworkOptions
 from machine.runtime import mx
 from symbol.darknet_sections import trace
-from symbol.registry import find_yolo_row
+from symbol.detector.yolo import find_row as find_yolo_row
+from symbol.network_options import YOLOOptions
 from symbol.symbol_factory import get_assigner
 from symbol.yolo_losses import yolo_losses
 from tests.golden import yolo
@@ -33,7 +33,7 @@ def test_train_step(case: Case) -> None:
     labels = batch_labels(assigner, [image_objects(case, k) for k in range(len(data))], size)
     raw = [level.symbol for level in yolo.levels(case)]
     maps = [mx.sym.cast(level, dtype="float32") for level in raw]
-    losses = yolo_losses(maps, assigner.strides, case.args["num_classes"], NetworkOptions(**options))
+    losses = yolo_losses(maps, assigner.strides, case.args["num_classes"], YOLOOptions(**options))
     raw = [mx.sym.BlockGrad(level) for level in raw]
     executor = step(case, mx.sym.Group([*losses, *raw]), labels, data)
     got = gradients(case, executor.grad_dict) | states(case, executor.aux_dict)

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from config.network_options import NetworkOptions
 from config.options import from_mapping
 from symbol.backbone.darknet import Level
 from symbol.darknet_sections import layer_names
 from symbol.detector import yolo
-from symbol.registry import find_yolo_row
+from symbol.detector.yolo import find_row as find_yolo_row
+from symbol.network_options import YOLOOptions
 from tests.golden.loader import Case, case_of, formula_parameters
 
 SUFFIXES = {
@@ -44,5 +44,5 @@ def options(case: Case, **others: Any) -> dict[str, Any]:
 def levels(case: Case) -> list[Level]:
     """The raw predictions of a case's network."""
     network, size = case.args["network"], tuple(case.args["input_hw"])
-    checked = from_mapping(NetworkOptions, options(case))
+    checked = from_mapping(YOLOOptions, options(case))
     return yolo.levels(network, find_yolo_row(network), size, case.args["num_classes"], checked)

@@ -8,11 +8,13 @@ import pytest
 from graph.constants import fold_constants
 from graph.fold import fold_batch_norm
 from machine.runtime import mx
-from symbol.registry import EFFDET_NETWORKS, NETWORKS, YOLO_NETWORKS
+from symbol.detector.efficientdet import ROWS as EFFDET_NETWORKS
+from symbol.detector.ssd_rows import ROWS as SSD_NETWORKS
+from symbol.detector.yolo import ROWS as YOLO_NETWORKS
 from tests.model.made_up import images, largest_error, made_up, predictions, run
 
 SMALL_EFFDETS = [name for name, row in EFFDET_NETWORKS.items() if row.channels <= 64]
-ALL = [*NETWORKS, *YOLO_NETWORKS, *SMALL_EFFDETS]
+ALL = [*SSD_NETWORKS, *YOLO_NETWORKS, *SMALL_EFFDETS]
 FAMILIES = ["mobilenet", "yolov3_spp_mini", "efficientdet_mini"]
 
 

@@ -51,7 +51,8 @@ def test_what_the_user_has_set_stays():
     code = f"""
 import numpy as np
 np.int = 'kept'
-from machine.runtime import mx
+from machine.runtime import load_mxnet
+load_mxnet()
 [{THREADS}, os.environ['MXNET_UPDATE_ON_KVSTORE'], np.int, np.bool is bool, np.float is float, np.object is object]"""
     assert values(code, OMP_NUM_THREADS="5", MXNET_UPDATE_ON_KVSTORE="1") == [5, "1", "kept", True, True, True]
 
@@ -60,7 +61,8 @@ def test_cpu_contexts_share_the_threads_and_cannot_be_configured_late():
     code = f"""
 from machine import threads
 threads.configure(1000)
-from machine.runtime import mx
+from machine.runtime import load_mxnet
+load_mxnet()
 threads.usable_threads = lambda contexts: 999
 try:
     threads.configure(1)
@@ -70,6 +72,18 @@ except RuntimeError as error:
     asked, message, kvstore = values(code)
     assert (asked, kvstore) == (1, "0")
     assert "OMP_NUM_THREADS=1; configure(1) came after its import" in message
+
+
+def test_reading_options_and_the_table_of_networks_loads_no_mxnet():
+    code = """
+import symbol.registry, symbol.symbol_factory, train.options, train.early_checks
+options = train.options.train_options_class()
+assert {'nms', 'iou_t', 'focal_gamma', 'targets'} <= set(options.__dataclass_fields__)
+"""
+    assert values(code + "['mxnet' in sys.modules, 'vgg16_reduced' in symbol.registry.list_networks()]") == [
+        False,
+        True,
+    ]
 
 
 def test_the_rest_of_config_needs_neither_mxnet_nor_opencv():
@@ -82,8 +96,8 @@ def test_opencv_runs_without_threads_of_its_own_and_without_warnings(tmp_path):
     assert (done.stdout, done.stderr) == ("1 None\n", "")
 
 
-COMMAND = "from machine.command import run_command\ndef main(argv):\n    from config.{} import {}\nrun_command(main)"
-MXNET, OPENCV = COMMAND.format("runtime", "mx"), COMMAND.format("opencv", "cv2")
+COMMAND = "from machine.command import run_command\ndef main(argv):\n    from machine.{}\nrun_command(main)"
+MXNET, OPENCV = COMMAND.format("runtime import mx\n    mx.nd"), COMMAND.format("opencv import cv2")
 NOT_FOUND = "cannot open shared object file: No such file or directory"
 
 
@@ -126,7 +140,7 @@ def test_cuda_libraries_of_wheels_are_loaded_in_order(tmp_path):
         (tmp_path / "nvidia" / folder / "lib").mkdir(parents=True, exist_ok=True)
         (tmp_path / "nvidia" / folder / "lib" / name).touch()
     code = "loaded = []\nctypes.CDLL = lambda path, mode=0: loaded.append((path.split('/')[-1], mode))\n"
-    runtime = code + "from machine.runtime import mx\nprint(json.dumps(loaded))"
+    runtime = code + "from machine.runtime import load_mxnet\nload_mxnet()\nprint(json.dumps(loaded))"
     done = run(runtime, path=tmp_path, DNNL_MAX_CPU_ISA="ALL")
     expected = ["libcublasLt.so.11", "libcublas.so.11", "libcudnn.so.8"]
     assert json.loads(done.stdout) == [[name, os.RTLD_GLOBAL] for name in expected], done.stderr
@@ -134,7 +148,7 @@ def test_cuda_libraries_of_wheels_are_loaded_in_order(tmp_path):
 
 def test_an_earlier_import_of_mxnet_is_warned_of(tmp_path):
     (tmp_path / "mxnet.py").touch()
-    done = run("import mxnet\nfrom machine.runtime import mx", path=tmp_path)
+    done = run("import mxnet\nfrom machine.runtime import load_mxnet\nload_mxnet()", path=tmp_path)
     assert (done.returncode, "imported before machine.runtime" in done.stderr) == (0, True)
 
 

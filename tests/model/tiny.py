@@ -4,17 +4,24 @@ import zlib
 
 import numpy as np
 
-from config.network_options import NetworkOptions
 from config.options import to_mapping
 from machine.runtime import mx
 from model.checkpoint import save_checkpoint
+from symbol.registry import network_options_class
 from symbol.symbol_factory import get_symbol
 
 CLASSES = ("red", "grün", "blue")
 SIZE = (96, 80)
 MEAN = (120.0, 110.0, 100.0)
-OPTIONS = to_mapping(NetworkOptions(width=0.25, score_threshold=0.05, extra_filters=(16, 16), anchor_ratios="1,2,0.5",
-                                    anchor_sizes="0.1,0.2;0.3,0.4;0.5,0.6;0.7,0.8"))  # fmt: skip
+OPTIONS = to_mapping(
+    network_options_class()(
+        width=0.25,
+        score_threshold=0.05,
+        extra_filters=(16, 16),
+        anchor_ratios="1,2,0.5",
+        anchor_sizes="0.1,0.2;0.3,0.4;0.5,0.6;0.7,0.8",
+    )
+)
 
 
 def tiny_symbol():

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from boxes.effdet_assigner import EffDetAssigner
-from config.network_options import NetworkOptions
 from machine.runtime import mx
 from symbol.effdet_losses import LABELS, effdet_losses
+from symbol.network_options import EffDetOptions
 
 Labels = dict[str, np.ndarray]
 
@@ -35,7 +35,7 @@ def batch_labels(
 def run_effdet_losses(cls: np.ndarray, reg: np.ndarray, labels: Labels, **options: Any) -> Result:
     """Losses and gradients by the graph; cls (B, A, C) logits, reg (B, A, 4)."""
     inputs = {"cls": cls, "reg": reg}
-    losses = effdet_losses(mx.sym.var("cls"), mx.sym.var("reg"), cls.shape[2], NetworkOptions(**options))
+    losses = effdet_losses(mx.sym.var("cls"), mx.sym.var("reg"), cls.shape[2], EffDetOptions(**options))
     symbol = mx.sym.Group(losses)
     executor = symbol.bind(
         mx.cpu(),
@@ -51,7 +51,7 @@ def run_effdet_losses(cls: np.ndarray, reg: np.ndarray, labels: Labels, **option
 
 def reference_losses(cls: np.ndarray, reg: np.ndarray, labels: Labels, **options: Any) -> tuple[np.ndarray, np.ndarray]:
     """The same losses (B,), image by image in float64, as the papers write them."""
-    hyp = NetworkOptions(**options)
+    hyp = EffDetOptions(**options)
     cls_losses, reg_losses = [], []
     for logits, offsets, target, wanted in zip(cls, reg, labels["cls_target"], labels["loc_target"], strict=True):
         positive = np.flatnonzero(target > 0)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from machine.runtime import mx
-from symbol.registry import NETWORKS as SSD_NETWORKS
-from symbol.registry import YOLO_NETWORKS
+from symbol.detector.ssd_rows import ROWS as SSD_NETWORKS
+from symbol.detector.yolo import ROWS as YOLO_NETWORKS
 from symbol.symbol_factory import input_size, label_names
 
 Symbol = Any

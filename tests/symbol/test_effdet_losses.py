@@ -7,9 +7,9 @@ import pytest
 
 from boxes.effdet_assigner import EffDetAssigner
 from boxes.geometry import centres_to_corners
-from config.network_options import NetworkOptions
 from machine.runtime import mx
 from symbol.effdet_losses import LABELS, clamped, effdet_losses, focal
+from symbol.network_options import EffDetOptions
 from tests.symbol.effdet_loss_runner import Labels, batch_labels, reference_losses, run_effdet_losses
 
 CLASSES = 3
@@ -152,7 +152,7 @@ def test_the_clamp_stops_the_gradient_and_nothing_else_does() -> None:
 
 
 def test_one_symbol_serves_every_input_size() -> None:
-    symbol = mx.sym.Group(effdet_losses(mx.sym.var("cls"), mx.sym.var("reg"), CLASSES, NetworkOptions()))
+    symbol = mx.sym.Group(effdet_losses(mx.sym.var("cls"), mx.sym.var("reg"), CLASSES, EffDetOptions()))
     for count in (9, 90):
         shapes = {"cls": (2, count, CLASSES), "reg": (2, count, 4), "cls_target": (2, count), "normaliser": (2, 1)}
         assert symbol.infer_shape(**shapes, loc_target=(2, count, 4))[1] == [(2,), (2,)]

@@ -11,7 +11,7 @@ from common.errors import OptionError
 from machine.runtime import mx
 from model.symbol_check import load_symbol
 from symbol.detector.efficientdet import CLASS_BIAS
-from symbol.registry import EFFDET_NETWORKS
+from symbol.detector.efficientdet import ROWS as EFFDET_NETWORKS
 from symbol.symbol_factory import (
     check_any_size,
     feature_maps,
@@ -254,10 +254,10 @@ def test_freezing_holds_for_batch_norm_too(pattern: str, parts: set[str]) -> Non
     [
         (NETWORK, 300, {}, "data shape 300,300: efficientdet_mini needs sides that are multiples of 128; .* 256,256"),
         ("efficientdet_d7x", (256, 384), {}, "data shape 256,384: .*multiples of 256; .*--data-shape 256,512"),
-        (NETWORK, 128, {"targets": "mxnet"}, "--targets: efficientdet_mini does not use it; leave it out"),
-        (NETWORK, 128, {"width": 0.5}, "--width: efficientdet_mini does not use it"),
-        (NETWORK, 128, {"multi_label": False}, "--multi-label: efficientdet_mini does not use it"),
-        ("mobilenet", 128, {"pos_iou": 0.6}, "--pos-iou: mobilenet does not use it"),
+        (NETWORK, 128, {"targets": "mxnet"}, "--targets mxnet: efficientdet_mini does not use it; leave it out"),
+        (NETWORK, 128, {"width": 0.5}, "--width 0.5: efficientdet_mini does not use it"),
+        (NETWORK, 128, {"multi_label": False}, "--multi-label False: efficientdet_mini does not use it"),
+        ("mobilenet", 128, {"pos_iou": 0.6}, "--pos-iou 0.6: mobilenet does not use it"),
     ],
     ids=str,
 )

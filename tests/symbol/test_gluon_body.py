@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from common.errors import OptionError
-from config.network_options import NetworkOptions
 from machine.runtime import mx
 from symbol.backbone.gluon_body import gluoncv_body, parameter_name, trace
 from symbol.layers import Layers
+from symbol.network_options import SSDOptions
 from symbol.symbol_factory import get_symbol
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ NETWORK = "gluoncv:mobilenetv2_0.25"
     ],
 )
 def test_the_last_maps_of_the_strides_are_read(model: str, channels: tuple[int, ...]) -> None:
-    taps = gluoncv_body(model)(mx.sym.var("data"), Layers(), NetworkOptions())
+    taps = gluoncv_body(model)(mx.sym.var("data"), Layers(), SSDOptions())
     assert [(tap.name, tap.stride) for tap in taps] == [("stride8", 8), ("stride16", 16), ("stride32", 32)]
     for tap, count in zip(taps, channels, strict=True):
         shape = tap.symbol.infer_shape(data=(1, 3, 512, 512))[1][0]
@@ -50,7 +50,7 @@ def test_a_body_computes_what_the_classifier_computes_with_its_parameters() -> N
     block.initialize(mx.init.Xavier())
     data = mx.nd.array(np.random.default_rng(0).normal(0, 1, (1, 3, 64, 96)))
     expected = block.features[:-1](data).asnumpy()  # all but the pooling
-    tap = gluoncv_body("mobilenetv2_0.25")(mx.sym.var("data"), Layers(), NetworkOptions())[-1].symbol
+    tap = gluoncv_body("mobilenetv2_0.25")(mx.sym.var("data"), Layers(), SSDOptions())[-1].symbol
     arrays = {parameter_name(path): value for path, value in block._collect_params_with_prefix().items()}
     executor = tap.bind(
         mx.cpu(),

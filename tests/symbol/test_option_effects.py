@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
-from config.idle_options import idle_options
-from config.network_options import NetworkOptions
-from config.run import TrainOptions
+from symbol.registry import network_options_class
 from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train
+from train.idle_options import idle_options
+from train.options import train_options
 
 SIZE = 256
 CLASSES = 3
@@ -61,11 +61,11 @@ def outcome(network: str, name: str, value: Any) -> str:
     except UserError:
         return "refused"
     flag = f"--{name.replace('_', '-')} has no effect"
-    told = idle_options(TrainOptions(**{"network": network, name: value}))
+    told = idle_options(train_options(**{"network": network, name: value}))
     return "told" if any(line.startswith(flag) for line in told) else "ignored"
 
 
-@pytest.mark.parametrize("field", dataclasses.fields(NetworkOptions), ids=lambda field: field.name)
+@pytest.mark.parametrize("field", dataclasses.fields(network_options_class()), ids=lambda field: field.name)
 def test_no_option_is_ignored(field: dataclasses.Field) -> None:
     found = {network: outcome(network, field.name, changed(field)) for network in CASES}
     assert "ignored" not in found.values(), found

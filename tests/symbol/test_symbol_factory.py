@@ -12,10 +12,11 @@ import pytest
 
 from common.errors import CheckpointError, OptionError
 from config.options import parse_options
-from config.run import TrainOptions, network_options
 from machine.runtime import mx
+from symbol.detector.efficientdet import ROWS as EFFDET_NETWORKS
+from symbol.detector.yolo import ROWS as YOLO_NETWORKS
 from symbol.layers import Layers
-from symbol.registry import EFFDET_NETWORKS, YOLO_NETWORKS, find_row
+from symbol.registry import family_of
 from symbol.symbol_factory import (
     get_assigner,
     get_symbol,
@@ -25,6 +26,7 @@ from symbol.symbol_factory import (
     rebuilding_options,
 )
 from tests.symbol.network_cases import ALL, NETWORKS, objects, small_options, small_size, without_det
+from train.options import network_options, train_options_class
 
 DOORS = pytest.mark.parametrize("door", [get_symbol, get_symbol_train, get_assigner], ids=lambda f: f.__name__)
 MOBILENET = {"network": "mobilenet", "data_shape": 64, "num_classes": 3}
@@ -157,7 +159,7 @@ def test_other_data_shapes_are_refused(data_shape: Any) -> None:
 def test_every_network_works_from_its_smallest_side_on(
     door: Any, network: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    side = find_row(network, (300, 300)).smallest_side
+    side = family_of(network).row(network, (300, 300), None).smallest_side
     with pytest.raises(OptionError, match=f"{network} needs a larger input, of at least {side} a side"):
         door(network, (400, side - 1), 3)
     door(network, (400, side), 3)
@@ -195,7 +197,7 @@ def test_lists_that_fit_no_map_are_told_where_targets_are_made_first() -> None:
 def test_the_example_of_the_page_runs_as_printed() -> None:
     page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text("utf-8")
     (example,) = re.findall(r"^    python train\.py (.*--taps(?:.*\\\n)*.*)$", page, re.MULTILINE)
-    run = parse_options(TrainOptions, shlex.split(example.replace("\\\n", "")), "")
+    run = parse_options(train_options_class(), shlex.split(example.replace("\\\n", "")), "")
     assigner = get_assigner(run.network, run.data_shape, 3, **network_options(run))
     assert assigner is not None
     anchors = assigner.shapes((300, 300))["cls_target"][0]
@@ -213,7 +215,7 @@ def test_extra_layers_of_the_user_halve_the_last_map() -> None:
 @NETWORKS
 def test_other_extra_layers_work_at_the_sizes_that_have_fixed_steps(network: str) -> None:
     for size in (300, 512):
-        maps = len(find_row(network, (size, size)).taps)
+        maps = len(family_of(network).row(network, (size, size), None).taps)
         options = {"extra_filters": (), "anchor_sizes": ";".join(["0.1,0.2"] * maps), "anchor_ratios": "1,2"}
         assigner = get_assigner(network, size, 3, **options)
         assert assigner is not None

@@ -5,8 +5,8 @@ import pytest
 
 from boxes.geometry import centres_to_corners
 from boxes.yolo_assigner import YOLOAssigner
-from config.network_options import NetworkOptions
 from machine.runtime import mx
+from symbol.network_options import YOLOOptions
 from symbol.overlap import Boxes, paired_overlap
 from symbol.yolo_losses import LABELS, cross_entropy, yolo_losses
 from tests.symbol.yolo_loss_runner import Labels, batch_labels, reference_losses, run_yolo_losses, sigmoid
@@ -171,7 +171,7 @@ def test_cross_entropy_keeps_its_relative_accuracy(target: float) -> None:
 
 def test_one_symbol_serves_every_input_size() -> None:
     """And the objectness gain follows the longer side."""
-    outputs = yolo_losses([mx.sym.var(f"map{k}") for k in range(2)], STRIDES, CLASSES, NetworkOptions())
+    outputs = yolo_losses([mx.sym.var(f"map{k}") for k in range(2)], STRIDES, CLASSES, YOLOOptions())
     losses = []
     for height, width in (SIZE, (192, 96)):
         shapes = {f"map{k}": (2, 3 * (5 + CLASSES), height // s, width // s) for k, s in enumerate(STRIDES)}
@@ -180,7 +180,7 @@ def test_one_symbol_serves_every_input_size() -> None:
         arrays |= {name: mx.nd.zeros(shape) for name, shape in shapes.items()}
         executor = mx.sym.Group(outputs).bind(mx.cpu(), arrays)
         losses.append(executor.forward()[1].asnumpy())
-    cells = np.log(2) * len(STRIDES) * NetworkOptions().obj_gain / 320 / 2
+    cells = np.log(2) * len(STRIDES) * YOLOOptions().obj_gain / 320 / 2
     np.testing.assert_allclose(losses, [[cells * 160] * 2, [cells * 192] * 2], rtol=1e-5)
 
 

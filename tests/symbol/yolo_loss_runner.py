@@ -8,8 +8,8 @@ import numpy as np
 from boxes.geometry import centres_to_corners
 from boxes.overlap import PAIRED_OVERLAPS
 from boxes.yolo_assigner import COLUMNS, YOLOAssigner
-from config.network_options import NetworkOptions
 from machine.runtime import mx
+from symbol.network_options import YOLOOptions
 from symbol.yolo_losses import LABELS, yolo_losses
 
 Labels = dict[str, np.ndarray]
@@ -37,7 +37,7 @@ def run_yolo_losses(
 ) -> Result:
     """Losses and gradients by the graph; maps (B, anchors * (5 + C), h, w)."""
     inputs = {f"map{level}": array for level, array in enumerate(maps)}
-    outputs = yolo_losses([mx.sym.var(name) for name in inputs], strides, num_classes, NetworkOptions(**options))
+    outputs = yolo_losses([mx.sym.var(name) for name in inputs], strides, num_classes, YOLOOptions(**options))
     symbol = mx.sym.Group(outputs)
     executor = symbol.bind(
         mx.cpu(),
@@ -56,7 +56,7 @@ def reference_losses(
     maps: Sequence[np.ndarray], labels: Labels, strides: Sequence[int], num_classes: int, **options: Any
 ) -> Labels:
     """The same losses (B,), positive by positive in float64."""
-    hyp = NetworkOptions(**options)
+    hyp = YOLOOptions(**options)
     losses = {name: np.zeros(len(maps[0])) for name in ("box_loss", "obj_loss", "cls_loss")}
     counts = np.maximum(labels["normaliser"][0], 1)
     side = max(maps[0].shape[2:]) * strides[0]

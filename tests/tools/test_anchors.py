@@ -10,7 +10,6 @@ from boxes.anchor_fit import best_ssd_iou
 from boxes.anchors import AnchorLayer
 from common.errors import DataError, OptionError
 from config.options import read_preset
-from config.run import TrainOptions
 from dataset.letterbox import Resize
 from dataset.object_boxes import object_boxes
 from dataset.packing import pack_dataset
@@ -18,6 +17,7 @@ from dataset.pascal_voc import PascalVoc
 from tests.dataset.voc import add, image_set, xml_object
 from tools.anchor_targets import SSDFamily, pixel_sizes
 from tools.anchors import main
+from train.options import train_options_class
 
 YOLO = ["--network", "yolov3_tiny", "--data-shape", "96,128"]
 
@@ -48,7 +48,7 @@ def test_yolo_anchors_go_into_a_copy_of_the_preset(rec, tmp_path, capsys):
     base.write_text("network: yolov3_tiny\ndata_shape: [96, 128]\nbatch_size: 3\nresize_mode: letterbox\n")
     preset, picture = tmp_path / "new" / "fitted.yaml", tmp_path / "new" / "anchors.png"
     main(["--train-path", str(rec), "--preset", str(base), "--output", str(preset), "--picture", str(picture)])
-    values = read_preset(TrainOptions, str(preset))
+    values = read_preset(train_options_class(), str(preset))
     assert values["batch_size"] == 3
     anchors = np.array(values["yolo_anchors"].split(","), float).reshape(-1, 2)
     assert len(anchors) == 6
@@ -64,7 +64,7 @@ def test_the_same_seed_writes_the_same_preset(rec, tmp_path):
     paths = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
     for path in paths:
         main(["--train-path", str(rec), *YOLO, "--generations", "20", "--output", str(path)])
-    first, second = (read_preset(TrainOptions, str(path)) for path in paths)
+    first, second = (read_preset(train_options_class(), str(path)) for path in paths)
     assert first == second
 
 
@@ -73,7 +73,7 @@ def test_ssd_sizes_and_ratios_build_a_network(rec, tmp_path, capsys):
 
     preset = tmp_path / "ssd.yaml"
     main(["--train-path", str(rec), "--preset", "shapes", "--generations", "50", "--output", str(preset)])
-    values = read_preset(TrainOptions, str(preset))
+    values = read_preset(train_options_class(), str(preset))
     shape = {"width": values["width"], "taps": values["taps"], "extra_filters": values["extra_filters"]}
     anchors = {name: values[name] for name in ("anchor_sizes", "anchor_ratios")}
     assert get_assigner("mobilenet", 160, 2, **shape, **anchors) is not None

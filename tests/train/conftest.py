@@ -5,10 +5,10 @@ from functools import partial
 
 import pytest
 
-from config.run import TrainOptions, network_options
 from dataset.iterator import DetRecordIter
 from symbol.symbol_factory import get_assigner
 from tests.train.tiny import BATCH, CLASSES, NETWORK, TRAIN, VAL, write_record
+from train.options import network_options, train_options
 from train.training import run_training
 
 
@@ -21,7 +21,7 @@ def records(tmp_path_factory):
 
 @pytest.fixture
 def options(records, tmp_path):
-    """Builds TrainOptions of a run of two epochs in this test's folder, with changes."""
+    """Builds train_options_class() of a run of two epochs in this test's folder, with changes."""
     return partial(tiny_options, records, tmp_path / "run")
 
 
@@ -37,7 +37,7 @@ def tiny_options(records, folder, **changes):
         "lr": 0.05,
         "augment": "none",
     }
-    return TrainOptions(**(NETWORK | common | changes))
+    return train_options(**(NETWORK | common | changes))
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +64,7 @@ def batches(records):
     """Builds the batches of an epoch for network options."""
 
     def build(**changes):
-        settings = network_options(TrainOptions(**NETWORK, **changes))
+        settings = network_options(train_options(**NETWORK, **changes))
         assigner = get_assigner("mobilenet", 64, len(CLASSES), **settings)
         return list(DetRecordIter(records[0], BATCH, 64, augment=None, assigner=assigner, workers=0))
 

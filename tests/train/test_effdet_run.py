@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.run import TrainOptions
 from deploy.export import export
 from detect.detector import Detector
 from evaluate.evaluate_net import evaluate_net
@@ -14,13 +13,14 @@ from machine.runtime import mx
 from model.checkpoint import load_checkpoint
 from tests.model.tiny import picture
 from tests.train.tiny import CLASSES, metrics
+from train.options import TrainOptions, train_options
 from train.training import run_training
 
 
 @pytest.fixture(scope="module")
 def run(records, tmp_path_factory):
     """Options of a finished run."""
-    options = TrainOptions(
+    options = train_options(
         network="efficientdet_mini",
         data_shape=(128, 128),
         train_path=records[0],

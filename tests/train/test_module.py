@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from common.errors import CheckpointError
-from config.run import TrainOptions, network_options
 from dataset.iterator import DetRecordIter
 from machine.runtime import mx
 from symbol.symbol_factory import get_symbol, get_symbol_train, label_names
 from tests.train.tiny import BATCH, CLASSES, NETWORK
 from train.module import DetectionModule
+from train.options import network_options, train_options
 from train.recipe import Recipe
 from train.schedule import WarmUp, WarmUpOfOthers
 from train.stages import without_det
@@ -19,7 +19,7 @@ FREEZE_BATCH_NORM = ".*_(gamma|beta)"
 
 def settings_of(**changes):
     """Network options of the tiny network."""
-    return network_options(TrainOptions(**(NETWORK | changes)))
+    return network_options(train_options(**(NETWORK | changes)))
 
 
 def make_module(batch, contexts=1, state=None, optimizer="sgd", parameters=None, recipe=Recipe(), **changes):  # noqa: B008

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from common.errors import OptionError
-from config.run import TrainOptions, network_options
 from dataset.input_sizes import input_sizes
 from dataset.iterator import DetRecordIter
 from machine.runtime import mx
 from symbol.symbol_factory import get_assigner
 from tests.train.test_module import make_module, step, weights
 from tests.train.tiny import BATCH, CLASSES, NETWORK
+from train.options import network_options, train_options
 from train.training import run_training
 
 SIZES = ((64, 64), (96, 96), (128, 128))
@@ -22,7 +22,7 @@ PAGES_OF_20_MB = 20 * (1 << 20) // os.sysconf("SC_PAGESIZE")
 
 
 def assigner_of(sizes=SIZES):
-    settings = network_options(TrainOptions(**NETWORK))
+    settings = network_options(train_options(**NETWORK))
     return get_assigner("mobilenet", 64, len(CLASSES), sizes=sizes, **settings)
 
 
@@ -89,7 +89,7 @@ def test_a_run_is_resumed_with_the_same_sizes(records, tmp_path):
     for prefix, ends in (("whole", (2,)), ("parts", (1, 2))):
         for end in ends:
             resume = "auto" if end == 2 and len(ends) == 2 else "-1"
-            run_training(TrainOptions(**common, prefix=str(tmp_path / prefix), end_epoch=end, resume=resume))
+            run_training(train_options(**common, prefix=str(tmp_path / prefix), end_epoch=end, resume=resume))
     whole, parts = (mx.nd.load(str(tmp_path / f"{prefix}-0002.params")) for prefix in ("whole", "parts"))
     for name, array in whole.items():
         np.testing.assert_array_equal(array.asnumpy(), parts[name].asnumpy(), err_msg=name)

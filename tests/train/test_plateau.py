@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from common.errors import CheckpointError, OptionError
-from config.run import network_options
 from dataset.iterator import DetRecordIter
 from machine.runtime import mx
 from model.checkpoint import load_checkpoint
@@ -16,6 +15,7 @@ from symbol.symbol_factory import get_assigner, get_symbol_train, label_names
 from tests.train.test_training import digests, stop_in_epoch
 from tests.train.tiny import BATCH, CLASSES, metrics
 from train.metric import make_metric
+from train.options import network_options
 from train.plateau import Plateau
 from train.schedule import WarmUp
 from train.stages import without_det

@@ -7,17 +7,16 @@ import numpy as np
 import pytest
 
 from common.errors import CheckpointError, DataError, OptionError
-from config.network_names import NETWORK_NAMES, check_network_name
-from config.run import TrainOptions
 from evaluate.evaluate_net import evaluate_net
 from machine.opencv import cv2
 from machine.runtime import mx
 from model.checkpoint import list_epochs, load_checkpoint, load_optimizer_state
 from symbol.layers import matches
-from symbol.symbol_factory import freeze_pattern, get_symbol, list_networks
+from symbol.symbol_factory import freeze_pattern, get_symbol
 from tests.train.test_training import digests, fake_values, stop_in_epoch
 from tests.train.tiny import metrics
 from train.early_checks import check_early
+from train.options import train_options
 from train.saving import SavePlan
 from train.training import run_training
 
@@ -96,7 +95,7 @@ def test_only_the_best_and_the_last_checkpoint_are_kept(options, monkeypatch):
 
 
 def test_before_the_first_validation_the_newest_checkpoint_is_kept_to_resume_from():
-    plan = SavePlan(TrainOptions(save_best_only=True, eval_every="4"), 0)
+    plan = SavePlan(train_options(save_best_only=True, eval_every="4"), 0)
     assert plan.is_due(1, 10, is_best=False, is_last=False, has_best=False)
     assert not plan.is_due(5, 50, is_best=False, is_last=False, has_best=True)
     assert plan.is_due(6, 60, is_best=True, is_last=False, has_best=True)
@@ -181,10 +180,6 @@ def test_a_disk_without_room_is_told_before_the_first_batch(options, monkeypatch
     assert not Path(f"{run.prefix}-run.json").exists()
 
 
-def test_the_names_of_the_networks_are_those_of_the_registry():
-    assert sorted(NETWORK_NAMES) == list_networks()
-
-
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
@@ -198,10 +193,6 @@ def test_mistakes_that_need_no_mxnet(options, changes, error, words):
     with pytest.raises(error) as caught:
         check_early(options(**changes))
     assert words in str(caught.value)
-
-
-def test_names_with_a_prefix_are_left_to_the_registry():
-    check_network_name("gluoncv:resnet50_v1b")
 
 
 SMALL = {"mobilenet": 64, "vgg16_reduced": 300, "yolov3_tiny": 64, "yolov3_spp_mini": 64, "inceptionv3": 300}

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import pytest
 
 from common.errors import OptionError
-from config.run import TrainOptions
 from train.callbacks import Progress
 from train.curves import save_curves
 from train.live import LiveCurves
 from train.metric import LossMetric
+from train.options import train_options
 from train.run_files import (
     MetricsFile,
     changed_options,
@@ -151,7 +151,7 @@ def test_on_a_terminal_a_bar_shows_loss_speed_and_time_left(monkeypatch):
 
 def test_a_resumed_run_tells_which_options_it_changes(tmp_path):
     prefix = str(tmp_path / "run")
-    options = TrainOptions(prefix=prefix, lr=0.01)
+    options = train_options(prefix=prefix, lr=0.01)
     assert changed_options(prefix, replace(options, resume="auto")) == []
     write_run_file(prefix, options)
     other = replace(options, lr=0.1, end_epoch=999, workers=7)

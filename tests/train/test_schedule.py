@@ -5,8 +5,8 @@ import pytest
 
 from common.errors import OptionError
 from config.options import from_mapping, parse_options, read_preset
-from config.run import TrainOptions
 from machine.runtime import mx
+from train.options import train_options, train_options_class
 from train.run_recipe import check_recipe
 from train.schedule import Origin, get_lr_scheduler, make_schedule, updates_per_epoch, warm_up_of_others
 
@@ -57,7 +57,7 @@ def test_a_constant_rate_needs_no_scheduler(steps, ratio, expected):
 
 
 def options(**changes):
-    return TrainOptions(**({"lr": 0.5, "batch_size": BATCH, "end_epoch": 8} | changes))
+    return train_options(**({"lr": 0.5, "batch_size": BATCH, "end_epoch": 8} | changes))
 
 
 def curve(changes, epochs=8, begin_epoch=0, first=0):
@@ -116,7 +116,7 @@ def test_steps_may_be_updates():
 @pytest.mark.parametrize("steps", ["80x", "i", "-1", "80000 i", "1.5i", "inf"])
 def test_other_steps_are_refused(steps):
     with pytest.raises(OptionError, match="--lr-steps takes epochs like 80 or updates like 80000i, not"):
-        parse_options(TrainOptions, [f"--lr-steps={steps}"], "")
+        parse_options(train_options_class(), [f"--lr-steps={steps}"], "")
 
 
 @pytest.mark.parametrize("begin_epoch", [1, 2, 5])
@@ -132,7 +132,7 @@ def test_the_cosine_ends_with_the_last_update():
 
 
 def test_the_preset_of_ssd_pytorch_has_its_curve():
-    preset = from_mapping(TrainOptions, read_preset(TrainOptions, "ssd_pytorch"))
+    preset = from_mapping(train_options_class(), read_preset(train_options_class(), "ssd_pytorch"))
     rate, scheduler = make_schedule(preset, 16551)
     found = [(scheduler(update), rate)[0] for update in (1, 80000, 80001, 100000, 100001, 120000)]
     np.testing.assert_allclose(found, [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])

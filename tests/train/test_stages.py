@@ -7,7 +7,6 @@ import pytest
 
 from common.errors import OptionError
 from config.options import parse_options
-from config.run import TrainOptions, stages
 from model.checkpoint import list_epochs, load_checkpoint, load_optimizer_state
 from symbol.layers import matches
 from symbol.symbol_factory import freeze_pattern
@@ -15,6 +14,7 @@ from tests.train.conftest import tiny_options
 from tests.train.test_training import digests, stop_in_epoch
 from tests.train.tiny import metrics
 from train.early_checks import check_early
+from train.options import stages, train_options_class
 from train.training import run_training
 
 # 22 images: 6 batches of 4 in the first stage, 3 of 8 in the second.
@@ -139,4 +139,4 @@ def test_what_the_first_stage_freezes_may_be_named():
 
 
 def stages_of(*words):
-    return stages(parse_options(TrainOptions, list(words), ""))
+    return stages(parse_options(train_options_class(), list(words), ""))

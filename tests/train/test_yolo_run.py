@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from common.errors import CheckpointError, DataError
-from config.run import TrainOptions
 from deploy.export import export
 from detect.detector import Detector
 from evaluate.evaluate_net import evaluate_net
@@ -17,9 +16,10 @@ from model.checkpoint import load_checkpoint
 from model.load import model_from_checkpoint
 from symbol.darknet_cfg import format_cfg
 from symbol.darknet_sections import with_width
-from symbol.registry import YOLO_NETWORKS
+from symbol.detector.yolo import ROWS as YOLO_NETWORKS
 from tests.model.tiny import picture
 from tests.train.tiny import CLASSES, metrics, write_record
+from train.options import TrainOptions, train_options
 from train.training import run_training
 
 
@@ -29,7 +29,7 @@ def run(records, tmp_path_factory):
     folder = tmp_path_factory.mktemp("yolo")
     cfg = folder / "own.cfg"
     cfg.write_text(format_cfg(with_width(YOLO_NETWORKS["yolov3_tiny"].sections, 0.25), (64, 96)))
-    options = TrainOptions(
+    options = train_options(
         network=f"darknet:{cfg}",
         data_shape=(64, 96),
         train_path=records[0],
@@ -104,7 +104,7 @@ def copied(run: TrainOptions, folder: Path, resume: str) -> TrainOptions:
 def test_two_stages_with_the_loss_of_rectangular_validation(tmp_path: Path) -> None:
     """Wide and tall images; the frozen body's moving averages stay in the first stage."""
     shapes = ((64, 96), (96, 64))
-    options = TrainOptions(
+    options = train_options(
         network="yolov3_tiny",
         width=0.125,
         data_shape=(96,),

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from config.options import to_mapping
-from config.run import TrainOptions
 from dataset.labels import pack_label
 from dataset.recordio import RecordWriter, pack
 from dataset.sidecar import Sidecar, file_sha256, write_sidecar
 from machine.opencv import cv2
+from train.options import TrainOptions, train_options
 
 CLASSES = ("red", "green", "blue")
 SIDE = 96
@@ -86,7 +86,7 @@ def flags(options: TrainOptions) -> list[str]:
     """The command line of options: those that differ from the defaults."""
     words = []
     for name, value in to_mapping(options).items():
-        if value != to_mapping(TrainOptions())[name]:
+        if value != to_mapping(train_options())[name]:
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             words.append(f"--{name.replace('_', '-')}={text}")
     return words

@@ -10,7 +10,7 @@ from model.weights import darknet
 from model.weights.darknet_pixels import for_unit_pixels
 from symbol.darknet_cfg import format_cfg
 from symbol.darknet_sections import Convolutional, MaxPool, Yolo, with_classes
-from symbol.registry import find_yolo_row
+from symbol.detector.yolo import find_row as find_yolo_row
 from tests.model.weights.formula import formula
 
 NETWORK, WIDTH = "yolov3_tiny", 0.125

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 from config.deploy_options import DeployOptions
-from config.idle_options import idle_deploy_options, idle_detection_options, idle_evaluate_options, idle_options
+from config.idle_options import idle_deploy_options, idle_evaluate_options
 from config.options import PRESET_FOLDER, from_mapping, read_preset
-from config.run import EvaluateOptions, TrainOptions
+from config.run import EvaluateOptions
+from symbol.symbol_factory import without_effect
+from train.idle_options import idle_options
+from train.options import train_options, train_options_class
 
 
 @pytest.mark.parametrize(
@@ -37,7 +40,7 @@ from config.run import EvaluateOptions, TrainOptions
     ],
 )
 def test_it_is_told_and_why(given, sentence):
-    assert idle_options(replace(TrainOptions(), **given)) == [sentence]
+    assert idle_options(replace(train_options(), **given)) == [sentence]
 
 
 def test_options_of_int8_are_told_with_other_number_formats():
@@ -58,14 +61,16 @@ def test_it_is_told_of_evaluations_too():
 
 def test_it_is_told_of_checkpoints_too():
     told = ["--keep-topk has no effect with --post-process multibox"]
-    assert idle_detection_options("mobilenet", "multibox", {"keep_topk": 5}) == told
-    assert idle_detection_options("mobilenet", "multibox", {"nms": 0.5}) == []
-    assert idle_detection_options("mobilenet", "per_class", {"keep_topk": 5}) == []
-    assert idle_detection_options("yolov3_tiny", "multibox", {"keep_topk": 5}) == []
+    assert without_effect("mobilenet", {"post_process": "multibox"}, {"keep_topk": 5}) == told
+    assert without_effect("mobilenet", {"post_process": "multibox"}, {"nms": 0.5}) == []
+    assert without_effect("mobilenet", {"post_process": "per_class"}, {"keep_topk": 5}) == []
+    assert without_effect("yolov3_tiny", {}, {"keep_topk": 5}) == []
 
 
 def test_what_has_an_effect_is_not():
-    options = TrainOptions(lr_schedule="cosine", lr_final=0.1, ema=0.9, ema_ramp=100.0, resize_mode="letterbox", fill=1)
+    options = train_options(
+        lr_schedule="cosine", lr_final=0.1, ema=0.9, ema_ramp=100.0, resize_mode="letterbox", fill=1
+    )
     assert idle_options(options) == []
 
 
@@ -84,9 +89,9 @@ def test_what_has_an_effect_is_not():
     ],
 )
 def test_what_may_have_an_effect_is_not(given):
-    assert idle_options(replace(TrainOptions(), **given)) == []
+    assert idle_options(replace(train_options(), **given)) == []
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in Path(PRESET_FOLDER).glob("*.yaml")))
 def test_presets_have_none(preset):
-    assert idle_options(from_mapping(TrainOptions, read_preset(TrainOptions, preset))) == []
+    assert idle_options(from_mapping(train_options_class(), read_preset(train_options_class(), preset))) == []
