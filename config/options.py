@@ -66,7 +66,9 @@ def joined_options(name: str, *classes: type) -> type[Any]:
         if (other.type, other.default, other.metadata) != (field.type, field.default, field.metadata):
             raise ValueError(f"option {_flag(field.name)} is declared twice, and differently")
     bases = [cls for cls in classes if not any(cls in other.__mro__[1:] for other in classes)]
-    return dataclasses.make_dataclass(name, (), bases=tuple(dict.fromkeys(bases)), frozen=True)
+    joined = dataclasses.make_dataclass(name, (), bases=tuple(dict.fromkeys(bases)), frozen=True)
+    joined.__module__, joined.__doc__ = classes[0].__module__, classes[0].__doc__
+    return joined
 
 
 def parse_options(

@@ -5,7 +5,6 @@ A new family is one file in symbol/detector/ and a line here; a new network is a
 
 import difflib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -49,24 +48,19 @@ def family_of(network: str) -> Family:
     return found
 
 
-@contextmanager
-def registered(*families: Family) -> Iterator[None]:
-    """Further families within the block; ValueError for one that has a name of another."""
-    for family in families:
-        register_family(family)
-    try:
-        yield
-    finally:
-        for family in families:
-            _families.remove(family)
-
-
 def register_family(family: Family) -> None:
     """Adds a family; ValueError where one of its networks has the name of another's."""
     taken = sorted(name for name in family.rows if any(other.has(name) for other in _families))
     if taken:
         raise ValueError(f"{family.name}: {taken[0]} is a network of another family")
     _families.append(family)
+
+
+def register_network(family: type[Family], name: str, row: Any) -> None:
+    """Adds a network to the table of a registered family; ValueError for a name that is taken."""
+    if any(other.has(name) for other in _families):
+        raise ValueError(f"{name} is a network already")
+    next(one for one in _families if isinstance(one, family)).rows[name] = row
 
 
 def network_options_class() -> type[Any]:
