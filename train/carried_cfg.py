@@ -42,6 +42,6 @@ def _checkpoints_text(options: TrainOptions) -> str:
             meta = read_meta(options.prefix, epoch)
         except CheckpointError:  # resuming reports it
             continue
-        text = meta["options"].get("darknet_cfg")
-        return text if meta["network"] == options.network and isinstance(text, str) else ""
+        text = meta.options.get("darknet_cfg")
+        return text if meta.network == options.network and isinstance(text, str) else ""
     return ""
