@@ -38,7 +38,7 @@ class Sidecar:
         if len(self.objects_per_class) != len(self.class_names):
             raise ValueError("class_names and objects_per_class differ in length")
         if len(set(self.class_names)) != len(self.class_names):
-            raise ValueError("a class name stands there twice")
+            raise ValueError("class_names: a name stands there twice")
 
 
 SIDECAR_FILE = SignedKind(Sidecar, "sidecar", format=2)  # earlier ones had no number

@@ -184,13 +184,18 @@ def _refuse_other_run(stage: Stage, checkpoint: Checkpoint) -> None:
     for name, value in given.items():
         found = getattr(checkpoint.meta, name)
         if found != value:
-            was = f"{name} {found}, not {value}"
+            was = f"{name} {_shown(found)}, not {_shown(value)}"
             if name == "symbol_sha256":
                 was = "other network options" + _changed_network(checkpoint.meta.options, options)
             raise OptionError(
                 f"{options.prefix} was trained with {was}; resume with the same options, or start anew with "
                 f"--pretrained {options.prefix} --epoch {checkpoint.epoch} and another --prefix"
             )
+
+
+def _shown(value: Any) -> Any:
+    """A value as a sentence has it: (1,) as [1]."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _changed_network(before: dict[str, Any], options: TrainOptions) -> str:
@@ -240,7 +245,8 @@ def _other_input(prefix: str, epoch: int, options: TrainOptions, classes: Sequen
         return []
     source, names, found = params_path(prefix, epoch), meta.class_names, meta.pixels
     lines = [
-        f"{source} was trained with {name} {found[name]}, this run has {value}: give the same, unless that is meant"
+        f"{source} was trained with {name} {_shown(found[name])}, this run has {_shown(value)}: give the same, unless "
+        "that is meant"
         for name, value in pixel_options(options).items()
         if found[name] != value and not (name == "fill" and options.resize_mode == FORCE)
     ]
