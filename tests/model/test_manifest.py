@@ -1,7 +1,6 @@
 """The manifest: whole and of the right types, or refused with the field's name."""
 
 import dataclasses
-import itertools
 import json
 
 import pytest
@@ -76,14 +75,13 @@ def test_keys_of_later_versions_are_refused_by_name(path):
 
 
 def test_no_flipped_bit_is_taken_for_another_manifest():
-    """Of each seventh place, which are all bits of each seventh byte and more."""
     refused = 0
-    for content in itertools.islice(flips(TEXT.encode()), 0, None, 7):
+    for content in flips(TEXT.encode(), 3):
         try:
             assert read(content.decode()) == GOOD
         except ValueError:
             refused += 1
-    assert refused > 1000
+    assert refused > 0.98 * 8 * len(TEXT) / 3
 
 
 @pytest.mark.parametrize(
