@@ -193,8 +193,8 @@ class EvaluateOptions(ClassicEvaluateOptions, DetectionOptions, DeviceOptions):
 def pixel_options(options: InputOptions) -> dict[str, Any]:
     """How an image becomes the network's input: arguments of the iterators and fields of a checkpoint's .json."""
     return {
-        "mean_pixels": [options.mean_r, options.mean_g, options.mean_b],
-        "std": [options.std_r, options.std_g, options.std_b],
+        "mean_pixels": (options.mean_r, options.mean_g, options.mean_b),
+        "std": (options.std_r, options.std_g, options.std_b),
         "resize_mode": options.resize_mode,
         "fill": options.fill,
     }

@@ -1,18 +1,15 @@
 """The sidecar NAME.json beside NAME.rec: class names, counts, checksum; no later step asks the user for them."""
 
 import hashlib
-import json
-import typing
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from common.errors import DataError
 from common.files import write_atomically
+from common.signed_json import SignedKind
 from common.version import __version__
 from dataset.recordio import RecordReader
 
-MAX_SIDECAR_BYTES = 4 << 20
 _HASH_CHUNK = 1 << 20
 
 
@@ -31,6 +28,21 @@ class Sidecar:
     size: int
     tool_version: str
 
+    def __post_init__(self) -> None:
+        """ValueError for counts below 0, and for class names that stand there twice or have no count each."""
+        counts = {"objects_per_class": min(self.objects_per_class, default=0)}
+        counts |= {field.name: getattr(self, field.name) for field in fields(self) if field.type is int}
+        negative = next((name for name, count in counts.items() if count < 0), None)
+        if negative:
+            raise ValueError(f"{negative} is negative")
+        if len(self.objects_per_class) != len(self.class_names):
+            raise ValueError("class_names and objects_per_class differ in length")
+        if len(set(self.class_names)) != len(self.class_names):
+            raise ValueError("class_names: a name stands there twice")
+
+
+SIDECAR_FILE = SignedKind(Sidecar, "sidecar", format=2)  # earlier ones had no number
+
 
 def sidecar_path(rec_path: str | Path) -> Path:
     """NAME.rec -> NAME.json."""
@@ -43,11 +55,8 @@ def read_sidecar(rec_path: str | Path) -> Sidecar | None:
     if not path.exists():
         return None
     try:
-        if path.stat().st_size > MAX_SIDECAR_BYTES:
-            raise ValueError(f"larger than {MAX_SIDECAR_BYTES} bytes")
-        values = json.loads(path.read_text("utf-8"), parse_constant=_no_constant)
-        return _from_json(values)
-    except (OSError, ValueError, RecursionError) as error:
+        return SIDECAR_FILE.read(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a sidecar of a record ({error}); pack the data set again") from error
 
 
@@ -58,7 +67,7 @@ def write_sidecar(rec_path: str | Path, sidecar: Sidecar) -> None:
 
 def sidecar_bytes(sidecar: Sidecar) -> bytes:
     """A sidecar as its file has it."""
-    return (json.dumps(asdict(sidecar), indent=1, ensure_ascii=False) + "\n").encode("utf-8")
+    return SIDECAR_FILE.to_json(sidecar).encode("utf-8")
 
 
 def drop_sidecar(rec_path: str | Path) -> bool:
@@ -100,37 +109,3 @@ def file_sha256(path: str | Path) -> str:
 def tool_version() -> str:
     """The version of this project."""
     return __version__
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not allowed")
-
-
-def _from_json(values: Any) -> Sidecar:
-    """Checks types and agreement of the fields; fields of later versions are ignored. ValueError says what is wrong."""
-    if not isinstance(values, dict):
-        raise ValueError("not an object")
-    kinds = typing.get_type_hints(Sidecar)
-    sidecar = Sidecar(**{f.name: _field(values, f.name, kinds[f.name]) for f in fields(Sidecar)})
-    if len(sidecar.objects_per_class) != len(sidecar.class_names):
-        raise ValueError("class_names and objects_per_class differ in length")
-    if len(set(sidecar.class_names)) != len(sidecar.class_names):
-        raise ValueError("a class name stands there twice")
-    return sidecar
-
-
-def _field(values: dict[str, Any], name: str, kind: Any) -> Any:
-    if name not in values:
-        raise ValueError(f"{name} is missing")
-    value = values[name]
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, list):
-            raise ValueError(f"{name} is not a list")
-        return tuple(_scalar(item, name, typing.get_args(kind)[0]) for item in value)
-    return _scalar(value, name, kind)
-
-
-def _scalar(value: Any, name: str, kind: Any) -> Any:
-    if type(value) is not kind or (kind is int and value < 0):
-        raise ValueError(f"{name} has the wrong type or sign: {value!r:.50}")
-    return value

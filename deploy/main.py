@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     from deploy.onnx_int8 import add_int8_file
     from deploy.precision import Int8Options, with_dtype
     from model.checkpoint import load_checkpoint
-    from model.expected_model import check_model
+    from model.expected_model import check_checkpoint
     from model.folder import check_replaceable, write_model_folder
     from model.load import inference_model, model_from_checkpoint
 
@@ -43,11 +43,10 @@ def main(argv: list[str]) -> int:
     for line in idle_deploy_options(options):
         logger.warning(line)
     checkpoint = load_checkpoint(options.prefix, options.epoch)
-    known = {name: checkpoint.meta[name] for name in ("network", "class_names", "data_shape", "mean_pixels")}
-    check_model(replace(options, data_shape=None), f"{options.prefix}, epoch {checkpoint.epoch},", **known)
+    check_checkpoint(replace(options, data_shape=None), checkpoint)
     folder = options.output or f"{options.prefix}-deploy"
     check_replaceable(folder)
-    check_records(options, known["class_names"])
+    check_records(options, checkpoint.meta.class_names)
     chosen = given_detection(options)
     model = model_from_checkpoint(checkpoint, data_shape=options.data_shape, **chosen)
     model = inference_model(model, options.uint8_input)

@@ -21,7 +21,7 @@ from evaluate.voc_eval import VOCResult
 from machine.devices import check_batch_size
 from machine.memory import told_exhaustion
 from machine.runtime import mx
-from model.checkpoint import PIXEL_FIELDS, Checkpoint
+from model.checkpoint import Checkpoint
 from symbol.symbol_factory import check_any_size, get_symbol, rebuilding_options, without_effect
 
 logger = logging.getLogger(__name__)
@@ -96,28 +96,28 @@ def evaluate_net(
     OptionError where the record's classes are not the checkpoint's.
     """
     meta = checkpoint.meta
-    check_classes(rec_path, meta["class_names"], checkpoint.prefix)
-    batch_size = batch_size or meta["batch_size"]
+    check_classes(rec_path, meta.class_names, checkpoint.prefix)
+    batch_size = batch_size or meta.batch_size
     check_batch_size(batch_size, devices)
-    rect = meta["rect"] if rect is None else rect
+    rect = meta.rect if rect is None else rect
     if rect:
-        check_any_size(meta["network"], tuple(meta["data_shape"]), "--rect-val")
+        check_any_size(meta.network, meta.data_shape, "--rect-val")
     iterator = iterator_class(engine)(
         rec_path,
         batch_size,
-        (3, *meta["data_shape"]),
+        (3, *meta.data_shape),
         augment=None,
-        **{name: meta[name] for name in PIXEL_FIELDS},
-        num_classes=len(meta["class_names"]),
+        **meta.pixels,
+        num_classes=len(meta.class_names),
         workers=workers,
         path_imglist=list_path,
         rect=rect,
     )
-    kinds = tuple(metrics or meta["metrics"])
-    overlap = meta["overlap"] if overlap is None else overlap
-    use_difficult = meta["use_difficult"] if use_difficult is None else use_difficult
+    kinds = tuple(metrics or meta.metrics)
+    overlap = meta.overlap if overlap is None else overlap
+    use_difficult = meta.use_difficult if use_difficult is None else use_difficult
     needed = tuple(dict.fromkeys((*kinds, "coco"))) if keep_rows else kinds
-    metric = ValidationMetric(needed, meta["class_names"], overlap, use_difficult)
+    metric = ValidationMetric(needed, meta.class_names, overlap, use_difficult)
     served: list[tuple[np.ndarray, np.ndarray]] = []
     try:
         with told_exhaustion("lower --batch-size"):
@@ -152,10 +152,10 @@ def _inference_module(
 ) -> mx.mod.Module:
     meta = checkpoint.meta
     origin = f"{checkpoint.prefix}, epoch {checkpoint.epoch}"
-    options = rebuilding_options(meta["network"], meta["options"], origin) | detection_options
-    for line in without_effect(meta["network"], options, detection_options):
+    options = rebuilding_options(meta.network, meta.options, origin) | detection_options
+    for line in without_effect(meta.network, options, detection_options):
         logger.warning(line)
-    symbol = get_symbol(meta["network"], iterator.smallest_size, len(meta["class_names"]), **options)
+    symbol = get_symbol(meta.network, iterator.smallest_size, len(meta.class_names), **options)
     return inference_module(symbol, checkpoint.arg_params, checkpoint.aux_params, devices, iterator.provide_data)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,19 @@ def main(argv: list[str]) -> int:
     from evaluate.report import save_pr_curves
     from machine.devices import contexts
     from model.checkpoint import load_checkpoint
-    from model.expected_model import check_model
+    from model.expected_model import check_checkpoint
 
     checkpoint = load_checkpoint(options.prefix, options.epoch)
-    known = {name: checkpoint.meta[name] for name in ("network", "class_names", "data_shape", "mean_pixels")}
-    check_model(options, f"{options.prefix}, epoch {checkpoint.epoch},", **known)
-    kinds = metric_kinds(options, tuple(checkpoint.meta["metrics"]))
+    check_checkpoint(options, checkpoint)
+    class_names = checkpoint.meta.class_names
+    kinds = metric_kinds(options, checkpoint.meta.metrics)
     if options.curves and kinds == ("coco",):
         raise OptionError("--curves draws the curves of VOC's rule: add voc07 or voc to --metrics")
-    rect = _rect(options, checkpoint.meta["rect"])
+    rect = _rect(options, checkpoint.meta.rect)
     for line in idle_evaluate_options(options, kinds, rect):
         logger.warning(line)
     if options.coco_annotations:  # what does not fit is told before the pass
-        _coco_ids(options, RecordReader(options.rec_path).keys, known["class_names"])
+        _coco_ids(options, RecordReader(options.rec_path).keys, class_names)
     evaluation = evaluate_net(
         checkpoint,
         options.rec_path,
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> int:
     if options.json:
         _write_json(options, checkpoint.epoch, evaluation)
     if evaluation.rows:
-        _write_coco(options, evaluation.rows, known["class_names"])
+        _write_coco(options, evaluation.rows, class_names)
     if options.curves:
         save_pr_curves(evaluation.result, options.curves)
     return 0
@@ -94,7 +95,7 @@ def _print_tables(results: dict[str, Any]) -> None:
         print(format_coco(result) if kind == "coco" else format_table(result))
 
 
-def _write_coco(options: EvaluateOptions, rows: Any, class_names: list[str]) -> None:
+def _write_coco(options: EvaluateOptions, rows: Any, class_names: Sequence[str]) -> None:
     """--coco-json and --coco-truth."""
     from evaluate.coco_results import write_results, write_truth
 
@@ -105,7 +106,7 @@ def _write_coco(options: EvaluateOptions, rows: Any, class_names: list[str]) -> 
         write_truth(options.coco_truth, rows.truths, ids, rows.sizes, class_names)
 
 
-def _coco_ids(options: EvaluateOptions, records: Any, class_names: list[str]) -> Any:
+def _coco_ids(options: EvaluateOptions, records: Any, class_names: Sequence[str]) -> Any:
     """The ids of these records and of the classes in the COCO files."""
     from evaluate.coco_results import annotation_ids, record_ids
 

@@ -1,11 +1,14 @@
 """Checks what a command line says of a trained model, which the classic commands had to be told."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import OptionError
 from config.classic_options import ExpectedModel
 from dataset.class_names import read_class_names
+
+if TYPE_CHECKING:
+    from model.checkpoint import Checkpoint
 
 _MEAN_TOLERANCE = 1e-3
 
@@ -37,6 +40,19 @@ def check_model(
         mean = getattr(expected, flag.replace("-", "_"))
         if mean is not None and abs(mean - found) > _MEAN_TOLERANCE:
             raise _differs(flag, mean, origin, found)
+
+
+def check_checkpoint(expected: ExpectedModel, checkpoint: "Checkpoint") -> None:
+    """check_model of a checkpoint."""
+    meta = checkpoint.meta
+    check_model(
+        expected,
+        f"{checkpoint.prefix}, epoch {checkpoint.epoch},",
+        network=meta.network,
+        class_names=meta.class_names,
+        data_shape=meta.data_shape,
+        mean_pixels=meta.mean_pixels,
+    )
 
 
 def _differs(flag: str, wanted: Any, origin: str, found: Any) -> OptionError:

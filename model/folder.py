@@ -19,7 +19,7 @@ from dataset.sidecar import file_sha256
 from machine.runtime import mx
 from machine.signals import held
 from model.folder_files import FILES, MANIFEST, PARAMS, SYMBOL, read_manifest, verify_file
-from model.manifest import FileRecord, Manifest, manifest_to_json
+from model.manifest import MANIFEST_FILE, FileRecord, Manifest
 from model.params_file import Params, read_params, write_params
 from model.symbol_check import check_shapes, last_line, load_symbol
 
@@ -106,7 +106,7 @@ def _write_files(folder: Path, model: Model, more: Mapping[str, bytes]) -> Manif
     names = (SYMBOL, PARAMS, *more)
     files = {name: FileRecord((folder / name).stat().st_size, file_sha256(folder / name)) for name in names}
     manifest = dataclasses.replace(model.manifest, files=files)
-    write_atomically(folder / MANIFEST, manifest_to_json(manifest).encode("utf-8"))
+    write_atomically(folder / MANIFEST, MANIFEST_FILE.to_json(manifest).encode("utf-8"))
     return manifest
 
 

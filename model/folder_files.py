@@ -7,12 +7,12 @@ from typing import Any
 
 from common.errors import CheckpointError, OptionError
 from dataset.sidecar import file_sha256
-from model.manifest import FileRecord, Manifest, manifest_from_json
+from model.manifest import MANIFEST_FILE, FileRecord, Manifest
 from model.onnx_wire import check_self_contained
 
 SYMBOL, PARAMS, MANIFEST = "model-symbol.json", "model-0000.params", "manifest.json"
 ONNX, ONNX_INT8 = "model.onnx", "model-int8.onnx"
-MAX_MANIFEST_BYTES, MAX_SYMBOL_BYTES, MAX_ONNX_BYTES = 4 << 20, 16 << 20, 2 << 30
+MAX_SYMBOL_BYTES, MAX_ONNX_BYTES = 16 << 20, 2 << 30
 _NEEDED, _OPTIONAL = {SYMBOL, PARAMS}, {ONNX, ONNX_INT8}
 FILES = _NEEDED | _OPTIONAL | {MANIFEST}
 
@@ -26,19 +26,22 @@ def read_manifest(folder: str | Path) -> Manifest:
     """The manifest of a model folder; CheckpointError if it is missing or damaged."""
     path = Path(folder, MANIFEST)
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ValueError(f"larger than {MAX_MANIFEST_BYTES} bytes")
-        manifest = manifest_from_json(path.read_text("utf-8"))
-        if not _NEEDED <= manifest.files.keys() <= _NEEDED | _OPTIONAL:
-            raise ValueError(f"files are not {SYMBOL} and {PARAMS}, with or without {ONNX} and {ONNX_INT8}")
-        for name, limit in ((SYMBOL, MAX_SYMBOL_BYTES), (ONNX, MAX_ONNX_BYTES), (ONNX_INT8, MAX_ONNX_BYTES)):
-            if name in manifest.files and manifest.files[name].size > limit:
-                raise ValueError(f"{name} is larger than {limit} bytes")
+        manifest = MANIFEST_FILE.read(path)
+        check_files(manifest)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: damaged ({error}); export the model again") from error
     return manifest
+
+
+def check_files(manifest: Manifest) -> None:
+    """ValueError unless the manifest has the files of a model folder, none of them too large."""
+    if not _NEEDED <= manifest.files.keys() <= _NEEDED | _OPTIONAL:
+        raise ValueError(f"files are not {SYMBOL} and {PARAMS}, with or without {ONNX} and {ONNX_INT8}")
+    for name, limit in ((SYMBOL, MAX_SYMBOL_BYTES), (ONNX, MAX_ONNX_BYTES), (ONNX_INT8, MAX_ONNX_BYTES)):
+        if name in manifest.files and manifest.files[name].size > limit:
+            raise ValueError(f"{name} is larger than {limit} bytes")
 
 
 def verify_file(path: Path, record: FileRecord) -> None:

@@ -50,12 +50,12 @@ def model_from_checkpoint(
     checkpoint's own. CheckpointError where the weights do not fit.
     """
     meta, origin = checkpoint.meta, f"{checkpoint.prefix}, epoch {checkpoint.epoch}"
-    own = rebuilding_options(meta["network"], meta["options"], origin)
+    own = rebuilding_options(meta.network, meta.options, origin)
     options = from_mapping(network_options_class(), {**own, **detection_options}, origin)
-    for line in without_effect(meta["network"], to_mapping(options), detection_options):
+    for line in without_effect(meta.network, to_mapping(options), detection_options):
         logger.warning(line)
-    size = input_size(data_shape or tuple(meta["data_shape"]))
-    symbol = get_symbol(meta["network"], size, len(meta["class_names"]), **to_mapping(options))
+    size = input_size(data_shape or meta.data_shape)
+    symbol = get_symbol(meta.network, size, len(meta.class_names), **to_mapping(options))
     try:
         manifest = _manifest(checkpoint, size, options)
     except (ValueError, TypeError) as error:
@@ -82,23 +82,23 @@ def inference_model(model: Model, uint8_input: bool = False) -> Model:
 def _manifest(checkpoint: Checkpoint, size: tuple[int, int], options: Any) -> Manifest:
     meta = checkpoint.meta
     return Manifest(
-        class_names=tuple(map(str, meta["class_names"])),
-        mean=tuple(map(float, meta["mean_pixels"])),
-        std=tuple(map(float, meta["std"])),
+        class_names=meta.class_names,
+        mean=meta.mean_pixels,
+        std=meta.std,
         input_shape=size,
-        resize_mode=meta["resize_mode"],
-        fill=meta["fill"],
-        network=meta["network"],
+        resize_mode=meta.resize_mode,
+        fill=meta.fill,
+        network=meta.network,
         options=to_mapping(options),
         postprocessing=PostProcessing(
-            family_of(meta["network"]).post_processing(options),
+            family_of(meta.network).post_processing(options),
             options.nms,
             options.nms_topk,
             options.score_threshold,
             options.force,
         ),
         versions=versions(),
-        source=Source(checkpoint.prefix, checkpoint.epoch, _finite(meta["scores"].get("validation", {}))),
+        source=Source(checkpoint.prefix, checkpoint.epoch, _finite(meta.scores.get("validation", {}))),
     )
 
 

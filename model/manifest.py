@@ -1,18 +1,13 @@
 """The manifest of a model folder: all that is needed to run the model, and what its files must look like."""
 
-import dataclasses
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.typed_json import parse_json, typed
+from common.signed_json import SignedKind
 from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES
 
-FORMAT = 1
 MAX_SIDE = 8192  # of the network input
 MAX_THRESHOLD = 1e30
-# Fields that the first version did not write.
-_OPTIONAL = frozenset({"input_format", "calibration", "accuracy", "onnx_int8"})
 # Of dtype: how the network computes. The weights in the folder are float32 in each.
 FLOAT32, BFLOAT16, INT8 = DTYPES = ("float32", "bfloat16", "int8")
 # Of input_format: float32 (B, 3, H, W) RGB less mean, over std; or uint8 (B, H, W, 3) RGB pixels as they are.
@@ -95,7 +90,6 @@ class Manifest:
     """What is known of a model.
 
     Attributes:
-        format: version of the manifest.
         class_names: names in the order of the ids.
         mean, std: RGB, of pixels 0..255; the network reads (pixel - mean) / std.
         input_shape: (height, width).
@@ -122,7 +116,6 @@ class Manifest:
     postprocessing: PostProcessing
     versions: dict[str, str]
     source: Source
-    format: int = FORMAT
     resize_mode: str = FORCE
     fill: int = DEFAULT_FILL
     interpolation: str = "bilinear"
@@ -134,8 +127,6 @@ class Manifest:
 
     def __post_init__(self) -> None:
         """ValueError says which field has a value that no model can have, or one that this version cannot run."""
-        if self.format != FORMAT:
-            raise ValueError(f"format is {self.format!r:.50}, this version runs {FORMAT} only")
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r:.50}, this version runs {' and '.join(known)} only")
@@ -162,11 +153,9 @@ class Manifest:
         return (height, width, 3) if self.input_format == UINT8_NHWC else (3, height, width)
 
 
-def manifest_to_json(manifest: Manifest) -> str:
-    """The text of manifest.json."""
-    return json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def manifest_from_json(text: str) -> Manifest:
-    """The manifest in a text; fields of later versions are ignored, anything missing or mistyped raises ValueError."""
-    return typed(Manifest, parse_json(text), "manifest", _OPTIONAL)
+MANIFEST_FILE = SignedKind(
+    Manifest,
+    "manifest",
+    format=2,
+    always=frozenset({"format", "resize_mode", "fill", "interpolation", "dtype", "files", "excluded"}),
+)

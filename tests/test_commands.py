@@ -176,7 +176,7 @@ def test_evaluate_gives_the_numbers_of_the_last_validation(whole, tmp_path):
     status, output = finish("evaluate.py", words)
     assert status == 0, output
     content = json.loads(result.read_text())
-    expected = load_checkpoint(whole.prefix).meta["scores"]["validation"]
+    expected = load_checkpoint(whole.prefix).meta.scores["validation"]
     assert {**content["AP"], "mAP": content["mAP"]} == expected
     assert "mAP" in output
 

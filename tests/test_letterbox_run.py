@@ -37,11 +37,11 @@ def test_evaluation_is_the_trainings_own_validation(trained):
     prefix, record = trained
     for epoch in (8, 16):
         checkpoint = load_checkpoint(prefix, epoch)
-        assert checkpoint.meta["std"] == [255.0] * 3
-        assert (checkpoint.meta["resize_mode"], checkpoint.meta["fill"]) == ("letterbox", 114)
+        assert checkpoint.meta.std == (255.0,) * 3
+        assert (checkpoint.meta.resize_mode, checkpoint.meta.fill) == ("letterbox", 114)
         result = evaluate_net(checkpoint, record, CPU, workers=0).result
         found = {one.name: one.ap for one in result.classes} | {"mAP": result.mean_ap}
-        assert found == checkpoint.meta["scores"]["validation"]
+        assert found == checkpoint.meta.scores["validation"]
     assert result.mean_ap > 0.3
 
 
@@ -88,10 +88,10 @@ def test_a_yolo_is_validated_and_evaluated_in_rectangular_batches(trained, tmp_p
     )  # fmt: skip
     run_training(options)
     checkpoint = load_checkpoint(options.prefix, 2)
-    assert checkpoint.meta["rect"] == 32
+    assert checkpoint.meta.rect == 32
     result = evaluate_net(checkpoint, trained[1], CPU, workers=0).result
     found = {one.name: one.ap for one in result.classes} | {"mAP": result.mean_ap}
-    assert found == checkpoint.meta["scores"]["validation"]
+    assert found == checkpoint.meta.scores["validation"]
     assert sum(one.num_detections for one in result.classes) > 0
     square = evaluate_net(checkpoint, trained[1], CPU, workers=0, rect=0).result
     assert sum(one.npos for one in square.classes) == sum(one.npos for one in result.classes)

@@ -255,26 +255,28 @@ def _write_checkpoint(
 ) -> None:
     """A checkpoint of epoch 0, as training writes them, so that evaluate.py, deploy.py and demo.py run it."""
     from model.checkpoint import save_checkpoint
+    from model.checkpoint_meta import CheckpointMeta
     from symbol.symbol_factory import get_symbol_train, input_size
     from train.stages import symbol_digest
 
     assert options.data_shape  # main() has put the source's in
     symbol = get_symbol_train(options.network, options.data_shape, len(names), **network_options)
     defaults = replace(train_options(), **_source(options).pixels)
-    meta = {
-        "num_update": 0,
-        "learning_rate": 0.0,
-        "scores": {},
-        "seed": defaults.seed,
-        "class_names": list(names),
+    meta = CheckpointMeta(
+        epoch=0,
+        num_update=0,
+        learning_rate=0.0,
+        scores={},
+        seed=defaults.seed,
+        class_names=names,
         **pixel_options(defaults),
-        "data_shape": list(input_size(options.data_shape)),
-        "network": options.network,
-        "options": network_options,
-        "batch_size": defaults.batch_size,
-        "symbol_sha256": symbol_digest(symbol),
-    }
-    save_checkpoint(prefix, 0, symbol.tojson(), arg, aux, {}, meta)
+        data_shape=input_size(options.data_shape),
+        network=options.network,
+        options=network_options,
+        batch_size=defaults.batch_size,
+        symbol_sha256=symbol_digest(symbol),
+    )
+    save_checkpoint(prefix, symbol.tojson(), arg, aux, {}, meta)
 
 
 if __name__ == "__main__":

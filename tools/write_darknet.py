@@ -5,10 +5,10 @@ python -m tools.write_darknet --prefix output/cells --epoch best --output export
 
 import importlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if not __package__:
     importlib.import_module("as_module")
@@ -22,6 +22,7 @@ from dataset.darknet_data import names_content
 from machine.command import run_command
 
 if TYPE_CHECKING:
+    from model.checkpoint_meta import CheckpointMeta
     from symbol.darknet_sections import Sections
 
 logger = logging.getLogger(__name__)
@@ -48,17 +49,17 @@ def main(argv: list[str]) -> None:
 
     checkpoint = load_checkpoint(options.prefix, options.epoch)
     meta = checkpoint.meta
-    weights, cfg, names = _outputs(options, meta["network"])
+    weights, cfg, names = _outputs(options, meta.network)
     sections = _sections(options.prefix, meta)
     parameters = {**checkpoint.arg_params, **checkpoint.aux_params}
     arrays = {name: array.asnumpy() for name, array in parameters.items()}
     darknet.check(options.prefix, sections, arrays)
-    arrays, border_error = for_unit_pixels(options.prefix, arrays, sections, meta["mean_pixels"], meta["std"])
-    height, width = meta["data_shape"][-2:]
+    arrays, border_error = for_unit_pixels(options.prefix, arrays, sections, meta.mean_pixels, meta.std)
+    height, width = meta.data_shape
     contents = {
-        weights: darknet.weights_content(weights, sections, arrays, meta["num_update"] * meta["batch_size"]),
+        weights: darknet.weights_content(weights, sections, arrays, meta.num_update * meta.batch_size),
         cfg: format_cfg(sections, (height, width)).encode("utf-8"),
-        names: names_content(names, meta["class_names"]),
+        names: names_content(names, meta.class_names),
     }
     try:
         weights.parent.mkdir(parents=True, exist_ok=True)
@@ -88,21 +89,21 @@ def _outputs(options: WriteOptions, network: str) -> list[Path]:
     return paths
 
 
-def _sections(prefix: str, meta: Mapping[str, Any]) -> "Sections":
+def _sections(prefix: str, meta: "CheckpointMeta") -> "Sections":
     """Those of a checkpoint's network, with its width, anchors and classes; CheckpointError for no YOLOv3."""
     from symbol.darknet_sections import with_classes
     from symbol.detector.yolo import YOLOv3, customise, find_row
     from symbol.registry import family_of, network_options_class
     from symbol.symbol_factory import rebuilding_options
 
-    if not isinstance(family_of(meta["network"]), YOLOv3):
-        raise CheckpointError(f"{prefix}: its network is {meta['network']}; Darknet's files are for YOLOv3")
-    own = rebuilding_options(meta["network"], meta["options"], prefix)
+    if not isinstance(family_of(meta.network), YOLOv3):
+        raise CheckpointError(f"{prefix}: its network is {meta.network}; Darknet's files are for YOLOv3")
+    own = rebuilding_options(meta.network, meta.options, prefix)
     network = from_mapping(network_options_class(), own, prefix)
-    return with_classes(customise(find_row(meta["network"], network.darknet_cfg), network), len(meta["class_names"]))
+    return with_classes(customise(find_row(meta.network, network.darknet_cfg), network), len(meta.class_names))
 
 
-def _differences(prefix: str, meta: Mapping[str, Any], border_error: float) -> list[str]:
+def _differences(prefix: str, meta: "CheckpointMeta", border_error: float) -> list[str]:
     """A sentence for each way in which Darknet's input differs from that of the training.
 
     border_error: of the first convolution's outputs at the border (for_unit_pixels).
@@ -110,11 +111,11 @@ def _differences(prefix: str, meta: Mapping[str, Any], border_error: float) -> l
     found = []
     if border_error:
         found.append(
-            f"{prefix} was trained with means {_numbers(meta['mean_pixels'])}, and Darknet has none: they are folded "
+            f"{prefix} was trained with means {_numbers(meta.mean_pixels)}, and Darknet has none: they are folded "
             "into the first convolution, exactly but for the border of the input, where its outputs are off by up to "
             f"{border_error:.2g} standard deviations; train with --mean-r 0 --mean-g 0 --mean-b 0 to avoid it"
         )
-    if meta["resize_mode"] == FORCE:
+    if meta.resize_mode == FORCE:
         found.append(
             f"{prefix} was trained on images stretched to the input (--resize-mode {FORCE}), but Darknet and "
             "convert_weights letterbox them, which costs accuracy unless images have the input's proportions; train "
@@ -123,7 +124,7 @@ def _differences(prefix: str, meta: Mapping[str, Any], border_error: float) -> l
     return found
 
 
-def _numbers(values: list[float]) -> str:
+def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 

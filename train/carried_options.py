@@ -50,8 +50,8 @@ def _stored(options: TrainOptions) -> dict[str, Any]:
             meta = read_meta(options.prefix, epoch)
         except CheckpointError:  # resuming reports it
             continue
-        if meta["network"] != options.network:
+        if meta.network != options.network:
             return {}
-        found = {name: meta["options"].get(name) for name in _names(options)}
+        found = {name: meta.options.get(name) for name in _names(options)}
         return {name: text for name, text in found.items() if text and isinstance(text, str)}
     return {}

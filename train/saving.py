@@ -8,6 +8,7 @@ from typing import Any
 from common.errors import OptionError
 from config.run import metric_kinds, pixel_options, rect_multiple
 from model.checkpoint import drop_after, list_epochs, remove_checkpoint, save_checkpoint
+from model.checkpoint_meta import CheckpointMeta
 from symbol.symbol_factory import input_size
 from train.callbacks import finite_values
 from train.metric import LossMetric
@@ -35,31 +36,32 @@ class CheckpointWriter:
     def save(self, prefix: str, number: int, record: dict[str, Any]) -> None:
         """Writes the set `number` of a prefix; record: num_update, learning_rate, train, validation."""
         options = self.options
-        meta = {
-            "num_update": record["num_update"],
-            "learning_rate": record["learning_rate"],
-            "scores": {"train": record["train"], "validation": record["validation"]},
-            "seed": options.seed,
-            "class_names": list(self.classes),
+        meta = CheckpointMeta(
+            epoch=number,
+            num_update=record["num_update"],
+            learning_rate=record["learning_rate"],
+            scores={"train": record["train"], "validation": record["validation"]},
+            seed=options.seed,
+            class_names=tuple(self.classes),
             **pixel_options(options),
-            "rect": rect_multiple(options),
-            "metrics": list(metric_kinds(options)),
-            "overlap": options.overlap,
-            "use_difficult": options.use_difficult,
-            "data_shape": list(input_size(options.data_shape)),
-            "network": options.network,
-            "options": network_options(options),
-            "batch_size": options.batch_size,
-            "freeze_epochs": options.freeze_epochs,
-            "earlier_updates": self.module.earlier_updates,
-            "plateau": self.plateau.state() if self.plateau else {},
-            "origin": list(astuple(self.origin)),
-            "begun": self.begun,
-            "symbol_sha256": self.symbol_sha256,
-        }
+            rect=rect_multiple(options),
+            metrics=metric_kinds(options),
+            overlap=options.overlap,
+            use_difficult=options.use_difficult,
+            data_shape=input_size(options.data_shape),
+            network=options.network,
+            options=network_options(options),
+            batch_size=options.batch_size,
+            freeze_epochs=options.freeze_epochs,
+            earlier_updates=self.module.earlier_updates,
+            plateau=self.plateau.state() if self.plateau else {},
+            origin=astuple(self.origin),
+            begun=self.begun,
+            symbol_sha256=self.symbol_sha256,
+        )
         arg_params, aux_params = self.module.params_to_save()
         state = self.module.optimizer_state()
-        save_checkpoint(prefix, number, self.symbol_json, arg_params, aux_params, state, meta)
+        save_checkpoint(prefix, self.symbol_json, arg_params, aux_params, state, meta)
 
 
 class SavePlan:

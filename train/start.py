@@ -130,24 +130,24 @@ def _same_stage(options: TrainOptions, checkpoint: Checkpoint) -> Start:
     return Start(
         checkpoint.epoch,
         checkpoint.epoch,
-        checkpoint.meta["begun"],
+        checkpoint.meta.begun,
         *(raw or averages),
-        num_update=checkpoint.meta["num_update"],
+        num_update=checkpoint.meta.num_update,
         optimizer_state=state,
         averages=averages if raw else None,
-        earlier_updates=checkpoint.meta["earlier_updates"],
-        plateau=checkpoint.meta["plateau"],
-        origin=Origin(*checkpoint.meta["origin"]),
+        earlier_updates=checkpoint.meta.earlier_updates,
+        plateau=checkpoint.meta.plateau,
+        origin=Origin(*checkpoint.meta.origin),
     )
 
 
 def _next_stage(checkpoint: Checkpoint) -> Start:
     """The saved weights, the averaged ones where there are any, under a new optimizer."""
-    updates = checkpoint.meta["num_update"]
+    updates = checkpoint.meta.num_update
     return Start(
         checkpoint.epoch,
         checkpoint.epoch,
-        checkpoint.meta["begun"],
+        checkpoint.meta.begun,
         checkpoint.arg_params,
         checkpoint.aux_params,
         num_update=updates,
@@ -174,8 +174,8 @@ def _refuse_other_run(stage: Stage, checkpoint: Checkpoint) -> None:
     options = stage.options
     given: dict[str, Any] = {
         "network": options.network,
-        "data_shape": list(input_size(options.data_shape)),
-        "class_names": list(stage.classes),
+        "data_shape": input_size(options.data_shape),
+        "class_names": tuple(stage.classes),
         **pixel_options(options),
         "freeze_epochs": options.freeze_epochs,
         "batch_size": options.batch_size,
@@ -183,14 +183,20 @@ def _refuse_other_run(stage: Stage, checkpoint: Checkpoint) -> None:
         "symbol_sha256": stage.digest,
     }
     for name, value in given.items():
-        if checkpoint.meta[name] != value:
-            was = f"{name} {checkpoint.meta[name]}, not {value}"
+        found = getattr(checkpoint.meta, name)
+        if found != value:
+            was = f"{name} {_shown(found)}, not {_shown(value)}"
             if name == "symbol_sha256":
-                was = "other network options" + _changed_network(checkpoint.meta["options"], options)
+                was = "other network options" + _changed_network(checkpoint.meta.options, options)
             raise OptionError(
                 f"{options.prefix} was trained with {was}; resume with the same options, or start anew with "
                 f"--pretrained {options.prefix} --epoch {checkpoint.epoch} and another --prefix"
             )
+
+
+def _shown(value: Any) -> Any:
+    """A value as a sentence has it: (1,) as [1]."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _changed_network(before: dict[str, Any], options: TrainOptions) -> str:
@@ -238,13 +244,14 @@ def _other_input(prefix: str, epoch: int, options: TrainOptions, classes: Sequen
         meta = read_meta(prefix, epoch)
     except CheckpointError:
         return []
-    source, names = params_path(prefix, epoch), meta["class_names"]
+    source, names, found = params_path(prefix, epoch), meta.class_names, meta.pixels
     lines = [
-        f"{source} was trained with {name} {meta[name]}, this run has {value}: give the same, unless that is meant"
+        f"{source} was trained with {name} {_shown(found[name])}, this run has {_shown(value)}: give the same, unless "
+        "that is meant"
         for name, value in pixel_options(options).items()
-        if meta[name] != value and not (name == "fill" and options.resize_mode == FORCE)
+        if found[name] != value and not (name == "fill" and options.resize_mode == FORCE)
     ]
-    if len(names) == len(classes) and names != list(classes):
+    if len(names) == len(classes) and names != tuple(classes):
         lines.append(
             f"{source} was trained on the classes {', '.join(names)}, this run has {', '.join(classes)}: its "
             "predictors begin with the weights of other classes; pack the record with --class-names in their order"

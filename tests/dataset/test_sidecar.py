@@ -1,7 +1,6 @@
 """Sidecar: written, read back, and never trusted when it is damaged or belongs to another record."""
 
 import dataclasses
-import json
 
 import pytest
 
@@ -16,6 +15,7 @@ from dataset.sidecar import (
     verify_sidecar,
     write_sidecar,
 )
+from tests.signing import earlier, edit, flips
 
 
 @pytest.fixture
@@ -64,10 +64,39 @@ def test_record_that_changed_is_refused(rec):
     ],
 )
 def test_wrong_field_is_refused(rec, change):
-    path = sidecar_path(rec)
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(DataError, match="a.json"):
+    edit(sidecar_path(rec), lambda values: values.update(change))
+    with pytest.raises(DataError, match=r"a.json: not a sidecar.*" + next(iter(change))):
         read_sidecar(rec)
+
+
+def test_a_sidecar_without_number_is_read_and_told_once(rec, caplog):
+    path, known = sidecar_path(rec), read_sidecar(rec)
+    path.write_text(earlier(path.read_text(), number=None).replace("{", '{"novelty": 1,', 1))
+    assert [read_sidecar(rec) for _ in range(3)] == [known] * 3
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{path}: of an earlier version, without a digest")
+    path.write_text(earlier(path.read_text(), number=None, without=("size",)))
+    with pytest.raises(DataError, match="size is missing in sidecar"):
+        read_sidecar(rec)
+
+
+def test_an_unknown_key_is_refused(rec):
+    edit(sidecar_path(rec), lambda values: values.update(novelty=1))
+    with pytest.raises(DataError, match="the unknown key 'novelty', written by a later version, or edited"):
+        read_sidecar(rec)
+
+
+def test_no_flipped_bit_is_taken_for_another_sidecar(rec):
+    path, known = sidecar_path(rec), read_sidecar(rec)
+    refused = 0
+    for content in flips(path.read_bytes(), 3):
+        path.write_bytes(content)
+        try:
+            assert read_sidecar(rec) == known
+        except DataError as error:
+            assert "pack the data set again" in str(error)  # noqa: PT017
+            refused += 1
+    assert refused > 0.98 * 8 * len(content) / 3
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 100_000, '{"num_images": NaN}', "\xff"])

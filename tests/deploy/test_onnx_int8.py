@@ -167,7 +167,7 @@ def test_without_onnxruntime_it_is_left_out(calibrated, monkeypatch, caplog):
 def test_the_command_writes_it_and_openvino_runs_it(tmp_path, capsys):
     pytest.importorskip("openvino")
     record = write_record(tmp_path / "shapes.rec", 6)
-    prefix, folder = save_tiny(tmp_path / "tiny", class_names=list(CLASSES)), tmp_path / "model"
+    prefix, folder = save_tiny(tmp_path / "tiny", class_names=CLASSES), tmp_path / "model"
     words = ["--prefix", prefix, "--output", str(folder), "--dtype", "int8", "--calib-rec", record]
     main([*words, "--max-loss", "1", "--onnx", "--onnx-batch", "2", "--uint8-input"])
     assert "VOC07 mAP of model-int8.onnx" in capsys.readouterr().out

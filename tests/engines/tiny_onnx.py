@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines.preprocess import InputWriter
 from model.folder_files import MANIFEST, ONNX, read_manifest
-from model.manifest import FileRecord, manifest_to_json
+from model.manifest import MANIFEST_FILE, FileRecord
 
 BOXES = np.array([[0, 0, 0.1, 0.2, 0.5, 0.6], [2, 0, 0.3, 0.3, 0.9, 1.0], [-1, 0, 0, 0, 0, 0]], np.float32)
 
@@ -57,7 +57,7 @@ def with_onnx(folder, target, content=None, batch=1):
     (target / ONNX).write_bytes(content)
     record = FileRecord(len(content), hashlib.sha256(content).hexdigest())
     manifest = dataclasses.replace(manifest, files={**manifest.files, ONNX: record})
-    (target / MANIFEST).write_text(manifest_to_json(manifest), "utf-8")
+    (target / MANIFEST).write_text(MANIFEST_FILE.to_json(manifest), "utf-8")
     return target
 
 

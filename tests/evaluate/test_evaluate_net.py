@@ -67,7 +67,7 @@ def test_every_checkpoint_scores_what_its_validation_said(trained):
     for epoch in list_epochs(prefix):
         checkpoint = load_checkpoint(prefix, epoch)
         evaluation = evaluate_net(checkpoint, record, CPU, workers=0)
-        assert scores(evaluation) == checkpoint.meta["scores"]["validation"], epoch
+        assert scores(evaluation) == checkpoint.meta.scores["validation"], epoch
         assert evaluation.images == IMAGES
     assert len(list_epochs(prefix)) >= 7
     assert evaluation.result.mean_ap > 0.2
@@ -111,7 +111,7 @@ def test_the_rule_of_the_trainings_validation_is_the_default(trained, tmp_path):
         augment="none", pretrained=prefix, epoch=list_epochs(prefix)[-1], end_epoch=1, lr=1e-5,
     )  # fmt: skip
     run_training(options)
-    known = load_checkpoint(other).meta["scores"]["validation"]
+    known = load_checkpoint(other).meta.scores["validation"]
     main(["--prefix", other, "--rec-path", record, "--cpu", "--workers", "0", "--json", str(tmp_path / "r.json")])
     found = json.loads((tmp_path / "r.json").read_text())
     assert found["mAP"] == known["mAP"] > 0.3
@@ -145,7 +145,7 @@ def test_the_command_prints_a_table_and_writes_json_and_curves(trained, tmp_path
     table = capsys.readouterr().out
     content = json.loads(result.read_text())
     expected = load_checkpoint(trained[0], "best")
-    assert {**content["AP"], "mAP": content["mAP"]} == expected.meta["scores"]["validation"]
+    assert {**content["AP"], "mAP": content["mAP"]} == expected.meta.scores["validation"]
     assert content["epoch"] == expected.epoch
     assert (content["images"], content["rec_path"], content["iou_threshold"], content["voc07"]) == (
         IMAGES, trained[1], 0.5, True

@@ -70,10 +70,10 @@ def test_a_whole_network_becomes_a_checkpoint_with_the_outputs_of_the_original(c
     for role, values in heads_of(case, arrays).items():
         assert_close(case, role, values)
     meta, side = checkpoint.meta, EFFDET_NETWORKS[network_of(case)].input_size
-    assert (len(meta["class_names"]), meta["data_shape"]) == (case.args["num_classes"], [side, side])
-    np.testing.assert_allclose(meta["mean_pixels"], 255 * np.array((0.485, 0.456, 0.406)))
-    np.testing.assert_allclose(meta["std"], 255 * np.array((0.229, 0.224, 0.225)))
-    assert (meta["resize_mode"], meta["fill"]) == ("letterbox", 128)
+    assert (len(meta.class_names), meta.data_shape) == (case.args["num_classes"], (side, side))
+    np.testing.assert_allclose(meta.mean_pixels, 255 * np.array((0.485, 0.456, 0.406)))
+    np.testing.assert_allclose(meta.std, 255 * np.array((0.229, 0.224, 0.225)))
+    assert (meta.resize_mode, meta.fill) == ("letterbox", 128)
 
 
 @pytest.mark.parametrize("case", cases("effdet_backbone"), ids=str)

@@ -1,7 +1,6 @@
 """int8: near to float32, made anew the same at every start, refused where a calibration does not fit."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from model.load import inference_model, model_from_checkpoint
 from model.manifest import Accuracy
 from tests.model.made_up import images, made_up, run
 from tests.model.tiny import picture, save_tiny
+from tests.signing import edit
 from tests.train.tiny import CLASSES, write_record
 
 FAMILIES = ["mobilenet", "yolov3_spp_mini", "efficientdet_mini"]
@@ -152,7 +152,7 @@ def record(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("run") / "tiny", class_names=list(CLASSES))
+    return save_tiny(tmp_path_factory.mktemp("run") / "tiny", class_names=CLASSES)
 
 
 def test_the_command_writes_a_folder_that_says_how_good_it_is(prefix, record, tmp_path, capsys):
@@ -165,9 +165,7 @@ def test_the_command_writes_a_folder_that_says_how_good_it_is(prefix, record, tm
     assert manifest.accuracy.record == record
     assert 0 <= manifest.accuracy.this <= 1
     assert len(Detector(tmp_path / "model", engine="mxnet", threshold=0.0).detect(picture(1, 80, 90))) > 5
-    values = json.loads((tmp_path / "model" / MANIFEST).read_text())
-    values["calibration"]["excluded"] = ["none"]
-    (tmp_path / "model" / MANIFEST).write_text(json.dumps(values))
+    edit(tmp_path / "model" / MANIFEST, lambda values: values["calibration"].update(excluded=["none"]))
     with pytest.raises(CheckpointError, match="layer none"):
         Detector(tmp_path / "model", engine="mxnet")
 

@@ -18,7 +18,7 @@ FIRST = "conv_1_conv2d_output"
 
 @pytest.mark.parametrize("std", [(1.0, 1.0, 1.0), STD])
 def test_every_pixel_of_the_first_map_is_the_same(tmp_path, std):
-    checkpoint = load_checkpoint(save_tiny(tmp_path / "tiny", std=list(std)), "auto")
+    checkpoint = load_checkpoint(save_tiny(tmp_path / "tiny", std=std), "auto")
     floats, pixels = (inference_model(model_from_checkpoint(checkpoint), uint8) for uint8 in (False, True))
     image = np.random.default_rng(1).integers(0, 256, (2, *SIZE, 3), dtype=np.uint8)
     normalised = ((image - np.array(MEAN, np.float32)) / np.array(std, np.float32)).transpose(0, 3, 1, 2)
@@ -31,7 +31,7 @@ def test_every_pixel_of_the_first_map_is_the_same(tmp_path, std):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("mode", ["force", "letterbox"])
 def test_detections_are_the_same_from_a_folder(tmp_path, mode, dtype):
-    prefix = save_tiny(tmp_path / "tiny", std=list(STD), resize_mode=mode)
+    prefix = save_tiny(tmp_path / "tiny", std=STD, resize_mode=mode)
     folders = []
     for uint8 in (False, True):
         model = inference_model(model_from_checkpoint(load_checkpoint(prefix, "auto")), uint8)

@@ -8,6 +8,7 @@ import random
 import resource
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ import pytest
 from common.errors import CheckpointError, OptionError
 from machine.runtime import mx
 from model.checkpoint import (
-    META_DEFAULTS,
     best_epoch,
     drop_after,
     list_epochs,
@@ -31,27 +31,31 @@ from model.checkpoint import (
     symbol_path,
     write_best,
 )
+from model.checkpoint_meta import BEST_FILE, META_FILE, CheckpointMeta
+from tests.signing import earlier, edit, flips
 
-META = {
-    "num_update": 10,
-    "learning_rate": 0.1,
-    "scores": {},
-    "seed": 1,
-    "class_names": ["a"],
-    "mean_pixels": [1.0, 2.0, 3.0],
-    "data_shape": [64, 64],
-    "network": "mobilenet",
-    "options": {},
-    "batch_size": 8,
-    "symbol_sha256": "0",
-}
+META = CheckpointMeta(
+    epoch=1,
+    num_update=10,
+    learning_rate=0.1,
+    scores={},
+    seed=1,
+    class_names=("a",),
+    mean_pixels=(1.0, 2.0, 3.0),
+    data_shape=(64, 64),
+    network="mobilenet",
+    options={},
+    batch_size=8,
+    symbol_sha256="0",
+)
+LATER = "std resize_mode fill rect metrics overlap use_difficult freeze_epochs earlier_updates plateau origin begun"
 
 
 def save(prefix, epoch, value=None, size=1000):
     """A set whose weights all have one value, by default its epoch's number."""
     array = mx.nd.full((size,), epoch if value is None else value)
     state = {"w:0": np.full(size, epoch, np.float32)}
-    save_checkpoint(str(prefix), epoch, "{}", {"w": array}, {"m": array}, state, META)
+    save_checkpoint(str(prefix), "{}", {"w": array}, {"m": array}, state, replace(META, epoch=epoch))
 
 
 @pytest.fixture
@@ -75,7 +79,7 @@ def flip_a_bit(path):
 def test_a_set_comes_back_as_it_was_saved(prefix):
     assert list_epochs(prefix) == [1, 2, 3]
     found = load_checkpoint(prefix, 2)
-    assert (found.epoch, value_of(found), found.meta["class_names"]) == (2, 2.0, ["a"])
+    assert (found.epoch, value_of(found), found.meta.class_names) == (2, 2.0, ("a",))
     np.testing.assert_array_equal(found.aux_params["m"].asnumpy(), np.full(1000, 2, np.float32))
     np.testing.assert_array_equal(load_optimizer_state(found)["w:0"], np.full(1000, 2, np.float32))
     assert load_checkpoint(prefix, "auto").epoch == 3
@@ -98,7 +102,7 @@ def test_a_prefix_without_name_is_refused(tmp_path):
 def test_a_failing_save_leaves_the_symbol(prefix, monkeypatch):
     monkeypatch.setattr("model.checkpoint.stage_arrays", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(CheckpointError, match="not written"):
-        save_checkpoint(prefix, 4, "another", {}, {}, {}, META)
+        save_checkpoint(prefix, "another", {}, {}, {}, replace(META, epoch=4))
     assert symbol_path(prefix).read_text() == "{}"
 
 
@@ -143,40 +147,40 @@ def test_a_damaged_json_is_refused_by_name(prefix, content):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("data_shape", ["x"], "data_shape is not of type int: 'x'"),
+        ("data_shape", ["x"], "checkpoint.data_shape is not of type int: 'x'"),
         ("data_shape", [64], "field data_shape is wrong"),
         ("data_shape", [0, 64], "field data_shape is wrong"),
-        ("scores", {"validation": [1]}, r"scores.validation is not of type dict: \[1\]"),
-        ("class_names", [["a"], None], "class_names is not of type str"),
+        ("scores", {"validation": [1]}, r"checkpoint.scores.validation is not of type dict: \[1\]"),
+        ("class_names", [["a"], None], "checkpoint.class_names is not of type str"),
         ("class_names", [], "field class_names is wrong"),
         ("mean_pixels", [1.0], "field mean_pixels is wrong"),
-        ("mean_pixels", [{}, 1, 1], "mean_pixels is not of type float"),
-        ("std", [True, 1, 1], "std is not of type float"),
-        ("num_update", 1.5, "num_update is not of type int"),
+        ("mean_pixels", [{}, 1, 1], "checkpoint.mean_pixels is not of type float"),
+        ("std", [True, 1, 1], "checkpoint.std is not of type float"),
+        ("num_update", 1.5, "checkpoint.num_update is not of type int"),
+        ("resize_mode", "fit", "field resize_mode is wrong: 'fit'"),
+        ("files", {"a": {"size": 1}}, "sha256 is missing in checkpoint.files.a"),
     ],
 )
 def test_a_value_of_another_type_is_one_sentence(prefix, field, value, message):
-    path = meta_path(prefix, 3)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    edit(meta_path(prefix, 3), lambda values: values.update({field: value}))
     with pytest.raises(CheckpointError, match=r"net-0003\.json: damaged \(" + message):
         load_checkpoint(prefix, 3)
 
 
 def test_values_that_are_no_numbers_yet_come_back(prefix):
-    path, values = meta_path(prefix, 3), {"plateau": {"best": float("inf")}, "scores": {"validation": {"cat": None}}}
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-    meta = load_checkpoint(prefix, 3).meta
-    assert {name: meta[name] for name in values} == values
+    meta = replace(META, epoch=3, plateau={"best": float("inf")}, scores={"validation": {"cat": None}})
+    save_checkpoint(prefix, "{}", {}, {}, {}, meta)
+    assert replace(load_checkpoint(prefix, 3).meta, files={}) == meta
 
 
 @pytest.mark.parametrize("content", ['{"epoch": Infinity}', '{"epoch": 1e999}', '{"epoch": "2"}', "[" * 100_000, "\0"])
 def test_a_damaged_note_of_the_best_is_one_sentence(prefix, content, monkeypatch):
     Path(f"{prefix}-best.json").write_text(content)
-    with pytest.raises(CheckpointError, match="no best epoch is recorded"):
+    with pytest.raises(CheckpointError, match=r"net-best.json: damaged \(.*\); name an epoch"):
         best_epoch(prefix)
-    monkeypatch.setattr("model.checkpoint.MAX_META_BYTES", 10)
+    monkeypatch.setattr("model.checkpoint.BEST_FILE", replace(BEST_FILE, max_bytes=10))
     Path(f"{prefix}-best.json").write_text('{"epoch": 2} ')
-    with pytest.raises(CheckpointError, match="no best epoch is recorded"):
+    with pytest.raises(CheckpointError, match="larger than 10 bytes"):
         best_epoch(prefix)
 
 
@@ -303,7 +307,7 @@ class FakeArray:
 def save_without_end(prefix, first, pipe):
     for epoch in range(first, 10_000):
         array = np.full(200_000, epoch, np.float32)
-        save_checkpoint(prefix, epoch, "{}", {"w": FakeArray(array)}, {}, {"w:0": array}, META)
+        save_checkpoint(prefix, "{}", {"w": FakeArray(array)}, {}, {"w:0": array}, replace(META, epoch=epoch))
         os.write(pipe, epoch.to_bytes(4, "little"))
 
 
@@ -337,10 +341,76 @@ def test_kill_while_saving_loses_no_saved_set(tmp_path):
 
 
 def test_the_json_can_be_read_by_anybody(prefix):
-    """Also one of an earlier version, without the newest fields: images were stretched, std was 1."""
-    meta = json.loads(meta_path(prefix, 1).read_text())
-    assert not META_DEFAULTS.keys() & meta.keys()
-    assert META_DEFAULTS | meta == read_meta(prefix, 1)
-    assert (META_DEFAULTS["resize_mode"], META_DEFAULTS["std"], META_DEFAULTS["rect"]) == ("force", [1.0, 1.0, 1.0], 0)
-    assert set(meta["files"]) == {"net-0001.params", "net-0001.optim.params"}
-    assert meta["files"]["net-0001.params"]["size"] == params_path(prefix, 1).stat().st_size
+    values = json.loads(meta_path(prefix, 1).read_text())
+    assert (values["format"], values["epoch"], values["class_names"]) == (2, 1, ["a"])
+    assert set(values["files"]) == {"net-0001.params", "net-0001.optim.params"}
+    assert values["files"]["net-0001.params"]["size"] == params_path(prefix, 1).stat().st_size
+    assert list(values)[-1] == "digest"
+
+
+def test_a_json_without_digest_is_read_as_its_version_did_and_told_once(prefix, caplog):
+    """Without the newest fields, too: images were stretched, std was 1."""
+    path, current = meta_path(prefix, 1), read_meta(prefix, 1)
+    path.write_text(earlier(path.read_text(), without=tuple(LATER.split())).replace('"format"', '"x": 0, "format"'))
+    for _ in range(3):
+        assert read_meta(prefix, 1) == load_checkpoint(prefix, 1).meta == current
+    assert (current.resize_mode, current.std, current.rect) == ("force", (1.0, 1.0, 1.0), 0)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{path}: of an earlier version, without a digest")
+    assert "python -m tools.sign_metadata" in record.getMessage()
+    path.write_text(earlier(path.read_text(), without=("files",)))
+    with pytest.raises(CheckpointError, match="files is missing in checkpoint"):
+        read_meta(prefix, 1)
+
+
+def test_no_flipped_bit_of_a_json_is_taken_for_another_checkpoint(prefix):
+    path, known = meta_path(prefix, 1), read_meta(prefix, 1)
+    refused = 0
+    for content in flips(path.read_bytes(), 5):
+        path.write_bytes(content)
+        try:
+            assert read_meta(prefix, 1) == known
+        except CheckpointError as error:
+            assert "net-0001.json: damaged (" in str(error)  # noqa: PT017
+            assert "use another epoch" in str(error)  # noqa: PT017
+            refused += 1
+    assert refused > 0.98 * 8 * len(content) / 5
+
+
+def test_no_flipped_bit_of_the_note_of_the_best_is_taken_for_another_epoch(prefix):
+    write_best(prefix, 2, "mAP", 0.5)
+    path = Path(f"{prefix}-best.json")
+    for content in flips(path.read_bytes()):
+        path.write_bytes(content)
+        try:
+            assert best_epoch(prefix) == 2
+        except CheckpointError as error:
+            assert "net-best.json: damaged (" in str(error)  # noqa: PT017
+
+
+def test_an_edit_is_refused_with_its_remedy(prefix):
+    path = meta_path(prefix, 3)
+    path.write_text(path.read_text().replace('"resize_mode"', '"rerize_mode"'))
+    edited = (
+        r"net-0003.json: damaged \(its digest is not that of its content: if it was edited on purpose, sign it with "
+    )
+    with pytest.raises(CheckpointError, match=edited + r"python -m tools.sign_metadata\); use another epoch"):
+        load_checkpoint(prefix, 3)
+    edit(path, lambda values: None)
+    with pytest.raises(
+        CheckpointError, match="checkpoint has the unknown key 'rerize_mode', written by a later version"
+    ):
+        load_checkpoint(prefix, 3)
+    edit(path, lambda values: values.pop("rerize_mode"))
+    assert load_checkpoint(prefix, 3).meta.resize_mode == "force"  # a missing key is one that was not yet there
+    edit(path, lambda values: values.update(format=3))
+    with pytest.raises(CheckpointError, match="format is 3, this version reads 1 to 2 only"):
+        load_checkpoint(prefix, 3)
+    path.write_text(path.read_text().replace('"digest"', '"digezt"'))
+    with pytest.raises(CheckpointError, match="its digest is missing"):
+        load_checkpoint(prefix, 3)
+
+
+def test_a_path_that_is_no_utf8_comes_back(prefix):
+    meta = replace(META, network="darknet:\udcff.cfg")
+    assert META_FILE.from_json(META_FILE.to_json(meta), "x") == meta

@@ -16,6 +16,7 @@ from model import folder as model_folder
 from model.checkpoint import load_checkpoint
 from model.folder import MANIFEST, PARAMS, SYMBOL, read_model_folder
 from model.load import inference_model, load_model, model_from_checkpoint
+from tests import signing
 from tests.model.tiny import CLASSES, MEAN, OPTIONS, SIZE, save_tiny, tiny_params
 
 
@@ -95,12 +96,6 @@ def test_damaged_files_are_named(folder, name, change):
         read_model_folder(folder)
 
 
-def _edit_manifest(folder, edit):
-    values = json.loads((folder / MANIFEST).read_text())
-    edit(values)
-    (folder / MANIFEST).write_text(json.dumps(values))
-
-
 @pytest.mark.parametrize(
     "edit",
     [
@@ -112,7 +107,7 @@ def _edit_manifest(folder, edit):
     ],
 )
 def test_damaged_manifests_are_named(folder, edit):
-    _edit_manifest(folder, edit)
+    signing.edit(folder / MANIFEST, edit)
     with pytest.raises(CheckpointError, match=MANIFEST):
         read_model_folder(folder)
 
@@ -122,7 +117,7 @@ def test_a_hostile_symbol_with_the_right_checksum_is_refused(folder, monkeypatch
     graph["nodes"][-1].update(op="_Native", attrs={"info": "0x4141414141"})
     (folder / SYMBOL).write_text(json.dumps(graph))
     record = {"size": (folder / SYMBOL).stat().st_size, "sha256": model_folder.file_sha256(folder / SYMBOL)}
-    _edit_manifest(folder, lambda v: v["files"].update({SYMBOL: record}))
+    signing.edit(folder / MANIFEST, lambda v: v["files"].update({SYMBOL: record}))
     monkeypatch.setattr(mx.sym, "load_json", lambda text: pytest.fail("loaded"))
     with pytest.raises(CheckpointError, match="_Native"):
         read_model_folder(folder)
@@ -139,9 +134,8 @@ def test_weights_of_another_network_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"class_names": ["a", "a", "b"]},
-        {"std": [1, 0, 1]},
-        {"resize_mode": "crop"},
+        {"class_names": ("a", "a", "b")},
+        {"std": (1.0, 0.0, 1.0)},
         {"fill": 300},
     ],
 )

@@ -6,15 +6,15 @@ import json
 import pytest
 
 from model.manifest import (
+    MANIFEST_FILE,
     Accuracy,
     Calibration,
     FileRecord,
     Manifest,
     PostProcessing,
     Source,
-    manifest_from_json,
-    manifest_to_json,
 )
+from tests.signing import earlier, flips, signed
 
 CALIBRATION = {"record": "a.rec", "mode": "naive", "images": 5, "thresholds": {"conv1": [-1.5, 2]}, "excluded": []}
 NEW = ("input_format", "calibration", "accuracy")  # later than the first version
@@ -35,23 +35,60 @@ GOOD = Manifest(
 )
 
 
-def test_round_trip_and_later_fields_are_ignored():
-    values = json.loads(manifest_to_json(GOOD))
-    assert manifest_from_json(json.dumps({**values, "novelty": [1]})) == GOOD
+TEXT = MANIFEST_FILE.to_json(GOOD)
+
+
+def read(text, origin="manifest.json"):
+    return MANIFEST_FILE.from_json(text, origin)
+
+
+def changed(**changes):
+    return signed({**json.loads(TEXT), **changes})
+
+
+def test_round_trip():
+    assert read(TEXT) == GOOD
+    assert json.loads(TEXT)["format"] == 2
     assert GOOD.size == (96, 80)
 
 
-def test_manifests_of_the_first_version_are_read():
-    values = json.loads(manifest_to_json(dataclasses.replace(GOOD, dtype="float32", calibration=None, accuracy=None)))
-    old = {name: value for name, value in values.items() if name not in NEW}
-    read = manifest_from_json(json.dumps(old))
-    assert (read.input_format, read.calibration, read.accuracy) == ("float32_nchw", None, None)
+def test_manifests_of_the_first_version_are_read_and_told_once(caplog):
+    known = dataclasses.replace(GOOD, dtype="float32", calibration=None, accuracy=None)
+    old = earlier(MANIFEST_FILE.to_json(known), without=NEW)
+    for text in (old, old, json.dumps({**json.loads(old), "novelty": [1]})):
+        assert read(text, "first/manifest.json") == known
+    (record,) = caplog.records
+    assert "first/manifest.json: of an earlier version, without a digest" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "path", [(), ("postprocessing",), ("source",), ("calibration",), ("accuracy",), ("files", "model-0000.params")]
+)
+def test_keys_of_later_versions_are_refused_by_name(path):
+    values = json.loads(TEXT)
+    inner = values
+    for name in path:
+        inner = inner[name]
+    inner["novelty"] = [1]
+    with pytest.raises(ValueError, match=f"{'.'.join(('manifest', *path))} has the unknown key 'novelty'"):
+        read(signed(values))
+
+
+def test_no_flipped_bit_is_taken_for_another_manifest():
+    refused = 0
+    for content in flips(TEXT.encode(), 3):
+        try:
+            assert read(content.decode()) == GOOD
+        except ValueError:
+            refused += 1
+    assert refused > 0.98 * 8 * len(TEXT) / 3
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("format", 2),
+        ("format", 1),
+        ("format", 3),
         ("format", True),
         ("class_names", "red"),
         ("class_names", []),
@@ -88,21 +125,31 @@ def test_manifests_of_the_first_version_are_read():
     ],
 )
 def test_wrong_values_are_refused(name, value):
-    values = json.loads(manifest_to_json(GOOD))
     with pytest.raises(ValueError, match=name) as caught:
-        manifest_from_json(json.dumps({**values, name: value}).replace("Infinity", "1e999"))
+        read(changed(**{name: value}).replace("Infinity", "1e999"))
     assert len(str(caught.value)) < 200
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Manifest) if field.name not in NEW])
-def test_missing_fields_are_named(name):
-    values = json.loads(manifest_to_json(GOOD))
+@pytest.mark.parametrize(
+    "name", ["format", *(field.name for field in dataclasses.fields(Manifest) if field.name not in NEW)]
+)
+def test_fields_missing_in_the_first_version_are_named(name):
+    values = json.loads(earlier(TEXT))
     del values[name]
     with pytest.raises(ValueError, match=f"{name} is missing"):
-        manifest_from_json(json.dumps(values))
+        read(json.dumps(values))
+
+
+def test_fields_that_have_no_default_must_be_there():
+    defaults = {"resize_mode": "force", "interpolation": "bilinear", "fill": 127}
+    values = {name: value for name, value in json.loads(TEXT).items() if name not in defaults}
+    assert read(signed(values)) == GOOD
+    for name in ("network", "format"):
+        with pytest.raises(ValueError, match=f"{name} is missing in manifest"):
+            read(signed({key: value for key, value in values.items() if key != name}))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "nonsense", "[" * 100_000, '{"format": NaN}'])
 def test_other_texts_are_refused(text):
     with pytest.raises(ValueError, match=r"."):
-        manifest_from_json(text)
+        read(text)

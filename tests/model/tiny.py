@@ -1,5 +1,6 @@
 """A tiny SSD with made-up weights, as a checkpoint."""
 
+import dataclasses
 import zlib
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from config.options import to_mapping
 from machine.runtime import mx
 from model.checkpoint import save_checkpoint
+from model.checkpoint_meta import CheckpointMeta
 from symbol.registry import network_options_class
 from symbol.symbol_factory import get_symbol
 
@@ -53,21 +55,22 @@ def _values(name, shape):
 
 def save_tiny(prefix, epoch=3, **changes):
     args, aux = tiny_params()
-    meta = {
-        "num_update": 10,
-        "learning_rate": 0.1,
-        "scores": {"train": {"CrossEntropy": 1.0}, "validation": {"mAP": 0.5, "blue": 0.25}},
-        "seed": 1,
-        "class_names": list(CLASSES),
-        "mean_pixels": list(MEAN),
-        "data_shape": list(SIZE),
-        "network": "mobilenet",
-        "options": OPTIONS,
-        "batch_size": 2,
-        "symbol_sha256": "0" * 64,
-        **changes,
-    }
-    save_checkpoint(str(prefix), epoch, tiny_symbol().tojson(), args, aux, {}, meta)
+    meta = CheckpointMeta(
+        epoch=epoch,
+        num_update=10,
+        learning_rate=0.1,
+        scores={"train": {"CrossEntropy": 1.0}, "validation": {"mAP": 0.5, "blue": 0.25}},
+        seed=1,
+        class_names=CLASSES,
+        mean_pixels=MEAN,
+        data_shape=SIZE,
+        network="mobilenet",
+        options=OPTIONS,
+        batch_size=2,
+        symbol_sha256="0" * 64,
+    )
+    meta = dataclasses.replace(meta, **changes)
+    save_checkpoint(str(prefix), tiny_symbol().tojson(), args, aux, {}, meta)
     return str(prefix)
 
 

@@ -45,8 +45,8 @@ def test_a_whole_network_becomes_a_checkpoint_that_detects(convert, state_dict):
     assert "missing (0): none" in text
     assert "unused (0): none" in text
     meta = load_checkpoint(prefix, 0).meta
-    assert meta["class_names"][:2] == ["aeroplane", "bicycle"]
-    assert (meta["network"], meta["data_shape"]) == ("vgg16_ssd_voc", [300, 300])
+    assert meta.class_names[:2] == ("aeroplane", "bicycle")
+    assert (meta.network, meta.data_shape) == ("vgg16_ssd_voc", (300, 300))
     image = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     model = model_from_checkpoint(load_checkpoint(prefix, 0))
     rows = det(model.symbol, model.arg_params, image)
@@ -143,12 +143,12 @@ def test_a_classic_checkpoint_needs_no_flags(classic, tmp_path, capsys):
     assert "nothing is missing" in text
     checkpoint = load_checkpoint(str(tmp_path / "new"), 0)
     meta = checkpoint.meta
-    assert (meta["network"], meta["data_shape"], len(meta["class_names"])) == ("mobilenet", [300, 300], 2)
-    assert get_symbol_train("mobilenet", 300, 2, **meta["options"]).tojson() == symbol.tojson()
+    assert (meta.network, meta.data_shape, len(meta.class_names)) == ("mobilenet", (300, 300), 2)
+    assert get_symbol_train("mobilenet", 300, 2, **meta.options).tojson() == symbol.tojson()
     convert_weights.main(
         ["--from", "classic", str(path), "--prefix", str(tmp_path / "wide"), "--data-shape", "256,320"]
     )
-    assert load_checkpoint(str(tmp_path / "wide"), 0).meta["data_shape"] == [256, 320]
+    assert load_checkpoint(str(tmp_path / "wide"), 0).meta.data_shape == (256, 320)
 
 
 def test_a_classic_checkpoint_without_its_symbol_is_told(classic, tmp_path, capsys):

@@ -1,7 +1,7 @@
 """Darknet's files to a checkpoint and back: the same bytes, the same network, the same names."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from model.checkpoint import load_checkpoint, save_checkpoint
 from model.weights import darknet
 from symbol.darknet_sections import with_classes
 from symbol.symbol_factory import get_symbol
+from tests.model.tiny import save_tiny
 from tests.model.weights.formula import body, formula, outputs
 from tools import convert_weights, write_darknet
 
@@ -32,7 +33,7 @@ def test_there_and_back(weights, tmp_path, capsys):
     convert_weights.main(["--from", "darknet", str(weights), *to_tiny, "--prefix", prefix])
     assert "nothing is missing" in capsys.readouterr().out
     meta = load_checkpoint(prefix, 0).meta
-    assert (meta["std"], meta["mean_pixels"], meta["resize_mode"]) == ([255.0] * 3, [0.0] * 3, "letterbox")
+    assert (meta.std, meta.mean_pixels, meta.resize_mode) == ((255.0,) * 3, (0.0,) * 3, "letterbox")
     write_darknet.main(["--prefix", prefix, "--epoch", "0", "--output", str(out)])
     assert out.with_suffix(".weights").read_bytes() == weights.read_bytes()
     assert read_names(out.with_suffix(".names")) == ("cat", "dog", "hen")
@@ -88,8 +89,8 @@ def test_other_files_are_overwritten_only_where_it_is_asked_for(own_cfg, suffix)
 
 def test_a_class_name_that_fits_on_no_line_is_told_before_anything_is_written(own_cfg):
     checkpoint = load_checkpoint("cells", 0)
-    meta = checkpoint.meta | {"class_names": ["a ", "b", "c"], "epoch": 1}
-    save_checkpoint("odd", 1, "{}", checkpoint.arg_params, checkpoint.aux_params, {}, meta)
+    meta = replace(checkpoint.meta, class_names=("a ", "b", "c"), epoch=1)
+    save_checkpoint("odd", "{}", checkpoint.arg_params, checkpoint.aux_params, {}, meta)
     before = written(own_cfg.parent)
     with pytest.raises(DataError, match=r"odd.names: the class name 'a ' does not fit on a line of its own"):
         write_darknet.main(["--prefix", "odd", "--epoch", "1"])
@@ -113,8 +114,8 @@ class Trained:
     def outputs(self, images, layer):
         checkpoint = load_checkpoint(self.prefix, self.epoch)
         meta = checkpoint.meta
-        symbol = get_symbol(meta["network"], (64, 96), 3, **meta["options"])
-        mean, std = (np.array(meta[name])[:, None, None] for name in ("mean_pixels", "std"))
+        symbol = get_symbol(meta.network, (64, 96), 3, **meta.options)
+        mean, std = (np.array(values)[:, None, None] for values in (meta.mean_pixels, meta.std))
         arrays = (
             {name: array.asnumpy() for name, array in p.items()} for p in (checkpoint.arg_params, checkpoint.aux_params)
         )
@@ -128,7 +129,7 @@ def trained_and_again(weights, tmp_path, **pixels):
     convert_weights.main(["--from", "darknet", str(weights), *network, "--prefix", prefix])
     first = load_checkpoint(prefix, 0)
     args = {name: array * 0.01 if name == "body_0_conv_weight" else array for name, array in first.arg_params.items()}
-    save_checkpoint(trained, 1, "{}", args, first.aux_params, {}, first.meta | {"epoch": 1} | pixels)
+    save_checkpoint(trained, "{}", args, first.aux_params, {}, replace(first.meta, epoch=1, **pixels))
     write_darknet.main(["--prefix", trained, "--output", str(tmp_path / "export")])
     convert_weights.main(["--from", "darknet", str(tmp_path / "export.weights"), *network, "--prefix", again])
     return Trained(trained, 1), Trained(again, 0)
@@ -138,14 +139,14 @@ IMAGES = np.random.default_rng(7).uniform(0, 255, (2, 3, 64, 96))
 
 
 def test_a_model_trained_with_another_std_detects_the_same(weights, tmp_path, caplog):
-    first, second = trained_and_again(weights, tmp_path, std=[60.0, 50.0, 1.0])
+    first, second = trained_and_again(weights, tmp_path, std=(60.0, 50.0, 1.0))
     for layer in ("pred_15_conv", ""):
         np.testing.assert_allclose(second.outputs(IMAGES, layer), first.outputs(IMAGES, layer), rtol=1e-3, atol=1e-4)
     assert not caplog.records
 
 
 def test_means_are_folded_but_for_the_border(weights, tmp_path, caplog):
-    first, second = trained_and_again(weights, tmp_path, mean_pixels=[123.0, 117.0, 104.0], std=[60.0] * 3)
+    first, second = trained_and_again(weights, tmp_path, mean_pixels=(123.0, 117.0, 104.0), std=(60.0,) * 3)
     a, b = (one.outputs(IMAGES, "body_0_bn") for one in (first, second))
     np.testing.assert_allclose(b[..., 1:-1, 1:-1], a[..., 1:-1, 1:-1], rtol=1e-4, atol=1e-4)
     gamma = load_checkpoint(first.prefix, 1).arg_params["body_0_bn_gamma"].asnumpy()
@@ -163,20 +164,11 @@ def test_stretched_images_are_told(weights, tmp_path, caplog):
 
 
 def test_a_checkpoint_that_names_a_file_in_place_of_its_cfg_is_refused(tmp_path):
-    prefix = str(tmp_path / "odd")
-    meta = dict.fromkeys(("num_update", "learning_rate", "seed", "batch_size"), 1) | {
-        "scores": {},
-        "class_names": ["a"],
-    }
-    meta |= {"network": f"darknet:{__file__}", "options": {}, "data_shape": [64, 64], "mean_pixels": [0] * 3}
-    save_checkpoint(prefix, 1, "{}", {}, {}, {}, meta | {"symbol_sha256": ""})
+    prefix = save_tiny(tmp_path / "odd", 1, network=f"darknet:{__file__}", options={})
     with pytest.raises(CheckpointError, match="its options hold no darknet_cfg"):
         write_darknet.main(["--prefix", prefix, "--epoch", "1"])
 
 
-def test_another_network_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "model.checkpoint.load_checkpoint", lambda *_: type("C", (), {"meta": {"network": "mobilenet"}})
-    )
+def test_another_network_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="its network is mobilenet"):
-        write_darknet.main(["--prefix", str(tmp_path / "x")])
+        write_darknet.main(["--prefix", save_tiny(tmp_path / "x")])

@@ -15,7 +15,7 @@ def test_a_run_ends_after_max_iter_updates(options):
     run = options(max_iter=7, end_epoch=1, save_every=100)
     run_training(run)
     assert list_epochs(run.prefix)[-1] == 3
-    assert load_checkpoint(run.prefix).meta["num_update"] == 7
+    assert load_checkpoint(run.prefix).meta.num_update == 7
     assert [line["num_update"] for line in metrics(run.prefix)] == [3, 6, 7]
 
 

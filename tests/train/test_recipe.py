@@ -119,7 +119,7 @@ def test_snapshots_are_whole_models(options):
     snapshots = f"{run.prefix}-iter"
     assert list_epochs(snapshots) == [8, 12]  # the newest two of 4, 8, 12
     assert list_epochs(run.prefix) == [3, 4]  # of 2, 3, 4
-    assert load_checkpoint(snapshots, 8).meta["num_update"] == 8
+    assert load_checkpoint(snapshots, 8).meta.num_update == 8
     with pytest.raises(OptionError, match="raise --end-epoch"):
         run_training(options(save_every="4i", end_epoch=4, val_path="", resume="auto"))
     run_training(options(prefix=f"{run.prefix}-2", pretrained=snapshots, epoch=8, end_epoch=1))
@@ -226,4 +226,4 @@ def test_frozen_parts_and_their_moving_averages_stay(options, finished_run, word
         n for n, a in after.arg_params.items() if not np.array_equal(a.asnumpy(), before.arg_params[n].asnumpy())
     }
     assert changed == {name for name in after.arg_params if "_pred_conv_" in name}
-    assert after.meta["options"]["freeze"] == word
+    assert after.meta.options["freeze"] == word

@@ -33,7 +33,7 @@ def test_one_curve_of_both_stages(staged):
     found = [(line["epoch"], line["num_update"], line["learning_rate"]) for line in metrics(staged.prefix)]
     assert found == [(1, 6, 0.02), (2, 12, 0.02), (3, 15, 0.01), (4, 18, 0.01)]
     assert list_epochs(staged.prefix) == [1, 2, 3, 4]
-    assert [load_checkpoint(staged.prefix, k).meta["batch_size"] for k in (1, 2, 3, 4)] == [4, 4, 8, 8]
+    assert [load_checkpoint(staged.prefix, k).meta.batch_size for k in (1, 2, 3, 4)] == [4, 4, 8, 8]
     assert len(Path(f"{staged.prefix}-results.txt").read_text().splitlines()) == 5
 
 

@@ -123,23 +123,23 @@ def test_overwriting_loses_nothing_before_there_is_something_new(continued, monk
     with pytest.raises(CheckpointError, match="not written"):
         run_training(options)
     assert list_epochs(options.prefix) == [1, 2, 3]
-    assert load_checkpoint(options.prefix, "best").meta["seed"] == 233
+    assert load_checkpoint(options.prefix, "best").meta.seed == 233
 
 
 def test_overwriting_waits_for_the_first_save(continued):
     options = continued(overwrite=True, end_epoch=2, seed=7, save_every="2", val_path="")
     run_training(options)
     assert list_epochs(options.prefix) == [2]
-    assert load_checkpoint(options.prefix).meta["seed"] == 7
+    assert load_checkpoint(options.prefix).meta.seed == 7
 
 
 def test_overwriting_leaves_nothing_of_the_old_run(continued):
     options = continued(overwrite=True, end_epoch=1, seed=7)
     run_training(options)
     assert list_epochs(options.prefix) == [1]
-    assert load_checkpoint(options.prefix).meta["seed"] == 7
+    assert load_checkpoint(options.prefix).meta.seed == 7
     assert [line["epoch"] for line in metrics(options.prefix)] == [1]
-    assert load_checkpoint(options.prefix, "best").meta["seed"] == 7
+    assert load_checkpoint(options.prefix, "best").meta.seed == 7
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_finetuning_goes_on_counting_and_keeps_its_source(continued, finished_ru
     run = continued(finetune=3, end_epoch=5, train_path=two_classes, val_path=two_classes)
     run_training(run)
     assert list_epochs(run.prefix) == [1, 2, 3, 4, 5]
-    assert load_checkpoint(run.prefix).meta["class_names"] == ["cell", "blob"]
+    assert load_checkpoint(run.prefix).meta.class_names == ("cell", "blob")
     assert params_path(run.prefix, 3).read_bytes() == params_path(str(finished_run / "t"), 3).read_bytes()
 
 

@@ -19,6 +19,7 @@ from evaluate.evaluate_net import evaluate_net
 from machine.opencv import cv2
 from machine.runtime import mx
 from model.checkpoint import list_epochs, load_checkpoint, load_optimizer_state, optimizer_path, params_path, read_meta
+from model.checkpoint_meta import BEST_FILE, Best
 from symbol.layers import matches
 from tests.train.tiny import CLASSES, metrics, write_record
 from train.epoch_end import EpochEnd
@@ -210,7 +211,7 @@ def test_which_checkpoints_are_kept(options, monkeypatch):
     run_training(run)
     assert list_epochs(run.prefix) == [2, 6, 7]
     assert load_checkpoint(run.prefix, "best").epoch == 2
-    assert read_meta(run.prefix, 2)["scores"]["validation"] == {"mAP": 0.6}
+    assert read_meta(run.prefix, 2).scores["validation"] == {"mAP": 0.6}
 
 
 def test_best_by_any_metric(options, monkeypatch):
@@ -224,7 +225,7 @@ def test_best_by_any_metric(options, monkeypatch):
     run_training(run)
     expected = {*CLASSES, "mAP", "mAP_voc07", *STAT_NAMES}
     assert all(set(line["validation"]) == expected for line in metrics(run.prefix))
-    assert json.loads(Path(f"{run.prefix}-best.json").read_text()) == {"epoch": 2, "metric": "AP75", "score": 0.7}
+    assert BEST_FILE.read(Path(f"{run.prefix}-best.json")) == Best(2, "AP75", 0.7)
     log = Path(f"{run.prefix}-train.log").read_text()
     assert "Validation-AR100=" in log
     assert "checkpoint 2 is the best so far: AP75=0.7000" in log
@@ -320,7 +321,7 @@ def test_records_without_sidecars_need_the_number_of_classes(options, tmp_path):
         run_training(options(train_path=train, val_path=val))
     run = options(train_path=train, val_path=val, num_class=3, end_epoch=1)
     run_training(run)
-    assert load_checkpoint(run.prefix).meta["class_names"] == ["class0", "class1", "class2"]
+    assert load_checkpoint(run.prefix).meta.class_names == ("class0", "class1", "class2")
 
 
 def test_a_damaged_record_is_named(options, tmp_path):

@@ -85,7 +85,7 @@ def test_a_cfg_that_has_changed_is_told_and_not_read(run: TrainOptions, tmp_path
     run_training(options)
     cfg.unlink()
     assert f"{cfg} has changed; the run goes on with the text that its checkpoints keep" in caplog.text
-    kept = [load_checkpoint(options.prefix, epoch).meta["options"]["darknet_cfg"] for epoch in (2, 3)]
+    kept = [load_checkpoint(options.prefix, epoch).meta.options["darknet_cfg"] for epoch in (2, 3)]
     assert kept[0] == kept[1]
 
 
@@ -136,7 +136,7 @@ def test_a_checkpoint_that_names_a_file_in_place_of_its_cfg_is_refused(run: Trai
     secret = tmp_path / "secret"
     secret.write_text("do not show\n")
     checkpoint = load_checkpoint(run.prefix, 2)
-    meta = {**checkpoint.meta, "network": f"darknet:{secret}"}
-    meta["options"] = {**meta["options"], "darknet_cfg": ""}
+    options = {**checkpoint.meta.options, "darknet_cfg": ""}
+    meta = replace(checkpoint.meta, network=f"darknet:{secret}", options=options)
     with pytest.raises(CheckpointError, match="its options hold no darknet_cfg"):
         model_from_checkpoint(replace(checkpoint, meta=meta))

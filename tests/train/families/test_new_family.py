@@ -13,7 +13,7 @@ from config.options import joined_options, option, parse_options
 from deploy.main import main as deploy_main
 from detect.detector import Detector
 from evaluate.main import main as evaluate_main
-from model.manifest import manifest_from_json
+from model.manifest import MANIFEST_FILE
 from symbol import registry
 from symbol.detector.ssd import SSD
 from symbol.detector.ssd_rows import SSDRow
@@ -95,7 +95,7 @@ def test_it_is_evaluated_as_in_training(run, records, tmp_path, capsys):
 def test_it_is_exported_and_runs_from_onnx(run, tmp_path):
     folder = tmp_path / "folder"
     deploy_main([f"--prefix={run.prefix}", f"--output={folder}", "--onnx"])
-    manifest = manifest_from_json((folder / "manifest.json").read_text())
+    manifest = MANIFEST_FILE.read(folder / "manifest.json")
     assert (manifest.network, manifest.postprocessing.operator) == (NETWORK, "box_nms of retina")
     rng = np.random.default_rng(3)
     picture = draw(objects_of(rng, len(CLASSES)), rng)

@@ -1,0 +1,141 @@
+"""JSON files that tell damage: a format number, the fields of a dataclass, and a digest of both.
+
+The digest is the sha256 of everything else in the file as JSON of one form (`content_digest`): whatever changes a value
+or a name, such as one flipped bit, is found before the value is used. Files of format 1 were written before there were
+digests; they are read with what that version took for granted, and told.
+
+A later key is a field with a default that means what was done before it: files without the key stay readable, and
+versions without the field refuse the key by its name.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from common.typed_json import STRICT, Rules, parse_json, typed
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+FORMAT, DIGEST = "format", "digest"  # first and last key of each file
+SIGN = "python -m tools.sign_metadata"  # the remedy for a file that was edited on purpose
+UNSIGNED = 1  # the format of files without digest, where they have a number
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T", bound="DataclassInstance")
+_told: set[str] = set()  # files of format 1
+
+
+@dataclass(frozen=True)
+class SignedKind(Generic[T]):
+    """One kind of file.
+
+    Attributes:
+        content: the dataclass of its fields, none of them called format or digest; its __post_init__ may raise
+            ValueError.
+        name: what sentences call it.
+        format: the number that this version writes, above 1.
+        always: the keys that format 1 had in each file although they have a default now; `format` is one of them, if
+            the number stood there.
+        infinite: whether NaN and Infinity are among the values.
+        max_bytes: of a file.
+    """
+
+    content: type[T]
+    name: str
+    format: int
+    always: frozenset[str] = frozenset()
+    infinite: bool = False
+    max_bytes: int = 4 << 20
+
+    def to_json(self, value: T) -> str:
+        """The text of a file, signed. ValueError for a number that JSON does not have, unless these are allowed."""
+        fields = {FORMAT: self.format, **dataclasses.asdict(value)}
+        values = json.loads(json.dumps(fields, allow_nan=self.infinite))  # as they are read: tuples are lists
+        signed = {**values, DIGEST: content_digest(values)}
+        text = json.dumps(signed, indent=1, ensure_ascii=False)
+        if re.search("[\ud800-\udfff]", text):  # a path that is no UTF-8
+            text = json.dumps(signed, indent=1)
+        return text + "\n"
+
+    def read(self, path: Path) -> T:
+        """The content of a file; OSError, or ValueError that says what is wrong with it."""
+        return self.from_json(read_text(path, self.max_bytes), path)
+
+    def from_json(self, text: str, origin: str | Path) -> T:
+        """The content of the text of the file `origin`; ValueError says what is wrong with it.
+
+        A file of format 1 is told in one line of the log, the first time that this process reads it.
+        """
+        values = self._parse(text)
+        if not is_unsigned(values):
+            _check_digest(values)
+            return self._check(values, STRICT)
+        value = self._check(values, Rules(self.always, ignores_unknown=True))
+        _tell(os.path.abspath(origin))
+        return value
+
+    def from_edited(self, text: str) -> T:
+        """The content of a text that was edited: its digest may be wrong. ValueError says why it cannot be signed; that
+        it has unknown keys is a reason in format 1, too."""
+        values = self._parse(text)
+        return self._check(values, Rules(self.always) if is_unsigned(values) else STRICT)
+
+    def _parse(self, text: str) -> dict[str, Any]:
+        return typed(dict[str, Any], parse_json(text, infinite=self.infinite), self.name)
+
+    def _check(self, values: dict[str, Any], rules: Rules) -> T:
+        """values, out of JSON, as the dataclass, whatever their digest."""
+        unsigned = is_unsigned(values)
+        if FORMAT not in values and (FORMAT in self.always or not unsigned):
+            raise ValueError(f"{FORMAT} is missing in {self.name}")
+        number = typed(int, values.get(FORMAT, UNSIGNED), FORMAT)
+        if number != (UNSIGNED if unsigned else self.format):
+            raise ValueError(f"{FORMAT} is {number!r:.50}, this version reads {UNSIGNED} to {self.format} only")
+        fields = {name: value for name, value in values.items() if name not in (FORMAT, DIGEST)}
+        return typed(self.content, fields, self.name, rules)
+
+
+def read_text(path: Path, max_bytes: int) -> str:
+    """The text of a file; OSError, or ValueError for one that is too large or not UTF-8."""
+    if path.stat().st_size > max_bytes:
+        raise ValueError(f"larger than {max_bytes} bytes")
+    return path.read_text("utf-8")
+
+
+def content_digest(values: dict[str, Any]) -> str:
+    """The sha256, in hexadecimal, of all values of a file but its digest, which are as json.loads gives them.
+
+    Their JSON has sorted keys, no blanks and no characters beyond ASCII. ValueError for what is nested too deeply.
+    """
+    content = {name: value for name, value in values.items() if name != DIGEST}
+    try:
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def is_unsigned(values: dict[str, Any]) -> bool:
+    """Whether a file with these values was written before there were digests: it has none, and no later format."""
+    return DIGEST not in values and values.get(FORMAT, UNSIGNED) == UNSIGNED
+
+
+def _check_digest(values: dict[str, Any]) -> None:
+    if values.get(DIGEST) == content_digest(values):
+        return
+    what = "is not that of its content" if DIGEST in values else "is missing"
+    raise ValueError(f"its digest {what}: if it was edited on purpose, sign it with {SIGN}")
+
+
+def _tell(path: str) -> None:
+    """Logs, once for each file, that damage to it goes unnoticed."""
+    if path not in _told:
+        _told.add(path)
+        logger.warning("%s: of an earlier version, without a digest that would tell damage; %s adds one", path, SIGN)
