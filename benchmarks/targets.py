@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import Seconds, in_turns, machine, median_ratio, print_table, seconds_of, verdict
-from config.options import option, parse_options
+from config.command_line import parse_options
+from config.options import option
 from machine.command import run_command
 from machine.runtime import mx
 from machine.threads import usable_threads

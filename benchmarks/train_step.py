@@ -31,7 +31,8 @@ from typing import Any
 from benchmarks.common import Seconds, machine, median_ratio, print_table, verdict
 from common.errors import OptionError
 from config.augment_options import TrainAugment
-from config.options import option, parse_options
+from config.command_line import parse_options
+from config.options import option
 from dataset.iterator import DetRecordIter
 from machine.command import run_command
 from machine.runtime import mx

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from common.errors import OptionError
 from common.output_file import check_output_file
 from common.terminal_log import log_to_terminal
+from config.command_line import boolean_flags, parse_options
 from config.demo_options import DemoOptions
-from config.options import boolean_flags, parse_options
-from config.run import DeviceOptions
+from config.groups import DeviceOptions
 from detect.benchmark import benchmark
 from detect.inputs import Source, distinct_files, find_images, is_video, plan_outputs, split_words, with_values
 from detect.records import Records

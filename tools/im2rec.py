@@ -16,8 +16,8 @@ if not __package__:
 
 from common.errors import DataError, OptionError
 from common.files import AtomicFile, publish_all, staged
+from config.command_line import parse_options
 from config.im2rec_options import Im2recOptions
-from config.options import parse_options
 from dataset.class_names import read_class_names
 from dataset.encode import DEFAULT_QUALITY, Encoder
 from dataset.image_folder import find_images, split

@@ -12,7 +12,8 @@ from typing import NamedTuple
 if not __package__:
     importlib.import_module("as_module")
 
-from config.options import option, parse_options
+from config.command_line import parse_options
+from config.options import option
 from machine.command import run_command
 
 NUM_CLASSES = 20

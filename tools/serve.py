@@ -18,7 +18,7 @@ if not __package__:
 
 from common.errors import InstallError, OptionError
 from common.terminal_log import log_to_terminal
-from config.options import parse_options
+from config.command_line import parse_options
 from config.serve_options import ServeOptions
 from machine import threads
 from machine.command import run_command

@@ -19,7 +19,7 @@ from common.errors import DataError, OptionError
 from common.files import write_atomically
 from common.signed_json import UNSIGNED, SignedKind, is_unsigned, read_text
 from common.typed_json import parse_json
-from config.options import parse_options
+from config.command_line import parse_options
 from dataset.sidecar import SIDECAR_FILE
 from detect.inputs import split_words
 from machine.command import run_command

@@ -17,7 +17,8 @@ from common.errors import CheckpointError, DataError, OptionError
 from common.files import write_all
 from common.prefix import check_prefix
 from config.augment_options import FORCE
-from config.options import from_mapping, option, parse_options
+from config.command_line import parse_options
+from config.options import from_mapping, option
 from dataset.darknet_data import names_content
 from machine.command import run_command
 

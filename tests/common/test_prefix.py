@@ -4,7 +4,7 @@ import pytest
 
 from common.errors import OptionError
 from common.prefix import check_prefix
-from train.early_checks import check_early
+from train.checks import check_early
 from train.options import train_options
 
 

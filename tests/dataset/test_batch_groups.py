@@ -5,7 +5,7 @@ import pytest
 
 from common.errors import DataError, OptionError
 from config.augment_options import TrainAugment
-from config.run import ENGINES
+from config.groups import DATA_ENGINES as ENGINES
 from dataset.native_iterator import iterator_class
 from dataset.workers import WorkerPool
 from tests.dataset.test_iterator import COUNT, FIRST_ID, SIZE, assert_same, epoch_of, ids, write

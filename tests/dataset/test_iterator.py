@@ -17,7 +17,7 @@ import pytest
 from boxes.yolo_assigner import YOLOAssigner
 from common.errors import DataError, OptionError
 from config.augment_options import TrainAugment
-from config.run import ENGINES
+from config.groups import DATA_ENGINES as ENGINES
 from dataset.iterator import DetRecordIter
 from dataset.labels import pack_label
 from dataset.native_iterator import iterator_class
