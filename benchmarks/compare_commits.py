@@ -31,6 +31,7 @@ ROOT = Path(__file__).parent.parent
 PROBE = Path(__file__).with_name("commit_probe.py")
 OLD, NEW = SIDES = ("old", "new")
 EQUAL = "equal bit for bit"
+TOLD = 3  # differences of one item that the table names
 EPOCHS = 3
 SSD = (
     "--network mobilenet --width 0.125 --data-shape 64 --taps conv_6_relu,conv_12_relu --extra-filters= "
@@ -96,7 +97,9 @@ class Comparison:
         return not self.faults and self.largest == 0
 
     def __str__(self) -> str:
-        found = list(self.faults)
+        found = self.faults[:TOLD]
+        if len(self.faults) > TOLD:
+            found.append(f"{len(self.faults) - TOLD} more")
         if self.largest != 0:
             found.append(f"largest difference {self.largest:.3g} ({self.where})")
         found = found or [EQUAL]

@@ -2,7 +2,7 @@
 
     python -m tests.compat.make_data
 
-Run at commit 0d2970b, from the project's folder, and committed; it took two minutes on 2 cores. It drives the commands
+Run at commit 0d2970b, from the project's folder, and committed; it took a minute on 2 cores. It drives the commands
 of that commit and is not expected to run with later ones, whose files would prove nothing. What it makes in between
 stays in output/compat.
 """
