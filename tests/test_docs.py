@@ -5,6 +5,7 @@ then each command parses its words with its own options. Nothing is trained, dow
 """
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import json
@@ -33,7 +34,8 @@ IN_PROGRESS = {"docs/architecture.md"}  # rewritten as a whole; its lines are to
 PYTHONS = ("python", "python3", ".venv/bin/python")
 SHELL_WORDS = ("curl", "git", "pip", "make", "pre-commit", *PYTHONS)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-STUB = "#!/bin/bash\n{{ printf '%s\\0' {name} \"$@\"; printf '\\n\\0'; }} >> {calls}\n"  # words end with \0, a call with \n\0
+# Notes a call in a file: each word ends with a NUL, the call with a line break and a NUL.
+STUB = "#!/bin/bash\n{{ printf '%s\\0' {name} \"$@\"; printf '\\n\\0'; }} >> {calls}\n"
 
 
 class Block(NamedTuple):
@@ -184,29 +186,38 @@ def main_of(module, script):
     return importlib.import_module(module).main
 
 
-def parse_by_its_command(call, script, words, folder, monkeypatch):
-    """Runs the command's main until its options are read. Files that options are read from are made up in `folder`."""
-    module = name_of(script).removesuffix(".py").replace("/", ".")
-    main = main_of(module, script)
+def stopped_main(script, monkeypatch, seen=None):
+    """The main of a script, which raises Parsed as soon as its options are read. seen gets the option class unread."""
+    main = main_of(name_of(script).removesuffix(".py").replace("/", "."), script)
     real = command_line.parse_options
 
-    def parse_and_stop(*args, **kwargs):
-        real(*args, **kwargs)
+    def parse_and_stop(cls, *args, **kwargs):
+        if seen is None:
+            real(cls, *args, **kwargs)
+        else:
+            seen.append(cls)
         raise Parsed
 
     for loaded in list(sys.modules.values()):
         if getattr(loaded, "parse_options", None) is real:
             monkeypatch.setattr(loaded, "parse_options", parse_and_stop)
-    monkeypatch.chdir(folder)
-    for flag, value in zip(words, words[1:], strict=False):
-        if flag in ("--config", "--hyp") and value.endswith((".yaml", "FILE")):
-            (folder / value).write_text("{}\n")
-    try:
-        main(list(words))
-    except Parsed:
-        return
-    except Exception as error:
-        pytest.fail(f"{call.place}: {shlex.join(call.words)}: {error}")
+    return main
+
+
+def parse_by_its_command(call, script, words, folder, monkeypatch):
+    """Runs the command's main until its options are read. Files that options are read from are made up in `folder`."""
+    with monkeypatch.context() as patch:
+        main = stopped_main(script, patch)
+        patch.chdir(folder)
+        for flag, value in zip(words, words[1:], strict=False):
+            if flag in ("--config", "--hyp") and value.endswith((".yaml", "FILE")):
+                (folder / value).write_text("{}\n")
+        try:
+            main(list(words))
+        except Parsed:
+            return
+        except Exception as error:
+            pytest.fail(f"{call.place}: {shlex.join(call.words)}: {error}")
     pytest.fail(f"{call.place}: {shlex.join(call.words)}: the command read no options")
 
 
@@ -289,9 +300,7 @@ def inline_calls():
             first = re.sub(r"^(\w+=\S+ )+", "", text).partition(" ")[0]
             if text in PYTHONS:
                 continue
-            if first in PYTHONS or first in ("make", "pip"):
-                yield Call(place, tuple(shlex.split(text)))
-            elif re.fullmatch(r"[\w/]+\.py", first):
+            if first in (*PYTHONS, "make", "pip") or re.fullmatch(r"[\w/]+\.py", first):
                 yield Call(place, tuple(shlex.split(text)))
 
 
@@ -307,6 +316,34 @@ def test_commands_in_running_text_are_understood(call, tmp_path, monkeypatch):
         check(Call(call.place, ("python", name_of(script), *words[1:])), tmp_path, monkeypatch)
 
 
+COMMANDS = [
+    file
+    for folder in ("", "tools", "benchmarks")
+    for file in sorted((ROOT / folder).glob("*.py"))
+    if "run_command(main)" in text_of(file)
+]
+
+
+def flags_of(cls):
+    """All flags that an option class makes."""
+    names = {name for field in dataclasses.fields(cls) for name in (field.name, *field.metadata["aliases"])}
+    flags = {name.rstrip("_").replace("_", "-") for name in names}
+    return {f"--{flag}" for flag in flags} | {f"--no-{flag}" for flag in flags}
+
+
+def test_flags_in_running_text_exist(monkeypatch):
+    """`--batch-size`, `--freeze body`: a flag of some command."""
+    seen = []
+    for script in COMMANDS:
+        with monkeypatch.context() as patch, pytest.raises(Parsed):
+            stopped_main(script, patch, seen)([])
+    known = {"--help", "--config", "--hyp"} | {flag for cls in seen for flag in flags_of(cls)}
+    documents = [file for file in DOCUMENTS if file.parent.name != "data"]
+    for place, text in (span for file in documents for span in spans(file)):
+        for flag in re.findall(r"(?:^| )(--[a-z][\w-]*)", text):
+            assert flag.replace("_", "-") in known, f"{place}: no command has {flag}"
+
+
 # Python, JSON, YAML
 
 
@@ -315,26 +352,38 @@ OURS = {file.parent.name for file in ROOT.glob("*/__init__.py")}
 
 def check_code(place, code):
     """Compiles Python, imports what it takes from this project, and binds the arguments of calls to that."""
-    tree = ast.parse(code, place)
-    names = {}
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(ast.parse(code, place)))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                assert alias.name.partition(".")[0] not in OURS or importlib.import_module(alias.name)
+    names = imported(place, nodes)
+    for node in nodes:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
+            check_arguments(place, node, names[node.func.id])
+
+
+def imported(place, nodes):
+    """{name: object} of what `from MODULE import NAME` takes from this project."""
+    found = {}
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] in OURS:
             module = importlib.import_module(node.module)
             for alias in node.names:
                 assert hasattr(module, alias.name), f"{place}: {node.module} has no {alias.name}"
-                names[alias.asname or alias.name] = getattr(module, alias.name)
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.partition(".")[0] in OURS:
-                    importlib.import_module(alias.name)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
-            if any(isinstance(one, ast.Starred) for one in node.args) or any(k.arg is None for k in node.keywords):
-                continue
-            try:
-                inspect.signature(names[node.func.id]).bind(*node.args, **{k.arg: k.value for k in node.keywords})
-            except TypeError as error:
-                pytest.fail(f"{place}: {node.func.id}: {error}")
+                found[alias.asname or alias.name] = getattr(module, alias.name)
+    return found
+
+
+def check_arguments(place, call, function):
+    """A call without stars has arguments that the function takes."""
+    names = [keyword.arg for keyword in call.keywords]
+    if None in names or any(isinstance(one, ast.Starred) for one in call.args):
+        return
+    try:
+        inspect.signature(function).bind(*call.args, **dict.fromkeys(names))
+    except TypeError as error:
+        pytest.fail(f"{place}: {call.func.id}: {error}")
 
 
 @pytest.mark.parametrize("block", blocks_of("python"))
