@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
-STATUS = 2
+STATUS, INTERRUPTED = 2, 130
 REMEDY = f"run `make venv` in {ROOT} once, then the command with {ROOT}/.venv/bin/python"
 
 
@@ -34,6 +34,9 @@ def _hook(kind: type[BaseException], error: BaseException, traceback: TracebackT
         sys.__excepthook__(kind, error, traceback)
     elif errors is not None and issubclass(kind, errors.UserError):  # of a door such as machine.opencv
         _end(" ".join(str(error).split()))
+    elif issubclass(kind, KeyboardInterrupt):  # while modules are imported; later it is run_command's
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     elif issubclass(kind, ModuleNotFoundError) and name and not _is_ours(name):
         _end(f"the package {name} is not installed for {sys.executable}: {REMEDY}")
     else:

@@ -83,7 +83,12 @@ def test_a_mistake_that_an_import_finds_is_one_sentence():
     assert "Traceback" in run("-c", code, cwd=ROOT, DETECTOR_TRACEBACK="1").stderr
 
 
-def test_an_old_python_is_told(tmp_path):
+def test_ctrl_c_while_modules_are_imported_is_no_traceback():
+    done = run("-c", "import common.first\nraise KeyboardInterrupt", cwd=ROOT)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_an_old_python_is_told():
     code = "import sys\nsys.version_info = (3, 10, 1)\nimport common.first"
     done = run("-c", code, cwd=ROOT)
     assert_remedy(done)
