@@ -196,7 +196,7 @@ def test_lists_that_fit_no_map_are_told_where_targets_are_made_first() -> None:
 
 def test_the_example_of_the_page_runs_as_printed() -> None:
     page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text("utf-8")
-    (example,) = re.findall(r"^    python train\.py (.*--taps(?:.*\\\n)*.*)$", page, re.MULTILINE)
+    (example,) = re.findall(r"^python train\.py (.*--taps(?:.*\\\n)*.*)$", page, re.MULTILINE)
     run = parse_options(train_options_class(), shlex.split(example.replace("\\\n", "")), "")
     assigner = get_assigner(run.input.network, run.input.data_shape, 3, **network_options(run))
     assert assigner is not None
