@@ -117,7 +117,7 @@ def source_files(root: Path) -> list[Path]:
 
 
 def repeated_share(texts: Sequence[str]) -> float:
-    """The share of code lines that stand in a window of WINDOW lines that the texts hold twice; indents do not count."""
+    """The share of code lines in a window of WINDOW lines that the texts hold twice; indents do not count."""
     windows: defaultdict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
     total = 0
     for number, text in enumerate(texts):

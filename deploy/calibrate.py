@@ -7,8 +7,8 @@ import numpy as np
 
 from common.contract import DATA
 from config.deploy_options import NAIVE
-from graph.executor import bound
-from graph.int8 import Fused, Thresholds
+from graph.number_formats import Fused, Thresholds
+from graph.symbol_graph import bound
 from machine.runtime import mx
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import numpy as np
 from common.contract import DATA, DET
 from common.errors import InstallError, OptionError
 from deploy.comparison import TOLERANCE, Comparison, compare
-from graph.executor import outputs
+from graph.symbol_graph import outputs
 from model.folder import Model
 from model.folder_files import ONNX
 from model.manifest import UINT8_NHWC, Manifest

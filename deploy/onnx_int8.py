@@ -9,7 +9,7 @@ import numpy as np
 from common.contract import DATA, DET
 from common.errors import InstallError
 from deploy.labelled import METRIC, Run, mean_ap
-from graph.int8 import Fused
+from graph.number_formats import Fused
 from machine.runtime import mx
 from model.bind import fused_model
 from model.folder import Model

@@ -4,8 +4,8 @@ import logging
 
 import numpy as np
 
-from graph.executor import outputs
-from graph.int8 import Fused, Thresholds, to_int8
+from graph.number_formats import Fused, Thresholds, to_int8
+from graph.symbol_graph import outputs
 from machine.runtime import mx
 
 logger = logging.getLogger(__name__)

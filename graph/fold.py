@@ -1,16 +1,24 @@
-"""Batch norm folded into the convolutions before it: fewer operators, and weights that show what is to be quantised.
+"""What an exported network computes before it sees an image becomes weights, and its input may become pixels.
 
-w' = w * gamma / sqrt(var + eps), b' = (b - mean) * gamma / sqrt(var + eps) + beta (Jacob et al. 2018, section 3.2,
-https://arxiv.org/abs/1712.05877). It changes det by rounding alone.
+Batch norm goes into the convolution before it, which leaves fewer operators, and weights that show what is to be
+quantised: w' = w * gamma / sqrt(var + eps), b' = (b - mean) * gamma / sqrt(var + eps) + beta (Jacob et al. 2018,
+section 3.2, https://arxiv.org/abs/1712.05877). Anchors, grids and weights of fusions become constants. Both change det
+by rounding alone.
 """
+
+import math
 
 import numpy as np
 
-from graph.nodes import VARIABLE, Edge, Graph, Node, Params, graph_of, symbol_of
+from common.contract import DATA
+from graph.symbol_graph import VARIABLE, Edge, Graph, Node, Params, graph_of, outputs, symbol_of
 from machine.runtime import mx
 
 # Operators between convolution and batch norm that leave channels alone.
 _TRANSPARENT = frozenset({"Dropout", "slice"})
+_BY_SHAPE = frozenset({"_contrib_MultiBoxPrior", "_contrib_arange_like"})  # read the shapes of their input alone
+_BATCH_AXIS = "0"
+_SHAPE = (1, 3, 1, 1)
 
 
 def fold_batch_norm(
@@ -111,3 +119,92 @@ def _free(name: str, taken: dict[str, np.ndarray]) -> str:
 
 def _params(names: list[str], arrays: dict[str, np.ndarray]) -> Params:
     return {name: mx.nd.array(arrays[name], dtype=arrays[name].dtype) for name in names if name in arrays}
+
+
+def fold_constants(symbol: mx.sym.Symbol, arg_params: Params, shape: tuple[int, ...]) -> tuple[mx.sym.Symbol, Params]:
+    """The detection symbol for inputs of `shape` (1, ...) float32, with other numbers of images, too, and its weights.
+
+    Products of a map with one number for each channel (squeeze-excitation) or for all (fusion weights) need no array of
+    the map's size any more.
+    """
+    graph = graph_of(symbol)
+    constant = _constants(graph, arg_params)
+    frontier = _frontier(graph, constant)
+    values = _values(frontier, arg_params, shape)
+    graph.replace({edge: Edge(_variable(edge, array)) for edge, array in zip(frontier, values, strict=True)})
+    arrays = {_name(edge): array for edge, array in zip(frontier, values, strict=True)}
+    _multiply_directly(graph, arrays)
+    folded = symbol_of(graph)
+    known = arg_params | {name: mx.nd.array(array, dtype=array.dtype) for name, array in arrays.items()}
+    return folded, {name: known[name] for name in folded.list_arguments() if name in known}
+
+
+def _constants(graph: Graph, arg_params: Params) -> set[Node]:
+    """Nodes whose values are the same for every image."""
+    found: set[Node] = set()
+    for node in graph.nodes():
+        if node.op == VARIABLE:
+            constant = node.name in arg_params
+        elif node.op in _BY_SHAPE:
+            constant = node.attrs.get("axis") != _BATCH_AXIS
+        else:
+            constant = bool(node.inputs) and all(edge.node in found for edge in node.inputs)
+        if constant:
+            found.add(node)
+    return found
+
+
+def _frontier(graph: Graph, constant: set[Node]) -> list[Edge]:
+    """Constants that are no variables and that something reads which is not constant."""
+    edges = [edge for node in graph.nodes() if node not in constant for edge in node.inputs]
+    return list(dict.fromkeys(edge for edge in edges if edge.node in constant and edge.node.op != VARIABLE))
+
+
+def _values(edges: list[Edge], arg_params: Params, shape: tuple[int, ...]) -> list[np.ndarray]:
+    if not edges:
+        return []
+    return outputs(symbol_of(Graph(edges)), arg_params, {}, np.zeros(shape, np.float32))
+
+
+def _name(edge: Edge) -> str:
+    return f"{edge.node.name}_{edge.output}_constant"
+
+
+def _variable(edge: Edge, array: np.ndarray) -> Node:
+    return Node(VARIABLE, _name(edge), {"__shape__": str(array.shape)})
+
+
+def _multiply_directly(graph: Graph, arrays: dict[str, np.ndarray]) -> None:
+    """x * broadcast_like(y, x) without the array in between."""
+    for node in graph.nodes():
+        if node.op != "elemwise_mul":
+            continue
+        data, spread = node.inputs[0], node.inputs[1].node
+        if spread.op != "broadcast_like" or spread.inputs[1] != data or len(spread.attrs) > 0:
+            continue
+        factor = arrays.get(spread.inputs[0].node.name)
+        if factor is not None and math.prod(factor.shape) == 1:
+            node.op, node.attrs, node.inputs = "_mul_scalar", {"scalar": repr(float(factor.reshape(-1)[0]))}, [data]
+        else:
+            node.op, node.attrs, node.inputs = "broadcast_mul", {}, [data, spread.inputs[0]]
+
+
+def with_pixel_input(
+    symbol: mx.sym.Symbol, arg_params: Params, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[mx.sym.Symbol, Params]:
+    """The symbol of float32 data (B, 3, H, W) as one of uint8 data (B, H, W, 3) RGB, and its weights.
+
+    Values become (pixel - mean) / std as in training, by float32 operations of the same order.
+    """
+    graph = graph_of(symbol)
+    old = next(node for node in graph.nodes() if node.op == VARIABLE and node.name == DATA)
+    net = Node("transpose", "pixels_nchw", {"axes": "(0, 3, 1, 2)"}, [Edge(Node(VARIABLE, DATA))])  # (B, 3, H, W)
+    net = Node("Cast", "pixels_float32", {"dtype": "float32"}, [Edge(net)])
+    constants = {}
+    for operator, name, values, neutral in (("sub", "pixels_mean", mean, 0), ("div", "pixels_std", std, 1)):
+        if any(value != neutral for value in values):
+            constant = Node(VARIABLE, name, {"__shape__": str(_SHAPE)})
+            net = Node(f"broadcast_{operator}", f"{name}_{operator}", {}, [Edge(net), Edge(constant)])
+            constants[name] = mx.nd.array(np.array(values, np.float32).reshape(_SHAPE))
+    graph.replace({Edge(old): Edge(net)})
+    return symbol_of(graph), arg_params | constants

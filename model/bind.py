@@ -5,11 +5,9 @@ import logging
 import numpy as np
 
 from common.errors import CheckpointError
-from graph.bfloat16 import bfloat16_is_there, to_bfloat16
-from graph.executor import bound, run
-from graph.int8 import Fused, fuse, to_int8
-from graph.onednn import squeezes, suit_onednn
-from graph.padding import pad_predictions
+from graph.number_formats import Fused, bfloat16_is_there, fuse, to_bfloat16, to_int8
+from graph.onednn import pad_predictions, squeezes, suit_onednn
+from graph.symbol_graph import bound, run
 from machine.runtime import mx
 from model.folder import Model
 from model.manifest import BFLOAT16, FLOAT32, UINT8_NHWC

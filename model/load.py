@@ -9,9 +9,7 @@ from typing import Any
 from common.errors import CheckpointError
 from common.version import versions
 from config.options import from_mapping, to_mapping
-from graph.constants import fold_constants
-from graph.fold import fold_batch_norm
-from graph.pixels import with_pixel_input
+from graph.fold import fold_batch_norm, fold_constants, with_pixel_input
 from model.checkpoint import Checkpoint, list_epochs, load_checkpoint
 from model.folder import Model, check_params, read_model_folder
 from model.folder_files import check_options, is_model_folder

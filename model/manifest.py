@@ -47,7 +47,7 @@ class Calibration:
     Attributes:
         record, mode, images: the images' record, how thresholds were found, and in how many images.
         thresholds: lowest and highest value of each array that is quantised, by the name of its layer or operator
-            (Fused.arrays in graph/int8.py).
+            (Fused.arrays in graph/number_formats.py).
         excluded: the convolutions that stay float32.
     """
 

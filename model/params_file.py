@@ -13,7 +13,7 @@ import numpy as np
 
 from common.errors import CheckpointError
 from common.files import AtomicFile
-from graph.nodes import Params
+from graph.symbol_graph import Params
 from machine.runtime import mx
 
 Arrays = dict[str, np.ndarray]

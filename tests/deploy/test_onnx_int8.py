@@ -19,7 +19,7 @@ from model.folder_files import ONNX, ONNX_INT8, read_manifest
 from model.load import inference_model
 from model.manifest import Accuracy, Calibration
 from tests.deploy.onnx_runtimes import exported, run
-from tests.graph.test_int8 import FAMILIES, body, largest_error
+from tests.graph.test_number_formats import FAMILIES, body, largest_error
 from tests.model.made_up import images, made_up
 from tests.model.tiny import picture, save_tiny
 from tests.train.tiny import CLASSES, write_record

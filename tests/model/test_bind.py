@@ -6,7 +6,7 @@ import pytest
 
 from common.errors import CheckpointError, OutOfMemoryError
 from deploy.calibrate import calibrate
-from graph.int8 import fuse
+from graph.number_formats import fuse
 from machine.runtime import mx
 from model import bind as bind_module
 from model.bind import bind

@@ -12,7 +12,7 @@ from deploy.main import main
 from deploy.precision import Int8Options, _calibration_batches, _fewest, with_dtype
 from deploy.sensitivity import rank_layers
 from detect.detector import Detector
-from graph.int8 import fuse, to_int8
+from graph.number_formats import fuse, to_int8
 from machine.runtime import mx
 from model.bind import bind
 from model.checkpoint import load_checkpoint

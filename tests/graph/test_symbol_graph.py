@@ -1,6 +1,6 @@
 """Graphs of symbols: what is replaced is read by nothing any more."""
 
-from graph.nodes import VARIABLE, Edge, Graph, Node
+from graph.symbol_graph import VARIABLE, Edge, Graph, Node
 
 
 def test_values_read_the_values_of_other_keys_and_their_own_key():

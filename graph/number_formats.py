@@ -1,25 +1,79 @@
-"""int8 by MXNet's quantization for oneDNN, from float32 weights and the thresholds of a calibration.
+"""Networks in bfloat16 and int8, by operators of oneDNN; boxes, anchors, scores and suppression stay float32.
 
-A model folder holds float32 weights and thresholds; they are quantised whenever the model is loaded, which gives the
-same numbers each time. Nothing but float32 operators is ever read from a file that way.
+int8 is MXNet's quantization, from float32 weights and the thresholds of a calibration. A model folder holds these; they
+are quantised whenever the model is loaded, which gives the same numbers each time. Nothing but float32 operators is
+ever read from a file that way.
 """
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from common.errors import CheckpointError
-from graph.nodes import Params
+from graph.symbol_graph import Edge, Node, Params, graph_of, symbol_of
 from machine.quiet import quiet
 from machine.runtime import mx
 
+BFLOAT16, FLOAT32 = "bfloat16", "float32"
+_DTYPE_NUMBER = "12"  # of bfloat16 in a variable's __dtype__
+_LAYERS = frozenset({"Convolution", "FullyConnected"})
+# These go on in bfloat16 where all that they read is bfloat16.
+_STAY_BFLOAT16 = frozenset({"Activation", "LeakyReLU", "Pooling", "_backward_Activation", "elemwise_add"})
 _BACKEND = "MKLDNN_QUANTIZE"
-_COMPUTED = frozenset({"_sg_mkldnn_conv", "_sg_mkldnn_fully_connected"})
-_INNER = frozenset({"Convolution", "FullyConnected"})
-_CARRIED = frozenset({"Concat", "Pooling", "elemwise_add"})  # run in int8 between layers that do
-
+_QUANTISED = frozenset({"_sg_mkldnn_conv", "_sg_mkldnn_fully_connected"})
+_STAY_INT8 = frozenset({"Concat", "Pooling", "elemwise_add"})  # run in int8 between layers that do
 Thresholds = dict[str, tuple[float, ...]]
+
+
+def to_bfloat16(symbol: mx.sym.Symbol, arg_params: Params) -> tuple[mx.sym.Symbol, Params]:
+    """A detection symbol, inputs and outputs float32, that convolves in bfloat16, and its weights."""
+    graph = graph_of(symbol)
+    casts: dict[tuple[Edge, str], Edge] = {}
+    short: set[Node] = set()
+    weights: set[str] = set()
+    for node in graph.nodes():
+        if node.op in _LAYERS:
+            short.add(node)
+            weights.update(_make_short(edge.node) for edge in node.inputs[1:])
+            node.inputs[0] = _cast(node.inputs[0], BFLOAT16, short, casts)
+        elif node.op in _STAY_BFLOAT16 and all(edge.node in short for edge in node.inputs):
+            short.add(node)
+        else:
+            node.inputs = [_cast(edge, FLOAT32, short, casts) for edge in node.inputs]
+    graph.outputs = [_cast(edge, FLOAT32, short, casts) for edge in graph.outputs]
+    return symbol_of(graph), {n: _short(a) if n in weights else a for n, a in arg_params.items()}
+
+
+@cache
+def bfloat16_is_there() -> bool:
+    """Whether oneDNN convolves in bfloat16 on this CPU: it needs AVX-512."""
+    data, weight = (_short(mx.nd.ones((1, 16, 4, 4))) for _ in range(2))
+    try:
+        with quiet():
+            mx.nd.Convolution(data, weight, num_filter=1, kernel=(4, 4), no_bias=True).wait_to_read()
+    except mx.base.MXNetError:
+        return False
+    return True
+
+
+def _make_short(variable: Node) -> str:
+    variable.attrs = {**variable.attrs, "__dtype__": _DTYPE_NUMBER}
+    return variable.name
+
+
+def _cast(edge: Edge, dtype: str, short: set[Node], casts: dict[tuple[Edge, str], Edge]) -> Edge:
+    """The edge, through a cast if it has the other number format; one cast serves all its readers."""
+    if (edge.node in short) == (dtype == BFLOAT16):
+        return edge
+    if (edge, dtype) not in casts:
+        name = f"{edge.node.name}_{edge.output}_{dtype}"
+        casts[edge, dtype] = Edge(Node("amp_cast", name, {"dtype": dtype}, [edge]))
+    return casts[edge, dtype]
+
+
+def _short(array: mx.nd.NDArray) -> mx.nd.NDArray:
+    return mx.nd.amp_cast(array, dtype=BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -37,7 +91,7 @@ class Fused:
     @cached_property
     def layers(self) -> dict[str, str]:
         """Convolutions and fully connected layers by their own names: the names of the nodes that hold them."""
-        return {_inner_name(node): node["name"] for node in self._nodes if node["op"] in _COMPUTED}
+        return {_inner_name(node): node["name"] for node in self._nodes if node["op"] in _QUANTISED}
 
     @cached_property
     def fixed(self) -> frozenset[str]:
@@ -46,7 +100,7 @@ class Fused:
         return frozenset(
             node["name"]
             for number, node in enumerate(self._nodes)
-            if node["op"] not in _COMPUTED and not (node["op"] in _CARRIED and number in carried)
+            if node["op"] not in _QUANTISED and not (node["op"] in _STAY_INT8 and number in carried)
         )
 
     @cached_property
@@ -62,7 +116,7 @@ class Fused:
         for node in (*read, *wanted):
             name, output = node["name"], f"{node['name']}_output"
             if name not in self.arg_params and name not in self.aux_params:
-                lasting = _inner_name(node) if node["op"] in _COMPUTED else name
+                lasting = _inner_name(node) if node["op"] in _QUANTISED else name
                 found[lasting] = output if output in outputs else name
         return found
 
@@ -71,7 +125,7 @@ class Fused:
 
         A layer's threshold is that of the last operator which was joined with it.
         """
-        last = {_inner_name(node): _last_name(node) for node in self._nodes if node["op"] in _COMPUTED}
+        last = {_inner_name(node): _last_name(node) for node in self._nodes if node["op"] in _QUANTISED}
         return {last.get(name, name): values for name, values in thresholds.items()}
 
     @cached_property
@@ -81,14 +135,14 @@ class Fused:
         return [
             _inner_name(node)
             for number, node in enumerate(self._nodes)
-            if node["op"] in _COMPUTED and number not in before
+            if node["op"] in _QUANTISED and number not in before
         ]
 
     def _before_layers(self) -> set[int]:
         """The numbers of nodes that lead to a layer."""
         found: set[int] = set()
         for number in reversed(range(len(self._nodes))):
-            if number in found or self._nodes[number]["op"] in _COMPUTED:
+            if number in found or self._nodes[number]["op"] in _QUANTISED:
                 found.update(entry[0] for entry in self._nodes[number]["inputs"])
         return found
 
@@ -146,4 +200,4 @@ def _last_name(node: dict[str, Any]) -> str:
 
 
 def _inner_name(node: dict[str, Any]) -> str:
-    return next(inner["name"] for inner in node["subgraphs"][0]["nodes"] if inner["op"] in _INNER)
+    return next(inner["name"] for inner in node["subgraphs"][0]["nodes"] if inner["op"] in _LAYERS)

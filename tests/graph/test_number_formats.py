@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from graph.bfloat16 import to_bfloat16
+from graph.number_formats import to_bfloat16
 from machine.runtime import mx
 from model.bind import bind
 from model.load import inference_model
