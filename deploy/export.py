@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoint import load_checkpoint
-from model.folder import write_model_folder
-from model.load import inference_model, model_from_checkpoint
+from model.folder import inference_model, model_from_checkpoint, write_model_folder
 from model.manifest import Manifest
 
 

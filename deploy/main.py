@@ -14,7 +14,7 @@ from config.idle_options import idle_deploy_options
 from config.options import parse_options
 from machine import threads
 from machine.signals import exit_on_sigterm
-from model.folder_files import ONNX_INT8
+from model.manifest import ONNX_INT8
 
 if TYPE_CHECKING:
     from model.manifest import Manifest
@@ -34,9 +34,8 @@ def main(argv: list[str]) -> int:
     from deploy.onnx_int8 import add_int8_file
     from deploy.precision import Int8Options, with_dtype
     from model.checkpoint import load_checkpoint
-    from model.expected_model import check_checkpoint
-    from model.folder import check_replaceable, write_model_folder
-    from model.load import inference_model, model_from_checkpoint
+    from model.folder import check_replaceable, inference_model, model_from_checkpoint, write_model_folder
+    from model.manifest import check_checkpoint
 
     log_to_terminal()
     exit_on_sigterm()

@@ -10,8 +10,7 @@ from common.errors import InstallError, OptionError
 from deploy.comparison import TOLERANCE, Comparison, compare
 from graph.symbol_graph import outputs
 from model.folder import Model
-from model.folder_files import ONNX
-from model.manifest import UINT8_NHWC, Manifest
+from model.manifest import ONNX, UINT8_NHWC, Manifest
 from model.symbol_check import last_line
 
 logger = logging.getLogger(__name__)

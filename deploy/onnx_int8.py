@@ -9,12 +9,11 @@ import numpy as np
 from common.contract import DATA, DET
 from common.errors import InstallError
 from deploy.labelled import METRIC, Run, mean_ap
+from engines.mxnet_engine import fused_model
 from graph.number_formats import Fused
 from machine.runtime import mx
-from model.bind import fused_model
 from model.folder import Model
-from model.folder_files import ONNX, ONNX_INT8
-from model.manifest import Accuracy
+from model.manifest import ONNX, ONNX_INT8, Accuracy
 
 logger = logging.getLogger(__name__)
 

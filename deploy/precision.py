@@ -11,8 +11,8 @@ from common.errors import DataError
 from deploy.calibrate import calibrate
 from deploy.labelled import METRIC, input_batches, mean_ap
 from deploy.sensitivity import rank_layers
+from engines.mxnet_engine import bind, fused_model
 from machine.runtime import mx
-from model.bind import bind, fused_model
 from model.folder import Model
 from model.manifest import FLOAT32, INT8, Accuracy, Calibration
 

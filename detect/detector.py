@@ -13,8 +13,7 @@ from common.errors import CheckpointError, OptionError
 from config.run import DeviceOptions
 from dataset.transforms import to_image
 from detect.statistics import DECODING, NETWORK, POST, PRE, StepStatistics, Timings
-from engines.engine import AUTO, Task
-from engines.open import open_engine
+from engines.engine import AUTO, Task, open_engine
 from engines.preprocess import ImageInput, InputWriter, read_image
 
 if TYPE_CHECKING:

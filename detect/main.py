@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
 def _load(options: DemoOptions) -> "Detector":
     """The detector of the options, which is the model that they expect; heat maps need all of its boxes."""
     from detect.detector import Detector
-    from model.expected_model import check_model
+    from model.manifest import check_model
 
     detection = {name: getattr(options, name) for name in ("nms", "force") if getattr(options, name) is not None}
     detector = Detector(

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     from evaluate.report import save_pr_curves
     from machine.devices import contexts
     from model.checkpoint import load_checkpoint
-    from model.expected_model import check_checkpoint
+    from model.manifest import check_checkpoint
 
     checkpoint = load_checkpoint(options.prefix, options.epoch)
     check_checkpoint(options, checkpoint)

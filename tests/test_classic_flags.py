@@ -14,7 +14,7 @@ from config.options import boolean_flags, from_mapping, parse_options
 from config.prepare_options import PrepareOptions
 from config.run import EvaluateOptions
 from detect.inputs import split_words
-from model.expected_model import check_model
+from model.manifest import check_model
 from tools.visualize_net import VisualizeOptions
 from train.options import train_options_class
 

@@ -254,8 +254,7 @@ def _write_checkpoint(
     aux: dict[str, Any],
 ) -> None:
     """A checkpoint of epoch 0, as training writes them, so that evaluate.py, deploy.py and demo.py run it."""
-    from model.checkpoint import save_checkpoint
-    from model.checkpoint_meta import CheckpointMeta
+    from model.checkpoint import CheckpointMeta, save_checkpoint
     from symbol.symbol_factory import get_symbol_train, input_size
     from train.stages import symbol_digest
 

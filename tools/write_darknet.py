@@ -22,7 +22,7 @@ from dataset.darknet_data import names_content
 from machine.command import run_command
 
 if TYPE_CHECKING:
-    from model.checkpoint_meta import CheckpointMeta
+    from model.checkpoint import CheckpointMeta
     from symbol.darknet_sections import Sections
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,7 @@ from common.errors import OptionError
 from deploy.onnx_export import arithmetic, arrays, detection, layers
 from deploy.onnx_export.graph import VARIES, Graph, Node, Shape, Tensor, TranslationError
 from machine.runtime import SYMBOL_ATTRIBUTES, mx
-from model.symbol_check import VARIABLE
-from model.symbol_limits import num_outputs
+from model.symbol_check import VARIABLE, num_outputs
 
 OPSET, IR_VERSION = 13, 8
 TRANSLATIONS: dict[str, Callable[[Graph, Node], str | list[str]]] = {

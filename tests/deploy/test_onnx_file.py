@@ -11,12 +11,11 @@ from common.errors import CheckpointError, InstallError, OptionError
 from deploy.comparison import compare, total
 from deploy.main import main
 from deploy.onnx_file import check_runtime, mxnet_det, onnx_files, trial_data
+from engines.onnx_engines import MESSAGES, check_self_contained, read_onnx
 from engines.preprocess import InputWriter, read_image
 from model.checkpoint import load_checkpoint
-from model.folder import read_model_folder, write_model_folder
-from model.folder_files import ONNX, read_manifest, read_verified
-from model.load import inference_model, model_from_checkpoint
-from model.onnx_wire import MESSAGES, check_self_contained
+from model.folder import inference_model, model_from_checkpoint, read_model_folder, write_model_folder
+from model.manifest import ONNX, read_manifest
 from tests.deploy.onnx_runtimes import RUNTIMES, run
 from tests.model.tiny import save_tiny
 
@@ -53,7 +52,7 @@ def test_the_command_writes_it_and_names_it(prefix, tmp_path, capsys):
     manifest = read_manifest(folder)
     assert manifest.files[ONNX].size == (folder / ONNX).stat().st_size
     model = read_model_folder(folder)
-    result = same(model, read_verified(folder, ONNX, manifest), trial_data(manifest, 3))
+    result = same(model, read_onnx(folder, ONNX, manifest), trial_data(manifest, 3))
     assert result.detections == result.in_place > 30
     main(["--prefix", prefix, "--output", str(folder)])  # replaces it by a folder without
     assert not (folder / ONNX).exists()
@@ -135,7 +134,7 @@ def test_a_file_that_reads_other_files_is_refused(model, content, tmp_path):
     check_self_contained(content)
     write_model_folder(tmp_path / "model", model, {ONNX: external(content)})
     with pytest.raises(CheckpointError, match=r"model.onnx: .*takes numbers from other files"):
-        read_verified(tmp_path / "model", ONNX, read_manifest(tmp_path / "model"))
+        read_onnx(tmp_path / "model", ONNX, read_manifest(tmp_path / "model"))
 
 
 def test_constants_of_nodes_and_subgraphs_are_looked_at(content):

@@ -14,10 +14,9 @@ from deploy.calibrate import calibrate
 from deploy.main import main
 from deploy.onnx_int8 import add_int8_file, int8_onnx
 from detect.detector import Detector
-from model.bind import fused_model
-from model.folder_files import ONNX, ONNX_INT8, read_manifest
-from model.load import inference_model
-from model.manifest import Accuracy, Calibration
+from engines.mxnet_engine import fused_model
+from model.folder import inference_model
+from model.manifest import ONNX, ONNX_INT8, Accuracy, Calibration, read_manifest
 from tests.deploy.onnx_runtimes import exported, run
 from tests.graph.test_number_formats import FAMILIES, body, largest_error
 from tests.model.made_up import images, made_up

@@ -12,12 +12,11 @@ from deploy.main import main
 from deploy.precision import Int8Options, _calibration_batches, _fewest, with_dtype
 from deploy.sensitivity import rank_layers
 from detect.detector import Detector
+from engines.mxnet_engine import bind
 from graph.number_formats import fuse, to_int8
 from machine.runtime import mx
-from model.bind import bind
 from model.checkpoint import load_checkpoint
-from model.folder import MANIFEST, read_model_folder
-from model.load import inference_model, model_from_checkpoint
+from model.folder import MANIFEST, inference_model, model_from_checkpoint, read_model_folder
 from model.manifest import Accuracy
 from tests.model.made_up import images, made_up, run
 from tests.model.tiny import picture, save_tiny

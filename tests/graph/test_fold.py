@@ -13,8 +13,7 @@ from detect.detector import Detector
 from graph.fold import fold_batch_norm, fold_constants
 from machine.runtime import mx
 from model.checkpoint import load_checkpoint
-from model.folder import read_model_folder, write_model_folder
-from model.load import inference_model, model_from_checkpoint
+from model.folder import inference_model, model_from_checkpoint, read_model_folder, write_model_folder
 from symbol.detector.efficientdet import ROWS as EFFDET_NETWORKS
 from symbol.detector.ssd_rows import ROWS as SSD_NETWORKS
 from symbol.detector.yolo import ROWS as YOLO_NETWORKS

@@ -8,13 +8,13 @@ import pytest
 
 from deploy.calibrate import calibrate
 from deploy.precision import with_dtype
+from engines.mxnet_engine import bind
 from graph.fold import fold_constants
 from graph.number_formats import fuse, to_bfloat16
 from graph.onednn import BLOCK, pad_predictions, squeezes, suit_onednn, swish_is_there
 from graph.symbol_graph import graph_of
 from machine.runtime import mx
-from model.bind import bind
-from model.load import inference_model
+from model.folder import inference_model
 from model.manifest import Calibration
 from symbol.symbol_factory import get_symbol
 from tests.model.made_up import images, largest_error, made_up, predictions, run

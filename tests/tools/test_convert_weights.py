@@ -7,7 +7,7 @@ from common.errors import CheckpointError, InstallError, OptionError
 from detect.detector import Detector
 from machine.runtime import mx
 from model.checkpoint import load_checkpoint
-from model.load import model_from_checkpoint
+from model.folder import model_from_checkpoint
 from model.params_file import read_params
 from model.weights import pytorch
 from model.weights.report import expected_shapes

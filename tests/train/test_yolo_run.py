@@ -13,7 +13,7 @@ from detect.detector import Detector
 from evaluate.evaluate_net import evaluate_net
 from machine.runtime import mx
 from model.checkpoint import load_checkpoint
-from model.load import model_from_checkpoint
+from model.folder import model_from_checkpoint
 from symbol.darknet_cfg import format_cfg
 from symbol.darknet_sections import with_width
 from symbol.detector.yolo import ROWS as YOLO_NETWORKS

@@ -16,11 +16,9 @@ from common.errors import CheckpointError, InstallError, OptionError
 from config.run import DeviceOptions
 from deploy.export import export
 from detect.detector import Detector
-from engines import choice
-from engines import open as opening
+from engines import engine as engine_module
 from machine.runtime import mx
-from model.folder_files import ONNX, read_manifest
-from model.manifest import Calibration
+from model.manifest import ONNX, Calibration, read_manifest
 from tests.engines.tiny_onnx import expected_rows, tiny_onnx, with_onnx
 from tests.model.tiny import picture, save_tiny
 
@@ -117,35 +115,35 @@ def _fakes(**seconds):
 
 def test_the_fastest_is_chosen_and_alone_opened_later(cache):
     openers, opened = _fakes(slow=0.02, fast=0.001)
-    assert choice.fastest(openers, "key", np.zeros(1)).name == "fast"
+    assert engine_module.fastest(openers, "key", np.zeros(1)).name == "fast"
     assert opened == ["slow", "fast"]
-    assert choice.fastest(openers, "key", np.zeros(1)).name == "fast"
+    assert engine_module.fastest(openers, "key", np.zeros(1)).name == "fast"
     assert opened == ["slow", "fast", "fast"]
-    choice.fastest(openers, "other key", np.zeros(1))
+    engine_module.fastest(openers, "other key", np.zeros(1))
     assert len(opened) == 5
 
 
 def test_slow_networks_are_measured_with_few_runs(monkeypatch):
-    monkeypatch.setattr(choice, "TURN_SECONDS", 0.02)
-    monkeypatch.setattr(choice, "MAX_SECONDS", 0.05)
+    monkeypatch.setattr(engine_module, "TURN_SECONDS", 0.02)
+    monkeypatch.setattr(engine_module, "MAX_SECONDS", 0.05)
     runs = []
 
     class Slow(_Fake):
         def run(self, data):
             runs.append(super().run(data))
 
-    assert 0.03 <= choice.measure([Slow("slow", 0.03)], np.zeros(1))["slow"] < 1
+    assert 0.03 <= engine_module.measure([Slow("slow", 0.03)], np.zeros(1))["slow"] < 1
     assert len(runs) == 1 + 2
 
 
 def test_engines_that_do_not_start_are_left_out_with_a_warning(caplog, cache):
     openers, _ = _fakes(broken=None, sound=0.0)
-    assert choice.fastest(openers, "key", np.zeros(1)).name == "sound"
+    assert engine_module.fastest(openers, "key", np.zeros(1)).name == "sound"
     assert "broken is broken" in caplog.text
-    choice.remember("key", "broken", {})
-    assert choice.fastest(openers, "key", np.zeros(1)).name == "sound"
+    engine_module.remember("key", "broken", {})
+    assert engine_module.fastest(openers, "key", np.zeros(1)).name == "sound"
     with pytest.raises(InstallError, match="broken is broken"):
-        choice.fastest(_fakes(broken=None)[0], "key", np.zeros(1))
+        engine_module.fastest(_fakes(broken=None)[0], "key", np.zeros(1))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"key": 3}', '{"key": {"engine": 1}}', '{"key": {"engine": "x"}}'])
@@ -153,8 +151,8 @@ def test_a_damaged_cache_is_measured_and_written_anew(cache, content):
     cache.parent.mkdir(parents=True)
     cache.write_text(content)
     openers, _ = _fakes(slow=0.01, fast=0.0)
-    assert choice.fastest(openers, "key", np.zeros(1)).name == "fast"
-    assert choice.recall("key") == "fast"
+    assert engine_module.fastest(openers, "key", np.zeros(1)).name == "fast"
+    assert engine_module.recall("key") == "fast"
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, caplog):
@@ -163,46 +161,46 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, caplo
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     openers, opened = _fakes(slow=0.01, fast=0.0)
     for _ in range(2):
-        assert choice.fastest(openers, "key", np.zeros(1)).name == "fast"
+        assert engine_module.fastest(openers, "key", np.zeros(1)).name == "fast"
     assert len(opened) == 4
     assert sum("cannot be remembered" in line for line in caplog.messages) == 2
 
 
 def test_the_cache_keeps_the_newest_entries(monkeypatch):
-    monkeypatch.setattr(choice, "MAX_ENTRIES", 3)
+    monkeypatch.setattr(engine_module, "MAX_ENTRIES", 3)
     for k in range(5):
-        choice.remember(f"key {k}", "mxnet", {"mxnet": 0.1})
-    assert [choice.recall(f"key {k}") for k in range(5)] == [None, None, "mxnet", "mxnet", "mxnet"]
+        engine_module.remember(f"key {k}", "mxnet", {"mxnet": 0.1})
+    assert [engine_module.recall(f"key {k}") for k in range(5)] == [None, None, "mxnet", "mxnet", "mxnet"]
 
 
 def test_the_choice_depends_on_what_changes_the_speed(folder, plain, monkeypatch):
     monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
     manifest = read_manifest(folder)
     keys = [
-        choice.choice_key(manifest, 1, 2, ["mxnet"]),
-        choice.choice_key(manifest, 2, 2, ["mxnet"]),
-        choice.choice_key(manifest, 1, 1, ["mxnet"]),
-        choice.choice_key(manifest, 1, 2, ["mxnet", "openvino"]),
-        choice.choice_key(read_manifest(plain), 1, 2, ["mxnet"]),
+        engine_module.choice_key(manifest, 1, 2, ["mxnet"]),
+        engine_module.choice_key(manifest, 2, 2, ["mxnet"]),
+        engine_module.choice_key(manifest, 1, 1, ["mxnet"]),
+        engine_module.choice_key(manifest, 1, 2, ["mxnet", "openvino"]),
+        engine_module.choice_key(read_manifest(plain), 1, 2, ["mxnet"]),
     ]
     assert len(set(keys)) == len(keys)
-    assert keys[0] == choice.choice_key(manifest, 1, 2, ["mxnet"])
+    assert keys[0] == engine_module.choice_key(manifest, 1, 2, ["mxnet"])
     for excluded in ((), ("conv1",)):
         calibration = Calibration("", "naive", 1, {}, excluded)
         int8 = dataclasses.replace(manifest, dtype="int8", calibration=calibration)
-        keys.append(choice.choice_key(int8, 1, 2, ["mxnet"]))
+        keys.append(engine_module.choice_key(int8, 1, 2, ["mxnet"]))
     monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX2")
-    keys.append(choice.choice_key(manifest, 1, 2, ["mxnet"]))
-    monkeypatch.setattr(choice, "installed_version", {"mxnet-cu112": "1.9.1"}.get)
-    keys.append(choice.choice_key(manifest, 1, 2, ["mxnet"]))
-    monkeypatch.setattr(choice, "installed_version", {"mxnet-cu112": "1.9.2"}.get)
-    keys.append(choice.choice_key(manifest, 1, 2, ["mxnet"]))
+    keys.append(engine_module.choice_key(manifest, 1, 2, ["mxnet"]))
+    monkeypatch.setattr(engine_module, "installed_version", {"mxnet-cu112": "1.9.1"}.get)
+    keys.append(engine_module.choice_key(manifest, 1, 2, ["mxnet"]))
+    monkeypatch.setattr(engine_module, "installed_version", {"mxnet-cu112": "1.9.2"}.get)
+    keys.append(engine_module.choice_key(manifest, 1, 2, ["mxnet"]))
     assert len(set(keys)) == len(keys)
 
 
 def test_what_is_not_installed_is_one_sentence_with_the_remedy(folder, plain, monkeypatch):
     installed = {"onnxruntime"}
-    monkeypatch.setattr(opening, "_is_installed", lambda name: name in installed)
+    monkeypatch.setattr(engine_module, "_is_installed", lambda name: name in installed)
     assert Detector(folder).engine == "onnxruntime"
     with pytest.raises(InstallError, match=r"openvino, which is not installed \(pip install -e '\.\[openvino\]'\)"):
         Detector(folder, engine="openvino")
@@ -215,17 +213,17 @@ def test_what_is_not_installed_is_one_sentence_with_the_remedy(folder, plain, mo
 
 
 def test_a_gpu_means_mxnet(folder, monkeypatch):
-    monkeypatch.setattr(opening, "usable_gpus", lambda: ([0], None))
+    monkeypatch.setattr(engine_module, "usable_gpus", lambda: ([0], None))
     opened = []
-    monkeypatch.setattr(opening, "_open", lambda name, *others: opened.append(name))
+    monkeypatch.setattr(engine_module, "_open", lambda name, *others: opened.append(name))
     for device in (None, DeviceOptions(), DeviceOptions(gpus="0")):
-        opening.open_engine("auto", opening.Task(folder, device=device))
+        engine_module.open_engine("auto", engine_module.Task(folder, device=device))
     assert opened == ["mxnet"] * 3
-    monkeypatch.setattr(opening, "_open_auto", lambda names, *others: opened.append(names))
-    opening.open_engine("auto", opening.Task(folder, device=DeviceOptions(cpu=True)))
+    monkeypatch.setattr(engine_module, "_open_auto", lambda names, *others: opened.append(names))
+    engine_module.open_engine("auto", engine_module.Task(folder, device=DeviceOptions(cpu=True)))
     assert opened[-1] == ["mxnet", *OTHERS]
     with pytest.raises(OptionError, match="--gpus 0: openvino runs on the CPU"):
-        opening.open_engine("openvino", opening.Task(folder, device=DeviceOptions(gpus="0")))
+        engine_module.open_engine("openvino", engine_module.Task(folder, device=DeviceOptions(gpus="0")))
     with pytest.raises(OptionError, match=r"ctx gpu\(0\): onnxruntime runs on the CPU"):
         Detector(folder, engine="onnxruntime", ctx=mx.gpu(0))
 

@@ -6,11 +6,11 @@ import pytest
 
 from common.errors import CheckpointError, OutOfMemoryError
 from deploy.calibrate import calibrate
+from engines import mxnet_engine
+from engines.mxnet_engine import bind
 from graph.number_formats import fuse
 from machine.runtime import mx
-from model import bind as bind_module
-from model.bind import bind
-from model.load import inference_model
+from model.folder import inference_model
 from model.manifest import Calibration
 from tests.model.made_up import images, made_up
 
@@ -31,7 +31,7 @@ def test_what_the_conversion_does_not_expect_is_a_damaged_model(error, monkeypat
     def fail(*arguments):
         raise error("node")
 
-    monkeypatch.setattr(bind_module, "converted", fail)
+    monkeypatch.setattr(mxnet_engine, "converted", fail)
     with pytest.raises(CheckpointError, match="cannot run this model as float32"):
         bind(MODEL, mx.cpu(), 1)
 
