@@ -30,7 +30,7 @@ from train.options import train_options
 
 if TYPE_CHECKING:
     from model.weights.classic import Description
-    from model.weights.report import Report
+    from model.weights.fit import Report
 
 Arrays = dict[str, np.ndarray]
 YOLO_BIAS = re.compile(r"pred_\d+_conv_bias")
@@ -46,8 +46,8 @@ class Source:
     """A project whose weights can be read.
 
     Attributes:
-        module: in model/weights/: read(path) -> {name there: array}, rename(arrays, network, options) -> (arg, aux)
-            under our names; what it does not know keeps its name.
+        module: in model/weights/: read(path) -> {name there: array}, and the function `renaming`: (arrays, network,
+            options) -> (arg, aux) under our names; what it does not know keeps its name.
         options: of our network, which make it detect as the project does.
         pixels: options of train.py: how its images become inputs; others as train.py has them.
         side: of the input, unless given; 0: what the network was designed for.
@@ -57,6 +57,7 @@ class Source:
     options: Mapping[str, Any] = field(default_factory=dict)
     pixels: Mapping[str, Any] = field(default_factory=dict)
     side: int = 300
+    renaming: str = "rename"
 
     @property
     def read(self) -> Callable[[str], Arrays]:
@@ -66,7 +67,7 @@ class Source:
     @property
     def rename(self) -> Callable[[Arrays, str, Mapping[str, Any]], tuple[Arrays, Arrays]]:
         """The table from its names to ours."""
-        return importlib.import_module(f"model.weights.{self.module}").rename
+        return getattr(importlib.import_module(f"model.weights.{self.module}"), self.renaming)
 
 
 # YOLOv3's inputs: RGB / 255 in their own proportions, with borders of a grey.
@@ -80,14 +81,16 @@ EFFDET_PIXELS |= {"std_r": 58.395, "std_g": 57.12, "std_b": 57.375, "resize_mode
 
 # --from NAME; a new source is a module in model/weights/ and a row here.
 SOURCES: dict[str, Source] = {
-    "ssd.pytorch": Source("pytorch", {"post_process": "per_class", "nms_topk": 200, "keep_topk": 200}),
-    "torchvision": Source("pytorch"),
+    "ssd.pytorch": Source(
+        "pytorch", {"post_process": "per_class", "nms_topk": 200, "keep_topk": 200}, renaming="rename_ssd"
+    ),
+    "torchvision": Source("pytorch", renaming="rename_ssd"),
     "caffe": Source("caffe", {"post_process": "per_class", "nms_topk": 400, "keep_topk": 200}),
     "gluon": Source("gluon"),
     "classic": Source("classic"),
     "darknet": Source("darknet", pixels=YOLO_PIXELS, side=416),
-    "yolov3-spp.pytorch": Source("yolo_pytorch", pixels=YOLO_PIXELS, side=416),
-    "efficientdet.pytorch": Source("effdet_pytorch", pixels=EFFDET_PIXELS, side=0),
+    "yolov3-spp.pytorch": Source("pytorch", pixels=YOLO_PIXELS, side=416, renaming="rename_yolo"),
+    "efficientdet.pytorch": Source("pytorch", pixels=EFFDET_PIXELS, side=0, renaming="rename_effdet"),
 }
 
 
@@ -223,7 +226,7 @@ def _write(
     from machine.runtime import mx
     from model.checkpoint import meta_path
     from model.params_file import write_params
-    from model.weights.report import compare, expected_shapes
+    from model.weights.fit import compare, expected_shapes
 
     assert options.data_shape  # main() has put the source's in
     wanted_arg, wanted_aux = expected_shapes(options.network, options.data_shape, len(names), **network_options)

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     options = parse_options(WriteOptions, argv, "Writes a YOLOv3 checkpoint as Darknet's .weights, .cfg and .names.")
     from model.checkpoint import load_checkpoint
     from model.weights import darknet
-    from model.weights.darknet_pixels import for_unit_pixels
+    from model.weights.darknet import for_unit_pixels
     from symbol.darknet_cfg import format_cfg
 
     checkpoint = load_checkpoint(options.prefix, options.epoch)

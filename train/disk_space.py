@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import CheckpointError
-from model.weights.report import expected_shapes
+from model.weights.fit import expected_shapes
 from train.options import TrainOptions, network_options
 
 # Arrays of the size of a parameter that an optimizer keeps for it.

@@ -1,4 +1,4 @@
-"""Gluon's .params, from a file or from gluoncv's model zoo: classifiers, and SSD with VGG16 (gluon_ssd.py).
+"""Gluon's .params, from a file or from gluoncv's model zoo: classifiers, and SSD with VGG16.
 
 Names of either form are understood: those of save_parameters (features.0.weight) and those with the block's prefix
 (mobilenet0_conv0_weight, with or without `arg:`). Layers are taken in the order of the network, because the numbers in
@@ -6,6 +6,10 @@ Gluon's names count blocks.
 
 Gluon's classifiers read RGB / 255, less the mean, over the standard deviation of ImageNet; ours read RGB less the mean.
 So the first convolution is divided by 255 * std: with mean pixels 123.675, 116.28, 103.53 the results are the same.
+
+gluoncv's SSD (ssd_300_vgg16_atrous_*, ssd_512_vgg16_atrous_*) and its pretrained body, vgg16_atrous, have the anchors,
+their order, background as class 0 and the layout of the heads of vgg16_reduced. The block multiplies its input by
+255 * std first, so its first convolution reads pixels, as ours does.
 """
 
 import re
@@ -20,11 +24,17 @@ import numpy as np
 from common.errors import CheckpointError
 from machine.runtime import mx
 from model.params_file import read_arrays
-from model.weights import gluon_ssd, vgg
-from model.weights.batch_norm import subtract_epsilon
+from model.weights import vgg
+from model.weights.fit import subtract_epsilon
 from model.weights.vgg import Arrays
 from symbol.backbone.mobilenet import BLOCKS
 
+SSD_PARAMETER = re.compile(
+    r"(?:features\.)?(stages|extras|norm4|class_predictors|box_predictors)\.([\w.]+)\.(weight|bias)"
+)
+SSD_SCALES = ("features.norm4.scale", "norm4.scale")
+SSD_HEADS = {"class_predictors": "cls_pred_conv", "box_predictors": "loc_pred_conv"}
+DILATED_STAGE = 5
 ZOO = "gluoncv:"
 MOBILENET = "mobilenet"
 MOBILENET_FILTERS = 32  # of the first convolution at width 1
@@ -34,6 +44,46 @@ CONVOLUTION, DENSE = 4, 2  # dimensions of their weights
 PARAMETER = re.compile(r"(?:arg:|aux:)?(.+)[._](weight|bias|gamma|beta|running_mean|running_var)")
 ARG_KINDS = {"gamma": "gamma", "beta": "beta"}
 AUX_KINDS = {"running_mean": "moving_mean", "running_var": "moving_var"}
+
+
+def is_ssd(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether parameters have the names of gluoncv's VGGAtrousExtractor, alone or in an SSD."""
+    return any(name in arrays for name in SSD_SCALES)
+
+
+def rename_ssd(arrays: Arrays, network: str) -> Arrays:
+    """Parameters of vgg16_reduced (or legacy_vgg16_ssd_*); constants and unknown names stay as they are.
+
+    CheckpointError for the variant with batch normalisation and for other networks.
+    """
+    vgg.check_network(network, "gluoncv's SSD")
+    norm = next((name for name in arrays if name.endswith("running_mean")), None)
+    if norm is not None:
+        raise CheckpointError(f"the gluoncv weights have batch normalisation ({norm:.80}), {network} has none")
+    out = {_ssd_name(name): array for name, array in arrays.items()}
+    vgg.check_body(out, "gluoncv")
+    return vgg.to_network(vgg.shape_scale(out), network)
+
+
+def _ssd_name(name: str) -> str:
+    if name in SSD_SCALES:
+        return vgg.SCALE
+    match = SSD_PARAMETER.fullmatch(name)
+    layer = _ssd_layer(match[1], match[2].split(".")) if match else None
+    return f"{layer}_{match[3]}" if match and layer else name
+
+
+def _ssd_layer(part: str, path: list[str]) -> str | None:
+    """Our name of the layer at `path` in a part of the block; every second place of a sequence is a ReLU."""
+    numbers = [int(step) for step in path if step.isdecimal()]
+    if part in SSD_HEADS and path[1:] == ["predictor"] and numbers and numbers[0] < len(vgg.MAPS):
+        return f"{vgg.MAPS[numbers[0]]}_{SSD_HEADS[part]}"
+    if len(numbers) != 2 or numbers[1] % 2:
+        return None
+    place, k = numbers[0], numbers[1] // 2
+    if part == "extras":
+        return f"multi_feat_{place + vgg.FIRST_EXTRA}_conv_{'3x3' if k else '1x1'}_conv"
+    return ("fc6", "fc7")[k > 0] if place == DILATED_STAGE else f"conv{place + 1}_{k + 1}"
 
 
 @dataclass
@@ -62,8 +112,8 @@ def rename(arrays: Arrays, network: str, options: Mapping[str, Any]) -> tuple[Ar
     Weights of another network, or a mobilenet of another width than options["width"], raise CheckpointError. The
     classifier's last layer is kept under its own name `output_*`: the report calls it unused.
     """
-    if gluon_ssd.is_ssd(arrays):
-        return gluon_ssd.rename(arrays, network), {}
+    if is_ssd(arrays):
+        return rename_ssd(arrays, network), {}
     if network.startswith(ZOO):
         return _body(arrays)
     layers = _layers(arrays)

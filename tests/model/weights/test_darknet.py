@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import CheckpointError
 from model.weights import darknet
-from model.weights.darknet_pixels import for_unit_pixels
+from model.weights.darknet import for_unit_pixels
 from symbol.darknet_cfg import format_cfg
 from symbol.darknet_sections import Convolutional, MaxPool, Yolo, with_classes
 from symbol.detector.yolo import find_row as find_yolo_row
