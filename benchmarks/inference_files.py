@@ -32,7 +32,7 @@ from benchmarks.inference_models import NETWORKS, make_model, raw_outputs, read_
 from config.deploy_options import NAIVE
 from deploy.calibrate import calibrate
 from deploy.onnx_export.export import to_onnx
-from deploy.onnx_int8 import int8_onnx
+from deploy.onnx_files import int8_onnx
 from engines.mxnet_engine import fused_model
 from machine.runtime import mx
 from model.folder import Model, inference_model, write_model_folder

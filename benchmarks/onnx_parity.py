@@ -39,8 +39,7 @@ def main(argv: list[str]) -> None:
     """Exports the model, runs it everywhere and prints how the detections differ."""
     options = parse_options(ParityOptions, argv, "ONNX beside MXNet")
     threads.configure()
-    from deploy.comparison import TOLERANCE, compare, total
-    from deploy.onnx_file import onnx_files
+    from deploy.onnx_files import TOLERANCE, compare, onnx_files, total
     from model.folder import inference_model, load_model
     from model.manifest import ONNX, UINT8_NHWC
 

@@ -1,10 +1,11 @@
-"""The command deploy.py."""
+"""The command deploy.py, and the same in one call."""
 
 import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 from common.errors import OptionError
 from common.prefix import check_prefix
@@ -14,10 +15,7 @@ from config.idle_options import idle_deploy_options
 from config.options import parse_options
 from machine import threads
 from machine.signals import exit_on_sigterm
-from model.manifest import ONNX_INT8
-
-if TYPE_CHECKING:
-    from model.manifest import Manifest
+from model.manifest import ONNX_INT8, Manifest, check_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +28,10 @@ def main(argv: list[str]) -> int:
     check_onnx(options)
     threads.configure()
     from common.terminal_log import log_to_terminal
-    from deploy.onnx_file import onnx_files
-    from deploy.onnx_int8 import add_int8_file
+    from deploy.onnx_files import add_int8_file, onnx_files
     from deploy.precision import Int8Options, with_dtype
     from model.checkpoint import load_checkpoint
     from model.folder import check_replaceable, inference_model, model_from_checkpoint, write_model_folder
-    from model.manifest import check_checkpoint
 
     log_to_terminal()
     exit_on_sigterm()
@@ -66,6 +62,22 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def export(
+    prefix: str,
+    epoch: int | str,
+    folder: str | Path,
+    *,
+    data_shape: tuple[int, ...] | None = None,
+    **detection_options: Any,
+) -> Manifest:
+    """Writes the float32 model folder of a checkpoint and returns its manifest; arguments as model_from_checkpoint."""
+    from model.checkpoint import load_checkpoint
+    from model.folder import inference_model, model_from_checkpoint, write_model_folder
+
+    model = model_from_checkpoint(load_checkpoint(prefix, epoch), data_shape=data_shape, **detection_options)
+    return write_model_folder(folder, inference_model(model))
+
+
 def check_int8(options: DeployOptions) -> None:
     """OptionError unless int8 has images to calibrate with, or where other dtypes have them."""
     if options.dtype == "int8" and not options.calib_rec:
@@ -89,7 +101,7 @@ def check_records(options: DeployOptions, class_names: Sequence[str]) -> None:
             check_classes(record, class_names, options.prefix, what)
 
 
-def _print_precision(manifest: "Manifest") -> None:
+def _print_precision(manifest: Manifest) -> None:
     print(f"  {manifest.dtype}, input {manifest.input_format}")
     if manifest.calibration:
         known = manifest.calibration

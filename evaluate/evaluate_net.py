@@ -15,8 +15,7 @@ from dataset.native_iterator import iterator_class
 from dataset.sidecar import read_sidecar
 from evaluate.coco_metric import COCOResult
 from evaluate.eval_metric import ValidationMetric
-from evaluate.inference import inference_module
-from evaluate.scoring import score_detections
+from evaluate.scoring import inference_module, score_detections
 from evaluate.voc_eval import VOCResult
 from machine.devices import check_batch_size
 from machine.memory import told_exhaustion

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     threads.configure(options.cpus)
     from dataset.recordio import RecordReader
     from evaluate.evaluate_net import evaluate_net
-    from evaluate.report import save_pr_curves
+    from evaluate.reports import save_pr_curves
     from machine.devices import contexts
     from model.checkpoint import load_checkpoint
     from model.manifest import check_checkpoint
@@ -87,7 +87,7 @@ def _check_outputs(options: EvaluateOptions) -> None:
 
 
 def _print_tables(results: dict[str, Any]) -> None:
-    from evaluate.report import format_coco, format_table
+    from evaluate.reports import format_coco, format_table
 
     for kind, result in results.items():
         if len(results) > 1:
@@ -97,7 +97,7 @@ def _print_tables(results: dict[str, Any]) -> None:
 
 def _write_coco(options: EvaluateOptions, rows: Any, class_names: Sequence[str]) -> None:
     """--coco-json and --coco-truth."""
-    from evaluate.coco_results import write_results, write_truth
+    from evaluate.reports import write_results, write_truth
 
     ids = _coco_ids(options, rows.records, class_names)
     if options.coco_json:
@@ -108,7 +108,7 @@ def _write_coco(options: EvaluateOptions, rows: Any, class_names: Sequence[str])
 
 def _coco_ids(options: EvaluateOptions, records: Any, class_names: Sequence[str]) -> Any:
     """The ids of these records and of the classes in the COCO files."""
-    from evaluate.coco_results import annotation_ids, record_ids
+    from evaluate.reports import annotation_ids, record_ids
 
     if options.coco_annotations:
         return annotation_ids(records, class_names, options.rec_path, options.coco_annotations)

@@ -96,7 +96,7 @@ def _announce(listener: socket.socket) -> None:
 def _service(options: ServeOptions) -> "Service":
     """The service of the options, its model loaded and measured."""
     from detect.service.app import Limits, Service
-    from detect.service.model import describe, load_runner
+    from detect.service.batching import describe, load_runner
 
     runner, detector = load_runner(options)
     limits = Limits(

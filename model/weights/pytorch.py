@@ -26,9 +26,9 @@ from model.weights import vgg
 from model.weights.darknet import split_auxiliary
 from model.weights.vgg import Arrays
 from symbol.darknet_sections import layer_names
+from symbol.detector.bifpn import LOWEST
 from symbol.detector.efficientdet import EfficientDet
 from symbol.detector.yolo import YOLOv3, find_row
-from symbol.neck.bifpn import LOWEST
 from symbol.registry import family_of, network_options_class
 
 # Indices of the convolutions in torchvision's vgg16().features; ssd.pytorch's vgg begins alike.

@@ -11,10 +11,10 @@ from boxes.effdet_assigner import EffDetAssigner
 from common.errors import OptionError
 from machine.runtime import mx
 from symbol.backbone.efficientnet import EfficientNet, efficientnet
-from symbol.effdet_losses import LABELS, effdet_losses
+from symbol.detector.bifpn import bifpn
 from symbol.family import Family, FeatureMap, Size
 from symbol.layers import Layers, SharedSeparable, Symbol, swish
-from symbol.neck.bifpn import bifpn
+from symbol.losses import EFFDET_LABELS, effdet_losses
 from symbol.network_options import EffDetOptions
 from symbol.post_process import take_rows
 
@@ -97,7 +97,7 @@ class EfficientDet(Family):
     def label_names(self, options: EffDetOptions) -> tuple[str, ...]:
         """Names of the labels that `training` reads."""
         del options
-        return LABELS
+        return EFFDET_LABELS
 
     def feature_maps(self, network: str, row: EffDetRow, size: Size, options: EffDetOptions) -> list[FeatureMap]:
         """The maps of predictions of an input of (height, width)."""

@@ -7,10 +7,9 @@ import pytest
 
 from common.errors import CheckpointError, DataError, OptionError
 from config.deploy_options import CALIBRATION_MODES
-from deploy.calibrate import calibrate
+from deploy.calibrate import calibrate, rank_layers
 from deploy.main import main
 from deploy.precision import Int8Options, _calibration_batches, _fewest, with_dtype
-from deploy.sensitivity import rank_layers
 from detect.detector import Detector
 from engines.mxnet_engine import bind
 from graph.number_formats import fuse, to_int8

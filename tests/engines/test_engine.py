@@ -14,7 +14,7 @@ import pytest
 
 from common.errors import CheckpointError, InstallError, OptionError
 from config.run import DeviceOptions
-from deploy.export import export
+from deploy.main import export
 from detect.detector import Detector
 from engines import engine as engine_module
 from machine.runtime import mx

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from config.run import DeviceOptions
-from deploy.onnx_file import onnx_files
+from deploy.onnx_files import onnx_files
 from detect.detector import Detector
 from engines.preprocess import encode_image
 from model.checkpoint import load_checkpoint

@@ -10,7 +10,7 @@ from machine.runtime import mx
 from model.weights.pytorch import effdet_name
 from symbol.detector.efficientdet import ROWS as EFFDET_NETWORKS
 from symbol.detector.efficientdet import predictions
-from symbol.effdet_losses import effdet_losses
+from symbol.losses import effdet_losses
 from symbol.network_options import EffDetOptions
 from tests.golden.effdet import network_of, parameters
 from tests.golden.loader import Case, assert_outputs, cases

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import CheckpointError, OptionError
-from deploy.export import export
+from deploy.main import export
 from machine.runtime import mx
 from model import folder as model_folder
 from model.checkpoint import load_checkpoint

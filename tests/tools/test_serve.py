@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from common.errors import InstallError, OptionError
-from deploy.export import export
+from deploy.main import export
 from engines.preprocess import encode_image
 from tests.model.tiny import CLASSES, picture, save_tiny
 from tools.serve import bind, main

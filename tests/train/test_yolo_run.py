@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.errors import CheckpointError, DataError
-from deploy.export import export
+from deploy.main import export
 from detect.detector import Detector
 from evaluate.evaluate_net import evaluate_net
 from machine.runtime import mx

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from detect.records import Records
+from detect.outputs import Records
 
 
 @pytest.mark.parametrize("count", [0, 2])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from boxes.effdet_assigner import EffDetAssigner
-from evaluate.inference import inference_module, is_rewritten
+from evaluate.scoring import inference_module, is_rewritten
 from machine.runtime import mx
-from symbol.effdet_losses import LABELS
+from symbol.losses import EFFDET_LABELS
 from symbol.symbol_factory import get_symbol_train
 from tests.model.made_up import images, made_up, run
 
@@ -42,7 +42,7 @@ def test_losses_beside_the_detections():
     data = images(model, 2)
     objects = np.array([[0, 0.1, 0.1, 0.4, 0.5, 0], [2, 0.5, 0.2, 0.9, 0.8, 0]], np.float32)
     targets = EffDetAssigner()(objects, model.manifest.size)
-    labels = [(name, mx.nd.array(np.stack([targets[name]] * 2))) for name in LABELS]
+    labels = [(name, mx.nd.array(np.stack([targets[name]] * 2))) for name in EFFDET_LABELS]
     symbol = get_symbol_train("efficientdet_mini", model.manifest.size, 3, drop_connect=0.2)
     batch = mx.io.DataBatch([data], [array for _, array in labels])
     outputs = []
@@ -51,7 +51,7 @@ def test_losses_beside_the_detections():
         if rewritten:
             module = inference_module(*parts, CPU, data_descs(("data", data)), data_descs(*labels))
         else:
-            module = mx.mod.Module(symbol, label_names=LABELS)
+            module = mx.mod.Module(symbol, label_names=EFFDET_LABELS)
             module.bind(data_descs(("data", data)), data_descs(*labels), for_training=False)
             module.set_params(*parts[1:])
         module.forward(batch, is_train=False)

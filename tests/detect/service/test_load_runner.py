@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from config.serve_options import ServeOptions
-from detect.service import model
+from detect.service import batching
 
 
 def test_batches_run_in_the_engine_that_was_chosen_for_single_images(monkeypatch):
@@ -22,6 +22,6 @@ def test_batches_run_in_the_engine_that_was_chosen_for_single_images(monkeypatch
         def reset_statistics(self):
             pass
 
-    monkeypatch.setattr(model, "Detector", Detector)
-    model.load_runner(ServeOptions(engine="auto", batch_size=2))
+    monkeypatch.setattr(batching, "Detector", Detector)
+    batching.load_runner(ServeOptions(engine="auto", batch_size=2))
     assert opened == [("auto", 1), ("openvino", 2)]

@@ -1,4 +1,4 @@
-"""Detections and objects of a record as COCO files: the results format and the annotation format."""
+"""What an evaluation leaves: tables of AP, precision-recall curves, and detections and objects as COCO files."""
 
 import json
 from collections.abc import Sequence
@@ -7,11 +7,63 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from common.errors import OptionError
 from common.files import write_atomically
 from dataset.coco import read_annotations
 from dataset.image_list import read_list
+from drawing.figures import save_figure
+from evaluate.coco_metric import COCOResult
+from evaluate.voc_eval import ClassResult, VOCResult
+
+LABELLED_CURVES = 20  # with more classes the legend would hide the curves
+PICTURE_INCHES = (7.0, 5.5)
+PICTURE_DPI = 120
+
+
+def format_table(result: VOCResult) -> str:
+    """Text table with a line per class and the mean; '-' where a class has no objects to find."""
+    width = max([len("class"), *(len(one.name) for one in result.classes)])
+    lines = [f"{'class':<{width}}  {'AP':>6}  {'objects':>8}  {'detections':>10}  {'recall':>6}"]
+    lines += [
+        f"{one.name:<{width}}  {_cell(one.ap)}  {one.npos:>8}  {one.num_detections:>10}  {_cell(_final_recall(one))}"
+        for one in result.classes
+    ]
+    return "\n".join([*lines, f"{'mAP':<{width}}  {_cell(result.mean_ap)}"])
+
+
+def format_coco(result: COCOResult) -> str:
+    """Text table of COCO's AP per class and the twelve numbers; '-' where there is nothing to find."""
+    width = max([len("class"), *(len(name) for name in result.class_names)])
+    lines = [f"{'class':<{width}}  {'COCO AP':>7}"]
+    lines += [f"{name:<{width}}  {_cell(value):>7}" for name, value in result.class_ap.items()]
+    cells = [f"{name:<5} {_cell(value)}" for name, value in result.stats.items()]
+    return "\n".join([*lines, *("   ".join(cells[k : k + 3]) for k in range(0, len(cells), 3))])
+
+
+def save_pr_curves(result: VOCResult, path: str | Path) -> None:
+    """Draws the precision-recall curve of every class that has objects as a PNG."""
+    figure = Figure(figsize=PICTURE_INCHES)
+    axes = figure.add_subplot(
+        xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title=f"mAP {_cell(result.mean_ap).strip()}"
+    )
+    shown = [one for one in result.classes if one.npos]
+    for one in shown:
+        axes.plot(one.recall, one.precision, label=f"{one.name} {one.ap:.3f}")
+    axes.grid(alpha=0.3)
+    if 0 < len(shown) <= LABELLED_CURVES:
+        axes.legend(loc="lower left", fontsize="small")
+    figure.tight_layout()
+    save_figure(figure, Path(path), PICTURE_DPI)
+
+
+def _final_recall(one: ClassResult) -> float:
+    return one.true_positives / one.npos if one.npos else float("nan")
+
+
+def _cell(value: float) -> str:
+    return f"{'-':>6}" if np.isnan(value) else f"{value:6.4f}"
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from common.errors import CheckpointError, InstallError, OptionError
-from deploy.comparison import compare, total
 from deploy.main import main
-from deploy.onnx_file import check_runtime, mxnet_det, onnx_files, trial_data
+from deploy.onnx_files import check_runtime, compare, mxnet_det, onnx_files, total, trial_data
 from engines.onnx_engines import MESSAGES, check_self_contained, read_onnx
 from engines.preprocess import InputWriter, read_image
 from model.checkpoint import load_checkpoint
@@ -87,8 +86,8 @@ def test_the_file_alone_says_what_it_finds(model, content):
 
 
 def test_what_another_runtime_finds_is_looked_at_before_the_folder_is_written(prefix, tmp_path, monkeypatch):
-    monkeypatch.setattr("deploy.onnx_file.mxnet_det", lambda model, data: np.random.default_rng(0).random((2, 9, 6)))
-    monkeypatch.setattr("deploy.onnx_file.compare", lambda expected, found: compare(expected, expected + 1))
+    monkeypatch.setattr("deploy.onnx_files.mxnet_det", lambda model, data: np.random.default_rng(0).random((2, 9, 6)))
+    monkeypatch.setattr("deploy.onnx_files.compare", lambda expected, found: compare(expected, expected + 1))
     with pytest.raises(OptionError, match=r"ONNX Runtime .* does not find what MXNet finds \(of 18 detections 0"):
         main(["--prefix", prefix, "--onnx", "--output", str(tmp_path / "model")])
     assert not (tmp_path / "model").exists()
