@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import OptionError
 from common.prefix import check_prefix
@@ -15,7 +15,10 @@ from config.idle_options import idle_deploy_options
 from config.options import parse_options
 from machine import threads
 from machine.signals import exit_on_sigterm
-from model.manifest import ONNX_INT8, Manifest, check_checkpoint
+from model.manifest import FLOAT32, INT8, ONNX_INT8, Manifest, check_checkpoint
+
+if TYPE_CHECKING:
+    from model.folder import Model
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +31,6 @@ def main(argv: list[str]) -> int:
     check_onnx(options)
     threads.configure()
     from common.terminal_log import log_to_terminal
-    from deploy.onnx_files import add_int8_file, onnx_files
-    from deploy.precision import Int8Options, with_dtype
     from model.checkpoint import load_checkpoint
     from model.folder import check_replaceable, inference_model, model_from_checkpoint, write_model_folder
 
@@ -42,15 +43,33 @@ def main(argv: list[str]) -> int:
     folder = options.output or f"{options.prefix}-deploy"
     check_replaceable(folder)
     check_records(options, checkpoint.meta.class_names)
-    chosen = given_detection(options)
-    model = model_from_checkpoint(checkpoint, data_shape=options.data_shape, **chosen)
-    model = inference_model(model, options.uint8_input)
-    more = onnx_files(model, options.onnx_batch) if options.onnx else {}
-    int8 = Int8Options(options.calib_rec, options.calib_mode, options.num_calib, options.max_loss)
-    model = with_dtype(model, options.dtype, options.eval_rec, int8)
-    if options.onnx and options.dtype == "int8":
-        model, more = add_int8_file(model, more, options.onnx_batch, options.max_loss)
-    manifest = write_model_folder(folder, model, more)
+    model = model_from_checkpoint(checkpoint, data_shape=options.data_shape, **given_detection(options))
+    model, files = converted(inference_model(model, options.uint8_input), options)
+    print_summary(folder, write_model_folder(folder, model, files))
+    return 0
+
+
+def converted(model: "Model", options: DeployOptions) -> tuple["Model", dict[str, bytes]]:
+    """The float32 model as one of the dtype that is asked for, its accuracy measured, and its ONNX files by name."""
+    files: dict[str, bytes] = {}
+    if options.onnx:
+        from deploy.onnx_files import onnx_files
+
+        files = onnx_files(model, options.onnx_batch)
+    if options.dtype != FLOAT32 or options.eval_rec:
+        from deploy.precision import Int8Options, with_dtype
+
+        int8 = Int8Options(options.calib_rec, options.calib_mode, options.num_calib, options.max_loss)
+        model = with_dtype(model, options.dtype, options.eval_rec, int8)
+    if options.onnx and options.dtype == INT8:
+        from deploy.onnx_files import add_int8_file
+
+        model, files = add_int8_file(model, files, options.onnx_batch, options.max_loss)
+    return model, files
+
+
+def print_summary(folder: str, manifest: Manifest) -> None:
+    """Prints what a folder holds and the command that tries it."""
     post, (height, width) = manifest.postprocessing, manifest.size
     print(f"{folder}: {manifest.network}, epoch {manifest.source.epoch} of {manifest.source.prefix}")
     print(f"  input {height} x {width} (height x width), {len(manifest.class_names)} classes")
@@ -59,7 +78,6 @@ def main(argv: list[str]) -> int:
     for name, record in manifest.files.items():
         print(f"  {name} {record.size / 1e6:.1f} MB")
     print(f"try it: python demo.py --model {shlex.quote(folder)} --images IMAGE_OR_FOLDER --output detections")
-    return 0
 
 
 def export(

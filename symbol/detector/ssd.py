@@ -17,9 +17,10 @@ from symbol.family import Family, FeatureMap, Size
 from symbol.layers import Layers, Symbol, Tap, l2_normalise
 from symbol.losses import multibox_loss
 from symbol.network_options import SSDOptions
-from symbol.post_process import multibox_detection, per_class_detection
+from symbol.post_process import per_class_detection
 
 # Labels that the training symbols read, by target rule.
+NO_OVERLAP = 1e-37  # a normal float32; MultiBoxDetection neither suppresses nor sorts with the threshold 0
 LABELS = {"paper": ("cls_target", "loc_target", "normaliser"), "mxnet": ("label",)}
 HEAD_LR_MULT = 2.0  # biases of the heads learn twice as fast (apache example/ssd)
 EXTRA_KERNEL = 3
@@ -379,3 +380,33 @@ def detection_symbol(heads: Heads, options: SSDOptions, size: Size) -> Symbol:
     topk = min(options.nms_topk, anchors)
     keep = min(options.keep_topk, topk * (classes - 1))
     return per_class_detection(prob, heads.loc_pred, heads.anchors, topk=topk, keep=keep, **common)
+
+
+def multibox_detection(
+    prob: Symbol,
+    loc_pred: Symbol,
+    anchors: Symbol,
+    *,
+    topk: int,
+    threshold: float,
+    nms: float,
+    force: bool,
+    variances: Sequence[float],
+) -> Symbol:
+    """det (B, A, 6) by MultiBoxDetection: each anchor has one class, its best.
+
+    prob (B, A, C + 1) with the background first, loc_pred (B, A, 4) offsets, anchors (1, A, 4) corners. topk boxes of
+    an image are considered; boxes are clipped to the image. A box goes if its IoU with a better one is nms or more;
+    with nms 0, if they overlap at all.
+    """
+    return mx.sym.contrib.MultiBoxDetection(
+        mx.sym.transpose(prob, axes=(0, 2, 1)),  # (B, C + 1, A)
+        mx.sym.reshape(loc_pred, shape=(0, -1)),  # (B, 4 A)
+        anchors,
+        threshold=threshold,
+        nms_threshold=max(nms, NO_OVERLAP),
+        force_suppress=force,
+        variances=tuple(variances),
+        nms_topk=topk,
+        name="detection",
+    )

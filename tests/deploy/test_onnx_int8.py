@@ -18,7 +18,7 @@ from engines.mxnet_engine import fused_model
 from model.folder import inference_model
 from model.manifest import ONNX, ONNX_INT8, Accuracy, Calibration, read_manifest
 from tests.deploy.onnx_runtimes import exported, run
-from tests.graph.test_number_formats import FAMILIES, body, largest_error
+from tests.deploy.test_precision import FAMILIES, body, largest_error
 from tests.model.made_up import images, made_up
 from tests.model.tiny import picture, save_tiny
 from tests.train.tiny import CLASSES, write_record
