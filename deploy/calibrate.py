@@ -25,7 +25,7 @@ def calibrate(fused: Fused, images: list[mx.nd.NDArray], mode: str) -> Threshold
     (Migacz 2017, 8-bit inference with TensorRT, https://on-demand.gputechconf.com/gtc/2017/presentation/
     s7310-8-bit-inference-with-tensorrt.pdf); arrays without negative values start at 0.
     """
-    reader = _Reader(fused, images[0])
+    reader = _ArrayReader(fused, images[0])
     found: Thresholds = {}
     for arrays in _progress(reader, images, "ranges"):
         for name, array in arrays:
@@ -34,7 +34,7 @@ def calibrate(fused: Fused, images: list[mx.nd.NDArray], mode: str) -> Threshold
     return found if mode == NAIVE else _least_divergent(reader, images, found)
 
 
-class _Reader:
+class _ArrayReader:
     """Runs the float32 symbol and gives all arrays that need thresholds."""
 
     def __init__(self, fused: Fused, first: mx.nd.NDArray) -> None:
@@ -55,14 +55,16 @@ class _Reader:
             yield name, array.asnumpy()  # one at a time: all of them take much memory
 
 
-def _progress(reader: _Reader, images: list[mx.nd.NDArray], what: str) -> Iterator[Iterator[tuple[str, np.ndarray]]]:
+def _progress(
+    reader: _ArrayReader, images: list[mx.nd.NDArray], what: str
+) -> Iterator[Iterator[tuple[str, np.ndarray]]]:
     for number, data in enumerate(images, start=1):
         yield reader(data)
         if number % _EVERY == 0 or number == len(images):
             logger.info("calibration, %s: batch %d of %d", what, number, len(images))
 
 
-def _least_divergent(reader: _Reader, images: list[mx.nd.NDArray], ranges: Thresholds) -> Thresholds:
+def _least_divergent(reader: _ArrayReader, images: list[mx.nd.NDArray], ranges: Thresholds) -> Thresholds:
     limits = {name: max(-low, high) or 1.0 for name, (low, high) in ranges.items()}
     counts = {name: np.zeros(_BINS) for name in ranges}
     for arrays in _progress(reader, images, "histograms"):

@@ -14,7 +14,7 @@ import numpy as np
 
 from common.contract import DATA, DET
 from common.errors import InstallError, OptionError
-from deploy.precision import METRIC, Run, mean_ap
+from deploy.precision import METRIC, RunBatch, mean_ap
 from engines.mxnet_engine import fused_model
 from graph.number_formats import Fused
 from graph.symbol_graph import outputs
@@ -224,7 +224,7 @@ def onnx_mean_ap(content: bytes, model: Model, record: str, batch: int) -> float
     return mean_ap(_runtime(content), model.manifest, record, batch or _MEASURED_BATCH)
 
 
-def _runtime(content: bytes) -> Run:
+def _runtime(content: bytes) -> RunBatch:
     try:
         import onnxruntime
     except ModuleNotFoundError as error:

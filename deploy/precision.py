@@ -20,7 +20,7 @@ from model.folder import Model
 from model.manifest import FLOAT32, INT8, UINT8_NHWC, Accuracy, Calibration, Manifest
 
 METRIC = "VOC07 mAP"
-Run = Callable[[mx.nd.NDArray], np.ndarray]  # data in the model's input format -> det
+RunBatch = Callable[[mx.nd.NDArray], np.ndarray]  # data in the model's input format -> det
 _OVERLAP = 0.5
 logger = logging.getLogger(__name__)
 _BATCH = 4  # images of a batch here; a network sees each image by itself
@@ -52,7 +52,7 @@ def input_batches(record: str, manifest: Manifest, batch: int) -> Iterator[tuple
         iterator.close()
 
 
-def mean_ap(run: Run, manifest: Manifest, record: str, batch: int) -> float:
+def mean_ap(run: RunBatch, manifest: Manifest, record: str, batch: int) -> float:
     """The VOC07 mAP on a record of what finds det (B, N, 6) in `batch` images; nan if the record has no objects."""
     metric = VOC07MApMetric(_OVERLAP, False, manifest.class_names)
     for data, one in input_batches(record, manifest, batch):

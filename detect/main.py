@@ -19,10 +19,10 @@ from config.demo_options import DemoOptions
 from config.options import boolean_flags, parse_options
 from config.run import DeviceOptions
 from dataset.transforms import shape_of
-from detect.inputs import Source, distinct_files, find_images, is_video, plan_outputs, split_words, with_values
-from detect.outputs import ImageFile, Record, Records, Sink, Window, make_record, summary, write_crops
+from detect.inputs import InputSource, distinct_files, find_images, is_video, plan_outputs, split_words, with_values
+from detect.outputs import ImageFile, PictureRecord, Records, Sink, Window, make_record, summary, write_crops
 from detect.statistics import benchmark
-from detect.video import Frame, Video, VideoFile, frame_size
+from detect.video import Video, VideoFile, VideoFrame, frame_size
 from drawing.boxes import draw, draw_heatmap, score_map
 from engines.preprocess import ImageInput, read_image
 from machine import threads
@@ -46,7 +46,7 @@ class Job:
         crop: its folder and stem are those of the cut-out detections.
     """
 
-    source: Source
+    source: InputSource
     picture: Path | None = None
     heatmap: Path | None = None
     crop: Path | None = None
@@ -57,14 +57,14 @@ class Item:
     """A picture (h, w, 3) to detect in, the beginning of its record, its place in time, and where the results go."""
 
     pixels: np.ndarray
-    head: Record
+    head: PictureRecord
     seconds: float = 0.0
     picture: Sink | None = None
     heatmap: Sink | None = None
     crop: Path | None = None
 
 
-class Run:
+class DetectionRun:
     """Detects in images and videos.
 
     Attributes:
@@ -132,14 +132,14 @@ class Run:
             crop = job.crop and job.crop.with_suffix("")
             yield Item(pixels, {"image": str(job.source.path)}, 0.0, picture, heatmap, crop)
 
-    def _detect(self, items: Iterator[Item], wait: bool = False) -> Iterator[Record]:
+    def _detect(self, items: Iterator[Item], wait: bool = False) -> Iterator[PictureRecord]:
         """Detects in the items and gives their results away; yields their records."""
         while not self._ended and (batch := list(itertools.islice(items, self.detector.batch_size))):
             found = self.detector.detect([item.pixels for item in batch])
             for item, rows in zip(batch, found, strict=True):
                 yield self._finish(item, rows, wait)
 
-    def _finish(self, item: Item, rows: np.ndarray, wait: bool) -> Record:
+    def _finish(self, item: Item, rows: np.ndarray, wait: bool) -> PictureRecord:
         names = self.detector.class_names
         detections = rows[rows[:, 1] >= self._threshold]
         if item.picture or self._window:
@@ -157,7 +157,9 @@ class Run:
         return record
 
 
-def _items(name: str, frames: Iterable[Frame], job: Job, picture: Sink | None, heatmap: Sink | None) -> Iterator[Item]:
+def _items(
+    name: str, frames: Iterable[VideoFrame], job: Job, picture: Sink | None, heatmap: Sink | None
+) -> Iterator[Item]:
     for frame in frames:
         head = {"image": name, "frame": frame.number, "time": round(frame.seconds, 3)}
         crop = job.crop and job.crop.with_name(f"{job.crop.stem}-{frame.number:06d}")
@@ -182,7 +184,7 @@ def main(argv: list[str]) -> int:
         print("\n".join(benchmark(detector, _pictures(sources, options), options.benchmark)))
         return 0
     _make_folders(jobs[0], options)
-    return _detect(Run(detector, options.thresh, Records(options.json), window), jobs, options)
+    return _detect(DetectionRun(detector, options.thresh, Records(options.json), window), jobs, options)
 
 
 def _load(options: DemoOptions) -> "Detector":
@@ -212,20 +214,20 @@ def _load(options: DemoOptions) -> "Detector":
     return detector
 
 
-def _sources(words: Sequence[str], options: DemoOptions) -> list[Source]:
+def _sources(words: Sequence[str], options: DemoOptions) -> list[InputSource]:
     """The camera, images and videos that the options name, each file once."""
     if options.frame_resize:
         frame_size(options.frame_resize, (1, 1))
     images = [*words, options.images]
-    found = [Source(int(options.camera), True)] if options.camera else []
+    found = [InputSource(int(options.camera), True)] if options.camera else []
     if any(images) or options.dir or not (found or options.video):
-        found += [Source(path, is_video(path)) for path in find_images(images, options.dir, options.ext)]
+        found += [InputSource(path, is_video(path)) for path in find_images(images, options.dir, options.ext)]
     if options.video:
-        found += [Source(path, True) for path in find_images([options.video])]
+        found += [InputSource(path, True) for path in find_images([options.video])]
     return list({source.path: source for source in found}.values())
 
 
-def _plan(sources: Sequence[Source], options: DemoOptions) -> list[Job]:
+def _plan(sources: Sequence[InputSource], options: DemoOptions) -> list[Job]:
     """The files of each source; OptionError where pictures and heat maps would be the same files."""
     folders = {"--output": options.output, "--heatmap": options.heatmap}
     if all(folders.values()) and Path(options.output).resolve() == Path(options.heatmap).resolve():
@@ -244,7 +246,7 @@ def _make_folders(job: Job, options: DemoOptions) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _detect(run: Run, jobs: Sequence[Job], options: DemoOptions) -> int:
+def _detect(run: DetectionRun, jobs: Sequence[Job], options: DemoOptions) -> int:
     """Runs the jobs, images first, and returns the exit status; what is finished is kept when Ctrl-C ends it."""
     started, interrupted = time.monotonic(), False
     try:
@@ -266,7 +268,7 @@ def _detect(run: Run, jobs: Sequence[Job], options: DemoOptions) -> int:
     return UNREADABLE_STATUS if run.problems else 0
 
 
-def _report(run: Run, options: DemoOptions, seconds: float) -> None:
+def _report(run: DetectionRun, options: DemoOptions, seconds: float) -> None:
     """Logs what was written, the totals and, last, what could not be read."""
     pictures, found = run.records.pictures, run.records.detections
     if options.json:
@@ -279,7 +281,7 @@ def _report(run: Run, options: DemoOptions, seconds: float) -> None:
         logger.error("error: %s", problem)
 
 
-def _pictures(sources: Sequence[Source], options: DemoOptions) -> list[ImageInput]:
+def _pictures(sources: Sequence[InputSource], options: DemoOptions) -> list[ImageInput]:
     """What --benchmark detects in: the bytes of image files, the first frames of videos; errors as when detecting."""
     pictures: list[ImageInput] = []
     for source in sources[: options.benchmark]:

@@ -16,7 +16,7 @@ from engines.preprocess import encode_image
 from machine.opencv import cv2
 
 LINES = ".jsonl"
-Record = dict[str, Any]
+PictureRecord = dict[str, Any]
 TITLE = "detections (q ends)"
 _END_KEYS = (ord("q"), 27)  # 27: Escape
 
@@ -29,9 +29,9 @@ class Records:
         self.pictures = self.detections = 0
         self._path, self._by_lines = path, path.lower().endswith(LINES)
         self._lines: TextIO | None = None
-        self._list: list[Record] = []
+        self._list: list[PictureRecord] = []
 
-    def add(self, record: Record) -> None:
+    def add(self, record: PictureRecord) -> None:
         """Adds one picture's record."""
         self.pictures += 1
         self.detections += len(record["detections"])
@@ -54,7 +54,9 @@ class Records:
             write_atomically(Path(self._path), text.encode("utf-8"))
 
 
-def make_record(head: Record, picture: np.ndarray, detections: np.ndarray, names: Sequence[str]) -> Record:
+def make_record(
+    head: PictureRecord, picture: np.ndarray, detections: np.ndarray, names: Sequence[str]
+) -> PictureRecord:
     """`head`, the size of the picture (h, w, 3), and detections (n, 6) in its pixels, with names of classes."""
     return {
         **head,
@@ -72,7 +74,7 @@ def make_record(head: Record, picture: np.ndarray, detections: np.ndarray, names
     }
 
 
-def summary(record: Record) -> str:
+def summary(record: PictureRecord) -> str:
     """What a record holds, for the log."""
     counts = Counter(detection["class"] for detection in record["detections"])
     return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing found"

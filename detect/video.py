@@ -39,7 +39,7 @@ class Capture(Protocol):
 
 
 @dataclass(frozen=True)
-class Frame:
+class VideoFrame:
     """Pixels (h, w, 3) uint8 RGB, the number of the frame from 0, and its time in seconds from the beginning."""
 
     pixels: np.ndarray
@@ -69,7 +69,7 @@ class Video:
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.count = int(count) if not self.live and math.isfinite(count) and count > 0 else None
 
-    def frames(self, limit: int = 0) -> Generator[Frame, None, None]:
+    def frames(self, limit: int = 0) -> Generator[VideoFrame, None, None]:
         """The frames, at most `limit` of them unless it is 0; DataError where there is none at all."""
         started, number = time.monotonic(), 0
         try:
@@ -79,7 +79,7 @@ class Video:
                     self._check_end(number)
                     return
                 now = time.monotonic() - started if self.live else self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                yield Frame(self._prepared(pixels), number, now)
+                yield VideoFrame(self._prepared(pixels), number, now)
                 number += 1
         finally:
             self._capture.release()

@@ -57,7 +57,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class Task:
+class EngineRequest:
     """What is to be run: a model folder or the prefix of a checkpoint, and how.
 
     Attributes:
@@ -187,7 +187,7 @@ def _read_entries() -> dict[str, Any]:
     return entries if isinstance(entries, dict) else {}
 
 
-def open_engine(name: str, task: Task) -> Engine:
+def open_engine(name: str, task: EngineRequest) -> Engine:
     """The engine of this name, or, if it is `auto`, mxnet for checkpoints and GPUs, else the fastest that can be had.
 
     OptionError for an engine that does not exist or that the model has no file for, InstallError for one that is not
@@ -210,7 +210,7 @@ def open_engine(name: str, task: Task) -> Engine:
     return _open(name, task, manifest)
 
 
-def _open_checkpoint(name: str, task: Task) -> Engine:
+def _open_checkpoint(name: str, task: EngineRequest) -> Engine:
     if name not in (AUTO, MXNET):
         raise OptionError(
             f"engine {name}: {task.path} is no model folder (there is no {MANIFEST} in it); "
@@ -232,7 +232,7 @@ def _possible(manifest: Manifest, path: str | Path) -> list[str]:
     return possible
 
 
-def _open_auto(names: list[str], task: Task, manifest: Manifest) -> Engine:
+def _open_auto(names: list[str], task: EngineRequest, manifest: Manifest) -> Engine:
     if len(names) == 1:
         return _open(names[0], task, manifest)
     openers: dict[str, Callable[[], Engine]] = {name: partial(_open, name, task, manifest) for name in names}
@@ -240,7 +240,7 @@ def _open_auto(names: list[str], task: Task, manifest: Manifest) -> Engine:
     return fastest(openers, key, InputWriter(manifest).noise(task.batch_size))
 
 
-def _open(name: str, task: Task, manifest: Manifest) -> Engine:
+def _open(name: str, task: EngineRequest, manifest: Manifest) -> Engine:
     if name == MXNET:
         from engines.mxnet_engine import MxnetEngine
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from common.errors import CheckpointError
 from config.run import DeviceOptions
-from engines.engine import MXNET, Task
+from engines.engine import MXNET, EngineRequest
 from graph.number_formats import Fused, bfloat16_is_there, fuse, to_bfloat16, to_int8
 from graph.onednn import pad_predictions, squeezes, suit_onednn
 from graph.symbol_graph import bound, run
@@ -93,7 +93,7 @@ class MxnetEngine:
 
     name = MXNET
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: EngineRequest) -> None:
         """Loads and binds the model; errors as of model.load.load_model."""
         model = load_model(task.path, task.epoch, **task.detection_options)
         device = task.device

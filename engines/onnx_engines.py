@@ -20,7 +20,7 @@ from machine.threads import engine_threads
 from model.manifest import BFLOAT16, INT8, ONNX, ONNX_INT8, Manifest, check_size, damaged
 
 ROW = 6  # numbers of a detection
-Shape = Sequence[int | None]
+PortShape = Sequence[int | None]
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _FIXED = {FIXED64: 8, FIXED32: 4}
 # Message -> field number -> message in it; what leads to tensors.
@@ -41,7 +41,9 @@ _MAX_KEY = (1 << 32) - 1  # readers in C++ drop the bits above these: they would
 _PRECISIONS = {BFLOAT16: "bf16", INT8: "bf16"}
 
 
-def check_contract(origin: str, manifest: Manifest, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> None:
+def check_contract(
+    origin: str, manifest: Manifest, inputs: Mapping[str, PortShape], outputs: Mapping[str, PortShape]
+) -> None:
     """CheckpointError unless the file reads `data` and gives `det` as the manifest has them; None: any number."""
     data, det = inputs.get(DATA, ()), outputs.get(DET, ())
     fits = len(inputs) == 1 and _fits(data, (None, *manifest.image_shape)) and _fits(det, (None, None, ROW))
@@ -63,14 +65,14 @@ def run_in_batches(run: Callable[[np.ndarray], np.ndarray], data: np.ndarray, si
     return np.concatenate([run(part) for part in parts])[: len(data)]
 
 
-def _fits(found: Shape, wanted: Shape) -> bool:
+def _fits(found: PortShape, wanted: PortShape) -> bool:
     """Whether a shape has the wanted sides; None on either side fits any number."""
     if len(found) != len(wanted):
         return False
     return all(None in (side, other) or side == other for side, other in zip(found, wanted, strict=True))
 
 
-def _text(ports: Mapping[str, Shape]) -> str:
+def _text(ports: Mapping[str, PortShape]) -> str:
     return ", ".join(f"{name:.50} {tuple(shape)}" for name, shape in ports.items()) or "nothing"
 
 
@@ -180,7 +182,7 @@ def _open_session(content: bytes, origin: str) -> Any:
         raise InstallError(f"{origin}: onnxruntime cannot run it ({error})") from error
 
 
-def _session_ports(arguments: list[Any]) -> dict[str, Shape]:
+def _session_ports(arguments: list[Any]) -> dict[str, PortShape]:
     """{name: shape}; a side is a number, or a name or nothing for any number."""
     return {a.name: tuple(side if isinstance(side, int) else None for side in a.shape or ()) for a in arguments}
 
@@ -238,9 +240,9 @@ def _compile(core: Any, model: Any, shape: tuple[int, ...], precision: str, orig
         raise InstallError(f"{origin}: openvino cannot run it ({error})") from error
 
 
-def _openvino_ports(ports: list[Any]) -> dict[str, Shape]:
+def _openvino_ports(ports: list[Any]) -> dict[str, PortShape]:
     """{name: shape}; None for a side that may have any number, () for a shape of any rank."""
-    found: dict[str, Shape] = {}
+    found: dict[str, PortShape] = {}
     for port in ports:
         names, shape = port.get_names(), port.get_partial_shape()
         name = next((name for name in (DATA, DET) if name in names), min(names, default=""))

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Rows:
+class DetectionRows:
     """What was found and what was there.
 
     Attributes:
@@ -58,7 +58,7 @@ class Evaluation:
     overlap: float
     images: int
     seconds: float
-    rows: Rows | None = None
+    rows: DetectionRows | None = None
 
     @property
     def result(self) -> VOCResult:
@@ -131,11 +131,13 @@ def evaluate_net(
         iterator.close()
 
 
-def _rows(rows: tuple[np.ndarray, np.ndarray], served: list[tuple[np.ndarray, np.ndarray]], images: int) -> Rows:
+def _rows(
+    rows: tuple[np.ndarray, np.ndarray], served: list[tuple[np.ndarray, np.ndarray]], images: int
+) -> DetectionRows:
     """The rows of a COCOMetric with what is known of their images."""
     records = np.concatenate([index for index, _ in served])[:images]
     sizes = np.concatenate([geometry[:, :2] for _, geometry in served])[:images]
-    return Rows(*rows, records, sizes)
+    return DetectionRows(*rows, records, sizes)
 
 
 def _noted(batches: mx.io.DataIter, served: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[mx.io.DataBatch]:

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from common.contract import DATA
-from graph.symbol_graph import VARIABLE, Edge, Graph, Node, Params, graph_of, outputs, symbol_of
+from graph.symbol_graph import VARIABLE, Edge, Params, SymbolGraph, SymbolNode, graph_of, outputs, symbol_of
 from machine.runtime import mx
 
 # Operators between convolution and batch norm that leave channels alone.
@@ -45,12 +45,14 @@ def fold_batch_norm(
     return folded, _params(folded.list_arguments(), arrays), _params(folded.list_auxiliary_states(), arrays)
 
 
-def _owners(graph: Graph) -> dict[str, int]:
+def _owners(graph: SymbolGraph) -> dict[str, int]:
     """How many operators read each variable."""
     return {node.name: len(readers) for node, readers in graph.readers().items() if node.op == VARIABLE}
 
 
-def _convolution(norm: Node, graph: Graph, readers: dict[Node, list[Node]]) -> Node | None:
+def _convolution(
+    norm: SymbolNode, graph: SymbolGraph, readers: dict[SymbolNode, list[SymbolNode]]
+) -> SymbolNode | None:
     """The convolution that a batch norm over channels follows, if nothing else reads what is between them."""
     if norm.op != "BatchNorm" or norm.attrs.get("axis", "1") != "1":
         return None
@@ -64,12 +66,12 @@ def _convolution(norm: Node, graph: Graph, readers: dict[Node, list[Node]]) -> N
     return None
 
 
-def _are_known(nodes: tuple[Node, ...], arrays: dict[str, np.ndarray]) -> bool:
+def _are_known(nodes: tuple[SymbolNode, ...], arrays: dict[str, np.ndarray]) -> bool:
     """Whether all that operators read beside their data are parameters."""
     return all(edge.node.name in arrays for node in nodes for edge in node.inputs[1:])
 
 
-def _keeps_channels(node: Node) -> bool:
+def _keeps_channels(node: SymbolNode) -> bool:
     """Whether a slice takes all channels: (N, C, H, W) from None or 0 to None along the axis 1."""
     if node.op != "slice":
         return True
@@ -81,7 +83,7 @@ def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.strip("()[]").split(",")]
 
 
-def _affine(norm: Node, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _affine(norm: SymbolNode, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Scale and shift (C,) that a batch norm with its moving averages is, float64."""
     gamma, beta, mean, var = (arrays[edge.node.name].astype(np.float64) for edge in norm.inputs[1:5])
     if norm.attrs.get("fix_gamma", "True") in ("True", "1", "true"):
@@ -91,7 +93,7 @@ def _affine(norm: Node, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.n
 
 
 def _absorb(
-    convolution: Node, scale: np.ndarray, shift: np.ndarray, arrays: dict[str, np.ndarray], owners: dict[str, int]
+    convolution: SymbolNode, scale: np.ndarray, shift: np.ndarray, arrays: dict[str, np.ndarray], owners: dict[str, int]
 ) -> None:
     """Gives a convolution the weights and biases of itself followed by scale and shift."""
     weight = arrays[convolution.inputs[1].node.name].astype(np.float64)
@@ -106,7 +108,7 @@ def _absorb(
         old = convolution.inputs[position].node if position < len(convolution.inputs) else None
         name = old.name if old and owners[old.name] == 1 else _free(f"{convolution.name}_{kind}", arrays)
         arrays[name] = value.astype(np.float32)
-        edges.append(Edge(Node(VARIABLE, name)))
+        edges.append(Edge(SymbolNode(VARIABLE, name)))
     convolution.inputs = [convolution.inputs[0], *edges]
     convolution.attrs = {**convolution.attrs, "no_bias": "False"}
 
@@ -139,9 +141,9 @@ def fold_constants(symbol: mx.sym.Symbol, arg_params: Params, shape: tuple[int, 
     return folded, {name: known[name] for name in folded.list_arguments() if name in known}
 
 
-def _constants(graph: Graph, arg_params: Params) -> set[Node]:
+def _constants(graph: SymbolGraph, arg_params: Params) -> set[SymbolNode]:
     """Nodes whose values are the same for every image."""
-    found: set[Node] = set()
+    found: set[SymbolNode] = set()
     for node in graph.nodes():
         if node.op == VARIABLE:
             constant = node.name in arg_params
@@ -154,7 +156,7 @@ def _constants(graph: Graph, arg_params: Params) -> set[Node]:
     return found
 
 
-def _frontier(graph: Graph, constant: set[Node]) -> list[Edge]:
+def _frontier(graph: SymbolGraph, constant: set[SymbolNode]) -> list[Edge]:
     """Constants that are no variables and that something reads which is not constant."""
     edges = [edge for node in graph.nodes() if node not in constant for edge in node.inputs]
     return list(dict.fromkeys(edge for edge in edges if edge.node in constant and edge.node.op != VARIABLE))
@@ -163,18 +165,18 @@ def _frontier(graph: Graph, constant: set[Node]) -> list[Edge]:
 def _values(edges: list[Edge], arg_params: Params, shape: tuple[int, ...]) -> list[np.ndarray]:
     if not edges:
         return []
-    return outputs(symbol_of(Graph(edges)), arg_params, {}, np.zeros(shape, np.float32))
+    return outputs(symbol_of(SymbolGraph(edges)), arg_params, {}, np.zeros(shape, np.float32))
 
 
 def _name(edge: Edge) -> str:
     return f"{edge.node.name}_{edge.output}_constant"
 
 
-def _variable(edge: Edge, array: np.ndarray) -> Node:
-    return Node(VARIABLE, _name(edge), {"__shape__": str(array.shape)})
+def _variable(edge: Edge, array: np.ndarray) -> SymbolNode:
+    return SymbolNode(VARIABLE, _name(edge), {"__shape__": str(array.shape)})
 
 
-def _multiply_directly(graph: Graph, arrays: dict[str, np.ndarray]) -> None:
+def _multiply_directly(graph: SymbolGraph, arrays: dict[str, np.ndarray]) -> None:
     """x * broadcast_like(y, x) without the array in between."""
     for node in graph.nodes():
         if node.op != "elemwise_mul":
@@ -198,13 +200,15 @@ def with_pixel_input(
     """
     graph = graph_of(symbol)
     old = next(node for node in graph.nodes() if node.op == VARIABLE and node.name == DATA)
-    net = Node("transpose", "pixels_nchw", {"axes": "(0, 3, 1, 2)"}, [Edge(Node(VARIABLE, DATA))])  # (B, 3, H, W)
-    net = Node("Cast", "pixels_float32", {"dtype": "float32"}, [Edge(net)])
+    net = SymbolNode(
+        "transpose", "pixels_nchw", {"axes": "(0, 3, 1, 2)"}, [Edge(SymbolNode(VARIABLE, DATA))]
+    )  # (B, 3, H, W)
+    net = SymbolNode("Cast", "pixels_float32", {"dtype": "float32"}, [Edge(net)])
     constants = {}
     for operator, name, values, neutral in (("sub", "pixels_mean", mean, 0), ("div", "pixels_std", std, 1)):
         if any(value != neutral for value in values):
-            constant = Node(VARIABLE, name, {"__shape__": str(_SHAPE)})
-            net = Node(f"broadcast_{operator}", f"{name}_{operator}", {}, [Edge(net), Edge(constant)])
+            constant = SymbolNode(VARIABLE, name, {"__shape__": str(_SHAPE)})
+            net = SymbolNode(f"broadcast_{operator}", f"{name}_{operator}", {}, [Edge(net), Edge(constant)])
             constants[name] = mx.nd.array(np.array(values, np.float32).reshape(_SHAPE))
     graph.replace({Edge(old): Edge(net)})
     return symbol_of(graph), arg_params | constants

@@ -11,7 +11,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from common.errors import CheckpointError
-from graph.symbol_graph import Edge, Node, Params, graph_of, symbol_of
+from graph.symbol_graph import Edge, Params, SymbolNode, graph_of, symbol_of
 from machine.quiet import quiet
 from machine.runtime import mx
 
@@ -30,7 +30,7 @@ def to_bfloat16(symbol: mx.sym.Symbol, arg_params: Params) -> tuple[mx.sym.Symbo
     """A detection symbol, inputs and outputs float32, that convolves in bfloat16, and its weights."""
     graph = graph_of(symbol)
     casts: dict[tuple[Edge, str], Edge] = {}
-    short: set[Node] = set()
+    short: set[SymbolNode] = set()
     weights: set[str] = set()
     for node in graph.nodes():
         if node.op in _LAYERS:
@@ -57,18 +57,18 @@ def bfloat16_is_there() -> bool:
     return True
 
 
-def _make_short(variable: Node) -> str:
+def _make_short(variable: SymbolNode) -> str:
     variable.attrs = {**variable.attrs, "__dtype__": _DTYPE_NUMBER}
     return variable.name
 
 
-def _cast(edge: Edge, dtype: str, short: set[Node], casts: dict[tuple[Edge, str], Edge]) -> Edge:
+def _cast(edge: Edge, dtype: str, short: set[SymbolNode], casts: dict[tuple[Edge, str], Edge]) -> Edge:
     """The edge, through a cast if it has the other number format; one cast serves all its readers."""
     if (edge.node in short) == (dtype == BFLOAT16):
         return edge
     if (edge, dtype) not in casts:
         name = f"{edge.node.name}_{edge.output}_{dtype}"
-        casts[edge, dtype] = Edge(Node("amp_cast", name, {"dtype": dtype}, [edge]))
+        casts[edge, dtype] = Edge(SymbolNode("amp_cast", name, {"dtype": dtype}, [edge]))
     return casts[edge, dtype]
 
 

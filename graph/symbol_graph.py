@@ -19,12 +19,12 @@ _REMEDY = "lower --batch-size, or export the model with a smaller --data-shape"
 class Edge(NamedTuple):
     """An output of a node."""
 
-    node: "Node"
+    node: "SymbolNode"
     output: int = 0
 
 
 @dataclass(eq=False)
-class Node:
+class SymbolNode:
     """An operator, or a variable if op is VARIABLE; attributes are texts, as in the JSON."""
 
     op: str
@@ -34,18 +34,18 @@ class Node:
 
 
 @dataclass
-class Graph:
+class SymbolGraph:
     """What leads to the outputs; nodes that nothing reads are no part of it."""
 
     outputs: list[Edge]
 
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> list[SymbolNode]:
         """Every node once, after all that it reads."""
         return list(_sorted([edge.node for edge in self.outputs]))
 
-    def readers(self) -> dict[Node, list[Node]]:
+    def readers(self) -> dict[SymbolNode, list[SymbolNode]]:
         """The nodes that read each node, once for each input; outputs of the graph are not among them."""
-        found: dict[Node, list[Node]] = {node: [] for node in self.nodes()}
+        found: dict[SymbolNode, list[SymbolNode]] = {node: [] for node in self.nodes()}
         for node in self.nodes():
             for edge in node.inputs:
                 found[edge.node].append(node)
@@ -57,7 +57,7 @@ class Graph:
         New nodes that lead to a value read the values of other keys as well; their own key they may read.
         """
         old = self.nodes()
-        own: dict[Node, set[Edge]] = {node: set() for node in old}
+        own: dict[SymbolNode, set[Edge]] = {node: set() for node in old}
         for key, value in changes.items():
             for node in _sorted([value.node], old):
                 own.setdefault(node, set()).add(key)
@@ -66,17 +66,17 @@ class Graph:
         self.outputs = [_last(edge, changes) for edge in self.outputs]
 
 
-def graph_of(symbol: mx.sym.Symbol) -> Graph:
+def graph_of(symbol: mx.sym.Symbol) -> SymbolGraph:
     """The graph of a symbol."""
     content = json.loads(symbol.tojson())
-    nodes: list[Node] = []
+    nodes: list[SymbolNode] = []
     for item in content["nodes"]:
         edges = [Edge(nodes[entry[0]], entry[1]) for entry in item["inputs"]]
-        nodes.append(Node(item["op"], item["name"], dict(item.get("attrs", {})), edges))
-    return Graph([Edge(nodes[entry[0]], entry[1]) for entry in content["heads"]])
+        nodes.append(SymbolNode(item["op"], item["name"], dict(item.get("attrs", {})), edges))
+    return SymbolGraph([Edge(nodes[entry[0]], entry[1]) for entry in content["heads"]])
 
 
-def symbol_of(graph: Graph) -> mx.sym.Symbol:
+def symbol_of(graph: SymbolGraph) -> mx.sym.Symbol:
     """The symbol of a graph."""
     nodes = graph.nodes()
     place = {node: number for number, node in enumerate(nodes)}
@@ -93,7 +93,7 @@ def symbol_of(graph: Graph) -> mx.sym.Symbol:
     return mx.sym.load_json(json.dumps(content))
 
 
-def _entry(edge: Edge, place: dict[Node, int]) -> list[int]:
+def _entry(edge: Edge, place: dict[SymbolNode, int]) -> list[int]:
     return [place[edge.node], edge.output, 0]
 
 
@@ -103,7 +103,7 @@ def _last(edge: Edge, changes: dict[Edge, Edge]) -> Edge:
     return edge
 
 
-def _sorted(roots: list[Node], known: Iterable[Node] = ()) -> Iterator[Node]:
+def _sorted(roots: list[SymbolNode], known: Iterable[SymbolNode] = ()) -> Iterator[SymbolNode]:
     """Depth first, inputs before their readers, without those known; without recursion, as networks are deep."""
     done = set(known)
     waiting = [(node, False) for node in reversed(roots)]

@@ -34,7 +34,7 @@ from model.manifest import (
     FileRecord,
     Manifest,
     PostProcessing,
-    Source,
+    SourceCheckpoint,
     check_options,
     is_model_folder,
     read_manifest,
@@ -265,7 +265,7 @@ def _manifest_of(checkpoint: Checkpoint, size: tuple[int, int], options: Any) ->
             options.force,
         ),
         versions=versions(),
-        source=Source(checkpoint.prefix, checkpoint.epoch, _finite(meta.scores.get("validation", {}))),
+        source=SourceCheckpoint(checkpoint.prefix, checkpoint.epoch, _finite(meta.scores.get("validation", {}))),
     )
 
 

@@ -48,7 +48,7 @@ class PostProcessing:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceCheckpoint:
     """The checkpoint that the model comes from; scores are those of its validation."""
 
     prefix: str
@@ -131,7 +131,7 @@ class Manifest:
     options: dict[str, Any]
     postprocessing: PostProcessing
     versions: dict[str, str]
-    source: Source
+    source: SourceCheckpoint
     resize_mode: str = FORCE
     fill: int = DEFAULT_FILL
     interpolation: str = "bilinear"

@@ -25,7 +25,7 @@ _WORK_LIMIT, _SMALL_WORK = 1 << 20, 1 << 36
 _POOLING = 16  # a value takes as long as so many products of a convolution
 _ALL = 1 << 40  # rows that a suppression works on if it is not told how many
 _INTEGER = re.compile(r"-?\d+")
-Node = dict[str, Any]
+NodeJSON = dict[str, Any]
 Shape = tuple[int, ...]
 VARIABLE = "null"
 OPERATORS = frozenset(
@@ -118,7 +118,7 @@ _PRIVATE = frozenset({"__init__", "__lr_mult__", "__wd_mult__", "__shape__", "__
 _NODE_KEYS = frozenset({"op", "name", "attrs", "inputs"})  # without "subgraphs"
 
 
-def check_sizes(nodes: list[Node], shapes: list[Shape], input_size: int) -> None:
+def check_sizes(nodes: list[NodeJSON], shapes: list[Shape], input_size: int) -> None:
     """ValueError names a node; shapes are those of all outputs of the nodes, in their order."""
     if len(shapes) != sum(map(num_outputs, nodes)):
         raise ValueError("a node has other outputs than detection uses")
@@ -135,12 +135,12 @@ def check_sizes(nodes: list[Node], shapes: list[Shape], input_size: int) -> None
         raise ValueError("it would compute for too long for its input")
 
 
-def num_outputs(node: Node) -> int:
+def num_outputs(node: NodeJSON) -> int:
     """Outputs of a checked node: topk alone may have two."""
     return 2 if node["op"] == "topk" and node["attrs"].get("ret_typ") == "both" else 1
 
 
-def _check_arrays(node: Node, inputs: list[Shape], outputs: list[Shape], input_size: int) -> None:
+def _check_arrays(node: NodeJSON, inputs: list[Shape], outputs: list[Shape], input_size: int) -> None:
     largest = max(map(math.prod, outputs))
     if any(side < 1 for shape in outputs for side in shape):
         raise ValueError(f"the array {node['name']!r:.80} is empty or of unknown shape: {outputs}")
@@ -150,7 +150,7 @@ def _check_arrays(node: Node, inputs: list[Shape], outputs: list[Shape], input_s
         raise ValueError(f"{node['name']!r:.80} changes the number of elements")
 
 
-def _work(node: Node, inputs: list[Shape], output: Shape) -> int:
+def _work(node: NodeJSON, inputs: list[Shape], output: Shape) -> int:
     """About how many products a node takes."""
     op, size = node["op"], math.prod(output)
     if op in ("Convolution", "FullyConnected"):
@@ -164,7 +164,7 @@ def _work(node: Node, inputs: list[Shape], output: Shape) -> int:
     return size
 
 
-def _integers(node: Node, key: str) -> list[int]:
+def _integers(node: NodeJSON, key: str) -> list[int]:
     return [int(text) for text in _INTEGER.findall(node["attrs"].get(key, ""))]
 
 

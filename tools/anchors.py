@@ -43,7 +43,7 @@ SHOWN = 20_000  # dots, every k-th object of larger sets
 logger = logging.getLogger(__name__)
 
 
-class Family(Protocol):
+class AnchorFamily(Protocol):
     """A network's anchors for an input `size` (H, W); threshold: IoU above which they learn an object."""
 
     @property
@@ -64,7 +64,7 @@ class Family(Protocol):
     def placed_iou(self, boxes: np.ndarray) -> np.ndarray | None:
         """IoU (n,) of normalised boxes (n, 4) with the best anchor at its place; None for YOLO, which has none."""
 
-    def fit(self, boxes: np.ndarray, generations: int, seed: int) -> "Family":
+    def fit(self, boxes: np.ndarray, generations: int, seed: int) -> "AnchorFamily":
         """The same with anchors fitted to normalised boxes (n, 4); never worse than before, but for rounding."""
 
     def options(self) -> dict[str, Any]:
@@ -160,12 +160,12 @@ def pixel_sizes(boxes: np.ndarray, size: Size) -> np.ndarray:
     return (boxes[:, 2:] - boxes[:, :2]) * (size[1], size[0])
 
 
-def family_of(run: TrainOptions) -> Family:
+def family_of(run: TrainOptions) -> AnchorFamily:
     """The anchors that train.py's options give its network; OptionError where the options do not fit together."""
     from symbol.registry import family_of
 
     kind = family_of(run.network)
-    fitted: dict[str, Callable[[TrainOptions], Family]] = {kind.FRACTIONS: _ssd, kind.PIXELS: _yolo}
+    fitted: dict[str, Callable[[TrainOptions], AnchorFamily]] = {kind.FRACTIONS: _ssd, kind.PIXELS: _yolo}
     if kind.anchors not in fitted:
         raise OptionError(
             f"--network {run.network}: the anchors of {kind.name} are {kind.anchors}; this tool is for networks whose "
@@ -269,7 +269,7 @@ def preset_values(options: AnchorsOptions) -> dict[str, Any]:
     return values
 
 
-def report(family: Family, fitted: Family, objects: Objects, threshold: float) -> list[str]:
+def report(family: AnchorFamily, fitted: AnchorFamily, objects: Objects, threshold: float) -> list[str]:
     """Lines for the user: coverage before and after, the anchors found as the options of train.py."""
     mode = f"{family.size[0]},{family.size[1]} ({family.resize_mode})"
     head = f"{len(objects.sizes)} objects in {objects.images} images, input {mode}, {len(fitted.anchors())} anchors"

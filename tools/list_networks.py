@@ -86,7 +86,7 @@ class ListOptions:
     write: bool = option(False, "put the table into docs/networks.md instead of printing it")
 
 
-class Description(NamedTuple):
+class NetworkFigures(NamedTuple):
     """A network at one square input size with NUM_CLASSES classes."""
 
     taps: tuple[str, ...]
@@ -136,14 +136,14 @@ def with_table(page: str, text: str) -> str:
     return f"{before}{BEGIN}{text}{END}{after}"
 
 
-def describe(network: str, size: int) -> Description:
+def describe(network: str, size: int) -> NetworkFigures:
     """What the table says about a network at a square input."""
     from symbol.symbol_factory import feature_maps, get_symbol, tap_names
     from tools.list_networks import summarise, totals
 
     maps = feature_maps(network, size)
     layers = summarise(get_symbol(network, size, NUM_CLASSES), {"data": (1, 3, size, size)})
-    return Description(
+    return NetworkFigures(
         tap_names(network, size),
         tuple(m.height for m in maps),
         sum(m.height * m.width * m.anchors for m in maps),

@@ -38,7 +38,7 @@ from machine.command import run_command
 from machine.signals import exit_on_sigterm
 from machine.threads import usable_threads
 
-Source = PascalVoc | Coco | YoloFolder | AnnotationList
+AnnotationSource = PascalVoc | Coco | YoloFolder | AnnotationList
 T = TypeVar("T")
 _LOG_SECONDS = 10.0
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def _only(imdb: Imdb, names: Sequence[str]) -> Imdb:
     return chosen
 
 
-def _read(options: PrepareOptions, names: Sequence[str] | None) -> tuple[Source, list[str]]:
+def _read(options: PrepareOptions, names: Sequence[str] | None) -> tuple[AnnotationSource, list[str]]:
     """The annotations that --dataset, --root, --year and --set name, and a sentence for each file left out of them.
 
     names by id; None takes those of the annotations.

@@ -29,7 +29,7 @@ from detect.service.metrics import CONTENT_TYPE, Measured, Metrics
 from detect.service.requests import (
     PICTURE_TYPES,
     RefusedError,
-    Wanted,
+    RequestedAnswer,
     check_header,
     check_type,
     drain,
@@ -185,7 +185,7 @@ class Service:
         except TimeoutError:
             raise RefusedError(504, f"no answer within {seconds:g} s; send fewer images at a time") from None
 
-    async def _receive(self, request: Request) -> tuple[Wanted, bytes]:
+    async def _receive(self, request: Request) -> tuple[RequestedAnswer, bytes]:
         """What a request wants, and its body."""
         try:
             wanted = wanted_of(request, self._threshold)
@@ -201,7 +201,7 @@ class Service:
         except TimeoutError:
             raise RefusedError(408, f"the image has not arrived within {seconds:g} s") from None
 
-    async def _answer(self, content: bytes, wanted: Wanted) -> Response:
+    async def _answer(self, content: bytes, wanted: RequestedAnswer) -> Response:
         async with self._decoded:
             self._preparing += 1
             try:

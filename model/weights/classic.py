@@ -52,7 +52,7 @@ SIDES = {6: 300, 7: 512}  # input side of SSD with VGG16 by its number of featur
 FIRST_STRIDE = 8  # pixels between the anchors of relu4_3
 
 
-class Node(NamedTuple):
+class ClassicNode(NamedTuple):
     """An operator of a graph: its name without `_contrib_`, its own name and its parameters as texts."""
 
     operator: str
@@ -78,7 +78,7 @@ class Node(NamedTuple):
         return self.attributes.get(key, str(default)).lower() in ("true", "1")
 
 
-def read_nodes(path: Path) -> list[Node]:
+def read_nodes(path: Path) -> list[ClassicNode]:
     """All nodes of a symbol JSON in its order; CheckpointError names a file that is damaged or larger than 16 MB."""
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -94,7 +94,7 @@ def read_nodes(path: Path) -> list[Node]:
         raise CheckpointError(f"{path}: not a sound symbol JSON ({error})") from error
 
 
-def _node(node: Any) -> Node:
+def _node(node: Any) -> ClassicNode:
     if not isinstance(node, dict) or not isinstance(node.get("op"), str) or not isinstance(node.get("name"), str):
         raise ValueError("a node has no op or no name")
     attributes: dict[str, str] = {}
@@ -103,7 +103,7 @@ def _node(node: Any) -> Node:
         if not isinstance(part, dict) or not all(isinstance(value, str) for value in part.values()):
             raise ValueError(f"node {node['name']!r:.80} has attributes that are not texts")
         attributes |= part
-    return Node(node["op"].removeprefix(CONTRIB), node["name"], attributes)
+    return ClassicNode(node["op"].removeprefix(CONTRIB), node["name"], attributes)
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def network_of(layers: Iterable[str]) -> str | None:
     return next((name for name, needed in FINGERPRINTS.items() if found.issuperset(needed)), None)
 
 
-def _nodes(path: str | Path) -> list[Node]:
+def _nodes(path: str | Path) -> list[ClassicNode]:
     """The nodes of the symbol that belongs to a .params file."""
     if not symbol_path(path).is_file():
         raise CheckpointError(
@@ -201,7 +201,7 @@ def _nodes(path: str | Path) -> list[Node]:
     return read_nodes(symbol_path(path))
 
 
-def _apply_batch_norms(arrays: Arrays, nodes: list[Node]) -> None:
+def _apply_batch_norms(arrays: Arrays, nodes: list[ClassicNode]) -> None:
     """Changes gamma and moving variance to what the symbol's batch normalisations compute with."""
     norms = {node.name: node for node in nodes if node.operator in ("BatchNorm", "CuDNNBatchNorm")}
     for name in [name for name in arrays if name.endswith(VARIANCE)]:
@@ -239,7 +239,7 @@ def _num_classes(filters: Mapping[str, int]) -> int | None:
     return next(iter(found), None)
 
 
-def _side(network: str | None, priors: list[Node]) -> int | None:
+def _side(network: str | None, priors: list[ClassicNode]) -> int | None:
     """Side of the input, from the first anchors' step, else from the number of feature maps; VGG16 only."""
     if network is None or not vgg.has_body(network) or not priors:
         return None
@@ -247,7 +247,7 @@ def _side(network: str | None, priors: list[Node]) -> int | None:
     return round(FIRST_STRIDE / step) if FIRST_STRIDE / 4096 <= step <= FIRST_STRIDE / 32 else SIDES.get(len(priors))
 
 
-def _anchor_options(network: str | None, side: int | None, priors: list[Node]) -> dict[str, Any]:
+def _anchor_options(network: str | None, side: int | None, priors: list[ClassicNode]) -> dict[str, Any]:
     """--anchor-sizes and --anchor-ratios of the symbol where they are not the network's own."""
     row = family_of(network).row(network, (side or 512,) * 2, None) if network in SSD_NETWORKS else None
     options = {}
@@ -265,7 +265,7 @@ def _same(lists: list[tuple[float, ...]], own: tuple[tuple[float, ...], ...]) ->
     return lengths == [len(x) for x in own] and np.allclose(sum(lists, ()), sum(own, ()), atol=1e-3)
 
 
-def _loss_options(nodes: list[Node]) -> dict[str, Any]:
+def _loss_options(nodes: list[ClassicNode]) -> dict[str, Any]:
     """Options of MultiBoxTarget and MultiBoxDetection that the symbol states."""
     options: dict[str, Any] = {}
     for node in nodes:
@@ -292,7 +292,7 @@ def _width(network: str | None, filters: Mapping[str, int]) -> dict[str, Any]:
     return {"width": width} if network == "mobilenet" and width != 1 else {}
 
 
-def _notes(nodes: list[Node]) -> tuple[str, ...]:
+def _notes(nodes: list[ClassicNode]) -> tuple[str, ...]:
     """Where detections will differ, because this project's network has no such option."""
     notes = []
     if any(node.operator == "MultiBoxPrior" and node.flag("clip", False) for node in nodes):

@@ -18,7 +18,7 @@ ANY_SIDE = 512  # no parameter name and no epsilon depends on the input size
 
 
 @dataclass(frozen=True)
-class Report:
+class FitReport:
     """Names of parameters in the network's order.
 
     Attributes:
@@ -58,11 +58,11 @@ def expected_shapes(network: str, data_shape: Shape, num_classes: int, **options
     return arg, dict(zip(symbol.list_auxiliary_states(), aux_shapes, strict=True))
 
 
-def compare(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, np.ndarray]) -> Report:
+def compare(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, np.ndarray]) -> FitReport:
     """The report of arrays against the parameters that a network has."""
     loaded = tuple(name for name, shape in wanted.items() if name in found and found[name].shape == shape)
     missing = tuple(name for name in wanted if name not in set(loaded))
-    return Report(
+    return FitReport(
         loaded=loaded,
         missing=missing,
         unused=tuple(name for name in found if name not in wanted),

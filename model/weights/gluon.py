@@ -87,7 +87,7 @@ def _ssd_layer(part: str, path: list[str]) -> str | None:
 
 
 @dataclass
-class Layers:
+class GluonLayers:
     """The layers of a Gluon classifier in network order: {kind of parameter: array}."""
 
     convolutions: list[Arrays] = field(default_factory=list)
@@ -168,7 +168,7 @@ def _body(arrays: Arrays) -> tuple[Arrays, Arrays]:
     return arg, aux
 
 
-def _layers(arrays: Arrays) -> Layers:
+def _layers(arrays: Arrays) -> GluonLayers:
     """The arrays by layer, in network order."""
     found: dict[str, Arrays] = {}
     for name, array in arrays.items():
@@ -179,13 +179,13 @@ def _layers(arrays: Arrays) -> Layers:
         if match[2] in layer:
             raise CheckpointError(f"parameter {name!r:.80} stands there twice")
         layer[match[2]] = array
-    layers = Layers()
+    layers = GluonLayers()
     for name in sorted(found, key=_natural):
         _place(layers, name, found[name])
     return layers
 
 
-def _place(layers: Layers, name: str, layer: Arrays) -> None:
+def _place(layers: GluonLayers, name: str, layer: Arrays) -> None:
     dimensions = layer["weight"].ndim if "weight" in layer else 0
     if layer.keys() == {"gamma", "beta", "running_mean", "running_var"}:
         layers.batch_norms.append(layer)
@@ -202,7 +202,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
-def _mobilenet(layers: Layers, network: str, options: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
+def _mobilenet(layers: GluonLayers, network: str, options: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
     names = ["conv_1"]
     for number in range(2, len(BLOCKS) + 2):
         names += [f"conv_{number}_dw", f"conv_{number}"]
@@ -219,7 +219,7 @@ def _mobilenet(layers: Layers, network: str, options: Mapping[str, Any]) -> tupl
     return arg, subtract_epsilon(aux, network, options)
 
 
-def _vgg16(layers: Layers, network: str) -> Arrays:
+def _vgg16(layers: GluonLayers, network: str) -> Arrays:
     _check_count(layers, "vgg16", convolutions=len(vgg.CONVOLUTIONS), batch_norms=0)
     out: Arrays = {}
     for name, convolution in zip(vgg.CONVOLUTIONS, layers.convolutions, strict=True):
@@ -242,7 +242,7 @@ def _for_pixels(weight: np.ndarray) -> np.ndarray:
     return weight / (255 * STD)[:, None, None]
 
 
-def _check_count(layers: Layers, model: str, convolutions: int, batch_norms: int) -> None:
+def _check_count(layers: GluonLayers, model: str, convolutions: int, batch_norms: int) -> None:
     found = len(layers.convolutions), len(layers.batch_norms)
     if found != (convolutions, batch_norms):
         raise CheckpointError(

@@ -144,7 +144,7 @@ def _taps(network: str, row: SSDRow, size: Size, options: SSDOptions) -> tuple[S
     return row, maps
 
 
-def _heads(network: str, row: SSDRow, size: Size, num_classes: int, options: SSDOptions) -> "Heads":
+def _heads(network: str, row: SSDRow, size: Size, num_classes: int, options: SSDOptions) -> "SSDHeads":
     row, maps = _taps(network, row, size, options)
     return multibox_layer(maps, anchor_layers(row, size), num_classes, row.l2_scales, Layers(freeze=options.freeze))
 
@@ -256,7 +256,7 @@ def anchor_layers(row: SSDRow, size: Size) -> tuple[AnchorLayer, ...]:
 
 
 @dataclass(frozen=True)
-class Heads:
+class SSDHeads:
     """Predictions over all maps, anchors in the order map, y, x, anchor: cls (B, A, C + 1) logits, loc (B, A, 4)."""
 
     cls_pred: Symbol
@@ -266,7 +266,7 @@ class Heads:
 
 def multibox_layer(
     maps: list[Tap], anchors: tuple[AnchorLayer, ...], num_classes: int, l2_scales: tuple[float, ...], layers: Layers
-) -> Heads:
+) -> SSDHeads:
     """3x3 convolutions for classes and offsets on every map, and their anchors (SSD section 2.1)."""
     cls, loc, priors = [], [], []
     for k, (tap, anchor) in enumerate(zip(maps, anchors, strict=True)):
@@ -278,7 +278,7 @@ def multibox_layer(
         cls.append(_head(net, f"{name}_cls_pred_conv", per_cell, num_classes + 1, layers))
         priors.append(_prior(net, f"{name}_anchors", anchor))
     boxes = mx.sym.concat(*priors, dim=1, name="multibox_anchors")  # (1, A, 4)
-    return Heads(
+    return SSDHeads(
         cls_pred=mx.sym.concat(*cls, dim=1, name="multibox_cls_pred"),
         loc_pred=mx.sym.concat(*loc, dim=1, name="multibox_loc_pred"),
         anchors=clip_centre_form(boxes) if anchors[0].clip_centres else boxes,
@@ -311,7 +311,7 @@ def clip_centre_form(corners: Symbol) -> Symbol:
     return mx.sym.concat(centre - half, centre + half, dim=2, name="multibox_anchors_clipped")
 
 
-def training_symbol(heads: Heads, options: SSDOptions, size: Size) -> Symbol:
+def training_symbol(heads: SSDHeads, options: SSDOptions, size: Size) -> Symbol:
     """The training outputs and, last, det, for an input of (height, width).
 
     targets=paper: [cls_loss (B,), loc_loss (B,), det]; reads cls_target (B, A), loc_target (B, A, 4), normaliser (B,
@@ -323,7 +323,7 @@ def training_symbol(heads: Heads, options: SSDOptions, size: Size) -> Symbol:
     return mx.sym.Group([*outputs, det])
 
 
-def _paper_outputs(heads: Heads, options: SSDOptions) -> list[Symbol]:
+def _paper_outputs(heads: SSDHeads, options: SSDOptions) -> list[Symbol]:
     cls_loss, loc_loss = multibox_loss(
         heads.cls_pred,
         heads.loc_pred,
@@ -335,7 +335,7 @@ def _paper_outputs(heads: Heads, options: SSDOptions) -> list[Symbol]:
     return [mx.sym.make_loss(cls_loss, name="cls_loss"), mx.sym.make_loss(loc_loss, name="loc_loss")]
 
 
-def _classic_outputs(heads: Heads, options: SSDOptions) -> list[Symbol]:
+def _classic_outputs(heads: SSDHeads, options: SSDOptions) -> list[Symbol]:
     """MultiBoxTarget, SoftmaxOutput over valid anchors and smooth L1, as in apache's example/ssd."""
     cls_pred = mx.sym.transpose(heads.cls_pred, axes=(0, 2, 1))  # (B, C + 1, A)
     loc_pred = mx.sym.reshape(heads.loc_pred, shape=(0, -1))  # (B, 4 A)
@@ -365,7 +365,7 @@ def _classic_outputs(heads: Heads, options: SSDOptions) -> list[Symbol]:
     return [cls_prob, loc_loss, mx.sym.MakeLoss(cls_target, grad_scale=0, name="cls_label")]
 
 
-def detection_symbol(heads: Heads, options: SSDOptions, size: Size) -> Symbol:
+def detection_symbol(heads: SSDHeads, options: SSDOptions, size: Size) -> Symbol:
     """det (B, N, 6) for an input of (height, width); N = A with MultiBoxDetection, else options.keep_topk or less."""
     prob = mx.sym.softmax(heads.cls_pred, axis=-1)  # (B, A, C + 1)
     common: dict[str, Any] = {

@@ -217,13 +217,13 @@ def test_a_gpu_means_mxnet(folder, monkeypatch):
     opened = []
     monkeypatch.setattr(engine_module, "_open", lambda name, *others: opened.append(name))
     for device in (None, DeviceOptions(), DeviceOptions(gpus="0")):
-        engine_module.open_engine("auto", engine_module.Task(folder, device=device))
+        engine_module.open_engine("auto", engine_module.EngineRequest(folder, device=device))
     assert opened == ["mxnet"] * 3
     monkeypatch.setattr(engine_module, "_open_auto", lambda names, *others: opened.append(names))
-    engine_module.open_engine("auto", engine_module.Task(folder, device=DeviceOptions(cpu=True)))
+    engine_module.open_engine("auto", engine_module.EngineRequest(folder, device=DeviceOptions(cpu=True)))
     assert opened[-1] == ["mxnet", *OTHERS]
     with pytest.raises(OptionError, match="--gpus 0: openvino runs on the CPU"):
-        engine_module.open_engine("openvino", engine_module.Task(folder, device=DeviceOptions(gpus="0")))
+        engine_module.open_engine("openvino", engine_module.EngineRequest(folder, device=DeviceOptions(gpus="0")))
     with pytest.raises(OptionError, match=r"ctx gpu\(0\): onnxruntime runs on the CPU"):
         Detector(folder, engine="onnxruntime", ctx=mx.gpu(0))
 
