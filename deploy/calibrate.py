@@ -31,7 +31,7 @@ def calibrate(fused: Fused, images: list[mx.nd.NDArray], mode: str) -> Threshold
         for name, array in arrays:
             low, high = found.get(name, (np.inf, -np.inf))
             found[name] = min(low, float(array.min())), max(high, float(array.max()))
-    return found if mode == NAIVE else _least_divergent(reader, images, found)
+    return found if mode == NAIVE else _entropy_thresholds(reader, images, found)
 
 
 class _ArrayReader:
@@ -64,7 +64,7 @@ def _progress(
             logger.info("calibration, %s: batch %d of %d", what, number, len(images))
 
 
-def _least_divergent(reader: _ArrayReader, images: list[mx.nd.NDArray], ranges: Thresholds) -> Thresholds:
+def _entropy_thresholds(reader: _ArrayReader, images: list[mx.nd.NDArray], ranges: Thresholds) -> Thresholds:
     limits = {name: max(-low, high) or 1.0 for name, (low, high) in ranges.items()}
     counts = {name: np.zeros(_BINS) for name in ranges}
     for arrays in _progress(reader, images, "histograms"):

@@ -107,10 +107,12 @@ def _quantised(model: Model, eval_record: str, options: Int8Options) -> Model:
         return found
     logger.info("mAP loss %.4f is above %.4f: looking for the layers that cause it", _loss(found), options.max_loss)
     ranked = [layer for _, layer in rank_layers(fused, thresholds, batches[0])]
-    return _fewest(attempt, ranked, options.max_loss)
+    return _with_fewest_float32_layers(attempt, ranked, options.max_loss)
 
 
-def _fewest(attempt: Callable[[tuple[str, ...]], Model], ranked: list[str], max_loss: float) -> Model:
+def _with_fewest_float32_layers(
+    attempt: Callable[[tuple[str, ...]], Model], ranked: list[str], max_loss: float
+) -> Model:
     """The model with as few layers in float32 as suffice: of the ranked ones a stretch, its end found, then its start.
 
     Ranks say how much a layer changes predictions; which of these changes matter for the mAP is seen by trying. All of

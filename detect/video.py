@@ -61,7 +61,7 @@ class Video:
         self._capture = open_capture(source)
         if not self._capture.isOpened():
             self._capture.release()
-            raise DataError(f"{self.name}: {_why_closed(source)}")
+            raise DataError(f"{self.name}: {_reason_closed(source)}")
         if self.live:
             self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest picture, not one from a queue
         rate = self._capture.get(cv2.CAP_PROP_FPS)
@@ -176,7 +176,7 @@ class VideoFile:
         os.replace(self._temporary, self.path)
 
 
-def _why_closed(source: Path | int) -> str:
+def _reason_closed(source: Path | int) -> str:
     if isinstance(source, int):
         return f"cannot be opened; is it there, and may this user read /dev/video{source}?"
     return f"not a video that OpenCV can read; give a whole {', '.join(sorted(VIDEO_SUFFIXES))}"

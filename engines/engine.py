@@ -78,7 +78,7 @@ def fastest(openers: Mapping[str, Callable[[], Engine]], key: str, data: np.ndar
     openers: a function for each name that loads the engine. One that raises InstallError is left out, with a warning;
     the last one's error is raised.
     """
-    remembered = recall(key)
+    remembered = read_choice(key)
     if remembered is not None and remembered in openers:
         try:
             return openers[remembered]()
@@ -91,7 +91,7 @@ def fastest(openers: Mapping[str, Callable[[], Engine]], key: str, data: np.ndar
     best = min(engines, key=lambda engine: seconds[engine.name])
     shown = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in sorted(seconds.items(), key=lambda x: x[1]))
     logger.info("engine %s: the fastest here (%s)", best.name, shown)
-    remember(key, best.name, seconds)
+    write_choice(key, best.name, seconds)
     return best
 
 
@@ -154,14 +154,14 @@ def cache_file() -> Path:
     return Path(base, "mxnet-detector-trainer", "engines.json")
 
 
-def recall(key: str) -> str | None:
+def read_choice(key: str) -> str | None:
     """The engine remembered under a key; None if there is none, or the file is damaged or cannot be read."""
     entry = _read_entries().get(key)
     engine = entry.get("engine") if isinstance(entry, dict) else None
     return engine if isinstance(engine, str) else None
 
 
-def remember(key: str, engine: str, seconds: Mapping[str, float]) -> None:
+def write_choice(key: str, engine: str, seconds: Mapping[str, float]) -> None:
     """Adds a choice, the oldest ones making room; a file that cannot be written is one line in the log."""
     entries = _read_entries()
     entries.pop(key, None)
@@ -201,7 +201,7 @@ def open_engine(name: str, task: EngineRequest) -> Engine:
     check_options(manifest, task.path, task.epoch, task.detection_options)
     on_gpu = _is_gpu(task.device)
     if name == AUTO:
-        return _open_auto([MXNET] if on_gpu else _possible(manifest, task.path), task, manifest)
+        return _open_auto([MXNET] if on_gpu else _usable_engines(manifest, task.path), task, manifest)
     if name != MXNET and on_gpu:
         _refuse_gpu(name, task.device)
     if name != MXNET and ONNX not in manifest.files:
@@ -223,7 +223,7 @@ def _open_checkpoint(name: str, task: EngineRequest) -> Engine:
     return MxnetEngine(task)
 
 
-def _possible(manifest: Manifest, path: str | Path) -> list[str]:
+def _usable_engines(manifest: Manifest, path: str | Path) -> list[str]:
     """The installed engines that have a file in the folder; InstallError if there is none."""
     fitting = ENGINES if ONNX in manifest.files else (MXNET,)
     possible = [name for name in fitting if _is_installed(name)]

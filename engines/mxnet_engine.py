@@ -12,8 +12,8 @@ import numpy as np
 from common.errors import CheckpointError
 from config.run import DeviceOptions
 from engines.engine import MXNET, EngineRequest
-from graph.number_formats import Fused, bfloat16_is_there, fuse, to_bfloat16, to_int8
-from graph.onednn import pad_predictions, squeezes, suit_onednn
+from graph.number_formats import Fused, fuse, supports_bfloat16, to_bfloat16, to_int8
+from graph.onednn import has_squeeze_excitation, pad_predictions, suit_onednn
 from graph.symbol_graph import bound, run
 from machine.devices import contexts
 from machine.runtime import mx
@@ -36,7 +36,7 @@ class BoundModel:
 
     def __init__(self, model: Model, ctx: mx.Context, batch: int) -> None:
         """Allocates and runs once; batch: the images of each run."""
-        alone = ctx.device_type == "cpu" and squeezes(model.symbol)
+        alone = ctx.device_type == "cpu" and has_squeeze_excitation(model.symbol)
         self._batch = 1 if alone else batch
         shape = (self._batch, *model.manifest.image_shape)
         dtype = "uint8" if model.manifest.input_format == UINT8_NHWC else "float32"
@@ -81,7 +81,7 @@ def converted(model: Model, ctx: mx.Context, shape: tuple[int, ...]) -> tuple[mx
     if calibration is not None:
         return *to_int8(fuse(symbol, arg_params, aux_params), calibration.thresholds, calibration.excluded), aux_params
     symbol, arg_params = pad_predictions(symbol, arg_params)
-    if dtype == BFLOAT16 and not bfloat16_is_there():
+    if dtype == BFLOAT16 and not supports_bfloat16():
         logger.warning("bfloat16 needs a CPU with AVX-512; on this one the model runs in float32")
     elif dtype == BFLOAT16:
         symbol, arg_params = to_bfloat16(symbol, arg_params)

@@ -21,7 +21,7 @@ from machine.devices import check_batch_size
 from machine.memory import told_exhaustion
 from machine.runtime import mx
 from model.checkpoint import Checkpoint
-from symbol.symbol_factory import check_any_size, get_symbol, rebuilding_options, without_effect
+from symbol.symbol_factory import check_any_size, get_symbol, ineffective_options, rebuilding_options
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def _inference_module(
     meta = checkpoint.meta
     origin = f"{checkpoint.prefix}, epoch {checkpoint.epoch}"
     options = rebuilding_options(meta.network, meta.options, origin) | detection_options
-    for line in without_effect(meta.network, options, detection_options):
+    for line in ineffective_options(meta.network, options, detection_options):
         logger.warning(line)
     symbol = get_symbol(meta.network, iterator.smallest_size, len(meta.class_names), **options)
     return inference_module(symbol, checkpoint.arg_params, checkpoint.aux_params, devices, iterator.provide_data)

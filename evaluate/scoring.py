@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from evaluate.eval_metric import frames_of
-from graph.onednn import squeezes, suit_onednn
+from graph.onednn import has_squeeze_excitation, suit_onednn
 from machine.runtime import mx
 from model.params_file import Params
 
@@ -13,7 +13,7 @@ LOGGER = logging.getLogger(__name__)
 
 def is_rewritten(symbol: mx.sym.Symbol, devices: Sequence[mx.Context]) -> bool:
     """Whether inference_module runs another graph that gives the same (graph/onednn.py), and so weights of its own."""
-    return all(device.device_type == "cpu" for device in devices) and squeezes(symbol)
+    return all(device.device_type == "cpu" for device in devices) and has_squeeze_excitation(symbol)
 
 
 def inference_module(

@@ -140,7 +140,7 @@ def voc_eval(
         names = {index: f"{index:g}" for index in np.union1d(detections[:, 1], truths[:, 1])}
     else:
         names = dict(enumerate(class_names))
-        _warn_of_unknown(truths[:, 1], len(names))
+        _warn_about_unknown_classes(truths[:, 1], len(names))
     return VOCResult(
         tuple(
             _evaluate_class(name, detections[detections[:, 1] == index], truths[truths[:, 1] == index], rule)
@@ -208,7 +208,7 @@ def _best_truths(detections: np.ndarray, truths: np.ndarray, border: float) -> t
     return best, owner
 
 
-def _warn_of_unknown(ids: np.ndarray, num_classes: int) -> None:
+def _warn_about_unknown_classes(ids: np.ndarray, num_classes: int) -> None:
     unknown = np.unique(ids[(ids < 0) | (ids >= num_classes) | (ids % 1 != 0)])
     if len(unknown):
         _log.warning("objects of classes %s are left out: there are %d classes", unknown.tolist(), num_classes)

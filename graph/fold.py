@@ -32,20 +32,20 @@ def fold_batch_norm(
     graph = graph_of(symbol)
     arrays = {name: array.asnumpy() for name, array in (arg_params | aux_params).items()}
     readers = graph.readers()
-    owners = _owners(graph)
+    owners = _reader_counts(graph)
     changes: dict[Edge, Edge] = {}
     for norm in graph.nodes():
         convolution = _convolution(norm, graph, readers)
-        if convolution and _are_known((convolution, norm), arrays):
+        if convolution and _are_parameters((convolution, norm), arrays):
             scale, shift = _affine(norm, arrays)
-            _absorb(convolution, scale, shift, arrays, owners)
+            _fold_into(convolution, scale, shift, arrays, owners)
             changes[Edge(norm)] = norm.inputs[0]
     graph.replace(changes)
     folded = symbol_of(graph)
     return folded, _params(folded.list_arguments(), arrays), _params(folded.list_auxiliary_states(), arrays)
 
 
-def _owners(graph: SymbolGraph) -> dict[str, int]:
+def _reader_counts(graph: SymbolGraph) -> dict[str, int]:
     """How many operators read each variable."""
     return {node.name: len(readers) for node, readers in graph.readers().items() if node.op == VARIABLE}
 
@@ -66,7 +66,7 @@ def _convolution(
     return None
 
 
-def _are_known(nodes: tuple[SymbolNode, ...], arrays: dict[str, np.ndarray]) -> bool:
+def _are_parameters(nodes: tuple[SymbolNode, ...], arrays: dict[str, np.ndarray]) -> bool:
     """Whether all that operators read beside their data are parameters."""
     return all(edge.node.name in arrays for node in nodes for edge in node.inputs[1:])
 
@@ -92,7 +92,7 @@ def _affine(norm: SymbolNode, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray
     return scale, beta - mean * scale
 
 
-def _absorb(
+def _fold_into(
     convolution: SymbolNode, scale: np.ndarray, shift: np.ndarray, arrays: dict[str, np.ndarray], owners: dict[str, int]
 ) -> None:
     """Gives a convolution the weights and biases of itself followed by scale and shift."""
@@ -106,14 +106,14 @@ def _absorb(
     edges = []
     for position, (kind, value) in enumerate(values.items(), start=1):
         old = convolution.inputs[position].node if position < len(convolution.inputs) else None
-        name = old.name if old and owners[old.name] == 1 else _free(f"{convolution.name}_{kind}", arrays)
+        name = old.name if old and owners[old.name] == 1 else _unused_name(f"{convolution.name}_{kind}", arrays)
         arrays[name] = value.astype(np.float32)
         edges.append(Edge(SymbolNode(VARIABLE, name)))
     convolution.inputs = [convolution.inputs[0], *edges]
     convolution.attrs = {**convolution.attrs, "no_bias": "False"}
 
 
-def _free(name: str, taken: dict[str, np.ndarray]) -> str:
+def _unused_name(name: str, taken: dict[str, np.ndarray]) -> str:
     while name in taken:
         name = f"{name}_folded"
     return name

@@ -35,7 +35,7 @@ def to_bfloat16(symbol: mx.sym.Symbol, arg_params: Params) -> tuple[mx.sym.Symbo
     for node in graph.nodes():
         if node.op in _LAYERS:
             short.add(node)
-            weights.update(_make_short(edge.node) for edge in node.inputs[1:])
+            weights.update(_mark_bfloat16(edge.node) for edge in node.inputs[1:])
             node.inputs[0] = _cast(node.inputs[0], BFLOAT16, short, casts)
         elif node.op in _STAY_BFLOAT16 and all(edge.node in short for edge in node.inputs):
             short.add(node)
@@ -46,7 +46,7 @@ def to_bfloat16(symbol: mx.sym.Symbol, arg_params: Params) -> tuple[mx.sym.Symbo
 
 
 @cache
-def bfloat16_is_there() -> bool:
+def supports_bfloat16() -> bool:
     """Whether oneDNN convolves in bfloat16 on this CPU: it needs AVX-512."""
     data, weight = (_short(mx.nd.ones((1, 16, 4, 4))) for _ in range(2))
     try:
@@ -57,7 +57,7 @@ def bfloat16_is_there() -> bool:
     return True
 
 
-def _make_short(variable: SymbolNode) -> str:
+def _mark_bfloat16(variable: SymbolNode) -> str:
     variable.attrs = {**variable.attrs, "__dtype__": _DTYPE_NUMBER}
     return variable.name
 
@@ -96,7 +96,7 @@ class Fused:
     @cached_property
     def fixed(self) -> frozenset[str]:
         """Nodes that stay float32: the post-processing, and what has no int8 form or one that does not pay."""
-        carried = self._before_layers()
+        carried = self._nodes_before_layers()
         return frozenset(
             node["name"]
             for number, node in enumerate(self._nodes)
@@ -131,14 +131,14 @@ class Fused:
     @cached_property
     def predictions(self) -> list[str]:
         """The layers that no other layer follows, by their own names."""
-        before = self._before_layers()
+        before = self._nodes_before_layers()
         return [
             _inner_name(node)
             for number, node in enumerate(self._nodes)
             if node["op"] in _QUANTISED and number not in before
         ]
 
-    def _before_layers(self) -> set[int]:
+    def _nodes_before_layers(self) -> set[int]:
         """The numbers of nodes that lead to a layer."""
         found: set[int] = set()
         for number in reversed(range(len(self._nodes))):

@@ -37,13 +37,13 @@ def suit_onednn(
     Batch norms and constants are folded. What takes the place of an operator has its name. Networks without
     squeeze-excitation have nothing to gain, and stay as they are.
     """
-    if not squeezes(symbol):
+    if not has_squeeze_excitation(symbol):
         return symbol, arg_params, aux_params
     symbol, arg_params, aux_params = fold_batch_norm(symbol, arg_params, aux_params)
     symbol, arg_params = fold_constants(symbol, arg_params, (1, *shape[1:]))
     work = _Rewriting(symbol, arg_params, aux_params, shape)
     rules: dict[str, Rule] = {"mean": work.mean, "slice": work.cut, "max": work.largest, "_mul_scalar": work.scale}
-    if swish_is_there():
+    if supports_swish():
         rules["elemwise_mul"] = work.swish
     if shape[0] == 1:
         rules["broadcast_mul"] = work.gate
@@ -51,7 +51,7 @@ def suit_onednn(
     return work.result()
 
 
-def squeezes(symbol: mx.sym.Symbol) -> bool:
+def has_squeeze_excitation(symbol: mx.sym.Symbol) -> bool:
     """Whether a network has squeeze-excitation, the gates of each image being its own.
 
     Rewritten for a single image such a network runs several faster one after the other than rewritten for a batch.
@@ -82,7 +82,7 @@ class _Rewriting:
         """The symbol and the weights that it reads."""
         symbol = symbol_of(self._graph)
         args, aux = set(symbol.list_arguments()), set(symbol.list_auxiliary_states())
-        return symbol, _those(self._args, args), _those(self._aux, aux)
+        return symbol, _selected(self._args, args), _selected(self._aux, aux)
 
     def swish(self, node: SymbolNode) -> SymbolNode | None:
         """x * sigmoid(x) is one operator: sigmoid is the derivative of softplus, which oneDNN multiplies by x."""
@@ -164,7 +164,7 @@ class _Rewriting:
 
 
 @cache
-def swish_is_there() -> bool:
+def supports_swish() -> bool:
     """Whether MXNet takes softplus's derivative from oneDNN: its own operator reads another input."""
     data = mx.nd.array(np.linspace(-4, 4, 32).reshape(1, 8, 2, 2))
     symbol = symbol_of(SymbolGraph([Edge(_swish("swish", Edge(SymbolNode(VARIABLE, "data"))))]))
@@ -201,7 +201,7 @@ def _shapes(symbol: mx.sym.Symbol, shape: tuple[int, ...]) -> Shapes:
     return dict(zip(names, internals.infer_shape_partial(data=shape)[1], strict=True))
 
 
-def _those(params: Params, names: set[str]) -> Params:
+def _selected(params: Params, names: set[str]) -> Params:
     return {name: array for name, array in params.items() if name in names}
 
 
@@ -217,8 +217,8 @@ def pad_predictions(symbol: mx.sym.Symbol, arg_params: Params) -> tuple[mx.sym.S
     changes: dict[Edge, Edge] = {}
     for node in graph.nodes():
         known = all(edge.node.name in arg_params for edge in node.inputs[1:])
-        if known and len(readers[node]) == 1 and _is_widened(node, readers[node][0]):
-            old, new = _widened(node, readers[node][0], arg_params, padded)
+        if known and len(readers[node]) == 1 and _needs_padding(node, readers[node][0]):
+            old, new = _padded(node, readers[node][0], arg_params, padded)
             changes[old] = new
     graph.replace(changes)
     result = symbol_of(graph)
@@ -226,7 +226,7 @@ def pad_predictions(symbol: mx.sym.Symbol, arg_params: Params) -> tuple[mx.sym.S
     return result, {name: arrays[name] for name in result.list_arguments() if name in arrays}
 
 
-def _is_widened(node: SymbolNode, reader: SymbolNode) -> bool:
+def _needs_padding(node: SymbolNode, reader: SymbolNode) -> bool:
     if node.op != "Convolution" or node.attrs.get("num_group", "1") != "1" or reader.op not in (_TURN, _RESHAPE):
         return False
     turned = reader.op == _RESHAPE or reader.attrs.get("axes", "").replace(" ", "") == "(0,2,3,1)"
@@ -234,13 +234,13 @@ def _is_widened(node: SymbolNode, reader: SymbolNode) -> bool:
     return turned and filters > BLOCK and filters % BLOCK > 0
 
 
-def _widened(
+def _padded(
     node: SymbolNode, reader: SymbolNode, arg_params: Params, padded: dict[str, tuple[SymbolNode, mx.nd.NDArray]]
 ) -> tuple[Edge, Edge]:
     """The edge that is to be replaced, and the one that takes its place."""
     filters = int(node.attrs["num_filter"])
     missing = -filters % BLOCK
-    inputs = [node.inputs[0], *(_with_zeros(edge, missing, arg_params, padded) for edge in node.inputs[1:])]
+    inputs = [node.inputs[0], *(_zero_padded(edge, missing, arg_params, padded) for edge in node.inputs[1:])]
     wide = Edge(SymbolNode("Convolution", node.name, {**node.attrs, "num_filter": str(filters + missing)}, inputs))
     cut = {"begin": "0", "end": str(filters)}
     if reader.op == _TURN:
@@ -249,7 +249,7 @@ def _widened(
     return Edge(node), Edge(SymbolNode("slice_axis", f"{node.name}_cut", {**cut, "axis": "1"}, [wide]))
 
 
-def _with_zeros(
+def _zero_padded(
     edge: Edge, missing: int, arg_params: Params, padded: dict[str, tuple[SymbolNode, mx.nd.NDArray]]
 ) -> Edge:
     """A weight or bias with `missing` channels of zeros more; convolutions that share it share the longer one."""

@@ -227,7 +227,7 @@ def load_checkpoint(prefix: str, epoch: int | str = "auto") -> Checkpoint:
     if not epochs:
         raise CheckpointError(f"{prefix}: no checkpoint there (looked for {prefix}-NNNN.json); check the prefix")
     if epoch == "auto":
-        return _newest_sound(prefix, epochs)
+        return _newest_undamaged(prefix, epochs)
     if epoch == "best":
         return load_checkpoint(prefix, best_epoch(prefix))
     if not str(epoch).isdecimal():
@@ -301,7 +301,7 @@ def drop_after(prefix: str, epoch: int, saved: int | None = None) -> list[int]:
     return later
 
 
-def _newest_sound(prefix: str, epochs: list[int]) -> Checkpoint:
+def _newest_undamaged(prefix: str, epochs: list[int]) -> Checkpoint:
     problems = []
     for epoch in reversed(epochs):
         try:

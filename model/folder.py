@@ -43,7 +43,7 @@ from model.manifest import (
 from model.params_file import Params, read_params, write_params
 from model.symbol_check import check_shapes, last_line, load_symbol
 from symbol.registry import family_of, network_options_class
-from symbol.symbol_factory import get_symbol, input_size, rebuilding_options, without_effect
+from symbol.symbol_factory import get_symbol, ineffective_options, input_size, rebuilding_options
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def write_model_folder(folder: str | Path, model: Model, more: Mapping[str, byte
     check_replaceable(target)
     temporary = _beside(target, "tmp")
     try:
-        _clear_up(target)
+        _remove_leftovers(target)
         temporary.mkdir(parents=True)
         written = _write_files(temporary, model, more)
         read_model_folder(temporary)
@@ -151,7 +151,7 @@ def _beside(target: Path, suffix: str) -> Path:
     return target.with_name(f".{target.name}.{os.getpid()}.{suffix}")
 
 
-def _clear_up(target: Path) -> None:
+def _remove_leftovers(target: Path) -> None:
     """Removes what a process of the same number left when it was killed (in containers the numbers are always the
     same); a model that had lost its name then gets it back."""
     temporary, old = _beside(target, "tmp"), _beside(target, "old")
@@ -219,7 +219,7 @@ def model_from_checkpoint(
     meta, origin = checkpoint.meta, f"{checkpoint.prefix}, epoch {checkpoint.epoch}"
     own = rebuilding_options(meta.network, meta.options, origin)
     options = from_mapping(network_options_class(), {**own, **detection_options}, origin)
-    for line in without_effect(meta.network, to_mapping(options), detection_options):
+    for line in ineffective_options(meta.network, to_mapping(options), detection_options):
         logger.warning(line)
     size = input_size(data_shape or meta.data_shape)
     symbol = get_symbol(meta.network, size, len(meta.class_names), **to_mapping(options))

@@ -14,7 +14,7 @@ from symbol.network_options import CommonOptions
 from symbol.registry import family_of, list_networks, network_options_class
 
 __all__ = [
-    "carried_options",
+    "embedded_options",
     "check_any_size",
     "feature_maps",
     "freeze_pattern",
@@ -28,7 +28,7 @@ __all__ = [
     "rebuilding_options",
     "size_multiple",
     "tap_names",
-    "without_effect",
+    "ineffective_options",
 ]
 
 Shape = int | tuple[int, ...]
@@ -87,9 +87,9 @@ def tap_names(network: str, data_shape: Shape, **options: Any) -> tuple[str, ...
         return family.tap_names(name, row, size, checked)
 
 
-def carried_options(network: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def embedded_options(network: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options, beside those given, that let a checkpoint rebuild its network without the user's files (a .cfg)."""
-    return family_of(network).carried_options(network, options)
+    return family_of(network).embedded_options(network, options)
 
 
 def rebuilding_options(network: str, options: Mapping[str, Any], origin: str) -> dict[str, Any]:
@@ -100,8 +100,8 @@ def rebuilding_options(network: str, options: Mapping[str, Any], origin: str) ->
     """
     family = family_of(network)
     family.check_rebuilding(network, options, origin)
-    unread = family.unread(network)
-    return {name: value for name, value in options.items() if name not in unread}
+    unused_options = family.unused_options(network)
+    return {name: value for name, value in options.items() if name not in unused_options}
 
 
 def mean_losses(network: str, **options: Any) -> bool:
@@ -110,10 +110,10 @@ def mean_losses(network: str, **options: Any) -> bool:
     return family.mean_losses(_checked(family, network, options))
 
 
-def without_effect(network: str, options: Mapping[str, Any], given: Container[str]) -> list[str]:
+def ineffective_options(network: str, options: Mapping[str, Any], given: Container[str]) -> list[str]:
     """A sentence for each option of the names `given` that another one among `options` keeps from having an effect."""
     family = family_of(network)
-    groups = family.without_effect(_checked(family, network, options))
+    groups = family.ineffective_options(_checked(family, network, options))
     return [
         f"--{name.replace('_', '-')} has no effect {reason}"
         for names, reason in groups
@@ -165,7 +165,7 @@ def _wanted(network: str, data_shape: Shape, num_classes: int, options: dict[str
 def _checked(family: Family, network: str, options: Mapping[str, Any]) -> CommonOptions:
     """The family's options; OptionError for another one, or one that the network does not read, beside its default."""
     given = from_mapping(network_options_class(), dict(options))
-    own = {field.name for field in dataclasses.fields(family.options)} - family.unread(network)
+    own = {field.name for field in dataclasses.fields(family.options)} - family.unused_options(network)
     for field in dataclasses.fields(given):
         if field.name not in own and getattr(given, field.name) != field.default:
             flag, value = field.name.replace("_", "-"), getattr(given, field.name)

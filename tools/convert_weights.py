@@ -148,10 +148,10 @@ def _classic_symbol(options: ConvertOptions, path: Path) -> "Description | None"
 
 def _network_values(options: ConvertOptions, source: WeightsSource) -> dict[str, Any]:
     """Options of the network that are given, and those that let a checkpoint do without the user's .cfg."""
-    from symbol.symbol_factory import carried_options
+    from symbol.symbol_factory import embedded_options
 
     values = {"width": options.width, "yolo_anchors": options.yolo_anchors, **source.options}
-    return values | carried_options(options.network, {})
+    return values | embedded_options(options.network, {})
 
 
 def _source(options: ConvertOptions) -> WeightsSource:

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     options = parse_options(WriteOptions, argv, "Writes a YOLOv3 checkpoint as Darknet's .weights, .cfg and .names.")
     from model.checkpoint import load_checkpoint
     from model.weights import darknet
-    from model.weights.darknet import for_unit_pixels
+    from model.weights.darknet import rescaled_for_unit_pixels
     from symbol.darknet_cfg import format_cfg
 
     checkpoint = load_checkpoint(options.prefix, options.epoch)
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     parameters = {**checkpoint.arg_params, **checkpoint.aux_params}
     arrays = {name: array.asnumpy() for name, array in parameters.items()}
     darknet.check(options.prefix, sections, arrays)
-    arrays, border_error = for_unit_pixels(options.prefix, arrays, sections, meta.mean_pixels, meta.std)
+    arrays, border_error = rescaled_for_unit_pixels(options.prefix, arrays, sections, meta.mean_pixels, meta.std)
     height, width = meta.data_shape
     contents = {
         weights: darknet.weights_content(weights, sections, arrays, meta.num_update * meta.batch_size),

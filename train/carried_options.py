@@ -6,7 +6,7 @@ from typing import Any
 from common.errors import CheckpointError, DataError
 from model.checkpoint import list_epochs, read_meta
 from symbol.registry import family_of
-from symbol.symbol_factory import carried_options
+from symbol.symbol_factory import embedded_options
 from train.options import TrainOptions
 
 
@@ -18,7 +18,7 @@ def with_carried(options: TrainOptions) -> TrainOptions:
     given = {name: getattr(options, name) for name in _names(options) if getattr(options, name)}
     stored = _stored(options) if _is_resumed(options) else {}
     own = stored | given
-    return replace(options, **{**own, **carried_options(options.network, own)})
+    return replace(options, **{**own, **embedded_options(options.network, own)})
 
 
 def changed_files(options: TrainOptions) -> list[str]:
@@ -26,7 +26,7 @@ def changed_files(options: TrainOptions) -> list[str]:
     if not (_names(options) and _is_resumed(options)):
         return []
     try:
-        now = carried_options(options.network, {})
+        now = embedded_options(options.network, {})
     except DataError:  # the file has gone
         return []
     path = options.network.removeprefix(family_of(options.network).prefix)
@@ -36,7 +36,7 @@ def changed_files(options: TrainOptions) -> list[str]:
 
 def _names(options: TrainOptions) -> list[str]:
     family = family_of(options.network)
-    return [name for name in family.carried if name not in family.unread(options.network)]
+    return [name for name in family.embedded if name not in family.unused_options(options.network)]
 
 
 def _is_resumed(options: TrainOptions) -> bool:

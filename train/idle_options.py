@@ -23,7 +23,7 @@ def _idle(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:
     yield from _idle_of_schedule(options)
     yield from _idle_of_start(options)
     yield from _idle_of_images(options)
-    yield from family_of(options.network).without_effect(options)
+    yield from family_of(options.network).ineffective_options(options)
     if not options.val_path:
         yield ("eval_every", "val_loss", "metrics", "best_metric", "rect_val"), "without --val-path"
     if metric_kinds(options) == ("coco",):

@@ -34,8 +34,8 @@ from detect.service.requests import (
     check_type,
     drain,
     read_body,
-    until_gone,
-    wanted_of,
+    requested_answer,
+    wait_for_disconnect,
 )
 from drawing.boxes import draw
 from engines.preprocess import encode_image, read_image
@@ -188,7 +188,7 @@ class Service:
     async def _receive(self, request: Request) -> tuple[RequestedAnswer, bytes]:
         """What a request wants, and its body."""
         try:
-            wanted = wanted_of(request, self._threshold)
+            wanted = requested_answer(request, self._threshold)
             check_type(request)
         except RefusedError:
             await drain(request)
@@ -240,7 +240,7 @@ class Service:
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled when the client of the request goes; ClientDisconnect then."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(until_gone(request))
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(wait_for_disconnect(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():

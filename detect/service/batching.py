@@ -231,7 +231,7 @@ def load_runner(options: ServeOptions) -> tuple[Runner, Detector]:
     runner = Runner(single, several, noise)
     for detector in filter(None, (single, several)):
         detector.reset_statistics()
-    logger.info("%s: an image takes %.1f ms%s", options.model, 1e3 * runner.single_seconds, _about_batches(runner))
+    logger.info("%s: an image takes %.1f ms%s", options.model, 1e3 * runner.single_seconds, _batch_summary(runner))
     return runner, single
 
 
@@ -258,7 +258,7 @@ def _load(options: ServeOptions, engine: str, batch_size: int) -> Detector:
     return Detector(options.model, options.epoch, engine=engine, ctx=device, threshold=0.0, batch_size=batch_size)
 
 
-def _about_batches(runner: Runner) -> str:
+def _batch_summary(runner: Runner) -> str:
     """What was decided about batches, and why; "" without them."""
     if runner.several_size == 1:
         return ""

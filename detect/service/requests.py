@@ -36,7 +36,7 @@ class RequestedAnswer:
     picture: str | None
 
 
-def wanted_of(request: Request, threshold: float) -> RequestedAnswer:
+def requested_answer(request: Request, threshold: float) -> RequestedAnswer:
     """The parameters of a request, `threshold` being the lowest score where it has none; RefusedError for others."""
     for name in request.query_params:
         if name not in PARAMETERS:
@@ -103,7 +103,7 @@ async def drain(request: Request) -> None:
                 pass
 
 
-async def until_gone(request: Request) -> None:
+async def wait_for_disconnect(request: Request) -> None:
     """Returns when the client of a request, whose body has been read, has closed its connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -187,7 +187,7 @@ def _split(values: np.ndarray, parameters: Sequence[Parameter]) -> Arrays:
     return {name: part.reshape(shape) for (name, shape), part in zip(parameters, parts, strict=True)}
 
 
-def for_unit_pixels(
+def rescaled_for_unit_pixels(
     origin: str, parameters: Mapping[str, np.ndarray], sections: Sections, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[Arrays, float]:
     """(parameters for RGB / 255, largest error) of a network that was trained on (RGB - mean) / std.

@@ -180,7 +180,7 @@ def _layers(arrays: Arrays) -> GluonLayers:
             raise CheckpointError(f"parameter {name!r:.80} stands there twice")
         layer[match[2]] = array
     layers = GluonLayers()
-    for name in sorted(found, key=_natural):
+    for name in sorted(found, key=_natural_order):
         _place(layers, name, found[name])
     return layers
 
@@ -197,7 +197,7 @@ def _place(layers: GluonLayers, name: str, layer: Arrays) -> None:
         raise CheckpointError(f"Gluon layer {name!r:.80} is no convolution, batch normalisation or dense layer")
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def _natural_order(name: str) -> list[tuple[int, str]]:
     """Sort key by which conv10 comes after conv9."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 

@@ -118,12 +118,12 @@ class SSD(Family):
         """Anchors are fractions of the input that the symbol was built for."""
         return f"the anchors of {network} are fractions of an input of one size, {data_shape}"
 
-    def unread(self, network: str) -> frozenset[str]:
+    def unused_options(self, network: str) -> frozenset[str]:
         """The width, of bodies that have one alone."""
         rows = self.rows.get(network, ())
         return frozenset() if any(row.takes_width for _, row in rows) else frozenset({"width"})
 
-    def without_effect(self, options: SSDOptions) -> Iterator[tuple[tuple[str, ...], str]]:
+    def ineffective_options(self, options: SSDOptions) -> Iterator[tuple[tuple[str, ...], str]]:
         """MultiBoxDetection keeps all that is left after suppression."""
         if options.post_process == "multibox":
             yield ("keep_topk",), "with --post-process multibox"

@@ -44,7 +44,7 @@ class YOLOv3(Family):
     # Darknet-53, or what lies before the heads; all but the predicting convolutions.
     freeze = MappingProxyType({"body": r"body_\d+_", "all-but-heads": r"(?!pred_\d+_)"})
     anchors = Family.PIXELS
-    carried = ("darknet_cfg",)
+    embedded = ("darknet_cfg",)
     pattern = f"{PREFIX}FILE"
 
     def row(self, network: str, size: Size, options: YOLOOptions) -> YOLORow:
@@ -104,11 +104,11 @@ class YOLOv3(Family):
         """Those of the paper."""
         return (416, 608)
 
-    def unread(self, network: str) -> frozenset[str]:
+    def unused_options(self, network: str) -> frozenset[str]:
         """The text of a .cfg, but for darknet:FILE."""
         return frozenset() if network.startswith(PREFIX) else frozenset({"darknet_cfg"})
 
-    def carried_options(self, network: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    def embedded_options(self, network: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """The text of the .cfg, unless it is given."""
         if not network.startswith(PREFIX) or options.get("darknet_cfg"):
             return {}

@@ -9,7 +9,7 @@ from common.errors import CheckpointError, DataError, OptionError
 from config.deploy_options import CALIBRATION_MODES
 from deploy.calibrate import calibrate, rank_layers
 from deploy.main import main
-from deploy.precision import Int8Options, _calibration_batches, _fewest, with_dtype
+from deploy.precision import Int8Options, _calibration_batches, _with_fewest_float32_layers, with_dtype
 from detect.detector import Detector
 from engines.mxnet_engine import bind
 from graph.number_formats import fuse, to_int8
@@ -133,13 +133,13 @@ def test_as_few_layers_as_suffice_are_left_out(needed):
     attempts = Attempts(needed)
     ranked = [f"l{k}" for k in range(40)]
     numbers = sorted(int(name[1:]) for name in needed)
-    assert _fewest(attempts, ranked, 0.01).symbol == tuple(ranked[numbers[0] : numbers[-1] + 1])
+    assert _with_fewest_float32_layers(attempts, ranked, 0.01).symbol == tuple(ranked[numbers[0] : numbers[-1] + 1])
     assert attempts.made < 20
 
 
 def test_a_limit_that_all_layers_in_float32_miss_is_told(caplog):
     ranked = [f"l{k}" for k in range(5)]
-    assert _fewest(Attempts({"no layer"}), ranked, 0.01).symbol == tuple(ranked)
+    assert _with_fewest_float32_layers(Attempts({"no layer"}), ranked, 0.01).symbol == tuple(ranked)
     assert "mAP loss 0.5000 is above --max-loss 0.0100 with all layers in float32" in caplog.text
 
 

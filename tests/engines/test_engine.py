@@ -140,7 +140,7 @@ def test_engines_that_do_not_start_are_left_out_with_a_warning(caplog, cache):
     openers, _ = _fakes(broken=None, sound=0.0)
     assert engine_module.fastest(openers, "key", np.zeros(1)).name == "sound"
     assert "broken is broken" in caplog.text
-    engine_module.remember("key", "broken", {})
+    engine_module.write_choice("key", "broken", {})
     assert engine_module.fastest(openers, "key", np.zeros(1)).name == "sound"
     with pytest.raises(InstallError, match="broken is broken"):
         engine_module.fastest(_fakes(broken=None)[0], "key", np.zeros(1))
@@ -152,7 +152,7 @@ def test_a_damaged_cache_is_measured_and_written_anew(cache, content):
     cache.write_text(content)
     openers, _ = _fakes(slow=0.01, fast=0.0)
     assert engine_module.fastest(openers, "key", np.zeros(1)).name == "fast"
-    assert engine_module.recall("key") == "fast"
+    assert engine_module.read_choice("key") == "fast"
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, caplog):
@@ -169,8 +169,8 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, caplo
 def test_the_cache_keeps_the_newest_entries(monkeypatch):
     monkeypatch.setattr(engine_module, "MAX_ENTRIES", 3)
     for k in range(5):
-        engine_module.remember(f"key {k}", "mxnet", {"mxnet": 0.1})
-    assert [engine_module.recall(f"key {k}") for k in range(5)] == [None, None, "mxnet", "mxnet", "mxnet"]
+        engine_module.write_choice(f"key {k}", "mxnet", {"mxnet": 0.1})
+    assert [engine_module.read_choice(f"key {k}") for k in range(5)] == [None, None, "mxnet", "mxnet", "mxnet"]
 
 
 def test_the_choice_depends_on_what_changes_the_speed(folder, plain, monkeypatch):

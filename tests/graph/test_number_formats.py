@@ -44,7 +44,7 @@ def test_nothing_but_layers_and_what_goes_with_them_is_bfloat16(network):
 def test_cpus_without_it_run_float32_and_say_so(monkeypatch, caplog):
     model = inference_model(made_up("mobilenet"))
     short = dataclasses.replace(model, manifest=dataclasses.replace(model.manifest, dtype="bfloat16"))
-    monkeypatch.setattr("engines.mxnet_engine.bfloat16_is_there", lambda: False)
+    monkeypatch.setattr("engines.mxnet_engine.supports_bfloat16", lambda: False)
     found, expected = (bind(one, mx.cpu(), 1).run(images(model)) for one in (short, model))
     assert (found == expected).all()
     assert "AVX-512" in caplog.text

@@ -11,7 +11,7 @@ from deploy.precision import with_dtype
 from engines.mxnet_engine import bind
 from graph.fold import fold_constants
 from graph.number_formats import fuse, to_bfloat16
-from graph.onednn import BLOCK, pad_predictions, squeezes, suit_onednn, swish_is_there
+from graph.onednn import BLOCK, has_squeeze_excitation, pad_predictions, suit_onednn, supports_swish
 from graph.symbol_graph import graph_of
 from machine.runtime import mx
 from model.folder import inference_model
@@ -62,7 +62,7 @@ def test_networks_detect_what_they_did(network, exported, count):
 @pytest.mark.parametrize("network", OTHERS)
 def test_networks_without_squeeze_excitation_stay_as_they_are(network):
     model = made_up(network)
-    assert not squeezes(model.symbol)
+    assert not has_squeeze_excitation(model.symbol)
     assert suit_onednn(*_parts(model), _shape(model, 2)) == _parts(model)
 
 
@@ -104,7 +104,7 @@ def test_int8_runs_with_the_thresholds_of_another_number_of_images():
 
 
 def test_swish_is_there():
-    assert swish_is_there()
+    assert supports_swish()
 
 
 def _rewritten(build, shape=SIZE):
@@ -189,7 +189,7 @@ def test_means_over_the_other_axes_stay():
         return mx.sym.mean(data, axis=(2, 3), keepdims=True, exclude=True)
 
     assert "mean" in _rewritten(lambda data: [mean(data)])
-    assert not squeezes(mean(mx.sym.var("data")))
+    assert not has_squeeze_excitation(mean(mx.sym.var("data")))
 
 
 def test_convolutions_that_share_weights_keep_theirs():
