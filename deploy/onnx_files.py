@@ -102,7 +102,7 @@ def onnx_files(model: Model, batch: int = 0) -> dict[str, bytes]:
 
 
 def properties(manifest: Manifest) -> dict[str, str]:
-    """What who has the file alone must know, as its metadata: names of fields of the manifest, values as JSON."""
+    """The metadata of the file, for users who have it alone: names of fields of the manifest, values as JSON."""
     names = ("class_names", "mean", "std", "resize_mode", "fill", "interpolation", "input_format")
     return {name: json.dumps(getattr(manifest, name), ensure_ascii=False) for name in names}
 
@@ -176,11 +176,11 @@ def add_int8_file(model: Model, files: dict[str, bytes], batch: int, max_loss: f
 
     files: among them model.onnx, which takes `batch` images, 0 = any number. The file has the same layers in int8 as
     MXNet; if it loses more than max_loss of the mAP, the first layer and the predictions are float32, too. A file that
-    still does, or that cannot be onnx_mean_ap because ONNX Runtime is not installed, is left out with a warning.
+    still does, or that cannot be measured because ONNX Runtime is not installed, is left out with a warning.
     """
     accuracy = model.manifest.accuracy
     if accuracy is None:
-        raise ValueError("a model whose accuracy has not been onnx_mean_ap")
+        raise ValueError("a model whose accuracy has not been measured")
     fused = fused_model(model)
     for more in ((), (next(iter(fused.layers)), *fused.predictions)):
         content = int8_onnx(model, fused, files[ONNX], more)

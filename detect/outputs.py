@@ -151,5 +151,5 @@ def write_crops(picture: np.ndarray, detections: np.ndarray, names: Sequence[str
 
 
 def folder_name(name: str) -> str:
-    """The name of a class as that of a folder: what a file system or shell may take amiss becomes `_`."""
+    """The name of a class as that of a folder: characters that a file system or shell may not accept become `_`."""
     return re.sub(r"[^\w.-]|^\.+", "_", name)[:100]

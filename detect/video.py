@@ -17,7 +17,7 @@ from detect.inputs import VIDEO_SUFFIXES
 from machine.opencv import cv2
 
 USUAL_RATE, HIGHEST_RATE = 25.0, 240.0  # frames a second, where a file or camera does not say
-SHORT = 0.9  # share of the frames that a file promises; who gets fewer is told
+SHORT = 0.9  # share of the frames that a file promises; fewer give a warning
 MAX_SCALE, MAX_SIDE = 8.0, 8192
 # The first one that this OpenCV can write; the second suffix is not that of a film to read in the same folder.
 _CODECS = (("mp4v", ".mp4"), ("MJPG", ".mjpg.avi"))

@@ -94,7 +94,7 @@ class MxnetEngine:
     name = MXNET
 
     def __init__(self, task: EngineRequest) -> None:
-        """Loads and binds the model; errors as of model.load.load_model."""
+        """Loads and binds the model; errors as of model.folder.load_model."""
         model = load_model(task.path, task.epoch, **task.detection_options)
         device = task.device
         if device is None or isinstance(device, DeviceOptions):

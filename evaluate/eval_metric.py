@@ -35,8 +35,8 @@ class DetectionMetric(mx.metric.EvalMetric, ABC):
     may be asked at any time and are computed once per state. Without objects to find a value is nan.
 
     Attributes:
-        uses_frames: whether `update` wants labels [label, frames]: where the images lie in the network input (see
-            evaluate.frames).
+        uses_frames: whether `update` wants labels [label, frames]: where the images lie in the network input
+            (frames_of).
     """
 
     uses_frames = False

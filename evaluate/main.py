@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     rect = _rect(options, checkpoint.meta.rect)
     for line in idle_evaluate_options(options, kinds, rect):
         logger.warning(line)
-    if options.coco_annotations:  # what does not fit is told before the pass
+    if options.coco_annotations:  # report what does not fit before the pass
         _coco_ids(options, RecordReader(options.rec_path).keys, class_names)
     evaluation = evaluate_net(
         checkpoint,

@@ -151,7 +151,7 @@ class Manifest:
         if not 0 <= self.fill <= 255:
             raise ValueError(f"fill is {self.fill!r:.50}, not 0 to 255")
         if not self.class_names or not all(self.class_names) or len(set(self.class_names)) != len(self.class_names):
-            raise ValueError("class_names is empty, or a name is empty or stands there twice")
+            raise ValueError("class_names is empty, or a name is empty or appears twice")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError("mean and std take three numbers each, std positive ones")
         if len(self.input_shape) != 2 or not all(1 <= side <= MAX_SIDE for side in self.input_shape):

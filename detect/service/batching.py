@@ -236,7 +236,7 @@ def load_runner(options: ServeOptions) -> tuple[Runner, Detector]:
 
 
 def describe(options: ServeOptions, detector: Detector, runner: Runner) -> dict[str, Any]:
-    """What may be told of a model to anybody; of its path, the name alone."""
+    """The public facts about a model, for /health; of its path only the name."""
     return {
         "model": Path(options.model).name,
         "network": detector.manifest.network,

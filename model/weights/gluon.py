@@ -177,7 +177,7 @@ def _layers(arrays: Arrays) -> GluonLayers:
             raise CheckpointError(f"parameter {name!r:.80} is not one of a Gluon classifier (weight, bias, gamma, ...)")
         layer = found.setdefault(match[1], {})
         if match[2] in layer:
-            raise CheckpointError(f"parameter {name!r:.80} stands there twice")
+            raise CheckpointError(f"parameter {name!r:.80} appears twice")
         layer[match[2]] = array
     layers = GluonLayers()
     for name in sorted(found, key=_natural_order):
