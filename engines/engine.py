@@ -188,7 +188,7 @@ def _read_entries() -> dict[str, Any]:
 
 
 def open_engine(name: str, task: EngineRequest) -> Engine:
-    """The engine of this name, or, if it is `auto`, mxnet for checkpoints and GPUs, else the fastest one that is installed.
+    """The engine of this name, or, if it is `auto`, mxnet for checkpoints and GPUs, else the fastest installed one.
 
     OptionError for an engine that does not exist or that the model has no file for, InstallError for one that is not
     installed, CheckpointError where there is no model or it is damaged.

@@ -161,7 +161,7 @@ def _remove_leftovers(target: Path) -> None:
         shutil.rmtree(old)
     elif old.exists():
         os.rename(old, target)
-        logger.warning("%s: an export that was killed had left it as %s; it has its name again", target, old.name)
+        logger.warning("%s: was left as %s by an export that was killed, and has its name again", target, old.name)
 
 
 def _replace(target: Path, new: Path) -> None:
