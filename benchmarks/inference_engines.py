@@ -9,10 +9,10 @@ import numpy as np
 
 from detect.detector import Detector, class_thresholds, select
 from detect.statistics import StepStatistics
-from engines.engine import AUTO, ENGINES, MXNET, ONNXRUNTIME, OPENVINO, Task
+from engines.engine import AUTO, ENGINES, MXNET, ONNXRUNTIME, OPENVINO, EngineRequest
 from engines.preprocess import InputWriter, read_image
 from machine.threads import engine_threads
-from model.folder_files import ONNX, read_manifest
+from model.manifest import ONNX, read_manifest
 
 FLOAT32, BFLOAT16, INT8 = PRECISIONS = ("float32", "bfloat16", "int8")
 TORCH, CHANNELS_LAST = "torch", "torch channels-last"
@@ -65,7 +65,7 @@ def open_network(candidate: Candidate, folder: Path, batch: int) -> Run:
     if candidate.library == MXNET:
         from engines.mxnet_engine import MxnetEngine
 
-        return MxnetEngine(Task(folder / candidate.precision, batch_size=batch)).run
+        return MxnetEngine(EngineRequest(folder / candidate.precision, batch_size=batch)).run
     if candidate.library == ONNXRUNTIME:
         return _onnxruntime(folder / (ORT_INT8 if candidate.precision == INT8 else f"{FLOAT32}/{ONNX}"))
     if candidate.library == OPENVINO:

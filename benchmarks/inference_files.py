@@ -32,13 +32,11 @@ from benchmarks.inference_models import NETWORKS, make_model, raw_outputs, read_
 from config.deploy_options import NAIVE
 from deploy.calibrate import calibrate
 from deploy.onnx_export.export import to_onnx
-from deploy.onnx_int8 import int8_onnx
+from deploy.onnx_files import int8_onnx
+from engines.mxnet_engine import fused_model
 from machine.runtime import mx
-from model.bind import fused_model
-from model.folder import Model, write_model_folder
-from model.folder_files import ONNX, ONNX_INT8
-from model.load import inference_model
-from model.manifest import Calibration
+from model.folder import Model, inference_model, write_model_folder
+from model.manifest import ONNX, ONNX_INT8, Calibration
 
 MODEL_IMAGES = 4  # whose statistics the weights are made for
 # Those of ONNX Runtime's int8 operators that networks have; SSD's L2 normalisation stays float32.

@@ -20,7 +20,7 @@ from dataset.letterbox import Resize
 from engines.preprocess import read_image, write_input
 from machine.runtime import mx
 from model.folder import Model
-from model.manifest import Manifest, PostProcessing, Source
+from model.manifest import Manifest, PostProcessing, SourceCheckpoint
 from symbol.network_options import CommonOptions
 from symbol.symbol_factory import get_symbol
 
@@ -180,7 +180,7 @@ def _manifest(network: Network) -> Manifest:
             family.operator, options.nms, options.nms_topk, options.score_threshold, options.force
         ),
         versions=versions(),
-        source=Source("random weights", 0, {}),
+        source=SourceCheckpoint("random weights", 0, {}),
     )
 
 

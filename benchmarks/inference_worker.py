@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.inference_engines import FLOAT32, Candidate, open_end_to_end, open_network
 from engines.preprocess import InputWriter, read_image
-from model.folder_files import read_manifest
+from model.manifest import read_manifest
 
 WARM_UP = 2
 

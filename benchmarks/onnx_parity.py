@@ -40,11 +40,9 @@ def main(argv: list[str]) -> None:
     """Exports the model, runs it everywhere and prints how the detections differ."""
     options = parse_options(ParityOptions, argv, "ONNX beside MXNet")
     threads.configure()
-    from deploy.comparison import TOLERANCE, compare, total
-    from deploy.onnx_file import onnx_files
-    from model.folder_files import ONNX
-    from model.load import inference_model, load_model
-    from model.manifest import UINT8_NHWC
+    from deploy.onnx_files import TOLERANCE, compare, onnx_files, total
+    from model.folder import inference_model, load_model
+    from model.manifest import ONNX, UINT8_NHWC
 
     loaded = load_model(options.model)
     model = inference_model(loaded, options.uint8_input and loaded.manifest.input_format != UINT8_NHWC)
@@ -111,8 +109,8 @@ def milliseconds(seconds: list[float]) -> str:
 
 def mxnet_run(model: "Model", shape: tuple[int, ...]) -> Run:
     """The model in MXNet."""
+    from engines.mxnet_engine import bind
     from machine.runtime import mx
-    from model.bind import bind
 
     return bind(model, mx.cpu(), shape[0]).run
 

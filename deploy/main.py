@@ -1,10 +1,11 @@
-"""The command deploy.py."""
+"""The command deploy.py, and the same in one call."""
 
 import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from common.errors import OptionError
 from common.prefix import check_prefix
@@ -14,11 +15,11 @@ from config.idle_options import idle_deploy_options
 from config.options import joined_options
 from machine import threads
 from machine.signals import exit_on_sigterm
-from model.folder_files import ONNX_INT8
+from model.manifest import FLOAT32, INT8, ONNX_INT8, Manifest, check_checkpoint
 from symbol.registry import detection_options_class, given_detection
 
 if TYPE_CHECKING:
-    from model.manifest import Manifest
+    from model.folder import Model
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +51,8 @@ def main(argv: list[str]) -> int:
     check_onnx(options)
     threads.configure()
     from common.terminal_log import log_to_terminal
-    from deploy.onnx_file import onnx_files
-    from deploy.onnx_int8 import add_int8_file
-    from deploy.precision import Int8Options, with_dtype
     from model.checkpoint import load_checkpoint
-    from model.expected_model import check_checkpoint
-    from model.folder import check_replaceable, write_model_folder
-    from model.load import inference_model, model_from_checkpoint
+    from model.folder import check_replaceable, inference_model, model_from_checkpoint, write_model_folder
 
     log_to_terminal()
     exit_on_sigterm()
@@ -67,15 +63,33 @@ def main(argv: list[str]) -> int:
     folder = options.output or f"{options.prefix}-deploy"
     check_replaceable(folder)
     check_records(options, checkpoint.meta.class_names)
-    chosen = given_detection(options)
-    model = model_from_checkpoint(checkpoint, data_shape=options.data_shape, **chosen)
-    model = inference_model(model, options.uint8_input)
-    more = onnx_files(model, options.onnx_batch) if options.onnx else {}
-    int8 = Int8Options(options.calib_rec, options.calib_mode, options.num_calib, options.max_loss)
-    model = with_dtype(model, options.dtype, options.eval_rec, int8)
-    if options.onnx and options.dtype == "int8":
-        model, more = add_int8_file(model, more, options.onnx_batch, options.max_loss)
-    manifest = write_model_folder(folder, model, more)
+    model = model_from_checkpoint(checkpoint, data_shape=options.data_shape, **given_detection(options))
+    model, files = converted(inference_model(model, options.uint8_input), options)
+    print_summary(folder, write_model_folder(folder, model, files))
+    return 0
+
+
+def converted(model: "Model", options: DeployOptions) -> tuple["Model", dict[str, bytes]]:
+    """The float32 model as one of the dtype that is asked for, its accuracy measured, and its ONNX files by name."""
+    files: dict[str, bytes] = {}
+    if options.onnx:
+        from deploy.onnx_files import onnx_files
+
+        files = onnx_files(model, options.onnx_batch)
+    if options.dtype != FLOAT32 or options.eval_rec:
+        from deploy.precision import Int8Options, with_dtype
+
+        int8 = Int8Options(options.calib_rec, options.calib_mode, options.num_calib, options.max_loss)
+        model = with_dtype(model, options.dtype, options.eval_rec, int8)
+    if options.onnx and options.dtype == INT8:
+        from deploy.onnx_files import add_int8_file
+
+        model, files = add_int8_file(model, files, options.onnx_batch, options.max_loss)
+    return model, files
+
+
+def print_summary(folder: str, manifest: Manifest) -> None:
+    """Prints what a folder holds and the command that tries it."""
     post, (height, width) = manifest.postprocessing, manifest.size
     print(f"{folder}: {manifest.network}, epoch {manifest.source.epoch} of {manifest.source.prefix}")
     print(f"  input {height} x {width} (height x width), {len(manifest.class_names)} classes")
@@ -84,7 +98,22 @@ def main(argv: list[str]) -> int:
     for name, record in manifest.files.items():
         print(f"  {name} {record.size / 1e6:.1f} MB")
     print(f"try it: python demo.py --model {shlex.quote(folder)} --images IMAGE_OR_FOLDER --output detections")
-    return 0
+
+
+def export(
+    prefix: str,
+    epoch: int | str,
+    folder: str | Path,
+    *,
+    data_shape: tuple[int, ...] | None = None,
+    **detection_options: Any,
+) -> Manifest:
+    """Writes the float32 model folder of a checkpoint and returns its manifest; arguments as model_from_checkpoint."""
+    from model.checkpoint import load_checkpoint
+    from model.folder import inference_model, model_from_checkpoint, write_model_folder
+
+    model = model_from_checkpoint(load_checkpoint(prefix, epoch), data_shape=data_shape, **detection_options)
+    return write_model_folder(folder, inference_model(model))
 
 
 def check_int8(options: DeployOptions) -> None:
@@ -110,7 +139,7 @@ def check_records(options: DeployOptions, class_names: Sequence[str]) -> None:
             check_classes(record, class_names, options.prefix, what)
 
 
-def _print_precision(manifest: "Manifest") -> None:
+def _print_precision(manifest: Manifest) -> None:
     print(f"  {manifest.dtype}, input {manifest.input_format}")
     if manifest.calibration:
         known = manifest.calibration

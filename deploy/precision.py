@@ -1,24 +1,66 @@
-"""The number format of an exported model: what is written of it, what it costs in accuracy."""
+"""The number format of an exported model: what is written of it, what it costs in accuracy on a record."""
 
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from common.errors import DataError
-from deploy.calibrate import calibrate
-from deploy.labelled import METRIC, input_batches, mean_ap
-from deploy.sensitivity import rank_layers
+from dataset.iterator import DetRecordIter
+from deploy.calibrate import calibrate, rank_layers
+from engines.mxnet_engine import bind, fused_model
+from evaluate.eval_metric import VOC07MApMetric, frames_of
+from evaluate.evaluate_net import check_classes
 from machine.runtime import mx
-from model.bind import bind, fused_model
 from model.folder import Model
-from model.manifest import FLOAT32, INT8, Accuracy, Calibration
+from model.manifest import FLOAT32, INT8, UINT8_NHWC, Accuracy, Calibration, Manifest
 
+METRIC = "VOC07 mAP"
+RunBatch = Callable[[mx.nd.NDArray], np.ndarray]  # data in the model's input format -> det
+_OVERLAP = 0.5
 logger = logging.getLogger(__name__)
-
 _BATCH = 4  # images of a batch here; a network sees each image by itself
+
+
+def input_batches(record: str, manifest: Manifest, batch: int) -> Iterator[tuple[mx.nd.NDArray, mx.io.DataBatch]]:
+    """Every image of a record as validation sees it: data in the model's input format, and the batch it comes from.
+
+    DataError for a record that cannot be read, OptionError for one with other classes.
+    """
+    check_classes(record, manifest.class_names, manifest.source.prefix, "record")
+    pixels = manifest.input_format == UINT8_NHWC
+    iterator = DetRecordIter(
+        record,
+        batch,
+        (3, *manifest.size),
+        augment=None,
+        mean_pixels=(0.0, 0.0, 0.0) if pixels else manifest.mean,
+        std=(1.0, 1.0, 1.0) if pixels else manifest.std,
+        resize_mode=manifest.resize_mode,
+        fill=manifest.fill,
+        num_classes=len(manifest.class_names),
+    )
+    try:
+        for one in iterator:
+            data = one.data[0]
+            yield (data.transpose((0, 2, 3, 1)).astype("uint8") if pixels else data), one
+    finally:
+        iterator.close()
+
+
+def mean_ap(run: RunBatch, manifest: Manifest, record: str, batch: int) -> float:
+    """The VOC07 mAP on a record of what finds det (B, N, 6) in `batch` images; nan if the record has no objects."""
+    metric = VOC07MApMetric(_OVERLAP, False, manifest.class_names)
+    for data, one in input_batches(record, manifest, batch):
+        det = run(data)
+        rows = len(det) - (one.pad or 0)
+        frames = frames_of(np.asarray(one.geometry)[:rows], manifest.size)
+        metric.update([one.label[0].asnumpy()[:rows], frames], [det[:rows]])
+    return metric.result().mean_ap
 
 
 @dataclass(frozen=True)
@@ -65,10 +107,12 @@ def _quantised(model: Model, eval_record: str, options: Int8Options) -> Model:
         return found
     logger.info("mAP loss %.4f is above %.4f: looking for the layers that cause it", _loss(found), options.max_loss)
     ranked = [layer for _, layer in rank_layers(fused, thresholds, batches[0])]
-    return _fewest(attempt, ranked, options.max_loss)
+    return _with_fewest_float32_layers(attempt, ranked, options.max_loss)
 
 
-def _fewest(attempt: Callable[[tuple[str, ...]], Model], ranked: list[str], max_loss: float) -> Model:
+def _with_fewest_float32_layers(
+    attempt: Callable[[tuple[str, ...]], Model], ranked: list[str], max_loss: float
+) -> Model:
     """The model with as few layers in float32 as suffice: of the ranked ones a stretch, its end found, then its start.
 
     Ranks say how much a layer changes predictions; which of these changes matter for the mAP is seen by trying. All of

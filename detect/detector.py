@@ -13,8 +13,7 @@ from common.errors import CheckpointError, OptionError
 from config.groups import DeviceOptions
 from dataset.transforms import to_image
 from detect.statistics import DECODING, NETWORK, POST, PRE, StepStatistics, Timings
-from engines.engine import AUTO, Task
-from engines.open import open_engine
+from engines.engine import AUTO, EngineRequest, open_engine
 from engines.preprocess import ImageInput, InputWriter, read_image
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ class Detector:
         """
         if batch_size < 1:
             raise OptionError(f"batch size {batch_size}: expected at least 1")
-        self._engine = open_engine(engine, Task(path, epoch, ctx, batch_size, detection_options))
+        self._engine = open_engine(engine, EngineRequest(path, epoch, ctx, batch_size, detection_options))
         self.engine = self._engine.name
         self.manifest = self._engine.manifest
         self.class_names = self.manifest.class_names

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Source:
+class InputSource:
     """A file to read, or the number of a camera; `video` says whether it has frames."""
 
     origin: Path | int

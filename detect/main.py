@@ -1,23 +1,29 @@
 """The command demo.py: detects in images, videos and cameras; leaves pictures, videos, cut-outs and a JSON file."""
 
+import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import OptionError
+import numpy as np
+from tqdm import tqdm
+
+from common.errors import DataError, OptionError
 from common.output_file import check_output_file
 from common.terminal_log import log_to_terminal
 from config.command_line import boolean_flags, parse_options
 from config.demo_options import DemoOptions
 from config.groups import DeviceOptions
-from detect.benchmark import benchmark
-from detect.inputs import Source, distinct_files, find_images, is_video, plan_outputs, split_words, with_values
-from detect.records import Records
-from detect.run import Job, Run
-from detect.sinks import Window
-from detect.video import Video, frame_size
+from dataset.transforms import shape_of
+from detect.inputs import InputSource, distinct_files, find_images, is_video, plan_outputs, split_words, with_values
+from detect.outputs import ImageFile, PictureRecord, Records, Sink, Window, make_record, summary, write_crops
+from detect.statistics import benchmark
+from detect.video import Video, VideoFile, VideoFrame, frame_size
+from drawing.boxes import draw, draw_heatmap, score_map
 from engines.preprocess import ImageInput, read_image
 from machine import threads
 from machine.signals import exit_on_sigterm
@@ -29,6 +35,135 @@ logger = logging.getLogger(__name__)
 MAX_BENCHMARK_FRAMES = 50  # of a video; they are held in memory
 UNREADABLE_STATUS, INTERRUPTED_STATUS = 2, 130
 _DEFAULTS = {"--camera": "0", "--benchmark": "100"}  # of flags that may stand alone
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to read, and the files for what is made of it, None = not wanted.
+
+    Attributes:
+        picture, heatmap: of the picture, or video, with boxes and with the heat map.
+        crop: its folder and stem are those of the cut-out detections.
+    """
+
+    source: InputSource
+    picture: Path | None = None
+    heatmap: Path | None = None
+    crop: Path | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture (h, w, 3) to detect in, the beginning of its record, its place in time, and where the results go."""
+
+    pixels: np.ndarray
+    head: PictureRecord
+    seconds: float = 0.0
+    picture: Sink | None = None
+    heatmap: Sink | None = None
+    crop: Path | None = None
+
+
+class DetectionRun:
+    """Detects in images and videos.
+
+    Attributes:
+        problems: sentences on what could not be read.
+        records: what was found.
+    """
+
+    def __init__(self, detector: "Detector", threshold: float, records: Records, window: Window | None = None) -> None:
+        """threshold: lowest score shown and recorded, beside that of the detector; heat maps show all that it finds."""
+        self.detector = detector
+        self.records = records
+        self.problems: list[str] = []
+        self._threshold = threshold
+        self._window = window
+        self._ended = False  # by the user, in the window
+
+    def detect_images(self, jobs: Sequence[Job]) -> None:
+        """Detects in image files, a batch at a time; logs each image."""
+        for record in self._detect(self._read_all(jobs), wait=True):
+            done = self.records.pictures + len(self.problems)
+            logger.info("[%d/%d] %s: %s", done, len(jobs), record["image"], summary(record))
+
+    def detect_video(self, job: Job, frame_resize: str = "", limit: int = 0) -> None:
+        """Detects in the frames of a video or camera, at most `limit` unless it is 0; completes its files."""
+        try:
+            video = Video(job.source.origin, frame_resize)
+            count = self._detect_frames(job, video, limit)
+            logger.info("%s: %d frames", video.name, count)
+        except DataError as error:
+            self.problems.append(str(error))
+
+    def _detect_frames(self, job: Job, video: Video, limit: int) -> int:
+        sinks = [VideoFile(path, video.rate, video.live) if path else None for path in (job.picture, job.heatmap)]
+        total = min(limit or video.count, video.count) if video.count else limit or None
+        frames = video.frames(limit)
+        with ExitStack() as stack:  # closes everything, whatever fails
+            for sink in filter(None, sinks):
+                stack.callback(sink.close)
+            stack.callback(frames.close)
+            shown = tqdm(frames, video.name, total, disable=None, unit=" frames", leave=False)
+            try:
+                return sum(1 for _ in self._detect(_items(video.name, shown, job, *sinks)))
+            except KeyboardInterrupt:
+                raise  # a film that the user has ended is kept
+            except BaseException:
+                for sink in filter(None, sinks):
+                    sink.discard()
+                raise
+
+    def close(self) -> None:
+        """Completes the records and closes the window."""
+        self.records.close()
+        if self._window:
+            self._window.close()
+
+    def _read_all(self, jobs: Sequence[Job]) -> Iterator[Item]:
+        """Those images that can be read; the errors of the others join the problems."""
+        for job in jobs:
+            try:
+                pixels = read_image(job.source.path, str(job.source.path))
+            except DataError as error:
+                self.problems.append(str(error))
+                continue
+            picture, heatmap = (ImageFile(path) if path else None for path in (job.picture, job.heatmap))
+            crop = job.crop and job.crop.with_suffix("")
+            yield Item(pixels, {"image": str(job.source.path)}, 0.0, picture, heatmap, crop)
+
+    def _detect(self, items: Iterator[Item], wait: bool = False) -> Iterator[PictureRecord]:
+        """Detects in the items and gives their results away; yields their records."""
+        while not self._ended and (batch := list(itertools.islice(items, self.detector.batch_size))):
+            found = self.detector.detect([item.pixels for item in batch])
+            for item, rows in zip(batch, found, strict=True):
+                yield self._finish(item, rows, wait)
+
+    def _finish(self, item: Item, rows: np.ndarray, wait: bool) -> PictureRecord:
+        names = self.detector.class_names
+        detections = rows[rows[:, 1] >= self._threshold]
+        if item.picture or self._window:
+            drawn = draw(item.pixels, detections, names)
+            if item.picture:
+                item.picture.write(drawn, item.seconds)
+            if self._window and not self._ended:
+                self._ended = not self._window.show(drawn, wait)
+        if item.heatmap:
+            item.heatmap.write(draw_heatmap(item.pixels, score_map(rows, shape_of(item.pixels))), item.seconds)
+        if item.crop:
+            write_crops(item.pixels, detections, names, item.crop)
+        record = make_record(item.head, item.pixels, detections, names)
+        self.records.add(record)
+        return record
+
+
+def _items(
+    name: str, frames: Iterable[VideoFrame], job: Job, picture: Sink | None, heatmap: Sink | None
+) -> Iterator[Item]:
+    for frame in frames:
+        head = {"image": name, "frame": frame.number, "time": round(frame.seconds, 3)}
+        crop = job.crop and job.crop.with_name(f"{job.crop.stem}-{frame.number:06d}")
+        yield Item(frame.pixels, head, frame.seconds, picture, heatmap, crop)
 
 
 def main(argv: list[str]) -> int:
@@ -49,13 +184,13 @@ def main(argv: list[str]) -> int:
         print("\n".join(benchmark(detector, _pictures(sources, options), options.benchmark)))
         return 0
     _make_folders(jobs[0], options)
-    return _detect(Run(detector, options.thresh, Records(options.json), window), jobs, options)
+    return _detect(DetectionRun(detector, options.thresh, Records(options.json), window), jobs, options)
 
 
 def _load(options: DemoOptions) -> "Detector":
     """The detector of the options, which is the model that they expect; heat maps need all of its boxes."""
     from detect.detector import Detector
-    from model.expected_model import check_model
+    from model.manifest import check_model
 
     detection = {name: getattr(options, name) for name in ("nms", "force") if getattr(options, name) is not None}
     detector = Detector(
@@ -79,20 +214,20 @@ def _load(options: DemoOptions) -> "Detector":
     return detector
 
 
-def _sources(words: Sequence[str], options: DemoOptions) -> list[Source]:
+def _sources(words: Sequence[str], options: DemoOptions) -> list[InputSource]:
     """The camera, images and videos that the options name, each file once."""
     if options.frame_resize:
         frame_size(options.frame_resize, (1, 1))
     images = [*words, options.images]
-    found = [Source(int(options.camera), True)] if options.camera else []
+    found = [InputSource(int(options.camera), True)] if options.camera else []
     if any(images) or options.dir or not (found or options.video):
-        found += [Source(path, is_video(path)) for path in find_images(images, options.dir, options.ext)]
+        found += [InputSource(path, is_video(path)) for path in find_images(images, options.dir, options.ext)]
     if options.video:
-        found += [Source(path, True) for path in find_images([options.video])]
+        found += [InputSource(path, True) for path in find_images([options.video])]
     return list({source.path: source for source in found}.values())
 
 
-def _plan(sources: Sequence[Source], options: DemoOptions) -> list[Job]:
+def _plan(sources: Sequence[InputSource], options: DemoOptions) -> list[Job]:
     """The files of each source; OptionError where pictures and heat maps would be the same files."""
     folders = {"--output": options.output, "--heatmap": options.heatmap}
     if all(folders.values()) and Path(options.output).resolve() == Path(options.heatmap).resolve():
@@ -111,7 +246,7 @@ def _make_folders(job: Job, options: DemoOptions) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _detect(run: Run, jobs: Sequence[Job], options: DemoOptions) -> int:
+def _detect(run: DetectionRun, jobs: Sequence[Job], options: DemoOptions) -> int:
     """Runs the jobs, images first, and returns the exit status; what is finished is kept when Ctrl-C ends it."""
     started, interrupted = time.monotonic(), False
     try:
@@ -133,7 +268,7 @@ def _detect(run: Run, jobs: Sequence[Job], options: DemoOptions) -> int:
     return UNREADABLE_STATUS if run.problems else 0
 
 
-def _report(run: Run, options: DemoOptions, seconds: float) -> None:
+def _report(run: DetectionRun, options: DemoOptions, seconds: float) -> None:
     """Logs what was written, the totals and, last, what could not be read."""
     pictures, found = run.records.pictures, run.records.detections
     if options.json:
@@ -146,7 +281,7 @@ def _report(run: Run, options: DemoOptions, seconds: float) -> None:
         logger.error("error: %s", problem)
 
 
-def _pictures(sources: Sequence[Source], options: DemoOptions) -> list[ImageInput]:
+def _pictures(sources: Sequence[InputSource], options: DemoOptions) -> list[ImageInput]:
     """What --benchmark detects in: the bytes of image files, the first frames of videos; errors as when detecting."""
     pictures: list[ImageInput] = []
     for source in sources[: options.benchmark]:

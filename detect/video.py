@@ -17,7 +17,7 @@ from detect.inputs import VIDEO_SUFFIXES
 from machine.opencv import cv2
 
 USUAL_RATE, HIGHEST_RATE = 25.0, 240.0  # frames a second, where a file or camera does not say
-SHORT = 0.9  # share of the frames that a file promises; who gets fewer is told
+SHORT = 0.9  # share of the frames that a file promises; fewer give a warning
 MAX_SCALE, MAX_SIDE = 8.0, 8192
 # The first one that this OpenCV can write; the second suffix is not that of a film to read in the same folder.
 _CODECS = (("mp4v", ".mp4"), ("MJPG", ".mjpg.avi"))
@@ -39,7 +39,7 @@ class Capture(Protocol):
 
 
 @dataclass(frozen=True)
-class Frame:
+class VideoFrame:
     """Pixels (h, w, 3) uint8 RGB, the number of the frame from 0, and its time in seconds from the beginning."""
 
     pixels: np.ndarray
@@ -61,7 +61,7 @@ class Video:
         self._capture = open_capture(source)
         if not self._capture.isOpened():
             self._capture.release()
-            raise DataError(f"{self.name}: {_why_closed(source)}")
+            raise DataError(f"{self.name}: {_reason_closed(source)}")
         if self.live:
             self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest picture, not one from a queue
         rate = self._capture.get(cv2.CAP_PROP_FPS)
@@ -69,7 +69,7 @@ class Video:
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.count = int(count) if not self.live and math.isfinite(count) and count > 0 else None
 
-    def frames(self, limit: int = 0) -> Generator[Frame, None, None]:
+    def frames(self, limit: int = 0) -> Generator[VideoFrame, None, None]:
         """The frames, at most `limit` of them unless it is 0; DataError where there is none at all."""
         started, number = time.monotonic(), 0
         try:
@@ -79,7 +79,7 @@ class Video:
                     self._check_end(number)
                     return
                 now = time.monotonic() - started if self.live else self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                yield Frame(self._prepared(pixels), number, now)
+                yield VideoFrame(self._prepared(pixels), number, now)
                 number += 1
         finally:
             self._capture.release()
@@ -176,7 +176,7 @@ class VideoFile:
         os.replace(self._temporary, self.path)
 
 
-def _why_closed(source: Path | int) -> str:
+def _reason_closed(source: Path | int) -> str:
     if isinstance(source, int):
         return f"cannot be opened; is it there, and may this user read /dev/video{source}?"
     return f"not a video that OpenCV can read; give a whole {', '.join(sorted(VIDEO_SUFFIXES))}"

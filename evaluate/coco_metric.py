@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluate.pairing import pairs_by_group
+from evaluate.voc_eval import pairs_by_group
 
 DETECTION_COLUMNS = 7  # image, id, score, x, y, width, height
 TRUTH_COLUMNS = 8  # image, id, x, y, width, height, area, crowd

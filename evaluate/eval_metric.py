@@ -1,4 +1,8 @@
-"""Average precision by the rules of VOC and COCO as mx.metric.EvalMetric, for Module.fit and Module.score."""
+"""Average precision by the rules of VOC and COCO as mx.metric.EvalMetric, for Module.fit and Module.score.
+
+Where images lie in a network input is a metric's frames (n, 6), rows [height, width, scale x, scale y, offset x,
+offset y]: a coordinate in pixels of the image is the one normalised to the input times the scale plus the offset.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -7,9 +11,21 @@ from typing import Any
 import numpy as np
 
 from evaluate.coco_metric import COCOResult, coco_eval
-from evaluate.frames import to_image_pixels
 from evaluate.voc_eval import VOCResult, VOCRule, voc_eval
 from machine.runtime import mx
+
+
+def frames_of(geometry: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Frames (n, 6) float64 from a batch's geometry (n, 6) [h, w, scale y, x, offset y, x] in an input (H, W)."""
+    geometry = geometry.astype(np.float64)
+    scale, offset = geometry[:, [3, 2]], geometry[:, [5, 4]]
+    return np.concatenate([geometry[:, :2], np.array(size[::-1]) / scale, -offset / scale], axis=1)
+
+
+def to_image_pixels(boxes: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Corners (n, 4) normalised to the input -> corners in pixels of the images, clipped to them."""
+    scale, offset = np.tile(frames[:, 2:4], 2), np.tile(frames[:, 4:6], 2)
+    return np.clip(boxes * scale + offset, 0, np.tile(frames[:, [1, 0]], 2))
 
 
 class DetectionMetric(mx.metric.EvalMetric, ABC):
@@ -19,8 +35,8 @@ class DetectionMetric(mx.metric.EvalMetric, ABC):
     may be asked at any time and are computed once per state. Without objects to find a value is nan.
 
     Attributes:
-        uses_frames: whether `update` wants labels [label, frames]: where the images lie in the network input (see
-            evaluate.frames).
+        uses_frames: whether `update` wants labels [label, frames]: where the images lie in the network input
+            (frames_of).
     """
 
     uses_frames = False

@@ -15,20 +15,19 @@ from dataset.native_iterator import iterator_class
 from dataset.sidecar import read_sidecar
 from evaluate.coco_metric import COCOResult
 from evaluate.eval_metric import ValidationMetric
-from evaluate.inference import inference_module
-from evaluate.scoring import score_detections
+from evaluate.scoring import inference_module, score_detections
 from evaluate.voc_eval import VOCResult
 from machine.devices import check_batch_size
 from machine.memory import told_exhaustion
 from machine.runtime import mx
 from model.checkpoint import Checkpoint
-from symbol.symbol_factory import check_any_size, get_symbol, rebuilding_options, without_effect
+from symbol.symbol_factory import check_any_size, get_symbol, ineffective_options, rebuilding_options
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Rows:
+class DetectionRows:
     """What was found and what was there.
 
     Attributes:
@@ -59,7 +58,7 @@ class Evaluation:
     overlap: float
     images: int
     seconds: float
-    rows: Rows | None = None
+    rows: DetectionRows | None = None
 
     @property
     def result(self) -> VOCResult:
@@ -132,11 +131,13 @@ def evaluate_net(
         iterator.close()
 
 
-def _rows(rows: tuple[np.ndarray, np.ndarray], served: list[tuple[np.ndarray, np.ndarray]], images: int) -> Rows:
+def _rows(
+    rows: tuple[np.ndarray, np.ndarray], served: list[tuple[np.ndarray, np.ndarray]], images: int
+) -> DetectionRows:
     """The rows of a COCOMetric with what is known of their images."""
     records = np.concatenate([index for index, _ in served])[:images]
     sizes = np.concatenate([geometry[:, :2] for _, geometry in served])[:images]
-    return Rows(*rows, records, sizes)
+    return DetectionRows(*rows, records, sizes)
 
 
 def _noted(batches: mx.io.DataIter, served: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[mx.io.DataBatch]:
@@ -153,7 +154,7 @@ def _inference_module(
     meta = checkpoint.meta
     origin = f"{checkpoint.prefix}, epoch {checkpoint.epoch}"
     options = rebuilding_options(meta.network, meta.options, origin) | detection_options
-    for line in without_effect(meta.network, options, detection_options):
+    for line in ineffective_options(meta.network, options, detection_options):
         logger.warning(line)
     symbol = get_symbol(meta.network, iterator.smallest_size, len(meta.class_names), **options)
     return inference_module(symbol, checkpoint.arg_params, checkpoint.aux_params, devices, iterator.provide_data)

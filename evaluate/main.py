@@ -83,10 +83,10 @@ def main(argv: list[str]) -> int:
     threads.configure(options.cpus)
     from dataset.recordio import RecordReader
     from evaluate.evaluate_net import evaluate_net
-    from evaluate.report import save_pr_curves
+    from evaluate.reports import save_pr_curves
     from machine.devices import contexts
     from model.checkpoint import load_checkpoint
-    from model.expected_model import check_checkpoint
+    from model.manifest import check_checkpoint
 
     checkpoint = load_checkpoint(options.prefix, options.epoch)
     check_checkpoint(options, checkpoint)
@@ -97,7 +97,7 @@ def main(argv: list[str]) -> int:
     rect = _rect(options, checkpoint.meta.rect)
     for line in idle_evaluate_options(options, kinds, rect):
         logger.warning(line)
-    if options.coco_annotations:  # what does not fit is told before the pass
+    if options.coco_annotations:  # report what does not fit before the pass
         _coco_ids(options, RecordReader(options.rec_path).keys, class_names)
     evaluation = evaluate_net(
         checkpoint,
@@ -156,7 +156,7 @@ def _check_outputs(options: EvaluateOptions) -> None:
 
 
 def _print_tables(results: dict[str, Any]) -> None:
-    from evaluate.report import format_coco, format_table
+    from evaluate.reports import format_coco, format_table
 
     for kind, result in results.items():
         if len(results) > 1:
@@ -166,7 +166,7 @@ def _print_tables(results: dict[str, Any]) -> None:
 
 def _write_coco(options: EvaluateOptions, rows: Any, class_names: Sequence[str]) -> None:
     """--coco-json and --coco-truth."""
-    from evaluate.coco_results import write_results, write_truth
+    from evaluate.reports import write_results, write_truth
 
     ids = _coco_ids(options, rows.records, class_names)
     if options.coco_json:
@@ -177,7 +177,7 @@ def _write_coco(options: EvaluateOptions, rows: Any, class_names: Sequence[str])
 
 def _coco_ids(options: EvaluateOptions, records: Any, class_names: Sequence[str]) -> Any:
     """The ids of these records and of the classes in the COCO files."""
-    from evaluate.coco_results import annotation_ids, record_ids
+    from evaluate.reports import annotation_ids, record_ids
 
     if options.coco_annotations:
         return annotation_ids(records, class_names, options.rec_path, options.coco_annotations)

@@ -1,9 +1,47 @@
-"""One pass of an inference Module over an iterator, its detections handed to a metric."""
+"""One pass over an iterator by a Module that computes a symbol without gradients; its detections go to a metric."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 
-from evaluate.frames import frames_of
+from evaluate.eval_metric import frames_of
+from graph.onednn import has_squeeze_excitation, suit_onednn
 from machine.runtime import mx
+from model.params_file import Params
+
+LOGGER = logging.getLogger(__name__)
+
+
+def is_rewritten(symbol: mx.sym.Symbol, devices: Sequence[mx.Context]) -> bool:
+    """Whether inference_module runs another graph that gives the same (graph/onednn.py), and so weights of its own."""
+    return all(device.device_type == "cpu" for device in devices) and has_squeeze_excitation(symbol)
+
+
+def inference_module(
+    symbol: mx.sym.Symbol,
+    arg_params: Params,
+    aux_params: Params,
+    devices: Sequence[mx.Context],
+    data: Sequence[mx.io.DataDesc],
+    labels: Sequence[mx.io.DataDesc] = (),
+    logger: logging.Logger = LOGGER,
+) -> mx.mod.Module:
+    """A Module that gives the symbol's outputs for batches of `data` (and `labels`, if it reads any) on the devices.
+
+    Batches may have other heights and widths, if the symbol takes them and is not rewritten. An EfficientDet is, for
+    the size of `data`, as it then takes a third of the time on CPUs; its outputs differ by rounding.
+    """
+    if is_rewritten(symbol, devices):
+        symbol, arg_params, aux_params = suit_onednn(symbol, arg_params, aux_params, data[0].shape)
+    module = mx.mod.Module(
+        symbol,
+        data_names=[desc.name for desc in data],
+        label_names=[desc.name for desc in labels] or None,
+        context=list(devices),
+        logger=logger,
+    )
+    module.bind(list(data), list(labels) or None, for_training=False)
+    module.set_params(arg_params, aux_params)
+    return module
 
 
 def score_detections(
@@ -15,8 +53,9 @@ def score_detections(
 ) -> int:
     """Resets the metric and updates it with `det` (B, N, 6) and the labels of each batch, without the padding rows.
 
-    A metric with a true attribute uses_frames gets labels [label, frames] (evaluate/frames.py). Batches may have inputs
-    of different sizes, if the module's symbol takes them. The metric works on one batch while the next is computed.
+    A metric with a true attribute uses_frames gets labels [label, frames] (evaluate/eval_metric.py). Batches may have
+    inputs of different sizes, if the module's symbol takes them. The metric works on one batch while the next is
+    computed.
     losses: reset, then updated with [] and the outputs before det of each batch, whose labels the module reads.
     Returns the number of batches. The caller resets `data`.
     """

@@ -7,19 +7,57 @@ Otherwise it is a false positive. Difficult objects do not count in the recall.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from boxes.geometry import paired_iou
-from evaluate.pairing import pairs_by_group
 
+PAIRS_AT_ONCE = 1 << 20  # detection-object pairs held in memory, about 200 bytes each
 RECALL_POINTS = np.arange(0.0, 1.1, 0.1)  # VOC2007; as in the devkit, point 3 lies above a recall of exactly 3 / 10
 DETECTION_COLUMNS = 7  # image, id, score, xmin, ymin, xmax, ymax
 TRUTH_COLUMNS = 7  # image, id, xmin, ymin, xmax, ymax, difficult
-
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A run of detections and all their pairs, which lie one detection after the other.
+
+    Attributes:
+        rows: (r,) the detections.
+        detection, truth: (p,) what each pair consists of.
+        starts: (r,) the first pair of each detection.
+        counts: (r,) its number of pairs, at least 1.
+    """
+
+    rows: np.ndarray
+    detection: np.ndarray
+    truth: np.ndarray
+    starts: np.ndarray
+    counts: np.ndarray
+
+
+def pairs_by_group(detection_groups: np.ndarray, truth_groups: np.ndarray) -> Iterator[Pairs]:
+    """All pairs of equal groups, detections (n,) in any order, objects (g,) sorted; detections without any are left
+    out."""
+    first = np.searchsorted(truth_groups, detection_groups, side="left")
+    count = np.searchsorted(truth_groups, detection_groups, side="right") - first
+    for rows in _chunks(count):
+        counts = count[rows]
+        ends = np.cumsum(counts)
+        truth = np.arange(ends[-1]) + np.repeat(first[rows] - (ends - counts), counts)
+        yield Pairs(rows, np.repeat(rows, counts), truth, ends - counts, counts)
+
+
+def _chunks(count: np.ndarray) -> list[np.ndarray]:
+    """Splits the rows with count > 0 into runs of about PAIRS_AT_ONCE pairs."""
+    rows = np.flatnonzero(count)
+    ends = np.cumsum(count[rows])
+    total = int(ends[-1]) if len(ends) else 0
+    cuts = np.searchsorted(ends, np.arange(PAIRS_AT_ONCE, total, PAIRS_AT_ONCE))
+    return [run for run in np.split(rows, cuts) if len(run)]
 
 
 @dataclass(frozen=True)
@@ -102,7 +140,7 @@ def voc_eval(
         names = {index: f"{index:g}" for index in np.union1d(detections[:, 1], truths[:, 1])}
     else:
         names = dict(enumerate(class_names))
-        _warn_of_unknown(truths[:, 1], len(names))
+        _warn_about_unknown_classes(truths[:, 1], len(names))
     return VOCResult(
         tuple(
             _evaluate_class(name, detections[detections[:, 1] == index], truths[truths[:, 1] == index], rule)
@@ -170,7 +208,28 @@ def _best_truths(detections: np.ndarray, truths: np.ndarray, border: float) -> t
     return best, owner
 
 
-def _warn_of_unknown(ids: np.ndarray, num_classes: int) -> None:
+def _warn_about_unknown_classes(ids: np.ndarray, num_classes: int) -> None:
     unknown = np.unique(ids[(ids < 0) | (ids >= num_classes) | (ids % 1 != 0)])
     if len(unknown):
         _log.warning("objects of classes %s are left out: there are %d classes", unknown.tolist(), num_classes)
+
+
+def best_f1(result: VOCResult) -> dict[str, float]:
+    """{"P": precision, "R": recall}: each class at the score where its F1 = 2 P R / (P + R) is largest, then the mean.
+
+    Classes without objects to find are left out; one without detections counts 0; {} where there is no class.
+    """
+    points = [_best_point(one) for one in result.classes if one.npos]
+    if not points:
+        return {}
+    precision, recall = np.mean(points, axis=0)
+    return {"P": float(precision), "R": float(recall)}
+
+
+def _best_point(one: ClassResult) -> tuple[float, float]:
+    if not len(one.precision):
+        return 0.0, 0.0
+    total = one.precision + one.recall
+    f1 = 2 * one.precision * one.recall / np.maximum(total, 1e-16)
+    best = int(np.argmax(f1))
+    return float(one.precision[best]), float(one.recall[best])

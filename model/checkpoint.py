@@ -14,18 +14,113 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from common.errors import CheckpointError
 from common.files import AtomicFile, publish_all, write_atomically
 from common.prefix import check_prefix
+from common.signed_json import SignedKind
+from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES
+from config.groups import METRICS
 from dataset.sidecar import file_sha256
-from model.checkpoint_meta import BEST_FILE, META_FILE, Best, CheckpointMeta
 from model.manifest import FileRecord
 from model.params_file import Params, read_arrays, read_params, stage_arrays, with_kinds
 
+_LENGTHS = {"mean_pixels": 3, "std": 3, "data_shape": 2, "origin": 3}
+_PIXEL_FIELDS = ("mean_pixels", "std", "resize_mode", "fill")
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CheckpointMeta:
+    """What is known of one checkpoint. The fields with a default were added later: it is what was done before.
+
+    Attributes:
+        epoch, num_update: epochs and updates done; of a snapshot in mid-epoch both are the updates.
+        learning_rate: of the last update.
+        scores: values of the losses and metrics by name, under `train` and `validation`; None where there is nothing
+            to find.
+        seed: of the run.
+        class_names: names in the order of the ids.
+        mean_pixels, std: RGB, of pixels 0..255; the network reads (pixel - mean) / std.
+        data_shape: (height, width) of the network input.
+        network, options: what the symbol is built from.
+        batch_size: images of a batch on all devices.
+        symbol_sha256: of the training symbol, without what no weight depends on.
+        resize_mode, fill: how images fill the input, and the colour of the borders.
+        rect: what the sides of rectangular validation batches are multiples of; 0 = all have one size.
+        metrics, overlap, use_difficult: the rule of the validation.
+        freeze_epochs: of --freeze-epochs. earlier_updates: those of num_update that an earlier stage made.
+        plateau: state of the schedule of that name. origin: what a schedule by updates counts from (`Origin`).
+        begun: epochs that the run found done when it began with weights alone.
+        files: the set's .params and .optim.params by name; empty before they are written.
+    """
+
+    epoch: int
+    num_update: int
+    learning_rate: float
+    scores: dict[str, dict[str, Any]]
+    seed: int
+    class_names: tuple[str, ...]
+    mean_pixels: tuple[float, ...]
+    data_shape: tuple[int, ...]
+    network: str
+    options: dict[str, Any]
+    batch_size: int
+    symbol_sha256: str
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    resize_mode: str = FORCE
+    fill: int = DEFAULT_FILL
+    rect: int = 0
+    metrics: tuple[str, ...] = ("voc07",)
+    overlap: float = 0.5
+    use_difficult: bool = False
+    freeze_epochs: int = 0
+    earlier_updates: int = 0
+    plateau: dict[str, Any] = field(default_factory=dict)
+    origin: tuple[int, ...] = (0, 0, 0)
+    begun: int = 0
+    files: dict[str, FileRecord] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """ValueError for a field with a value that no checkpoint has."""
+        wrong = [name for name, length in _LENGTHS.items() if len(getattr(self, name)) != length]
+        wrong += ["data_shape"] if any(side < 1 for side in self.data_shape) else []
+        wrong += ["origin"] if any(number < 0 for number in self.origin[:2]) else []
+        wrong += ["class_names"] if not self.class_names else []
+        wrong += ["metrics"] if not self.metrics or not set(self.metrics) <= set(METRICS) else []
+        wrong += ["resize_mode"] if self.resize_mode not in RESIZE_MODES else []
+        if wrong:
+            raise ValueError(f"field {wrong[0]} is wrong: {getattr(self, wrong[0])!r:.50}")
+
+    @property
+    def pixels(self) -> dict[str, Any]:
+        """How an image becomes the network's input: arguments of the iterators, as `pixel_options` gives them."""
+        return {name: getattr(self, name) for name in _PIXEL_FIELDS}
+
+
+META_FILE = SignedKind(
+    CheckpointMeta,
+    "checkpoint",
+    format=2,
+    always=frozenset({"format", "files"}),
+    infinite=True,  # the state of a new plateau
+    max_bytes=16 << 20,
+)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best epoch, and the name and value of what it is best in."""
+
+    epoch: int
+    metric: str = ""
+    score: float = 0.0
+
+
+BEST_FILE = SignedKind(Best, "note of the best epoch", format=2)
 
 
 @dataclass(frozen=True)
@@ -132,7 +227,7 @@ def load_checkpoint(prefix: str, epoch: int | str = "auto") -> Checkpoint:
     if not epochs:
         raise CheckpointError(f"{prefix}: no checkpoint there (looked for {prefix}-NNNN.json); check the prefix")
     if epoch == "auto":
-        return _newest_sound(prefix, epochs)
+        return _newest_undamaged(prefix, epochs)
     if epoch == "best":
         return load_checkpoint(prefix, best_epoch(prefix))
     if not str(epoch).isdecimal():
@@ -206,7 +301,7 @@ def drop_after(prefix: str, epoch: int, saved: int | None = None) -> list[int]:
     return later
 
 
-def _newest_sound(prefix: str, epochs: list[int]) -> Checkpoint:
+def _newest_undamaged(prefix: str, epochs: list[int]) -> Checkpoint:
     problems = []
     for epoch in reversed(epochs):
         try:

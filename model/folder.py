@@ -1,10 +1,11 @@
-"""Model folders: model-symbol.json, model-0000.params and manifest.json, written completely or not at all.
+"""Models that detect: written to and read from model folders, completely or not at all, and made from checkpoints.
 
-`mx.model.load_checkpoint(FOLDER/model, 0)` reads one, too.
+`mx.model.load_checkpoint(FOLDER/model, 0)` reads a model folder, too.
 """
 
 import dataclasses
 import logging
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -12,16 +13,37 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from common.errors import CheckpointError, OptionError
 from common.files import write_atomically
+from common.version import versions
+from config.options import from_mapping, to_mapping
 from dataset.sidecar import file_sha256
+from graph.fold import fold_batch_norm, fold_constants, with_pixel_input
 from machine.runtime import mx
 from machine.signals import held
-from model.folder_files import FILES, MANIFEST, PARAMS, SYMBOL, read_manifest, verify_file
-from model.manifest import MANIFEST_FILE, FileRecord, Manifest
+from model.checkpoint import Checkpoint, list_epochs, load_checkpoint
+from model.manifest import (
+    FILES,
+    MANIFEST,
+    MANIFEST_FILE,
+    PARAMS,
+    SYMBOL,
+    UINT8_NHWC,
+    FileRecord,
+    Manifest,
+    PostProcessing,
+    SourceCheckpoint,
+    check_options,
+    is_model_folder,
+    read_manifest,
+    verify_file,
+)
 from model.params_file import Params, read_params, write_params
 from model.symbol_check import check_shapes, last_line, load_symbol
+from symbol.registry import family_of, network_options_class
+from symbol.symbol_factory import get_symbol, ineffective_options, input_size, rebuilding_options
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +69,7 @@ def write_model_folder(folder: str | Path, model: Model, more: Mapping[str, byte
     check_replaceable(target)
     temporary = _beside(target, "tmp")
     try:
-        _clear_up(target)
+        _remove_leftovers(target)
         temporary.mkdir(parents=True)
         written = _write_files(temporary, model, more)
         read_model_folder(temporary)
@@ -129,7 +151,7 @@ def _beside(target: Path, suffix: str) -> Path:
     return target.with_name(f".{target.name}.{os.getpid()}.{suffix}")
 
 
-def _clear_up(target: Path) -> None:
+def _remove_leftovers(target: Path) -> None:
     """Removes what a process of the same number left when it was killed (in containers the numbers are always the
     same); a model that had lost its name then gets it back."""
     temporary, old = _beside(target, "tmp"), _beside(target, "old")
@@ -165,3 +187,89 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def load_model(path: str | Path, epoch: int | str = "auto", **detection_options: Any) -> Model:
+    """The model in a model folder, or that of the checkpoint with a prefix.
+
+    epoch (a number, `auto` or `best`) chooses among checkpoints; a model folder holds one model. detection_options are
+    those of model_from_checkpoint; OptionError where a model folder has others. CheckpointError says what was looked
+    for, or what is damaged.
+    """
+    if is_model_folder(path):
+        model = read_model_folder(path)
+        check_options(model.manifest, path, epoch, detection_options)
+        return model
+    if not list_epochs(str(path)):
+        raise CheckpointError(
+            f"{path}: neither a model folder nor the prefix of a checkpoint (looked for {path}/manifest.json and "
+            f"{path}-NNNN.json); train or export a model first, or correct the path"
+        )
+    return model_from_checkpoint(load_checkpoint(str(path), epoch), **detection_options)
+
+
+def model_from_checkpoint(
+    checkpoint: Checkpoint, *, data_shape: tuple[int, ...] | None = None, **detection_options: Any
+) -> Model:
+    """The detection network of a checkpoint with its weights.
+
+    data_shape (side, or height and width) and detection_options (nms, nms_topk, score_threshold, force) replace the
+    checkpoint's own. CheckpointError where the weights do not fit.
+    """
+    meta, origin = checkpoint.meta, f"{checkpoint.prefix}, epoch {checkpoint.epoch}"
+    own = rebuilding_options(meta.network, meta.options, origin)
+    options = from_mapping(network_options_class(), {**own, **detection_options}, origin)
+    for line in ineffective_options(meta.network, to_mapping(options), detection_options):
+        logger.warning(line)
+    size = input_size(data_shape or meta.data_shape)
+    symbol = get_symbol(meta.network, size, len(meta.class_names), **to_mapping(options))
+    try:
+        manifest = _manifest_of(checkpoint, size, options)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{origin}: its .json does not describe a detector ({error})") from error
+    model = Model(symbol, checkpoint.arg_params, checkpoint.aux_params, manifest)
+    check_params(model, origin)
+    return model
+
+
+def inference_model(model: Model, uint8_input: bool = False) -> Model:
+    """The same detector for inference alone at its input size: batch norms and constants folded.
+
+    By option it reads uint8 pixels (B, H, W, 3).
+    """
+    symbol, arg_params, aux_params = fold_batch_norm(model.symbol, model.arg_params, model.aux_params)
+    manifest = model.manifest
+    symbol, arg_params = fold_constants(symbol, arg_params, (1, *manifest.image_shape))
+    if uint8_input:
+        symbol, arg_params = with_pixel_input(symbol, arg_params, manifest.mean, manifest.std)
+        manifest = dataclasses.replace(manifest, input_format=UINT8_NHWC)
+    return Model(symbol, arg_params, aux_params, manifest)
+
+
+def _manifest_of(checkpoint: Checkpoint, size: tuple[int, int], options: Any) -> Manifest:
+    meta = checkpoint.meta
+    return Manifest(
+        class_names=meta.class_names,
+        mean=meta.mean_pixels,
+        std=meta.std,
+        input_shape=size,
+        resize_mode=meta.resize_mode,
+        fill=meta.fill,
+        network=meta.network,
+        options=to_mapping(options),
+        postprocessing=PostProcessing(
+            family_of(meta.network).post_processing(options),
+            options.nms,
+            options.nms_topk,
+            options.score_threshold,
+            options.force,
+        ),
+        versions=versions(),
+        source=SourceCheckpoint(checkpoint.prefix, checkpoint.epoch, _finite(meta.scores.get("validation", {}))),
+    )
+
+
+def _finite(scores: dict[str, Any]) -> dict[str, float]:
+    """The scores that are numbers; a class without ground truth has none."""
+    numbers = {name: value for name, value in scores.items() if isinstance(value, (int, float))}
+    return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}

@@ -1,10 +1,20 @@
-"""The manifest of a model folder: all that is needed to run the model, and what its files must look like."""
+"""The manifest of a model folder and the files that it names, read and checked without mxnet."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from common.errors import CheckpointError, OptionError
 from common.signed_json import SignedKind
 from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES
+from config.classic_options import ExpectedModel
+from dataset.class_names import read_class_names
+from dataset.sidecar import file_sha256
+
+if TYPE_CHECKING:
+    from model.checkpoint import Checkpoint
 
 MAX_SIDE = 8192  # of the network input
 MAX_THRESHOLD = 1e30
@@ -18,6 +28,12 @@ _CHOICES = {
     "dtype": DTYPES,
     "input_format": INPUT_FORMATS,
 }
+SYMBOL, PARAMS, MANIFEST = "model-symbol.json", "model-0000.params", "manifest.json"
+ONNX, ONNX_INT8 = "model.onnx", "model-int8.onnx"
+MAX_SYMBOL_BYTES, MAX_ONNX_BYTES = 16 << 20, 2 << 30
+_NEEDED, _OPTIONAL = {SYMBOL, PARAMS}, {ONNX, ONNX_INT8}
+FILES = _NEEDED | _OPTIONAL | {MANIFEST}
+_MEAN_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -32,7 +48,7 @@ class PostProcessing:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceCheckpoint:
     """The checkpoint that the model comes from; scores are those of its validation."""
 
     prefix: str
@@ -47,7 +63,7 @@ class Calibration:
     Attributes:
         record, mode, images: the images' record, how thresholds were found, and in how many images.
         thresholds: lowest and highest value of each array that is quantised, by the name of its layer or operator
-            (Fused.arrays in graph/int8.py).
+            (Fused.arrays in graph/number_formats.py).
         excluded: the convolutions that stay float32.
     """
 
@@ -115,7 +131,7 @@ class Manifest:
     options: dict[str, Any]
     postprocessing: PostProcessing
     versions: dict[str, str]
-    source: Source
+    source: SourceCheckpoint
     resize_mode: str = FORCE
     fill: int = DEFAULT_FILL
     interpolation: str = "bilinear"
@@ -135,7 +151,7 @@ class Manifest:
         if not 0 <= self.fill <= 255:
             raise ValueError(f"fill is {self.fill!r:.50}, not 0 to 255")
         if not self.class_names or not all(self.class_names) or len(set(self.class_names)) != len(self.class_names):
-            raise ValueError("class_names is empty, or a name is empty or stands there twice")
+            raise ValueError("class_names is empty, or a name is empty or appears twice")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError("mean and std take three numbers each, std positive ones")
         if len(self.input_shape) != 2 or not all(1 <= side <= MAX_SIDE for side in self.input_shape):
@@ -159,3 +175,118 @@ MANIFEST_FILE = SignedKind(
     format=2,
     always=frozenset({"format", "resize_mode", "fill", "interpolation", "dtype", "files", "excluded"}),
 )
+
+
+def is_model_folder(path: str | Path) -> bool:
+    """Whether there is a manifest."""
+    return Path(path, MANIFEST).is_file()
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """The manifest of a model folder; CheckpointError if it is missing or damaged."""
+    path = Path(folder, MANIFEST)
+    try:
+        manifest = MANIFEST_FILE.read(path)
+        check_files(manifest)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged ({error}); export the model again") from error
+    return manifest
+
+
+def check_files(manifest: Manifest) -> None:
+    """ValueError unless the manifest has the files of a model folder, none of them too large."""
+    if not _NEEDED <= manifest.files.keys() <= _NEEDED | _OPTIONAL:
+        raise ValueError(f"files are not {SYMBOL} and {PARAMS}, with or without {ONNX} and {ONNX_INT8}")
+    for name, limit in ((SYMBOL, MAX_SYMBOL_BYTES), (ONNX, MAX_ONNX_BYTES), (ONNX_INT8, MAX_ONNX_BYTES)):
+        if name in manifest.files and manifest.files[name].size > limit:
+            raise ValueError(f"{name} is larger than {limit} bytes")
+
+
+def verify_file(path: Path, record: FileRecord) -> None:
+    """CheckpointError unless the file has the size and sha256 of its record."""
+    check_size(path, record)
+    if file_sha256(path) != record.sha256:
+        raise damaged(path)
+
+
+def check_size(path: Path, record: FileRecord) -> None:
+    """CheckpointError unless the file is there and has the size of its record."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing, the model folder is incomplete; export the model again")
+    if path.stat().st_size != record.size:
+        raise damaged(path)
+
+
+def damaged(path: Path) -> CheckpointError:
+    """The error of a file that is not the one of the manifest."""
+    return CheckpointError(
+        f"{path}: damaged (its size or sha256 is not that of {MANIFEST}); copy or export the model again"
+    )
+
+
+def check_options(manifest: Manifest, path: str | Path, epoch: int | str, detection_options: dict[str, Any]) -> None:
+    """OptionError where a model folder is asked for another epoch or other detections: both are part of its symbol.
+
+    Names that are no setting of detections are refused, too.
+    """
+    if epoch != "auto":
+        raise OptionError(f"--epoch {epoch}: {path} is a model folder, which holds one epoch; leave --epoch out")
+    known = [field.name for field in dataclasses.fields(manifest.postprocessing)]
+    for name, value in detection_options.items():
+        if name not in known:
+            raise OptionError(f"unknown option {name!r}: {path} is a model folder, which has {', '.join(known)}")
+        exported = getattr(manifest.postprocessing, name)
+        if value != exported:
+            flag = f"--{name.replace('_', '-')}"
+            raise OptionError(
+                f"{flag} {value}: {path} was exported with {exported}; export it again with {flag} {value}"
+            )
+
+
+def check_model(
+    expected: ExpectedModel,
+    origin: str,
+    *,
+    network: str,
+    class_names: Sequence[str],
+    data_shape: Sequence[int],
+    mean_pixels: Sequence[float],
+) -> None:
+    """Compares what was given of a model, whose name is origin, with the model; OptionError where they differ.
+
+    data_shape is the model's (height, width), mean_pixels its mean of red, green and blue.
+    """
+    side = expected.data_shape
+    given: dict[str, tuple[Any, Any]] = {
+        "network": (expected.network or None, network),
+        "num-class": (expected.num_class, len(class_names)),
+        "class-names": (read_class_names(expected.class_names), tuple(class_names)),
+        "data-shape": (side and (side * 2 if len(side) == 1 else side[-2:]), tuple(data_shape)),
+    }
+    for flag, (wanted, found) in given.items():
+        if wanted is not None and wanted != found:
+            raise _differs(flag, wanted, origin, found)
+    for flag, found in zip(("mean-r", "mean-g", "mean-b"), mean_pixels, strict=True):
+        mean = getattr(expected, flag.replace("-", "_"))
+        if mean is not None and abs(mean - found) > _MEAN_TOLERANCE:
+            raise _differs(flag, mean, origin, found)
+
+
+def check_checkpoint(expected: ExpectedModel, checkpoint: "Checkpoint") -> None:
+    """check_model of a checkpoint."""
+    meta = checkpoint.meta
+    check_model(
+        expected,
+        f"{checkpoint.prefix}, epoch {checkpoint.epoch},",
+        network=meta.network,
+        class_names=meta.class_names,
+        data_shape=meta.data_shape,
+        mean_pixels=meta.mean_pixels,
+    )
+
+
+def _differs(flag: str, wanted: Any, origin: str, found: Any) -> OptionError:
+    wanted, found = (", ".join(map(str, x)) if isinstance(x, tuple) else x for x in (wanted, found))
+    return OptionError(f"--{flag} {wanted}: {origin} has {found}; leave the option out, the model knows")

@@ -13,7 +13,7 @@ import numpy as np
 
 from common.errors import CheckpointError
 from common.files import AtomicFile
-from graph.nodes import Params
+from graph.symbol_graph import Params
 from machine.runtime import mx
 
 Arrays = dict[str, np.ndarray]
@@ -156,5 +156,5 @@ class _Reader:
             raise ValueError(f"{found} names for {count} arrays")
         names = [bytes(self._take(self._unpack("<Q")[0])).decode("utf-8") for _ in range(count)]
         if len(set(names)) != count:
-            raise ValueError("a name stands there twice")
+            raise ValueError("a name appears twice")
         return names

@@ -110,12 +110,12 @@ class Family(ABC):
         del network, data_shape
         return ""
 
-    def unread(self, network: str) -> frozenset[str]:
+    def unused_options(self, network: str) -> frozenset[str]:
         """Options of the family that this network does not read."""
         del network
         return frozenset()
 
-    def without_effect(self, options: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+    def ineffective_options(self, options: Any) -> Iterator[tuple[tuple[str, ...], str]]:
         """Groups of options that others keep from having an effect, and why (`with --post-process multibox`)."""
         del options
         return iter(())

@@ -5,38 +5,6 @@ from collections.abc import Sequence
 from machine.runtime import mx
 from symbol.layers import Symbol
 
-NO_OVERLAP = 1e-37  # a normal float32; MultiBoxDetection neither suppresses nor sorts with the threshold 0
-
-
-def multibox_detection(
-    prob: Symbol,
-    loc_pred: Symbol,
-    anchors: Symbol,
-    *,
-    topk: int,
-    threshold: float,
-    nms: float,
-    force: bool,
-    variances: Sequence[float],
-) -> Symbol:
-    """det (B, A, 6) by MultiBoxDetection: each anchor has one class, its best.
-
-    prob (B, A, C + 1) with the background first, loc_pred (B, A, 4) offsets, anchors (1, A, 4) corners. topk boxes of
-    an image are considered; boxes are clipped to the image. A box goes if its IoU with a better one is nms or more;
-    with nms 0, if they overlap at all.
-    """
-    return mx.sym.contrib.MultiBoxDetection(
-        mx.sym.transpose(prob, axes=(0, 2, 1)),  # (B, C + 1, A)
-        mx.sym.reshape(loc_pred, shape=(0, -1)),  # (B, 4 A)
-        anchors,
-        threshold=threshold,
-        nms_threshold=max(nms, NO_OVERLAP),
-        force_suppress=force,
-        variances=tuple(variances),
-        nms_topk=topk,
-        name="detection",
-    )
-
 
 def per_class_detection(
     prob: Symbol,

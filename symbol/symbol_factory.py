@@ -28,7 +28,7 @@ __all__ = [
     "rebuilding_options",
     "size_multiple",
     "tap_names",
-    "without_effect",
+    "ineffective_options",
 ]
 
 Shape = int | tuple[int, ...]
@@ -100,8 +100,8 @@ def rebuilding_options(network: str, options: Mapping[str, Any], origin: str) ->
     """
     family = family_of(network)
     family.check_rebuilding(network, options, origin)
-    unread = family.unread(network)
-    return {name: value for name, value in options.items() if name not in unread}
+    unused_options = family.unused_options(network)
+    return {name: value for name, value in options.items() if name not in unused_options}
 
 
 def mean_losses(network: str, **options: Any) -> bool:
@@ -110,10 +110,10 @@ def mean_losses(network: str, **options: Any) -> bool:
     return family.mean_losses(_checked(family, network, options))
 
 
-def without_effect(network: str, options: Mapping[str, Any], given: Container[str]) -> list[str]:
+def ineffective_options(network: str, options: Mapping[str, Any], given: Container[str]) -> list[str]:
     """A sentence for each option of the names `given` that another one among `options` keeps from having an effect."""
     family = family_of(network)
-    groups = family.without_effect(_checked(family, network, options))
+    groups = family.ineffective_options(_checked(family, network, options))
     return [
         f"--{name.replace('_', '-')} has no effect {reason}"
         for names, reason in groups
@@ -165,7 +165,7 @@ def _wanted(network: str, data_shape: Shape, num_classes: int, options: dict[str
 def _checked(family: Family, network: str, options: Mapping[str, Any]) -> CommonOptions:
     """The family's options; OptionError for another one, or one that the network does not read, beside its default."""
     given = from_mapping(network_options_class(), dict(options))
-    own = {field.name for field in dataclasses.fields(family.options)} - family.unread(network)
+    own = {field.name for field in dataclasses.fields(family.options)} - family.unused_options(network)
     for field in dataclasses.fields(given):
         if field.name not in own and getattr(given, field.name) != field.default:
             flag, value = field.name.replace("_", "-"), getattr(given, field.name)

@@ -1,17 +1,19 @@
 """Losses of YOLOv3 as graphs: box, objectness, class. What depends on labels alone is made by boxes/yolo_assigner.py.
 
-The losses of the YOLOv3-SPP trainer (compute_loss); no shape of the input is in the graph.
+The losses of the YOLOv3-SPP trainer (compute_loss); no shape of the input is in the graph. boxes/overlap.py
+states the overlap in numpy.
 """
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from boxes.overlap import EPSILON
 from boxes.yolo_assigner import COLUMNS
 from machine.runtime import mx
 from symbol.layers import Symbol
 from symbol.losses import softplus
 from symbol.network_options import YOLOOptions
-from symbol.overlap import Boxes, paired_overlap
 
 LABELS = ("yolo_target", "image_mask", "normaliser")  # what the losses read, made by YOLOAssigner
 GAIN_CLASSES, GAIN_SIDE = 80, 320  # number of classes and input side that cls_gain and obj_gain are meant for
@@ -19,6 +21,61 @@ FOCAL_ALPHA = 0.25  # Lin et al. 2017, section 5.1
 # exp(t) is a factor of the anchor's side, clamped to 1000 as in the reference; the lower end closes out 0 / 0 only.
 LOG_SIDE_RANGE = (-20.0, math.log(1000.0))
 MINIMUM_FOCAL_BASE = 1e-16
+
+
+class Boxes(NamedTuple):
+    """Boxes in centre form: centre (..., 2) x, y and sides (..., 2) width, height."""
+
+    centre: Symbol
+    sides: Symbol
+
+
+def paired_overlap(a: Boxes, b: Boxes, kind: str) -> Symbol:
+    """IoU, GIoU, DIoU or CIoU (...) of each box of a with its partner in b; kind is iou, giou, diou or ciou.
+
+    Sources as in boxes/overlap.py. The weight alpha of CIoU is a constant to the gradient (Zheng et al. 2020 treat it
+    so in their code; YOLOv3-SPP too), 0 for identical boxes. Finite while b has an area and no height is 0.
+    """
+    (low_a, high_a), (low_b, high_b) = _corners(a), _corners(b)
+    common = _area(mx.sym.maximum(mx.sym.minimum(high_a, high_b) - mx.sym.maximum(low_a, low_b), 0.0))
+    union = _area(a.sides) + EPSILON + _area(b.sides) - common
+    iou = common / union
+    if kind == "iou":
+        return iou
+    enclosing = mx.sym.maximum(high_a, high_b) - mx.sym.minimum(low_a, low_b)  # (..., 2)
+    if kind == "giou":
+        hull = _area(enclosing) + EPSILON
+        return iou - (hull - union) / hull
+    distance = mx.sym.sum(mx.sym.square(a.centre - b.centre), axis=-1)
+    diou = iou - distance / (mx.sym.sum(mx.sym.square(enclosing), axis=-1) + EPSILON)
+    return diou if kind == "diou" else diou - _aspect_penalty(a, b, iou)
+
+
+def _aspect_penalty(a: Boxes, b: Boxes, iou: Symbol) -> Symbol:
+    """alpha * v (...) of CIoU."""
+    v = 4 / math.pi**2 * mx.sym.square(_aspect_angle(a) - _aspect_angle(b))
+    alpha = v / mx.sym.maximum(mx.sym.maximum(1 - iou, 0.0) + v, EPSILON)
+    return mx.sym.BlockGrad(alpha) * v
+
+
+def _aspect_angle(boxes: Boxes) -> Symbol:
+    width, height = _x_and_y(boxes.sides)
+    return mx.sym.arctan(width / height)
+
+
+def _corners(boxes: Boxes) -> tuple[Symbol, Symbol]:
+    half = boxes.sides / 2
+    return boxes.centre - half, boxes.centre + half
+
+
+def _area(sides: Symbol) -> Symbol:
+    width, height = _x_and_y(sides)
+    return width * height
+
+
+def _x_and_y(pairs: Symbol) -> Symbol:
+    """The two halves (...) of pairs (..., 2)."""
+    return mx.sym.split(pairs, num_outputs=2, axis=-1, squeeze_axis=True)
 
 
 def yolo_losses(maps: Sequence[Symbol], strides: Sequence[int], num_classes: int, options: YOLOOptions) -> list[Symbol]:

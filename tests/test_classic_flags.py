@@ -15,7 +15,7 @@ from config.prepare_options import PrepareOptions
 from deploy.main import deploy_options_class
 from detect.inputs import split_words
 from evaluate.main import evaluate_options_class
-from model.expected_model import check_model
+from model.manifest import check_model
 from tools.visualize_net import VisualizeOptions
 from train.options import train_options_class
 

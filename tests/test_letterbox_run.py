@@ -5,7 +5,7 @@ import pytest
 
 from common.errors import OptionError
 from dataset.iterator import DetRecordIter
-from deploy.export import export
+from deploy.main import export
 from detect.detector import Detector
 from evaluate.evaluate_net import evaluate_net
 from evaluate.voc_eval import VOCRule, voc_eval

@@ -31,7 +31,7 @@ from train.options import train_options
 
 if TYPE_CHECKING:
     from model.weights.classic import Description
-    from model.weights.report import Report
+    from model.weights.fit import FitReport
 
 Arrays = dict[str, np.ndarray]
 YOLO_BIAS = re.compile(r"pred_\d+_conv_bias")
@@ -43,12 +43,12 @@ EFFDET_BIAS = "cls_pred_pointwise_bias"
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightsSource:
     """A project whose weights can be read.
 
     Attributes:
-        module: in model/weights/: read(path) -> {name there: array}, rename(arrays, network, options) -> (arg, aux)
-            under our names; what it does not know keeps its name.
+        module: in model/weights/: read(path) -> {name there: array}, and the function `renaming`: (arrays, network,
+            options) -> (arg, aux) under our names; what it does not know keeps its name.
         options: of our network, which make it detect as the project does.
         pixels: options of train.py: how its images become inputs; others as train.py has them.
         side: of the input, unless given; 0: what the network was designed for.
@@ -58,6 +58,7 @@ class Source:
     options: Mapping[str, Any] = field(default_factory=dict)
     pixels: Mapping[str, Any] = field(default_factory=dict)
     side: int = 300
+    renaming: str = "rename"
 
     @property
     def read(self) -> Callable[[str], Arrays]:
@@ -67,7 +68,7 @@ class Source:
     @property
     def rename(self) -> Callable[[Arrays, str, Mapping[str, Any]], tuple[Arrays, Arrays]]:
         """The table from its names to ours."""
-        return importlib.import_module(f"model.weights.{self.module}").rename
+        return getattr(importlib.import_module(f"model.weights.{self.module}"), self.renaming)
 
 
 # YOLOv3's inputs: RGB / 255 in their own proportions, with borders of a grey.
@@ -80,15 +81,17 @@ EFFDET_PIXELS: dict[str, Any] = {"mean_r": 123.675, "mean_g": 116.28, "mean_b": 
 EFFDET_PIXELS |= {"std_r": 58.395, "std_g": 57.12, "std_b": 57.375, "resize_mode": "letterbox", "fill": 128}
 
 # --from NAME; a new source is a module in model/weights/ and a row here.
-SOURCES: dict[str, Source] = {
-    "ssd.pytorch": Source("pytorch", {"post_process": "per_class", "nms_topk": 200, "keep_topk": 200}),
-    "torchvision": Source("pytorch"),
-    "caffe": Source("caffe", {"post_process": "per_class", "nms_topk": 400, "keep_topk": 200}),
-    "gluon": Source("gluon"),
-    "classic": Source("classic"),
-    "darknet": Source("darknet", pixels=YOLO_PIXELS, side=416),
-    "yolov3-spp.pytorch": Source("yolo_pytorch", pixels=YOLO_PIXELS, side=416),
-    "efficientdet.pytorch": Source("effdet_pytorch", pixels=EFFDET_PIXELS, side=0),
+SOURCES: dict[str, WeightsSource] = {
+    "ssd.pytorch": WeightsSource(
+        "pytorch", {"post_process": "per_class", "nms_topk": 200, "keep_topk": 200}, renaming="rename_ssd"
+    ),
+    "torchvision": WeightsSource("pytorch", renaming="rename_ssd"),
+    "caffe": WeightsSource("caffe", {"post_process": "per_class", "nms_topk": 400, "keep_topk": 200}),
+    "gluon": WeightsSource("gluon"),
+    "classic": WeightsSource("classic"),
+    "darknet": WeightsSource("darknet", pixels=YOLO_PIXELS, side=416),
+    "yolov3-spp.pytorch": WeightsSource("pytorch", pixels=YOLO_PIXELS, side=416, renaming="rename_yolo"),
+    "efficientdet.pytorch": WeightsSource("pytorch", pixels=EFFDET_PIXELS, side=0, renaming="rename_effdet"),
 }
 
 
@@ -111,7 +114,7 @@ def main(argv: list[str]) -> None:
         print(f"nothing is missing, it detects as it is: python demo.py --model {prefix} --epoch 0 --images IMAGE")
 
 
-def _completed(options: ConvertOptions, source: Source, path: Path) -> tuple[ConvertOptions, dict[str, Any]]:
+def _completed(options: ConvertOptions, source: WeightsSource, path: Path) -> tuple[ConvertOptions, dict[str, Any]]:
     """The options with network and input side, and options of the network that a classic symbol states.
 
     Prints what the symbol leaves open, or asks for and this project does not have.
@@ -144,7 +147,7 @@ def _classic_symbol(options: ConvertOptions, path: Path) -> "Description | None"
     return classic.describe(path, options.network or None) if symbol.is_file() else None
 
 
-def _network_values(options: ConvertOptions, source: Source) -> dict[str, Any]:
+def _network_values(options: ConvertOptions, source: WeightsSource) -> dict[str, Any]:
     """Options of the network that are given, and those that let a checkpoint do without the user's .cfg."""
     from symbol.symbol_factory import embedded_options
 
@@ -152,13 +155,13 @@ def _network_values(options: ConvertOptions, source: Source) -> dict[str, Any]:
     return values | embedded_options(options.network, {})
 
 
-def _source(options: ConvertOptions) -> Source:
+def _source(options: ConvertOptions) -> WeightsSource:
     if options.from_ not in SOURCES:
         raise OptionError(f"--from {options.from_}: unknown (known: {', '.join(SOURCES)})")
     return SOURCES[options.from_]
 
 
-def _side(source: Source, network: str) -> int:
+def _side(source: WeightsSource, network: str) -> int:
     """Of the input, where none is given."""
     own = family_of(network).usual_sizes(network)
     return own[0] if len(own) == 1 else source.side
@@ -219,12 +222,12 @@ def _write(
     names: tuple[str, ...],
     arg: Arrays,
     aux: Arrays,
-) -> tuple["Report", bool]:
+) -> tuple["FitReport", bool]:
     """Writes what fits: a whole checkpoint of epoch 0 if nothing is missing, else the .params alone."""
     from machine.runtime import mx
     from model.checkpoint import meta_path
     from model.params_file import write_params
-    from model.weights.report import compare, expected_shapes
+    from model.weights.fit import compare, expected_shapes
 
     assert options.data_shape  # main() has put the source's in
     wanted_arg, wanted_aux = expected_shapes(options.network, options.data_shape, len(names), **network_options)
@@ -255,8 +258,7 @@ def _write_checkpoint(
     aux: dict[str, Any],
 ) -> None:
     """A checkpoint of epoch 0, as training writes them, so that evaluate.py, deploy.py and demo.py run it."""
-    from model.checkpoint import save_checkpoint
-    from model.checkpoint_meta import CheckpointMeta
+    from model.checkpoint import CheckpointMeta, save_checkpoint
     from symbol.symbol_factory import get_symbol_train, input_size
     from train.stages import symbol_digest
 

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
         status = subprocess.run([sys.executable, *command], check=False).returncode  # noqa: S603 - our own commands
         if status:
             raise TrainingError(f"this step failed with status {status}: python {shlex.join(command)}")
-    print(closing_words(root, time.monotonic() - started))
+    print(final_message(root, time.monotonic() - started))
     return 0
 
 
@@ -64,7 +64,7 @@ def steps(root: Path, end_epoch: int | None) -> list[tuple[str, list[str]]]:
     ]  # fmt: skip
 
 
-def closing_words(root: Path, seconds: float) -> str:
+def final_message(root: Path, seconds: float) -> str:
     """Where everything is, and the commands for the user's own folder."""
     score = json.loads((root / "result.json").read_text())["mAP"]
     return f"""

@@ -26,7 +26,7 @@ from dataset.list_packing import ImageList, PackedList, load_list, pack_list
 from machine.command import run_command
 from machine.signals import exit_on_sigterm
 from machine.threads import usable_threads
-from tools.packing_output import print_list, progress
+from tools.prepare_dataset import print_list, progress
 
 _MADE_LISTS = r"(_\d+)?(_train|_val|_test)?\.lst"  # what --list appends to PREFIX
 logger = logging.getLogger("im2rec")

@@ -11,13 +11,16 @@ python tools/prepare_dataset.py --dataset pascal --root data/VOCdevkit --class-n
 import importlib
 import logging
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 if not __package__:
     importlib.import_module("as_module")
 
 import numpy as np
+from tqdm import tqdm
 
 from common.errors import DataError, OptionError
 from config.command_line import parse_options
@@ -28,15 +31,17 @@ from dataset.class_names import read_class_names
 from dataset.coco import Coco
 from dataset.darknet_data import YoloFolder
 from dataset.imdb import Imdb
-from dataset.packing import Report, pack_dataset
+from dataset.packing import Report, pack_dataset, shortened
 from dataset.pascal_voc import PascalVoc
 from dataset.splits import split
 from machine.command import run_command
 from machine.signals import exit_on_sigterm
 from machine.threads import usable_threads
-from tools.packing_output import print_list, progress
 
-Source = PascalVoc | Coco | YoloFolder | AnnotationList
+AnnotationSource = PascalVoc | Coco | YoloFolder | AnnotationList
+T = TypeVar("T")
+_LOG_SECONDS = 10.0
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str]) -> None:
@@ -119,7 +124,7 @@ def _only(imdb: Imdb, names: Sequence[str]) -> Imdb:
     return chosen
 
 
-def _read(options: PrepareOptions, names: Sequence[str] | None) -> tuple[Source, list[str]]:
+def _read(options: PrepareOptions, names: Sequence[str] | None) -> tuple[AnnotationSource, list[str]]:
     """The annotations that --dataset, --root, --year and --set name, and a sentence for each file left out of them.
 
     names by id; None takes those of the annotations.
@@ -180,6 +185,28 @@ def _print_report(report: Report, target: Path, more: str) -> None:
     width = max(len(name) for name in report.class_names)
     for name, number in zip(report.class_names, report.objects_per_class, strict=True):
         print(f"  {name:<{width}} {number:>8}")
+
+
+def progress(images: Iterable[T], total: int) -> Iterator[T]:
+    """A bar on a terminal, a line every ten seconds elsewhere."""
+    if sys.stderr.isatty():
+        yield from tqdm(images, total=total, unit="image", desc="packing", file=sys.stderr)
+        return
+    begin = shown = time.monotonic()
+    for count, image in enumerate(images, 1):
+        yield image
+        now = time.monotonic()
+        if now - shown >= _LOG_SECONDS or count == total:
+            logger.info("packing: %d of %d images, %.0f images/s", count, total, count / max(now - begin, 1e-6))
+            shown = now
+
+
+def print_list(what: str, lines: list[str]) -> None:
+    """A heading with the number of lines, and the first ten of them; nothing without lines."""
+    if lines:
+        print(f"{what}: {len(lines)}")
+        for line in shortened(lines):
+            print(f"  {line}")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def _serve(service: "Service", listener: socket.socket, patience: int) -> None:
         server_header=False,
         timeout_graceful_shutdown=patience,
     )
-    _announce(listener)
+    _print_address(listener)
     uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -84,7 +84,7 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _announce(listener: socket.socket) -> None:
+def _print_address(listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     logger.info("serving on http://%s:%d", f"[{host}]" if ":" in host else host, port)
     if ip_address(host).is_loopback:
@@ -96,7 +96,7 @@ def _announce(listener: socket.socket) -> None:
 def _service(options: ServeOptions) -> "Service":
     """The service of the options, its model loaded and measured."""
     from detect.service.app import Limits, Service
-    from detect.service.model import describe, load_runner
+    from detect.service.batching import describe, load_runner
 
     runner, detector = load_runner(options)
     limits = Limits(

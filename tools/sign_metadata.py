@@ -23,9 +23,8 @@ from config.command_line import parse_options
 from dataset.sidecar import SIDECAR_FILE
 from detect.inputs import split_words
 from machine.command import run_command
-from model.checkpoint_meta import BEST_FILE, META_FILE, CheckpointMeta
-from model.folder_files import check_files
-from model.manifest import MANIFEST_FILE, Manifest
+from model.checkpoint import BEST_FILE, META_FILE, CheckpointMeta
+from model.manifest import MANIFEST_FILE, Manifest, check_files
 
 KINDS: tuple[SignedKind[Any], ...] = (META_FILE, MANIFEST_FILE, SIDECAR_FILE, BEST_FILE)
 _MAX_BYTES = max(kind.max_bytes for kind in KINDS)

@@ -24,7 +24,7 @@ from machine.command import run_command
 from symbol.registry import network_options_class
 
 if TYPE_CHECKING:
-    from tools.network_summary import Layer
+    from tools.list_networks import Layer
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     if options.print_net:
         sys.stdout.write(f"{symbol.tojson()}\n")
     else:
-        from tools.network_summary import summarise
+        from tools.list_networks import summarise
 
         sys.stdout.writelines(f"{line}\n" for line in table(summarise(symbol, inputs)))
     sys.stderr.write(f"{draw(symbol, inputs, options)}\n")
@@ -77,7 +77,7 @@ def build(options: VisualizeOptions) -> tuple[Any, dict[str, tuple[int, ...]]]:
 
 def table(layers: "list[Layer]") -> Iterator[str]:
     """Lines of text: a header, a line per layer, the sums."""
-    from tools.network_summary import totals
+    from tools.list_networks import totals
 
     width = max(len(layer.name) for layer in layers)
     kind = max(len(layer.operator) for layer in layers)

@@ -23,7 +23,7 @@ from dataset.darknet_data import names_content
 from machine.command import run_command
 
 if TYPE_CHECKING:
-    from model.checkpoint_meta import CheckpointMeta
+    from model.checkpoint import CheckpointMeta
     from symbol.darknet_sections import Sections
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     options = parse_options(WriteOptions, argv, "Writes a YOLOv3 checkpoint as Darknet's .weights, .cfg and .names.")
     from model.checkpoint import load_checkpoint
     from model.weights import darknet
-    from model.weights.darknet_pixels import for_unit_pixels
+    from model.weights.darknet import rescaled_for_unit_pixels
     from symbol.darknet_cfg import format_cfg
 
     checkpoint = load_checkpoint(options.prefix, options.epoch)
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     parameters = {**checkpoint.arg_params, **checkpoint.aux_params}
     arrays = {name: array.asnumpy() for name, array in parameters.items()}
     darknet.check(options.prefix, sections, arrays)
-    arrays, border_error = for_unit_pixels(options.prefix, arrays, sections, meta.mean_pixels, meta.std)
+    arrays, border_error = rescaled_for_unit_pixels(options.prefix, arrays, sections, meta.mean_pixels, meta.std)
     height, width = meta.data_shape
     contents = {
         weights: darknet.weights_content(weights, sections, arrays, meta.num_update * meta.batch_size),

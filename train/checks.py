@@ -50,7 +50,7 @@ def _idle(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:
     yield from _idle_of_schedule(options)
     yield from _idle_of_start(options)
     yield from _idle_of_images(options)
-    yield from family_of(options.input.network).without_effect(options.net)
+    yield from family_of(options.input.network).ineffective_options(options.net)
     if not options.data.val_path:
         yield ("eval_every", "val_loss", "metrics", "best_metric", "rect_val"), "without --val-path"
     if validation_kinds(options.validation) == ("coco",):

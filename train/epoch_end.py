@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from config.groups import best_metric
-from evaluate.operating_point import best_f1
-from evaluate.voc_eval import VOCResult
+from evaluate.voc_eval import VOCResult, best_f1
 from machine.runtime import mx
 from machine.signals import held
 from model.checkpoint import drop_after, list_epochs, write_best

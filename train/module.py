@@ -8,8 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from common.errors import CheckpointError
-from evaluate.inference import inference_module, is_rewritten
-from evaluate.scoring import score_detections
+from evaluate.scoring import inference_module, is_rewritten, score_detections
 from machine.runtime import mx
 from model.params_file import Params
 from train.metric import LossMetric

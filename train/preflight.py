@@ -19,7 +19,7 @@ from evaluate.eval_metric import ValidationMetric
 from machine.devices import check_batch_size, contexts
 from machine.runtime import mx
 from model.checkpoint import list_epochs, read_meta
-from model.weights.report import expected_shapes
+from model.weights.fit import expected_shapes
 from symbol.registry import family_of
 from symbol.symbol_factory import check_any_size, embedded_options
 from train.callbacks import make_monitor
@@ -113,7 +113,7 @@ def changed_files(options: TrainOptions) -> list[str]:
 
 def _embedded(options: TrainOptions) -> list[str]:
     family = family_of(options.input.network)
-    return [name for name in family.embedded if name not in family.unread(options.input.network)]
+    return [name for name in family.embedded if name not in family.unused_options(options.input.network)]
 
 
 def _embedded_before(options: TrainOptions) -> dict[str, Any]:

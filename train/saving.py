@@ -7,8 +7,7 @@ from typing import Any
 
 from common.errors import OptionError
 from config.groups import pixel_options, rect_multiple, validation_kinds
-from model.checkpoint import drop_after, list_epochs, remove_checkpoint, save_checkpoint
-from model.checkpoint_meta import CheckpointMeta
+from model.checkpoint import CheckpointMeta, drop_after, list_epochs, remove_checkpoint, save_checkpoint
 from symbol.symbol_factory import input_size
 from train.callbacks import finite_values
 from train.metric import LossMetric

@@ -22,7 +22,7 @@ from model.checkpoint import (
     read_meta,
 )
 from model.params_file import Params, read_params
-from model.weights.report import expected_shapes
+from model.weights.fit import expected_shapes
 from symbol.layers import matches
 from symbol.symbol_factory import freeze_pattern, input_size
 from train.module import RAW

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from onnx import TensorProto
 
-from deploy.onnx_export.graph import VARIES, Graph, Node, TranslationError
+from deploy.onnx_export.graph import VARIES, OnnxGraph, OperatorNode, TranslationError
 
 ELEMENTWISE = {
     "add_n": "Sum",
@@ -27,35 +27,35 @@ REDUCTIONS = {"max": "ReduceMax", "mean": "ReduceMean", "min": "ReduceMin", "sum
 ACTIVATIONS = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "softrelu": "Softplus", "softsign": "Softsign"}
 
 
-def elementwise(graph: Graph, node: Node) -> str:
+def elementwise(graph: OnnxGraph, node: OperatorNode) -> str:
     """Operators that ONNX has as well; its Add and Mul also stand for MXNet's broadcast_... ones."""
     return graph.add(ELEMENTWISE[node.op], *node.inputs)
 
 
-def with_scalar(graph: Graph, node: Node) -> str:
+def with_scalar(graph: OnnxGraph, node: OperatorNode) -> str:
     """Array and number."""
     return graph.add(WITH_SCALAR[node.op], node.inputs[0], np.array(node.get("scalar", 0), np.float32))
 
 
-def comparison(graph: Graph, node: Node) -> str:
+def comparison(graph: OnnxGraph, node: OperatorNode) -> str:
     """1 where true, else 0, as numbers of the input's type."""
     found = graph.add(COMPARISONS[node.op], node.inputs[0], np.array(node.get("scalar", 0), np.float32))
     return graph.cast(found, TensorProto.FLOAT)
 
 
-def clip(graph: Graph, node: Node) -> str:
+def clip(graph: OnnxGraph, node: OperatorNode) -> str:
     """Numbers limited to [a_min, a_max]."""
     limits = (np.array(node.get(key, 0), np.float32) for key in ("a_min", "a_max"))
     return graph.add("Clip", node.inputs[0], *limits)
 
 
-def activation(graph: Graph, node: Node) -> str:
+def activation(graph: OnnxGraph, node: OperatorNode) -> str:
     """Activation of act_type."""
     node.require("act_type", *ACTIVATIONS)
     return graph.add(ACTIVATIONS[node.get("act_type", "relu")], node.inputs[0])
 
 
-def leaky_relu(graph: Graph, node: Node) -> str:
+def leaky_relu(graph: OnnxGraph, node: OperatorNode) -> str:
     """LeakyReLU of the act_types leaky, elu and prelu (whose second input has a slope for each channel)."""
     node.require("act_type", "leaky", "elu", "prelu")
     kind = node.get("act_type", "leaky")
@@ -65,7 +65,7 @@ def leaky_relu(graph: Graph, node: Node) -> str:
     return graph.add("LeakyRelu" if kind == "leaky" else "Elu", node.inputs[0], alpha=float(node.get("slope", 0.25)))
 
 
-def softmax(graph: Graph, node: Node) -> str:
+def softmax(graph: OnnxGraph, node: OperatorNode) -> str:
     """Softmax over an axis; a temperature divides the numbers first."""
     node.require("use_length", False)
     data, temperature = node.inputs[0], node.get("temperature", 1.0)
@@ -73,7 +73,7 @@ def softmax(graph: Graph, node: Node) -> str:
     return graph.add("Softmax", scaled, axis=node.get("axis", -1))
 
 
-def reduction(graph: Graph, node: Node) -> str:
+def reduction(graph: OnnxGraph, node: OperatorNode) -> str:
     """max, mean, min, sum over axes; over all of them the result has the shape (1,), unless keepdims."""
     data, keep = node.inputs[0], int(node.get("keepdims", False))
     axes = reduced_axes(node)
@@ -85,7 +85,7 @@ def reduction(graph: Graph, node: Node) -> str:
     return found if keep or len(axes) < len(data.shape) else graph.reshape(found, (1,))
 
 
-def reduced_axes(node: Node) -> list[int]:
+def reduced_axes(node: OperatorNode) -> list[int]:
     """The axes that a reduction removes, from 0."""
     rank, given = len(node.inputs[0].shape), node.get("axis", ())
     axes = {axis % rank for axis in (given if isinstance(given, tuple) else (given,))}
@@ -94,7 +94,7 @@ def reduced_axes(node: Node) -> list[int]:
     return sorted(axes or range(rank))
 
 
-def argmax(graph: Graph, node: Node) -> str:
+def argmax(graph: OnnxGraph, node: OperatorNode) -> str:
     """Number of the first largest entry along an axis, as float32."""
     if node.get("axis", None) is None:
         raise TranslationError("axis None")
@@ -102,12 +102,12 @@ def argmax(graph: Graph, node: Node) -> str:
     return graph.cast(found, TensorProto.FLOAT)
 
 
-def ones_like(graph: Graph, node: Node) -> str:
+def ones_like(graph: OnnxGraph, node: OperatorNode) -> str:
     """1 everywhere; constant unless the shape grows with the batch."""
     return graph.add("Expand", np.ones(1, np.float32), graph.add("Shape", node.inputs[0]))
 
 
-def arange_like(graph: Graph, node: Node) -> str:
+def arange_like(graph: OnnxGraph, node: OperatorNode) -> str:
     """start, start + step, ... along the batch axis; those along other axes are constant."""
     if node.get("axis", None) != 0 or node.inputs[0].shape[0] != VARIES or node.get("repeat", 1) != 1:
         raise TranslationError("numbers along something else than one axis of a known length or the batch")
@@ -118,7 +118,7 @@ def arange_like(graph: Graph, node: Node) -> str:
     return graph.add("Add", graph.add("Mul", numbers, step), start)
 
 
-TRANSLATIONS: dict[str, Callable[[Graph, Node], str]] = {
+TRANSLATIONS: dict[str, Callable[[OnnxGraph, OperatorNode], str]] = {
     **dict.fromkeys(ELEMENTWISE, elementwise),
     **dict.fromkeys(WITH_SCALAR, with_scalar),
     **dict.fromkeys(COMPARISONS, comparison),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from onnx import TensorProto
 
-from deploy.onnx_export.graph import LAST, Graph, Node, Tensor, TranslationError
+from deploy.onnx_export.graph import LAST, OnnxGraph, OperatorNode, Tensor, TranslationError
 
 FIRST = np.iinfo(np.int64).min
 # dtypes of topk's numbers and of Cast.
@@ -13,24 +13,24 @@ DTYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "int64": Ten
 PAD_MODES = {"constant": "constant", "edge": "edge", "reflect": "reflect"}
 
 
-def cast(graph: Graph, node: Node) -> str:
+def cast(graph: OnnxGraph, node: OperatorNode) -> str:
     """The same numbers in another type."""
     node.require("dtype", *DTYPES)
     return graph.cast(node.inputs[0], DTYPES[node.get("dtype", "float32")])
 
 
-def reshape(graph: Graph, node: Node) -> str:
+def reshape(graph: OnnxGraph, node: OperatorNode) -> str:
     """Reshape, Flatten and expand_dims: the numbers keep their order, and the new shape is known."""
     node.require("reverse", False)
     return graph.reshape(node.inputs[0], node.shapes[0])
 
 
-def transpose(graph: Graph, node: Node) -> str:
+def transpose(graph: OnnxGraph, node: OperatorNode) -> str:
     """Axes in another order; without `axes` the reverse one."""
     return graph.add("Transpose", node.inputs[0], perm=node.get("axes", ()) or range(len(node.shapes[0]))[::-1])
 
 
-def swap_axes(graph: Graph, node: Node) -> str:
+def swap_axes(graph: OnnxGraph, node: OperatorNode) -> str:
     """Two axes exchanged."""
     rank = len(node.shapes[0])
     first, second = (node.get(key, 0) % rank for key in ("dim1", "dim2"))
@@ -39,7 +39,7 @@ def swap_axes(graph: Graph, node: Node) -> str:
     return graph.add("Transpose", node.inputs[0], perm=order)
 
 
-def slices(graph: Graph, node: Node) -> str:
+def slices(graph: OnnxGraph, node: OperatorNode) -> str:
     """Parts of the first axes; None is the end that the step comes from or goes to."""
     begin, end = (node.get(key, ()) for key in ("begin", "end"))
     steps = node.get("step", ()) or (1,) * len(begin)
@@ -50,31 +50,31 @@ def slices(graph: Graph, node: Node) -> str:
     return graph.add("Slice", node.inputs[0], *(np.array(part, np.int64) for part in parts))
 
 
-def slice_axis(graph: Graph, node: Node) -> str:
+def slice_axis(graph: OnnxGraph, node: OperatorNode) -> str:
     """Part of one axis."""
     return graph.slice(node.inputs[0], node.get("axis", 0), node.get("begin", 0), node.get("end", LAST))
 
 
-def concat(graph: Graph, node: Node) -> str:
+def concat(graph: OnnxGraph, node: OperatorNode) -> str:
     """Arrays one after the other along an axis."""
     return graph.add("Concat", *node.inputs, axis=node.get("dim", 1))
 
 
-def stack(graph: Graph, node: Node) -> str:
+def stack(graph: OnnxGraph, node: OperatorNode) -> str:
     """Arrays one after the other along a new axis."""
     axis = node.get("axis", 0)
     parts = [graph.add("Unsqueeze", part, np.array([axis])) for part in node.inputs]
     return graph.add("Concat", *parts, axis=axis)
 
 
-def broadcast_like(graph: Graph, node: Node) -> str:
+def broadcast_like(graph: OnnxGraph, node: OperatorNode) -> str:
     """The first array repeated to the shape of the second."""
     node.require("lhs_axes", None)
     node.require("rhs_axes", None)
     return graph.add("Expand", node.inputs[0], graph.add("Shape", node.inputs[1]))
 
 
-def pad(graph: Graph, node: Node) -> str:
+def pad(graph: OnnxGraph, node: OperatorNode) -> str:
     """Borders; MXNet lists before and after of each axis, ONNX all before and then all after."""
     node.require("mode", "constant", *PAD_MODES)
     widths = np.array(node.get("pad_width", ()), np.int64).reshape(-1, 2).T.ravel()
@@ -82,7 +82,7 @@ def pad(graph: Graph, node: Node) -> str:
     return graph.add("Pad", node.inputs[0], widths, value, mode=PAD_MODES[node.get("mode", "constant")])
 
 
-def topk(graph: Graph, node: Node) -> list[str]:
+def topk(graph: OnnxGraph, node: OperatorNode) -> list[str]:
     """The k largest (is_ascend: smallest) along an axis; numbers of the entries are float32 unless dtype says more.
 
     Of equal entries ONNX takes the first; MXNet does not say which it takes.
@@ -100,7 +100,7 @@ def topk(graph: Graph, node: Node) -> list[str]:
     return {"indices": [indices], "value": [values], "both": [values, indices]}[node.get("ret_typ", "indices")]
 
 
-def gather_nd(graph: Graph, node: Node) -> str:
+def gather_nd(graph: OnnxGraph, node: OperatorNode) -> str:
     """data[indices[0], indices[1], ...], indices (M, ...)."""
     data, indices = node.inputs
     rows = rows_of_images(node)
@@ -111,12 +111,12 @@ def gather_nd(graph: Graph, node: Node) -> str:
     return graph.add("GatherND", data, places)
 
 
-def take_rows(graph: Graph, data: Tensor | str, rows: str) -> str:
+def take_rows(graph: OnnxGraph, data: Tensor | str, rows: str) -> str:
     """Rows (B, ...) int64 of each image's own data (B, N, W): (B, ..., W)."""
     return graph.add("GatherND", data, graph.add("Unsqueeze", rows, np.array([-1])), batch_dims=1)
 
 
-def rows_of_images(node: Node) -> Tensor | None:
+def rows_of_images(node: OperatorNode) -> Tensor | None:
     """The rows that a gather_nd takes from each image's own data; None if its indices are something else.
 
     Such indices stack the number of the image, counted along the first axis and repeated to the shape of the rows, on
@@ -138,17 +138,17 @@ def rows_of_images(node: Node) -> Tensor | None:
     return joined.inputs[1]
 
 
-def _plain(node: Node) -> bool:
+def _plain(node: OperatorNode) -> bool:
     return node.get("lhs_axes", None) is None and node.get("rhs_axes", None) is None
 
 
-def counts_images(node: Node) -> bool:
+def counts_images(node: OperatorNode) -> bool:
     """Whether an arange_like is 0, 1, 2, ... along the first axis."""
     start, step, repeat = (node.get(key, value) for key, value in (("start", 0), ("step", 1), ("repeat", 1)))
     return node.get("axis", None) == 0 and (start, step, repeat) == (0, 1, 1)
 
 
-TRANSLATIONS: dict[str, Callable[[Graph, Node], str | list[str]]] = {
+TRANSLATIONS: dict[str, Callable[[OnnxGraph, OperatorNode], str | list[str]]] = {
     "Cast": cast,
     "Concat": concat,
     "Flatten": reshape,

@@ -8,7 +8,7 @@ from onnx import TensorProto
 
 from boxes.geometry import corners_to_centres
 from deploy.onnx_export.arrays import take_rows
-from deploy.onnx_export.graph import VARIES, Graph, Node, Tensor, TranslationError
+from deploy.onnx_export.graph import VARIES, OnnxGraph, OperatorNode, Tensor, TranslationError
 
 LOWEST = np.array(np.finfo(np.float32).min)  # below all scores
 NO_DETECTION = np.array(-1, np.float32)
@@ -17,7 +17,7 @@ BOX_VALUES = 4
 MOST_BOXES = np.iinfo(np.int32).max  # of a class that stay
 
 
-class Candidates(NamedTuple):
+class OnnxCandidates(NamedTuple):
     """Boxes (G, N, 4), their scores (G, N) and ids (G, N; None = all may suppress each other) of G groups."""
 
     boxes: str
@@ -25,7 +25,7 @@ class Candidates(NamedTuple):
     ids: str | None
 
 
-def multibox_detection(graph: Graph, node: Node) -> str:
+def multibox_detection(graph: OnnxGraph, node: OperatorNode) -> str:
     """MultiBoxDetection: each anchor's best class; the nms_topk best anchors of at least `threshold` go on.
 
     Its output has a row for each anchor: the candidates by falling score, with id -1 where they are suppressed (at an
@@ -53,7 +53,7 @@ def multibox_detection(graph: Graph, node: Node) -> str:
     if node.get("clip", True):
         boxes = graph.add("Clip", boxes, np.array(0, np.float32), np.array(1, np.float32))
     sound = graph.add("GreaterOrEqual", scores, np.array(threshold, np.float32))
-    candidates = Candidates(boxes, graph.add("Where", sound, scores, LOWEST), None if _forced(node) else ids)
+    candidates = OnnxCandidates(boxes, graph.add("Where", sound, scores, LOWEST), None if _forced(node) else ids)
     # ONNX suppresses above its threshold, MultiBoxDetection from its threshold on.
     kept = suppress(graph, candidates, LOWEST / 2, np.nextafter(np.float32(limit), np.float32(0)), classes - 1)
     found = graph.add("Where", kept, ids, NO_DETECTION)
@@ -64,11 +64,11 @@ def multibox_detection(graph: Graph, node: Node) -> str:
     return graph.add("Pad", rows, np.array([0, 0, 0, 0, count - looked_at, 0]), NO_DETECTION)
 
 
-def _forced(node: Node) -> bool:
+def _forced(node: OperatorNode) -> bool:
     return bool(node.get("force_suppress", False))
 
 
-def box_nms(graph: Graph, node: Node) -> str:
+def box_nms(graph: OnnxGraph, node: OperatorNode) -> str:
     """box_nms: rows above valid_thresh that no better one suppresses (with an IoU above overlap_thresh), best first.
 
     Rows of -1 follow.
@@ -85,7 +85,7 @@ def box_nms(graph: Graph, node: Node) -> str:
     )
     scores = graph.add("Gather", rows, np.array(score_index), axis=2)
     ids = None if id_index < 0 or _forced(node) else graph.add("Gather", rows, np.array(id_index), axis=2)
-    candidates = Candidates(graph.slice(rows, 2, start, start + BOX_VALUES), scores, ids)
+    candidates = OnnxCandidates(graph.slice(rows, 2, start, start + BOX_VALUES), scores, ids)
     valid = np.array(node.get("valid_thresh", 0), np.float32)
     kept = suppress(graph, candidates, valid, np.float32(node.get("overlap_thresh", 0.5)), graph.num_classes)
     left = graph.add("Where", kept, scores, LOWEST)
@@ -95,7 +95,9 @@ def box_nms(graph: Graph, node: Node) -> str:
     return found if len(data.shape) == 3 else graph.reshape(found, node.shapes[0])
 
 
-def suppress(graph: Graph, candidates: Candidates, above: np.ndarray, overlap: np.float32, num_classes: int) -> str:
+def suppress(
+    graph: OnnxGraph, candidates: OnnxCandidates, above: np.ndarray, overlap: np.float32, num_classes: int
+) -> str:
     """Booleans (G, N): which candidates with scores > above stay.
 
     A candidate goes if a better one of its id (of equally good ones the first) that stays has an IoU > overlap with it.
@@ -114,7 +116,7 @@ def suppress(graph: Graph, candidates: Candidates, above: np.ndarray, overlap: n
     return graph.add("ScatterND", nothing, places, ones)
 
 
-def box_decode(graph: Graph, node: Node) -> str:
+def box_decode(graph: OnnxGraph, node: OperatorNode) -> str:
     """box_decode with constant anchors, corner or centre form; gives corners."""
     node.require("format", "center", "corner")
     data, anchors = node.inputs
@@ -124,7 +126,7 @@ def box_decode(graph: Graph, node: Node) -> str:
     return decoded(graph, data, centres, tuple(node.get(f"std{k}", 1.0) for k in range(BOX_VALUES)))
 
 
-def decoded(graph: Graph, offsets: Tensor | str, anchors: np.ndarray | str, variances: tuple[float, ...]) -> str:
+def decoded(graph: OnnxGraph, offsets: Tensor | str, anchors: np.ndarray | str, variances: tuple[float, ...]) -> str:
     """Corners (B, N, 4) of offsets (B, N, 4) from anchors in centre form, (1, N, 4) or (B, N, 4)."""
     scaled = graph.add("Mul", offsets, np.array(variances, np.float32))
     offset, growth = graph.slice(scaled, 2, 0, 2), graph.slice(scaled, 2, 2)
@@ -138,7 +140,7 @@ def decoded(graph: Graph, offsets: Tensor | str, anchors: np.ndarray | str, vari
     return graph.add("Concat", graph.add("Sub", moved, half), graph.add("Add", moved, half), axis=2)
 
 
-TRANSLATIONS: dict[str, Callable[[Graph, Node], str]] = {
+TRANSLATIONS: dict[str, Callable[[OnnxGraph, OperatorNode], str]] = {
     "_contrib_MultiBoxDetection": multibox_detection,
     "_contrib_box_decode": box_decode,
     "_contrib_box_nms": box_nms,

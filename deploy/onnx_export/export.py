@@ -11,13 +11,12 @@ from onnx import TensorProto, helper
 from common.contract import DATA, DET
 from common.errors import OptionError
 from deploy.onnx_export import arithmetic, arrays, detection, layers
-from deploy.onnx_export.graph import VARIES, Graph, Node, Shape, Tensor, TranslationError
+from deploy.onnx_export.graph import VARIES, OnnxGraph, OperatorNode, PartialShape, Tensor, TranslationError
 from machine.runtime import SYMBOL_ATTRIBUTES, mx
-from model.symbol_check import VARIABLE
-from model.symbol_limits import num_outputs
+from model.symbol_check import VARIABLE, num_outputs
 
 OPSET, IR_VERSION = 13, 8
-TRANSLATIONS: dict[str, Callable[[Graph, Node], str | list[str]]] = {
+TRANSLATIONS: dict[str, Callable[[OnnxGraph, OperatorNode], str | list[str]]] = {
     **arithmetic.TRANSLATIONS,
     **arrays.TRANSLATIONS,
     **layers.TRANSLATIONS,
@@ -74,7 +73,7 @@ class _Walk:
         self._params, self._batch = params, batch
         self._shapes = _shapes(symbol, self._nodes, input_shape, batch)
         self._spread = _needless_broadcasts(self._nodes) - {self._head[0]}
-        self._graph = Graph(num_classes)
+        self._graph = OnnxGraph(num_classes)
         self._tensors: list[list[Tensor]] = []
 
     def run(self) -> None:
@@ -83,7 +82,7 @@ class _Walk:
                 self._tensors.append([self._variable(node["name"], self._shapes[number][0])])
             else:
                 inputs = tuple(self._tensors[source][output] for source, output, *_ in node["inputs"])
-                translated = Node(node["name"], node["op"], node.get("attrs", {}), inputs, self._shapes[number])
+                translated = OperatorNode(node["name"], node["op"], node.get("attrs", {}), inputs, self._shapes[number])
                 self._tensors.append(self._outputs(translated, number in self._spread))
 
     def model(self, element: int) -> onnx.ModelProto:
@@ -106,14 +105,14 @@ class _Walk:
     def _position(self, name: str) -> int:
         return next(number for number, node in enumerate(self._nodes) if node["name"] == name)
 
-    def _variable(self, name: str, shape: Shape) -> Tensor:
+    def _variable(self, name: str, shape: PartialShape) -> Tensor:
         if name == DATA:
             return Tensor(name, shape, None)
         # relu4_3_scale of SSD is what onnxruntime.quantization would call the scale of relu4_3.
         free = f"{name}/value" if name.endswith(QUANTIZER_NAMES) else name
         return Tensor(free, shape, self._params[name].asnumpy())
 
-    def _outputs(self, node: Node, needless: bool) -> list[Tensor]:
+    def _outputs(self, node: OperatorNode, needless: bool) -> list[Tensor]:
         constants = self._constants(node)
         if constants is not None:
             return [Tensor(f"{node.name}/{k}", value.shape, value, node) for k, value in enumerate(constants)]
@@ -134,7 +133,7 @@ class _Walk:
             names = [node.name, *names[1:]]
         return [Tensor(name, shape, None, node) for name, shape in zip(names, node.shapes, strict=True)]
 
-    def _constants(self, node: Node) -> list[np.ndarray] | None:
+    def _constants(self, node: OperatorNode) -> list[np.ndarray] | None:
         """The outputs of a node that no image changes, as MXNet computes them; None for other nodes."""
         values = [tensor.value for tensor in node.inputs]
         if node.op in OF_SHAPES and VARIES not in node.shapes[0]:
@@ -156,7 +155,7 @@ def run_operator(op: str, attrs: dict[str, str], inputs: list[np.ndarray]) -> li
 
 def _shapes(
     symbol: mx.sym.Symbol, nodes: list[dict[str, Any]], input_shape: tuple[int, ...], batch: int
-) -> list[tuple[Shape, ...]]:
+) -> list[tuple[PartialShape, ...]]:
     """Shapes of the outputs of each node; sides that differ for batches of 2 and 3 are VARIES."""
     internals = symbol.get_internals()
     if batch != DYNAMIC:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-Shape = tuple[int, ...]
+PartialShape = tuple[int, ...]
 VARIES = -1  # a side that grows with the batch
 LAST = np.iinfo(np.int64).max  # Slice: to the end
 
@@ -26,20 +26,20 @@ class Tensor(NamedTuple):
     """
 
     name: str
-    shape: Shape
+    shape: PartialShape
     value: np.ndarray | None = None
-    producer: Optional["Node"] = None
+    producer: Optional["OperatorNode"] = None
 
 
 @dataclass(frozen=True, eq=False)
-class Node:
+class OperatorNode:
     """An operator of the symbol: attributes as texts, inputs, the shapes of its outputs."""
 
     name: str
     op: str
     attrs: dict[str, str]
     inputs: tuple[Tensor, ...]
-    shapes: tuple[Shape, ...]
+    shapes: tuple[PartialShape, ...]
 
     def get(self, key: str, default: Any) -> Any:
         """An attribute as number, tuple, boolean, None or word; `default` where it is missing or None."""
@@ -62,7 +62,7 @@ def parsed(text: str) -> Any:
 
 
 @dataclass
-class Graph:
+class OnnxGraph:
     """An ONNX graph being built.
 
     Attributes:

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deploy.onnx_export.graph import Graph, Node, Tensor, TranslationError
+from deploy.onnx_export.graph import OnnxGraph, OperatorNode, Tensor, TranslationError
 
 L2_AXES = {"channel": (1,), "spatial": (2, 3), "instance": (1, 2, 3)}
 
 
-def convolution(graph: Graph, node: Node) -> str:
+def convolution(graph: OnnxGraph, node: OperatorNode) -> str:
     """Convolution over two axes."""
     kernel = node.get("kernel", ())
     if len(kernel) != 2:
@@ -27,7 +27,7 @@ def convolution(graph: Graph, node: Node) -> str:
     )
 
 
-def batch_norm(graph: Graph, node: Node) -> str:
+def batch_norm(graph: OnnxGraph, node: OperatorNode) -> str:
     """Batch normalisation with the moving averages; fix_gamma (the default) stands for gamma 1."""
     node.require("axis", 1)
     data, gamma, beta, mean, variance = node.inputs
@@ -35,7 +35,7 @@ def batch_norm(graph: Graph, node: Node) -> str:
     return graph.add("BatchNormalization", data, scale, beta, mean, variance, epsilon=node.get("eps", 1e-3))
 
 
-def fully_connected(graph: Graph, node: Node) -> str:
+def fully_connected(graph: OnnxGraph, node: OperatorNode) -> str:
     """data times weight (outputs, inputs), plus bias; `flatten` joins all axes but the first."""
     data, weight, *bias = node.inputs
     if node.get("flatten", True):
@@ -45,7 +45,7 @@ def fully_connected(graph: Graph, node: Node) -> str:
     return graph.add("Add", net, *bias) if bias else net
 
 
-def l2_normalization(graph: Graph, node: Node) -> str:
+def l2_normalization(graph: OnnxGraph, node: OperatorNode) -> str:
     """data over the root of (the sum of its squares plus eps)."""
     node.require("mode", "instance", *L2_AXES)
     data = node.inputs[0]
@@ -57,7 +57,7 @@ def l2_normalization(graph: Graph, node: Node) -> str:
     return graph.add("Div", data, norm)
 
 
-class Window(NamedTuple):
+class PoolWindow(NamedTuple):
     """What a pooling looks at along one axis: its place, and how far the last window reaches over the padded end."""
 
     side: int
@@ -77,7 +77,7 @@ class Window(NamedTuple):
         return np.arange(self.outputs) * self.stride - self.pad
 
 
-def pooling(graph: Graph, node: Node) -> str:
+def pooling(graph: OnnxGraph, node: OperatorNode) -> str:
     """Maximum or mean of windows.
 
     The convention `full` keeps a last partial window: it reaches over the end, where a maximum sees nothing, and a mean
@@ -93,22 +93,22 @@ def pooling(graph: Graph, node: Node) -> str:
     return _means(graph, node, windows) if average else _maxima(graph, node, windows)
 
 
-def _windows(node: Node) -> tuple[Window, ...]:
+def _windows(node: OperatorNode) -> tuple[PoolWindow, ...]:
     kernel, sides = node.get("kernel", ()), node.inputs[0].shape[2:]
     if len(kernel) != 2 or len(sides) != 2 or min(sides) < 1:
         raise TranslationError(f"kernel {kernel} over {sides}")
     stride, pad = (node.get(key, ()) or (value, value) for key, value in (("stride", 1), ("pad", 0)))
-    return tuple(map(Window, sides, node.shapes[0][2:], kernel, stride, pad))
+    return tuple(map(PoolWindow, sides, node.shapes[0][2:], kernel, stride, pad))
 
 
 def _pool(
-    graph: Graph, op: str, data: Tensor, windows: Sequence[Window], pads: Sequence[int], **attributes: int
+    graph: OnnxGraph, op: str, data: Tensor, windows: Sequence[PoolWindow], pads: Sequence[int], **attributes: int
 ) -> str:
     kernel, strides = ([getattr(w, key) for w in windows] for key in ("kernel", "stride"))
     return graph.add(op, data, kernel_shape=kernel, strides=strides, pads=pads, **attributes)
 
 
-def _means(graph: Graph, node: Node, windows: Sequence[Window]) -> str:
+def _means(graph: OnnxGraph, node: OperatorNode, windows: Sequence[PoolWindow]) -> str:
     pads = [*(w.pad for w in windows), *(w.reach for w in windows)]
     means = _pool(graph, "AveragePool", node.inputs[0], windows, pads, count_include_pad=1)
     with_pad = node.get("count_include_pad", True)
@@ -117,13 +117,13 @@ def _means(graph: Graph, node: Node, windows: Sequence[Window]) -> str:
     return means if (share == 1).all() else graph.add("Mul", means, share.astype(np.float32))
 
 
-def counted(window: Window, border: int) -> np.ndarray:
+def counted(window: PoolWindow, border: int) -> np.ndarray:
     """How many places of each window (outputs,) lie in the array or in `border` places before and after it."""
     ends = np.minimum(window.begins + window.kernel, window.side + border)
     return ends - np.maximum(window.begins, -border)
 
 
-def _maxima(graph: Graph, node: Node, windows: Sequence[Window]) -> str:
+def _maxima(graph: OnnxGraph, node: OperatorNode, windows: Sequence[PoolWindow]) -> str:
     """Maxima; a border of equal numbers, made by Pad, takes part in the windows that touch it.
 
     It is not left to ONNX's Pad, which ONNX Runtime 1.31 joins with MaxPool into one that takes no notice of zeros.
@@ -142,7 +142,7 @@ def _maxima(graph: Graph, node: Node, windows: Sequence[Window]) -> str:
     return graph.add("Max", maxima, least)
 
 
-def constant_border(pad: Node | None) -> tuple[list[int], float, Tensor] | None:
+def constant_border(pad: OperatorNode | None) -> tuple[list[int], float, Tensor] | None:
     """Widths (top, left, bottom, right), number, and array of a Pad that draws a border of a number around maps."""
     if pad is None or pad.op != "Pad" or pad.get("mode", "constant") != "constant":
         return None
@@ -152,13 +152,13 @@ def constant_border(pad: Node | None) -> tuple[list[int], float, Tensor] | None:
     return [*widths[4::2], *widths[5::2]], pad.get("constant_value", 0.0), pad.inputs[0]
 
 
-def touching(window: Window, before: int, after: int) -> np.ndarray:
+def touching(window: PoolWindow, before: int, after: int) -> np.ndarray:
     """Which windows (outputs,) reach into the first `before` or the last `after` places; none if there are none."""
     ends = window.begins + window.kernel
     return (before > 0) & (window.begins < before) | (after > 0) & (ends > window.side - after)
 
 
-def adaptive_average(graph: Graph, node: Node) -> str:
+def adaptive_average(graph: OnnxGraph, node: OperatorNode) -> str:
     """Means of output_size x output_size cells, which may overlap: a matrix from the left and one from the right."""
     data, (height, width) = node.inputs[0], node.shapes[0][2:]
     if height == width == 1:
@@ -174,7 +174,7 @@ def cells(side: int, count: int) -> np.ndarray:
     return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def upsampling(graph: Graph, node: Node) -> str:
+def upsampling(graph: OnnxGraph, node: OperatorNode) -> str:
     """Every pixel `scale` times in both directions."""
     node.require("sample_type", "nearest")
     if len(node.inputs) != 1:
@@ -191,13 +191,13 @@ def upsampling(graph: Graph, node: Node) -> str:
     )
 
 
-def dropout(graph: Graph, node: Node) -> str:
+def dropout(graph: OnnxGraph, node: OperatorNode) -> str:
     """Nothing: it acts in training."""
     node.require("mode", "training")
     return graph.add("Identity", node.inputs[0])
 
 
-TRANSLATIONS: dict[str, Callable[[Graph, Node], str]] = {
+TRANSLATIONS: dict[str, Callable[[OnnxGraph, OperatorNode], str]] = {
     "BatchNorm": batch_norm,
     "Convolution": convolution,
     "Dropout": dropout,

@@ -33,7 +33,7 @@ def quantized(model: onnx.ModelProto, ranges: Ranges, excluded: Collection[str] 
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    rewriting = _Rewriting(copy.graph, ranges)
+    rewriting = _Quantising(copy.graph, ranges)
     for node in copy.graph.node:
         if node.op_type == "Conv" and node.name not in excluded:
             rewriting.convolution(node)
@@ -43,7 +43,7 @@ def quantized(model: onnx.ModelProto, ranges: Ranges, excluded: Collection[str] 
     return copy
 
 
-class _Rewriting:
+class _Quantising:
     """A graph whose convolutions are made int8 one by one."""
 
     def __init__(self, graph: onnx.GraphProto, ranges: Ranges) -> None:

@@ -1,10 +1,17 @@
-"""The HTTP service: an image comes in, detections as JSON or a picture with boxes go out."""
+"""The HTTP service: an image comes in, detections as JSON or a picture with boxes go out; and its page.
+
+The page (page.html) is where an image is dropped; its own script and style are the only ones that may run.
+"""
 
 import asyncio
+import base64
+import hashlib
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,27 +23,54 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from common.errors import DataError
-from detect.records import make_record
+from detect.outputs import make_record
 from detect.service.batching import Batcher, Runner
 from detect.service.metrics import CONTENT_TYPE, Measured, Metrics
-from detect.service.page import read_page
 from detect.service.requests import (
     PICTURE_TYPES,
     RefusedError,
-    Wanted,
+    RequestedAnswer,
     check_header,
     check_type,
     drain,
     read_body,
-    until_gone,
-    wanted_of,
+    requested_answer,
+    wait_for_disconnect,
 )
 from drawing.boxes import draw
 from engines.preprocess import encode_image, read_image
 
+PAGE = Path(__file__).with_name("page.html")
 T = TypeVar("T")
 RETRY_SECONDS = 1
 CLIENT_GONE = 499  # nobody reads it; by custom the status of such requests in logs and metrics
+
+
+def read_page() -> tuple[bytes, dict[str, str]]:
+    """The page and its headers: nothing is loaded from anywhere, no other site can show it in a frame."""
+    text = PAGE.read_text(encoding="utf-8")
+    policy = {
+        "default-src": "'none'",
+        "script-src": _hashes(text, "script"),
+        "style-src": _hashes(text, "style"),
+        "img-src": "blob: data:",
+        "connect-src": "'self'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    return text.encode("utf-8"), {
+        "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-cache",
+    }
+
+
+def _hashes(text: str, tag: str) -> str:
+    """The sources of a Content-Security-Policy for the elements of a page (CSP level 3, section 2.3.1)."""
+    contents = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+    digests = (hashlib.sha256(content.encode("utf-8")).digest() for content in contents)
+    return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
 
 
 @dataclass(frozen=True)
@@ -151,10 +185,10 @@ class Service:
         except TimeoutError:
             raise RefusedError(504, f"no answer within {seconds:g} s; send fewer images at a time") from None
 
-    async def _receive(self, request: Request) -> tuple[Wanted, bytes]:
+    async def _receive(self, request: Request) -> tuple[RequestedAnswer, bytes]:
         """What a request wants, and its body."""
         try:
-            wanted = wanted_of(request, self._threshold)
+            wanted = requested_answer(request, self._threshold)
             check_type(request)
         except RefusedError:
             await drain(request)
@@ -167,7 +201,7 @@ class Service:
         except TimeoutError:
             raise RefusedError(408, f"the image has not arrived within {seconds:g} s") from None
 
-    async def _answer(self, content: bytes, wanted: Wanted) -> Response:
+    async def _answer(self, content: bytes, wanted: RequestedAnswer) -> Response:
         async with self._decoded:
             self._preparing += 1
             try:
@@ -206,7 +240,7 @@ class Service:
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled when the client of the request goes; ClientDisconnect then."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(until_gone(request))
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(wait_for_disconnect(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():

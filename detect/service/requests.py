@@ -29,20 +29,20 @@ class RefusedError(Exception):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RequestedAnswer:
     """What a request asks for: the lowest score, and the picture's type, None = JSON."""
 
     threshold: float
     picture: str | None
 
 
-def wanted_of(request: Request, threshold: float) -> Wanted:
+def requested_answer(request: Request, threshold: float) -> RequestedAnswer:
     """The parameters of a request, `threshold` being the lowest score where it has none; RefusedError for others."""
     for name in request.query_params:
         if name not in PARAMETERS:
             raise RefusedError(400, f"unknown parameter {name!r:.80}; there are {' and '.join(PARAMETERS)}")
     text = request.query_params.get("threshold")
-    return Wanted(threshold if text is None else _threshold(text), _picture(request))
+    return RequestedAnswer(threshold if text is None else _threshold(text), _picture(request))
 
 
 def _threshold(text: str) -> float:
@@ -103,7 +103,7 @@ async def drain(request: Request) -> None:
                 pass
 
 
-async def until_gone(request: Request) -> None:
+async def wait_for_disconnect(request: Request) -> None:
     """Returns when the client of a request, whose body has been read, has closed its connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

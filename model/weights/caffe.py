@@ -103,7 +103,7 @@ def _net(content: memoryview) -> Arrays:
             continue
         for name, blob in _layer(_message(value), LAYERS[number]):
             if name in arrays:
-                raise ValueError(f"layer {name!r:.80} stands there twice")
+                raise ValueError(f"layer {name!r:.80} appears twice")
             arrays[name] = blob
     return arrays
 

@@ -1,28 +1,36 @@
 """Checkpoints of zhreshold/mxnet-ssd and apache's example/ssd, MXNet 0.8-1.x: PREFIX-symbol.json, PREFIX-0012.params.
 
-The symbol is never run: `describe` reads network, classes, input side and options from it, and the network is built
-anew from them. Names of vgg16_reduced, mobilenet and the other networks have stayed; those of legacy_vgg16_ssd_300 and
-_512 (conv6, conv8_1, relu8_2_loc_pred_conv) are translated.
+The symbol is never run: its JSON is read as plain data, which MXNet itself never sees. `describe` reads network,
+classes, input side and options from it, and the network is built anew from them. Names of vgg16_reduced, mobilenet and
+the other networks have stayed; those of legacy_vgg16_ssd_300 and _512 (conv6, conv8_1, relu8_2_loc_pred_conv) are
+translated.
+
+Where an operator's parameters stand: `param` in MXNet 0.8, `attr` in 0.9 to 0.11, `attrs` since 0.12. MultiBoxPrior and
+its sisters got their prefix `_contrib_` in 0.9.
 """
 
+import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from common.errors import CheckpointError
 from model.params_file import read_arrays
 from model.weights import vgg
-from model.weights.batch_norm import VARIANCE, subtract_epsilon
-from model.weights.symbol_json import Node, read_nodes
+from model.weights.fit import VARIANCE, subtract_epsilon
 from model.weights.vgg import Arrays
 from symbol.detector.ssd import VARIANCES
 from symbol.detector.ssd_rows import ROWS as SSD_NETWORKS
 from symbol.registry import family_of, list_networks
 
+MAX_BYTES = 16 << 20
+ATTRIBUTE_KEYS = ("attr", "param", "attrs")
+CONTRIB = "_contrib_"
 KINDS = ("arg", "aux")
 EPOCH_SUFFIX = re.compile(r"-\d+\.params$")
 DEFAULT_EPSILON = 1e-3  # of the operator BatchNorm, as is fix_gamma=True
@@ -42,6 +50,60 @@ FINGERPRINTS = {
 }
 SIDES = {6: 300, 7: 512}  # input side of SSD with VGG16 by its number of feature maps
 FIRST_STRIDE = 8  # pixels between the anchors of relu4_3
+
+
+class ClassicNode(NamedTuple):
+    """An operator of a graph: its name without `_contrib_`, its own name and its parameters as texts."""
+
+    operator: str
+    name: str
+    attributes: dict[str, str]
+
+    def numbers(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+        """A tuple such as '(0.1,0.141)', '[0.1, 0.141]' or '0.5'; ValueError for anything else."""
+        if key not in self.attributes:
+            return default
+        text = self.attributes[key].strip("()[] ")
+        numbers = tuple(float(part) for part in text.split(",") if part.strip())
+        if not numbers or not all(math.isfinite(x) for x in numbers):
+            raise ValueError(f"{self.name} has {key} {text!r:.50}")
+        return numbers
+
+    def number(self, key: str, default: float) -> float:
+        """A single number."""
+        return self.numbers(key, (default,))[0]
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True, true or 1."""
+        return self.attributes.get(key, str(default)).lower() in ("true", "1")
+
+
+def read_nodes(path: Path) -> list[ClassicNode]:
+    """All nodes of a symbol JSON in its order; CheckpointError names a file that is damaged or larger than 16 MB."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"larger than {MAX_BYTES} bytes")
+        graph = json.loads(path.read_bytes().decode("utf-8"))
+        nodes = graph.get("nodes") if isinstance(graph, dict) else None
+        if not isinstance(nodes, list):
+            raise ValueError("it has no list of nodes")
+        return [_node(node) for node in nodes]
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a sound symbol JSON ({error})") from error
+
+
+def _node(node: Any) -> ClassicNode:
+    if not isinstance(node, dict) or not isinstance(node.get("op"), str) or not isinstance(node.get("name"), str):
+        raise ValueError("a node has no op or no name")
+    attributes: dict[str, str] = {}
+    for key in ATTRIBUTE_KEYS:
+        part = node.get(key) or {}
+        if not isinstance(part, dict) or not all(isinstance(value, str) for value in part.values()):
+            raise ValueError(f"node {node['name']!r:.80} has attributes that are not texts")
+        attributes |= part
+    return ClassicNode(node["op"].removeprefix(CONTRIB), node["name"], attributes)
 
 
 @dataclass(frozen=True)
@@ -67,7 +129,7 @@ def read(path: str | Path) -> Arrays:
     """{arg:NAME or aux:NAME: array}, float32, of a .params file of any MXNet since 0.8.
 
     Where the file has batch normalisation, PREFIX-symbol.json beside it tells its epsilon and whether gamma is fixed to
-    1: gamma becomes 1 there, and moving variances get the epsilon added (model/weights/batch_norm.py). CheckpointError
+    1: gamma becomes 1 there, and moving variances get the epsilon added (model/weights/fit.py). CheckpointError
     for damaged files, names without arg: or aux:, and a missing symbol.
     """
     arrays = {name: array.astype(np.float32) for name, array in read_arrays(path).items()}
@@ -130,7 +192,7 @@ def network_of(layers: Iterable[str]) -> str | None:
     return next((name for name, needed in FINGERPRINTS.items() if found.issuperset(needed)), None)
 
 
-def _nodes(path: str | Path) -> list[Node]:
+def _nodes(path: str | Path) -> list[ClassicNode]:
     """The nodes of the symbol that belongs to a .params file."""
     if not symbol_path(path).is_file():
         raise CheckpointError(
@@ -139,7 +201,7 @@ def _nodes(path: str | Path) -> list[Node]:
     return read_nodes(symbol_path(path))
 
 
-def _apply_batch_norms(arrays: Arrays, nodes: list[Node]) -> None:
+def _apply_batch_norms(arrays: Arrays, nodes: list[ClassicNode]) -> None:
     """Changes gamma and moving variance to what the symbol's batch normalisations compute with."""
     norms = {node.name: node for node in nodes if node.operator in ("BatchNorm", "CuDNNBatchNorm")}
     for name in [name for name in arrays if name.endswith(VARIANCE)]:
@@ -177,7 +239,7 @@ def _num_classes(filters: Mapping[str, int]) -> int | None:
     return next(iter(found), None)
 
 
-def _side(network: str | None, priors: list[Node]) -> int | None:
+def _side(network: str | None, priors: list[ClassicNode]) -> int | None:
     """Side of the input, from the first anchors' step, else from the number of feature maps; VGG16 only."""
     if network is None or not vgg.has_body(network) or not priors:
         return None
@@ -185,7 +247,7 @@ def _side(network: str | None, priors: list[Node]) -> int | None:
     return round(FIRST_STRIDE / step) if FIRST_STRIDE / 4096 <= step <= FIRST_STRIDE / 32 else SIDES.get(len(priors))
 
 
-def _anchor_options(network: str | None, side: int | None, priors: list[Node]) -> dict[str, Any]:
+def _anchor_options(network: str | None, side: int | None, priors: list[ClassicNode]) -> dict[str, Any]:
     """--anchor-sizes and --anchor-ratios of the symbol where they are not the network's own."""
     row = family_of(network).row(network, (side or 512,) * 2, None) if network in SSD_NETWORKS else None
     options = {}
@@ -203,7 +265,7 @@ def _same(lists: list[tuple[float, ...]], own: tuple[tuple[float, ...], ...]) ->
     return lengths == [len(x) for x in own] and np.allclose(sum(lists, ()), sum(own, ()), atol=1e-3)
 
 
-def _loss_options(nodes: list[Node]) -> dict[str, Any]:
+def _loss_options(nodes: list[ClassicNode]) -> dict[str, Any]:
     """Options of MultiBoxTarget and MultiBoxDetection that the symbol states."""
     options: dict[str, Any] = {}
     for node in nodes:
@@ -230,7 +292,7 @@ def _width(network: str | None, filters: Mapping[str, int]) -> dict[str, Any]:
     return {"width": width} if network == "mobilenet" and width != 1 else {}
 
 
-def _notes(nodes: list[Node]) -> tuple[str, ...]:
+def _notes(nodes: list[ClassicNode]) -> tuple[str, ...]:
     """Where detections will differ, because this project's network has no such option."""
     notes = []
     if any(node.operator == "MultiBoxPrior" and node.flag("clip", False) for node in nodes):

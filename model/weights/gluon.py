@@ -1,4 +1,4 @@
-"""Gluon's .params, from a file or from gluoncv's model zoo: classifiers, and SSD with VGG16 (gluon_ssd.py).
+"""Gluon's .params, from a file or from gluoncv's model zoo: classifiers, and SSD with VGG16.
 
 Names of either form are understood: those of save_parameters (features.0.weight) and those with the block's prefix
 (mobilenet0_conv0_weight, with or without `arg:`). Layers are taken in the order of the network, because the numbers in
@@ -6,6 +6,10 @@ Gluon's names count blocks.
 
 Gluon's classifiers read RGB / 255, less the mean, over the standard deviation of ImageNet; ours read RGB less the mean.
 So the first convolution is divided by 255 * std: with mean pixels 123.675, 116.28, 103.53 the results are the same.
+
+gluoncv's SSD (ssd_300_vgg16_atrous_*, ssd_512_vgg16_atrous_*) and its pretrained body, vgg16_atrous, have the anchors,
+their order, background as class 0 and the layout of the heads of vgg16_reduced. The block multiplies its input by
+255 * std first, so its first convolution reads pixels, as ours does.
 """
 
 import re
@@ -20,11 +24,17 @@ import numpy as np
 from common.errors import CheckpointError
 from machine.runtime import mx
 from model.params_file import read_arrays
-from model.weights import gluon_ssd, vgg
-from model.weights.batch_norm import subtract_epsilon
+from model.weights import vgg
+from model.weights.fit import subtract_epsilon
 from model.weights.vgg import Arrays
 from symbol.backbone.mobilenet import BLOCKS
 
+SSD_PARAMETER = re.compile(
+    r"(?:features\.)?(stages|extras|norm4|class_predictors|box_predictors)\.([\w.]+)\.(weight|bias)"
+)
+SSD_SCALES = ("features.norm4.scale", "norm4.scale")
+SSD_HEADS = {"class_predictors": "cls_pred_conv", "box_predictors": "loc_pred_conv"}
+DILATED_STAGE = 5
 ZOO = "gluoncv:"
 MOBILENET = "mobilenet"
 MOBILENET_FILTERS = 32  # of the first convolution at width 1
@@ -36,8 +46,48 @@ ARG_KINDS = {"gamma": "gamma", "beta": "beta"}
 AUX_KINDS = {"running_mean": "moving_mean", "running_var": "moving_var"}
 
 
+def is_ssd(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether parameters have the names of gluoncv's VGGAtrousExtractor, alone or in an SSD."""
+    return any(name in arrays for name in SSD_SCALES)
+
+
+def rename_ssd(arrays: Arrays, network: str) -> Arrays:
+    """Parameters of vgg16_reduced (or legacy_vgg16_ssd_*); constants and unknown names stay as they are.
+
+    CheckpointError for the variant with batch normalisation and for other networks.
+    """
+    vgg.check_network(network, "gluoncv's SSD")
+    norm = next((name for name in arrays if name.endswith("running_mean")), None)
+    if norm is not None:
+        raise CheckpointError(f"the gluoncv weights have batch normalisation ({norm:.80}), {network} has none")
+    out = {_ssd_name(name): array for name, array in arrays.items()}
+    vgg.check_body(out, "gluoncv")
+    return vgg.to_network(vgg.shape_scale(out), network)
+
+
+def _ssd_name(name: str) -> str:
+    if name in SSD_SCALES:
+        return vgg.SCALE
+    match = SSD_PARAMETER.fullmatch(name)
+    layer = _ssd_layer(match[1], match[2].split(".")) if match else None
+    return f"{layer}_{match[3]}" if match and layer else name
+
+
+def _ssd_layer(part: str, path: list[str]) -> str | None:
+    """Our name of the layer at `path` in a part of the block; every second place of a sequence is a ReLU."""
+    numbers = [int(step) for step in path if step.isdecimal()]
+    if part in SSD_HEADS and path[1:] == ["predictor"] and numbers and numbers[0] < len(vgg.MAPS):
+        return f"{vgg.MAPS[numbers[0]]}_{SSD_HEADS[part]}"
+    if len(numbers) != 2 or numbers[1] % 2:
+        return None
+    place, k = numbers[0], numbers[1] // 2
+    if part == "extras":
+        return f"multi_feat_{place + vgg.FIRST_EXTRA}_conv_{'3x3' if k else '1x1'}_conv"
+    return ("fc6", "fc7")[k > 0] if place == DILATED_STAGE else f"conv{place + 1}_{k + 1}"
+
+
 @dataclass
-class Layers:
+class GluonLayers:
     """The layers of a Gluon classifier in network order: {kind of parameter: array}."""
 
     convolutions: list[Arrays] = field(default_factory=list)
@@ -62,8 +112,8 @@ def rename(arrays: Arrays, network: str, options: Mapping[str, Any]) -> tuple[Ar
     Weights of another network, or a mobilenet of another width than options["width"], raise CheckpointError. The
     classifier's last layer is kept under its own name `output_*`: the report calls it unused.
     """
-    if gluon_ssd.is_ssd(arrays):
-        return gluon_ssd.rename(arrays, network), {}
+    if is_ssd(arrays):
+        return rename_ssd(arrays, network), {}
     if network.startswith(ZOO):
         return _body(arrays)
     layers = _layers(arrays)
@@ -118,7 +168,7 @@ def _body(arrays: Arrays) -> tuple[Arrays, Arrays]:
     return arg, aux
 
 
-def _layers(arrays: Arrays) -> Layers:
+def _layers(arrays: Arrays) -> GluonLayers:
     """The arrays by layer, in network order."""
     found: dict[str, Arrays] = {}
     for name, array in arrays.items():
@@ -127,15 +177,15 @@ def _layers(arrays: Arrays) -> Layers:
             raise CheckpointError(f"parameter {name!r:.80} is not one of a Gluon classifier (weight, bias, gamma, ...)")
         layer = found.setdefault(match[1], {})
         if match[2] in layer:
-            raise CheckpointError(f"parameter {name!r:.80} stands there twice")
+            raise CheckpointError(f"parameter {name!r:.80} appears twice")
         layer[match[2]] = array
-    layers = Layers()
-    for name in sorted(found, key=_natural):
+    layers = GluonLayers()
+    for name in sorted(found, key=_natural_order):
         _place(layers, name, found[name])
     return layers
 
 
-def _place(layers: Layers, name: str, layer: Arrays) -> None:
+def _place(layers: GluonLayers, name: str, layer: Arrays) -> None:
     dimensions = layer["weight"].ndim if "weight" in layer else 0
     if layer.keys() == {"gamma", "beta", "running_mean", "running_var"}:
         layers.batch_norms.append(layer)
@@ -147,12 +197,12 @@ def _place(layers: Layers, name: str, layer: Arrays) -> None:
         raise CheckpointError(f"Gluon layer {name!r:.80} is no convolution, batch normalisation or dense layer")
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def _natural_order(name: str) -> list[tuple[int, str]]:
     """Sort key by which conv10 comes after conv9."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
-def _mobilenet(layers: Layers, network: str, options: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
+def _mobilenet(layers: GluonLayers, network: str, options: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
     names = ["conv_1"]
     for number in range(2, len(BLOCKS) + 2):
         names += [f"conv_{number}_dw", f"conv_{number}"]
@@ -169,7 +219,7 @@ def _mobilenet(layers: Layers, network: str, options: Mapping[str, Any]) -> tupl
     return arg, subtract_epsilon(aux, network, options)
 
 
-def _vgg16(layers: Layers, network: str) -> Arrays:
+def _vgg16(layers: GluonLayers, network: str) -> Arrays:
     _check_count(layers, "vgg16", convolutions=len(vgg.CONVOLUTIONS), batch_norms=0)
     out: Arrays = {}
     for name, convolution in zip(vgg.CONVOLUTIONS, layers.convolutions, strict=True):
@@ -192,7 +242,7 @@ def _for_pixels(weight: np.ndarray) -> np.ndarray:
     return weight / (255 * STD)[:, None, None]
 
 
-def _check_count(layers: Layers, model: str, convolutions: int, batch_norms: int) -> None:
+def _check_count(layers: GluonLayers, model: str, convolutions: int, batch_norms: int) -> None:
     found = len(layers.convolutions), len(layers.batch_norms)
     if found != (convolutions, batch_norms):
         raise CheckpointError(

@@ -1,8 +1,15 @@
-"""PyTorch's .pth files: ssd.pytorch's networks, its vgg16_reducedfc.pth, and torchvision's VGG16.
+"""State_dicts of PyTorch: ssd.pytorch and torchvision's VGG16, the YOLOv3-SPP trainer, and the EfficientDet trainers.
 
-A state_dict of SSD300 has vgg.N (places of convolutions among ReLUs and pools), L2Norm, extras.N (a 1x1 and a 3x3
-convolution for each extra layer), loc.N and conf.N (heads, a feature map each). The order of anchors,
-classes (background first) and image channels (RGB) is ours, so that arrays keep their values.
+ssd.pytorch: a state_dict of SSD300 has vgg.N (places of convolutions among ReLUs and pools), L2Norm, extras.N (a 1x1
+and a 3x3 convolution for each extra layer), loc.N and conf.N (heads, a feature map each). The order of anchors, classes
+(background first) and image channels (RGB) is ours, so that arrays keep their values.
+
+The YOLOv3-SPP trainer: module_list.N.Conv2d and BatchNorm2d, N being the number of the section in the .cfg.
+
+EfficientDet (bubbliiiing, zylo117) and EfficientNet (lukemelas): backbone_net.model._... is the body, named as in
+EfficientNet, where it stands alone; some releases wrap convolutions (_conv_stem.conv.weight), some do not
+(_conv_stem.weight). bifpn.N is a cell, regressor and classifier are the heads; bn_list.L.K is the batch norm of layer K
+on level L. Arrays keep their values: same order of anchors and of their numbers (dy, dx, dh, dw), no background, RGB.
 """
 
 import pickle
@@ -14,8 +21,15 @@ from typing import Any
 import numpy as np
 
 from common.errors import CheckpointError, InstallError
+from config.options import from_mapping
 from model.weights import vgg
+from model.weights.darknet import split_auxiliary
 from model.weights.vgg import Arrays
+from symbol.darknet_sections import layer_names
+from symbol.detector.bifpn import LOWEST
+from symbol.detector.efficientdet import EfficientDet
+from symbol.detector.yolo import YOLOv3, find_row
+from symbol.registry import family_of, network_options_class
 
 # Indices of the convolutions in torchvision's vgg16().features; ssd.pytorch's vgg begins alike.
 VGG_INDICES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -29,6 +43,45 @@ WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep the
 MEAN = np.array((0.485, 0.456, 0.406))
 STD = np.array((0.229, 0.224, 0.225))
 MEAN_PIXELS = np.array((123.0, 117.0, 104.0))
+YOLO_NAME = re.compile(r"(?:module\.)?module_list\.(\d{1,4})\.(Conv2d|BatchNorm2d)\.(\w+)")
+YOLO_KINDS = {
+    ("Conv2d", "weight"): "_conv_weight",
+    ("Conv2d", "bias"): "_conv_bias",
+    ("BatchNorm2d", "weight"): "_bn_gamma",
+    ("BatchNorm2d", "bias"): "_bn_beta",
+    ("BatchNorm2d", "running_mean"): "_bn_moving_mean",
+    ("BatchNorm2d", "running_var"): "_bn_moving_var",
+}
+UNUSED = "num_batches_tracked"  # a counter that no computation reads
+NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var"}
+EFFDET_HEADS = {"regressor": "box", "classifier": "cls"}
+BLOCK_NORM = {"_bn0": "expand", "_bn1": "depthwise", "_bn2": "project"}
+BODY = r"(?:backbone_net\.)?(?:model\.)?"
+BLOCK, CELL, HEAD = BODY + r"_blocks\.(\d+)\.", r"bifpn\.(\d+)\.", f"({'|'.join(EFFDET_HEADS)})" + r"\."
+CONV, STATE = r"(?:\.conv)?\.(weight|bias)", rf"\.({'|'.join(NORM)})"
+SEPARABLE = r"\.(depthwise|pointwise)_conv" + CONV
+# Patterns of their names, and ours of the groups.
+RULES = tuple(
+    (re.compile(r"(?:module\.)?" + pattern), own)
+    for pattern, own in (
+        (BODY + "_conv_stem" + CONV, lambda kind: f"body_stem_conv_{kind}"),
+        (BODY + "_bn0" + STATE, lambda state: f"body_stem_bn_{NORM[state]}"),
+        (BLOCK + "_se_(reduce|expand)" + CONV, lambda n, part, kind: f"body_{n}_se_{part}_{kind}"),
+        (BLOCK + "_(expand|depthwise|project)_conv" + CONV, lambda n, part, kind: f"body_{n}_{part}_conv_{kind}"),
+        (BLOCK + "(_bn[0-2])" + STATE, lambda n, norm, state: f"body_{n}_{BLOCK_NORM[norm]}_bn_{NORM[state]}"),
+        (CELL + r"(p\d_w\d)", lambda n, weight: f"bifpn_{n}_{weight}"),
+        (CELL + r"(conv\d_\w+)" + SEPARABLE, lambda n, conv, part, kind: f"bifpn_{n}_{conv}_{part}_{kind}"),
+        (CELL + r"(conv\d_\w+)\.bn" + STATE, lambda n, conv, state: f"bifpn_{n}_{conv}_bn_{NORM[state]}"),
+        (CELL + r"(p\d_\w+)\.0" + CONV, lambda n, conv, kind: f"bifpn_{n}_{conv}_conv_{kind}"),
+        (CELL + r"(p\d_\w+)\.1" + STATE, lambda n, conv, state: f"bifpn_{n}_{conv}_bn_{NORM[state]}"),
+        (HEAD + r"conv_list\.(\d+)" + SEPARABLE, lambda head, k, part, kind: f"{EFFDET_HEADS[head]}_{k}_{part}_{kind}"),
+        (HEAD + "header" + SEPARABLE, lambda head, part, kind: f"{EFFDET_HEADS[head]}_pred_{part}_{kind}"),
+        (
+            HEAD + r"bn_list\.(\d+)\.(\d+)" + STATE,
+            lambda head, level, k, state: f"{EFFDET_HEADS[head]}_{k}_bn{int(level) + LOWEST}_{NORM[state]}",
+        ),
+    )
+)
 
 
 def read(path: str | Path) -> Arrays:
@@ -52,13 +105,13 @@ def read(path: str | Path) -> Arrays:
     return _arrays(content, path)
 
 
-def rename(arrays: Mapping[str, np.ndarray], network: str, options: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
+def rename_ssd(arrays: Mapping[str, np.ndarray], network: str, options: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
     """(arg, aux) under our names of a state_dict of ssd.pytorch, vgg16_reducedfc.pth or torchvision's vgg16.
 
     network and options change nothing: every network here with the body of VGG16 has the same names. CheckpointError
     for other state_dicts.
     """
-    named = {own_name(name): array for name, array in arrays.items()}
+    named = {ssd_name(name): array for name, array in arrays.items()}
     vgg.check_body(named, "PyTorch")
     if any(name.startswith("features.") for name in arrays):
         named = _for_pixels(vgg.reduce_classifier(named), is_scaled=_has_classifier(named))
@@ -74,7 +127,7 @@ def _arrays(content: Any, path: str | Path) -> Arrays:
     return {str(name): tensor.detach().float().numpy() for name, tensor in content.items()}
 
 
-def own_name(name: str) -> str:
+def ssd_name(name: str) -> str:
     """Our name of a parameter; names that are not known stay."""
     if L2_NORM.fullmatch(name):
         return vgg.SCALE
@@ -123,3 +176,46 @@ def _for_pixels(named: Arrays, is_scaled: bool) -> Arrays:
     if bias in named:
         scaled[bias] = (named[bias] + shift).astype(np.float32)
     return named | scaled
+
+
+def rename_yolo(arrays: Mapping[str, np.ndarray], network: str, options: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
+    """(arg, aux) under our names; unknown names stay. CheckpointError for another network or state_dict."""
+    if not isinstance(family_of(network), YOLOv3):
+        raise CheckpointError(
+            f"--network {network}: these weights are for yolov3_spp and the like, and darknet:FILE.cfg"
+        )
+    cfg = from_mapping(network_options_class(), dict(options)).darknet_cfg
+    layers = layer_names(find_row(network, cfg).sections)
+    named = {_yolo_name(name, layers): array for name, array in arrays.items() if not name.endswith(UNUSED)}
+    if not any(name.endswith("_conv_weight") for name in named):
+        raise CheckpointError("the file has no module_list.N.Conv2d.weight: it is not one of the YOLOv3-SPP trainer")
+    return split_auxiliary(named)
+
+
+def _yolo_name(name: str, layers: list[str]) -> str:
+    match = YOLO_NAME.fullmatch(name)
+    kind = match and YOLO_KINDS.get((match[2], match[3]))
+    return f"{layers[int(match[1])]}{kind}" if match and kind and int(match[1]) < len(layers) else name
+
+
+def rename_effdet(arrays: Mapping[str, np.ndarray], network: str, options: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
+    """(arg, aux) under our names; unknown names (EfficientNet's classifier) stay, options change nothing.
+
+    CheckpointError for another network or state_dict.
+    """
+    del options
+    if not isinstance(family_of(network), EfficientDet):
+        raise CheckpointError(f"--network {network}: these weights are for efficientdet_d0 and the like")
+    named = {effdet_name(name): array for name, array in arrays.items() if not name.endswith(UNUSED)}
+    if "body_stem_conv_weight" not in named:
+        raise CheckpointError("the file has no _conv_stem.weight: it is neither an EfficientDet nor an EfficientNet")
+    return split_auxiliary(named)
+
+
+def effdet_name(name: str) -> str:
+    """Our name of a parameter or state; names that are not known stay."""
+    for pattern, own in RULES:
+        match = pattern.fullmatch(name)
+        if match:
+            return own(*match.groups())
+    return name

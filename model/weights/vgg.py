@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from common.errors import CheckpointError
-from symbol.backbone.vgg16_reduced import STAGES, vgg16_reduced
+from symbol.backbone.vgg import STAGES, vgg16_reduced
 from symbol.detector.ssd_rows import ROWS
 
 Arrays = dict[str, np.ndarray]

@@ -145,7 +145,7 @@ def _layer(section: Section, inputs: list[Symbol], name: str, layers: Layers, nu
 
 
 def _convolutional(section: Convolutional, data: Symbol, name: str, layers: Layers, num_classes: int) -> Symbol:
-    bias = smart_bias(section.filters, num_classes) if name.startswith("pred_") else None
+    bias = prior_bias(section.filters, num_classes) if name.startswith("pred_") else None
     net = layers.conv(
         data,
         f"{name}_conv",
@@ -163,7 +163,7 @@ def _convolutional(section: Convolutional, data: Symbol, name: str, layers: Laye
     return mx.sym.LeakyReLU(net, act_type="leaky", slope=LEAKY_SLOPE, name=f"{name}_leaky")
 
 
-def smart_bias(filters: int, num_classes: int) -> np.ndarray:
+def prior_bias(filters: int, num_classes: int) -> np.ndarray:
     """(filters,) biases at the start: objectness -4.5, classes log(0.6 / (num_classes - 0.99)), boxes 0.
 
     So the first steps need not unlearn objects that are nowhere (Lin et al. 2017, RetinaNet, section 4.1).

@@ -16,7 +16,7 @@ MOST_LOST = 0.1  # share of the channels that rounding may take away
 
 
 @dataclass(frozen=True)
-class Stage:
+class BodyStage:
     """Blocks of one size: kernel, stride of the first, channels inside (times those of the input), channels."""
 
     kernel: int
@@ -28,13 +28,13 @@ class Stage:
 
 # Table 1, stages 2 to 8 of B0.
 STAGES = (
-    Stage(3, 1, 1, 16, 1),
-    Stage(3, 2, 6, 24, 2),
-    Stage(5, 2, 6, 40, 2),
-    Stage(3, 2, 6, 80, 3),
-    Stage(5, 1, 6, 112, 3),
-    Stage(5, 2, 6, 192, 4),
-    Stage(3, 1, 6, 320, 1),
+    BodyStage(3, 1, 1, 16, 1),
+    BodyStage(3, 2, 6, 24, 2),
+    BodyStage(5, 2, 6, 40, 2),
+    BodyStage(3, 2, 6, 80, 3),
+    BodyStage(5, 1, 6, 112, 3),
+    BodyStage(5, 2, 6, 192, 4),
+    BodyStage(3, 1, 6, 320, 1),
 )
 
 
@@ -51,7 +51,7 @@ class EfficientNet:
         return round_channels(STEM * self.width)
 
     @property
-    def stages(self) -> tuple[Stage, ...]:
+    def stages(self) -> tuple[BodyStage, ...]:
         """The stages with this network's channels and blocks."""
         return tuple(
             replace(s, channels=round_channels(s.channels * self.width), repeats=math.ceil(s.repeats * self.depth))
@@ -84,7 +84,7 @@ def efficientnet(data: Symbol, layers: Layers, body: EfficientNet, drop_connect:
     return [tap for tap in taps.values() if tap.stride > 2]
 
 
-def _block(data: Symbol, layers: Layers, name: str, block: Stage, channels: int, drop_connect: float) -> Symbol:
+def _block(data: Symbol, layers: Layers, name: str, block: BodyStage, channels: int, drop_connect: float) -> Symbol:
     """MBConv: widening 1x1, depthwise, squeeze-excitation, narrowing 1x1, residual where shapes allow."""
     net, inner = data, channels * block.expand
     if block.expand > 1:

@@ -32,7 +32,7 @@ _NO_CLASSIFIER = re.compile(
 )
 _IRRELEVANT = {"__lr_mult__": "1.0", "__wd_mult__": "1.0", "__dtype__": "0", "__storage_type__": "0"}
 
-Node = dict[str, Any]
+GluonNode = dict[str, Any]
 
 
 class TracedBody(NamedTuple):
@@ -123,7 +123,7 @@ def trace(block: Any) -> TracedBody:
     )
 
 
-def _end_of_body(nodes: list[Node], output: int) -> int:
+def _end_of_body(nodes: list[GluonNode], output: int) -> int:
     """The node whose map the classifier pools or flattens first, going back from its output."""
     end = position = output
     while True:
@@ -135,7 +135,7 @@ def _end_of_body(nodes: list[Node], output: int) -> int:
             end = position
 
 
-def _bottlenecks(nodes: list[Node], end: int) -> list[int]:
+def _bottlenecks(nodes: list[GluonNode], end: int) -> list[int]:
     """Nodes that every path from the data to `end` passes, in order: no edge leads from before one to behind it."""
     inputs = [[entry[0] for entry in node["inputs"]] for node in nodes]
     fed: set[int] = set()
@@ -156,7 +156,7 @@ def _bottlenecks(nodes: list[Node], end: int) -> list[int]:
     return found
 
 
-def _choose_taps(nodes: list[Node], candidates: list[int]) -> dict[int, tuple[int, int]]:
+def _choose_taps(nodes: list[GluonNode], candidates: list[int]) -> dict[int, tuple[int, int]]:
     """{stride: (node, channels)} of the last finished map of each stride."""
     finished = [k for k in candidates if nodes[k]["op"] not in _UNFINISHED and nodes[k]["inputs"]]
     if not finished:
@@ -170,7 +170,7 @@ def _choose_taps(nodes: list[Node], candidates: list[int]) -> dict[int, tuple[in
     return {stride: taps[stride] for stride in STRIDES if stride in taps}
 
 
-def _rename(nodes: list[Node], paths: dict[str, str]) -> None:
+def _rename(nodes: list[GluonNode], paths: dict[str, str]) -> None:
     """Gives parameters the names of their paths in the block, and layers that of their first parameter or a number."""
     for position, node in enumerate(nodes):
         if node["op"] != "null":
@@ -186,7 +186,7 @@ def _rename(nodes: list[Node], paths: dict[str, str]) -> None:
             node["attrs"] = {key: value for key, value in attrs if _IRRELEVANT.get(key) != value}
 
 
-def _with_outputs(nodes: list[Node], outputs: Iterable[int]) -> Symbol:
+def _with_outputs(nodes: list[GluonNode], outputs: Iterable[int]) -> Symbol:
     variables = [position for position, node in enumerate(nodes) if node["op"] == "null"]
     heads = [[position, 0, 0] for position in outputs]
     return mx.sym.load_json(

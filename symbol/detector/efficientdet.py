@@ -11,10 +11,10 @@ from boxes.effdet_assigner import EffDetAssigner
 from common.errors import OptionError
 from machine.runtime import mx
 from symbol.backbone.efficientnet import EfficientNet, efficientnet
-from symbol.effdet_losses import LABELS, effdet_losses
+from symbol.detector.bifpn import bifpn
 from symbol.family import Family, FeatureMap, Size
 from symbol.layers import Layers, SharedSeparable, Symbol, swish
-from symbol.neck.bifpn import bifpn
+from symbol.losses import EFFDET_LABELS, effdet_losses
 from symbol.network_options import EffDetOptions
 from symbol.post_process import take_rows
 
@@ -97,7 +97,7 @@ class EfficientDet(Family):
     def label_names(self, options: EffDetOptions) -> tuple[str, ...]:
         """Names of the labels that `training` reads."""
         del options
-        return LABELS
+        return EFFDET_LABELS
 
     def feature_maps(self, network: str, row: EffDetRow, size: Size, options: EffDetOptions) -> list[FeatureMap]:
         """The maps of predictions of an input of (height, width)."""
@@ -119,7 +119,7 @@ class EfficientDet(Family):
         return f"{network} needs inputs whose sides are multiples of {self.size_multiple(network)}"
 
 
-class Heads(NamedTuple):
+class EffDetHeads(NamedTuple):
     """Predictions of all maps in the order level, y, x, anchor: logits (B, A, C); boxes (B, A, 4) dy, dx, dh, dw."""
 
     cls: Symbol
@@ -150,14 +150,14 @@ def predictions(
     num_classes: int,
     options: EffDetOptions,
     drop_connect: float = 0.0,
-) -> Heads:
+) -> EffDetHeads:
     """The network's outputs; OptionError where the input does not suit it. The symbol holds no input size."""
     check_size(network, row, size)
     layers = Layers(options.freeze, BATCH_NORM_EPS, options.bn_momentum)
     taps = efficientnet(mx.sym.var("data"), layers, row.body, drop_connect)[BODY_TAPS]
     maps = bifpn(taps, layers, row.channels, row.cells, row.levels, row.attention)
     cls = head(maps, layers, "cls", row, num_classes, CLASS_BIAS)
-    return Heads(cls, head(maps, layers, "box", row, BOX_VALUES), maps[0])
+    return EffDetHeads(cls, head(maps, layers, "box", row, BOX_VALUES), maps[0])
 
 
 def head(
@@ -179,7 +179,9 @@ def head(
     return mx.sym.concat(*outputs, dim=1, name=f"{name}_pred")
 
 
-def detection_symbol(heads: Heads, row: EffDetRow, size: Size, num_classes: int, options: EffDetOptions) -> Symbol:
+def detection_symbol(
+    heads: EffDetHeads, row: EffDetRow, size: Size, num_classes: int, options: EffDetOptions
+) -> Symbol:
     """det (B, N, 6) rows [id, score, xmin, ymin, xmax, ymax], best first; corners in [0, 1] of the input.
 
     Only the nms_topk anchors of the best scores are decoded.

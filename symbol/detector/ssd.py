@@ -17,9 +17,10 @@ from symbol.family import Family, FeatureMap, Size
 from symbol.layers import Layers, Symbol, Tap, l2_normalise
 from symbol.losses import multibox_loss
 from symbol.network_options import SSDOptions
-from symbol.post_process import multibox_detection, per_class_detection
+from symbol.post_process import per_class_detection
 
 # Labels that the training symbols read, by target rule.
+NO_OVERLAP = 1e-37  # a normal float32; MultiBoxDetection neither suppresses nor sorts with the threshold 0
 LABELS = {"paper": ("cls_target", "loc_target", "normaliser"), "mxnet": ("label",)}
 HEAD_LR_MULT = 2.0  # biases of the heads learn twice as fast (apache example/ssd)
 EXTRA_KERNEL = 3
@@ -117,12 +118,12 @@ class SSD(Family):
         """Anchors are fractions of the input that the symbol was built for."""
         return f"the anchors of {network} are fractions of an input of one size, {data_shape}"
 
-    def unread(self, network: str) -> frozenset[str]:
+    def unused_options(self, network: str) -> frozenset[str]:
         """The width, of bodies that have one alone."""
         rows = self.rows.get(network, ())
         return frozenset() if any(row.takes_width for _, row in rows) else frozenset({"width"})
 
-    def without_effect(self, options: SSDOptions) -> Iterator[tuple[tuple[str, ...], str]]:
+    def ineffective_options(self, options: SSDOptions) -> Iterator[tuple[tuple[str, ...], str]]:
         """MultiBoxDetection keeps all that is left after suppression."""
         if options.post_process == "multibox":
             yield ("keep_topk",), "with --post-process multibox"
@@ -143,7 +144,7 @@ def _taps(network: str, row: SSDRow, size: Size, options: SSDOptions) -> tuple[S
     return row, maps
 
 
-def _heads(network: str, row: SSDRow, size: Size, num_classes: int, options: SSDOptions) -> "Heads":
+def _heads(network: str, row: SSDRow, size: Size, num_classes: int, options: SSDOptions) -> "SSDHeads":
     row, maps = _taps(network, row, size, options)
     return multibox_layer(maps, anchor_layers(row, size), num_classes, row.l2_scales, Layers(freeze=options.freeze))
 
@@ -255,7 +256,7 @@ def anchor_layers(row: SSDRow, size: Size) -> tuple[AnchorLayer, ...]:
 
 
 @dataclass(frozen=True)
-class Heads:
+class SSDHeads:
     """Predictions over all maps, anchors in the order map, y, x, anchor: cls (B, A, C + 1) logits, loc (B, A, 4)."""
 
     cls_pred: Symbol
@@ -265,7 +266,7 @@ class Heads:
 
 def multibox_layer(
     maps: list[Tap], anchors: tuple[AnchorLayer, ...], num_classes: int, l2_scales: tuple[float, ...], layers: Layers
-) -> Heads:
+) -> SSDHeads:
     """3x3 convolutions for classes and offsets on every map, and their anchors (SSD section 2.1)."""
     cls, loc, priors = [], [], []
     for k, (tap, anchor) in enumerate(zip(maps, anchors, strict=True)):
@@ -277,7 +278,7 @@ def multibox_layer(
         cls.append(_head(net, f"{name}_cls_pred_conv", per_cell, num_classes + 1, layers))
         priors.append(_prior(net, f"{name}_anchors", anchor))
     boxes = mx.sym.concat(*priors, dim=1, name="multibox_anchors")  # (1, A, 4)
-    return Heads(
+    return SSDHeads(
         cls_pred=mx.sym.concat(*cls, dim=1, name="multibox_cls_pred"),
         loc_pred=mx.sym.concat(*loc, dim=1, name="multibox_loc_pred"),
         anchors=clip_centre_form(boxes) if anchors[0].clip_centres else boxes,
@@ -310,7 +311,7 @@ def clip_centre_form(corners: Symbol) -> Symbol:
     return mx.sym.concat(centre - half, centre + half, dim=2, name="multibox_anchors_clipped")
 
 
-def training_symbol(heads: Heads, options: SSDOptions, size: Size) -> Symbol:
+def training_symbol(heads: SSDHeads, options: SSDOptions, size: Size) -> Symbol:
     """The training outputs and, last, det, for an input of (height, width).
 
     targets=paper: [cls_loss (B,), loc_loss (B,), det]; reads cls_target (B, A), loc_target (B, A, 4), normaliser (B,
@@ -322,7 +323,7 @@ def training_symbol(heads: Heads, options: SSDOptions, size: Size) -> Symbol:
     return mx.sym.Group([*outputs, det])
 
 
-def _paper_outputs(heads: Heads, options: SSDOptions) -> list[Symbol]:
+def _paper_outputs(heads: SSDHeads, options: SSDOptions) -> list[Symbol]:
     cls_loss, loc_loss = multibox_loss(
         heads.cls_pred,
         heads.loc_pred,
@@ -334,7 +335,7 @@ def _paper_outputs(heads: Heads, options: SSDOptions) -> list[Symbol]:
     return [mx.sym.make_loss(cls_loss, name="cls_loss"), mx.sym.make_loss(loc_loss, name="loc_loss")]
 
 
-def _classic_outputs(heads: Heads, options: SSDOptions) -> list[Symbol]:
+def _classic_outputs(heads: SSDHeads, options: SSDOptions) -> list[Symbol]:
     """MultiBoxTarget, SoftmaxOutput over valid anchors and smooth L1, as in apache's example/ssd."""
     cls_pred = mx.sym.transpose(heads.cls_pred, axes=(0, 2, 1))  # (B, C + 1, A)
     loc_pred = mx.sym.reshape(heads.loc_pred, shape=(0, -1))  # (B, 4 A)
@@ -364,7 +365,7 @@ def _classic_outputs(heads: Heads, options: SSDOptions) -> list[Symbol]:
     return [cls_prob, loc_loss, mx.sym.MakeLoss(cls_target, grad_scale=0, name="cls_label")]
 
 
-def detection_symbol(heads: Heads, options: SSDOptions, size: Size) -> Symbol:
+def detection_symbol(heads: SSDHeads, options: SSDOptions, size: Size) -> Symbol:
     """det (B, N, 6) for an input of (height, width); N = A with MultiBoxDetection, else options.keep_topk or less."""
     prob = mx.sym.softmax(heads.cls_pred, axis=-1)  # (B, A, C + 1)
     common: dict[str, Any] = {
@@ -379,3 +380,33 @@ def detection_symbol(heads: Heads, options: SSDOptions, size: Size) -> Symbol:
     topk = min(options.nms_topk, anchors)
     keep = min(options.keep_topk, topk * (classes - 1))
     return per_class_detection(prob, heads.loc_pred, heads.anchors, topk=topk, keep=keep, **common)
+
+
+def multibox_detection(
+    prob: Symbol,
+    loc_pred: Symbol,
+    anchors: Symbol,
+    *,
+    topk: int,
+    threshold: float,
+    nms: float,
+    force: bool,
+    variances: Sequence[float],
+) -> Symbol:
+    """det (B, A, 6) by MultiBoxDetection: each anchor has one class, its best.
+
+    prob (B, A, C + 1) with the background first, loc_pred (B, A, 4) offsets, anchors (1, A, 4) corners. topk boxes of
+    an image are considered; boxes are clipped to the image. A box goes if its IoU with a better one is nms or more;
+    with nms 0, if they overlap at all.
+    """
+    return mx.sym.contrib.MultiBoxDetection(
+        mx.sym.transpose(prob, axes=(0, 2, 1)),  # (B, C + 1, A)
+        mx.sym.reshape(loc_pred, shape=(0, -1)),  # (B, 4 A)
+        anchors,
+        threshold=threshold,
+        nms_threshold=max(nms, NO_OVERLAP),
+        force_suppress=force,
+        variances=tuple(variances),
+        nms_topk=topk,
+        name="detection",
+    )

@@ -7,12 +7,9 @@ from itertools import pairwise
 
 from symbol.backbone import gluon_body, inceptionv3
 from symbol.backbone.densenet import densenet121, densenet_tiny
-from symbol.backbone.legacy_vgg16_ssd import legacy_vgg16_ssd_300, legacy_vgg16_ssd_512
-from symbol.backbone.mobilenet import mobilenet
-from symbol.backbone.mobilenet_v2 import mobilenet_v2
+from symbol.backbone.mobilenet import mobilenet, mobilenet_v2
 from symbol.backbone.resnet import resnet50, resnet101
-from symbol.backbone.vgg16_reduced import vgg16_reduced
-from symbol.backbone.vgg16_reduced_bn import vgg16_reduced_bn
+from symbol.backbone.vgg import legacy_vgg16_ssd_300, legacy_vgg16_ssd_512, vgg16_reduced, vgg16_reduced_bn
 from symbol.layers import Layers, Symbol, Tap
 from symbol.network_options import SSDOptions
 

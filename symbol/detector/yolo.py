@@ -104,7 +104,7 @@ class YOLOv3(Family):
         """Those of the paper."""
         return (416, 608)
 
-    def unread(self, network: str) -> frozenset[str]:
+    def unused_options(self, network: str) -> frozenset[str]:
         """The text of a .cfg, but for darknet:FILE."""
         return frozenset() if network.startswith(PREFIX) else frozenset({"darknet_cfg"})
 

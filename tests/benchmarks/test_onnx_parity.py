@@ -6,7 +6,7 @@ import pytest
 from benchmarks.onnx_parity import ParityOptions, inputs
 from common.errors import OptionError
 from model.checkpoint import load_checkpoint
-from model.load import model_from_checkpoint
+from model.folder import model_from_checkpoint
 from tests.model.tiny import save_tiny
 from tests.train.tiny import write_record
 

@@ -45,7 +45,7 @@ def test_an_input_larger_than_any_model_has_is_an_options_fault(shape):
 
 def test_what_cannot_end_well_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
     prefix = save_tiny(tmp_path / "tiny")
-    monkeypatch.setattr("model.load.model_from_checkpoint", lambda *_, **__: pytest.fail("it was computed"))
+    monkeypatch.setattr("model.folder.model_from_checkpoint", lambda *_, **__: pytest.fail("it was computed"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(OptionError, match="the folder holds thesis.txt"):

@@ -9,17 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import CheckpointError, InstallError
-from deploy import onnx_int8
+from deploy import onnx_files
 from deploy.calibrate import calibrate
 from deploy.main import main
-from deploy.onnx_int8 import add_int8_file, int8_onnx
+from deploy.onnx_files import add_int8_file, int8_onnx
 from detect.detector import Detector
-from model.bind import fused_model
-from model.folder_files import ONNX, ONNX_INT8, read_manifest
-from model.load import inference_model
-from model.manifest import Accuracy, Calibration
+from engines.mxnet_engine import fused_model
+from model.folder import inference_model
+from model.manifest import ONNX, ONNX_INT8, Accuracy, Calibration, read_manifest
 from tests.deploy.onnx_runtimes import exported, run
-from tests.graph.test_int8 import FAMILIES, body, largest_error
+from tests.deploy.test_precision import FAMILIES, body, largest_error
 from tests.model.made_up import images, made_up
 from tests.model.tiny import picture, save_tiny
 from tests.train.tiny import CLASSES, write_record
@@ -141,7 +140,7 @@ def test_operators_between_layers_read_int8_where_all_of_their_maps_do(known, re
 def test_what_loses_too_much_is_tried_again_and_left_out(calibrated, values, excluded, said, monkeypatch, caplog):
     model, content, _, fused = calibrated
     measured = iter(values)
-    monkeypatch.setattr(onnx_int8, "measured", lambda *_: next(measured))
+    monkeypatch.setattr(onnx_files, "onnx_mean_ap", lambda *_: next(measured))
     with caplog.at_level(logging.INFO):
         changed, files = add_int8_file(model, {ONNX: content}, 0, 0.01)
     assert said in caplog.text
@@ -160,7 +159,7 @@ def test_without_onnxruntime_it_is_left_out(calibrated, monkeypatch, caplog):
     def refused(*_):
         raise InstallError("onnxruntime is not installed")
 
-    monkeypatch.setattr(onnx_int8, "measured", refused)
+    monkeypatch.setattr(onnx_files, "onnx_mean_ap", refused)
     assert add_int8_file(model, {ONNX: content}, 0, 0.01) == (model, {ONNX: content})
     assert "model-int8.onnx is left out: onnxruntime is not installed" in caplog.text
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deploy.comparison import compare
+from deploy.onnx_files import compare
 from symbol.symbol_factory import get_symbol
 from tests.deploy.onnx_runtimes import RUNTIMES, exported, run, run_mxnet
 from tests.model.tiny import deterministic_params

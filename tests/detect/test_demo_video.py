@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from common.errors import DataError
-from deploy.export import export
-from detect import sinks, video
+from deploy.main import export
+from detect import outputs, video
 from detect.detector import Detector
 from detect.main import main
 from detect.video import Video
@@ -87,7 +87,7 @@ def test_a_film_that_cannot_be_completed_leaves_the_other_one_whole(run, tmp_pat
             closed.append(self.path.parent.name)
             raise DataError("the disk is full")
 
-    monkeypatch.setattr("detect.run.VideoFile", Full)
+    monkeypatch.setattr("detect.main.VideoFile", Full)
     assert run(write_video(tmp_path / "film.avi", frames=1), "--heatmap", tmp_path / "heat")[0] == 2
     assert sorted(closed) == ["heat", "out"]
     assert "error: the disk is full" in caplog.text
@@ -160,7 +160,7 @@ def test_detections_are_cut_out_of_images_and_frames(run, tmp_path):
 
 def test_a_window_shows_pictures_and_ends_the_run(run, tmp_path, monkeypatch):
     shown, keys = [], iter([-1, ord("q")])
-    monkeypatch.setattr(sinks, "display_problem", lambda: None)
+    monkeypatch.setattr(outputs, "display_problem", lambda: None)
     monkeypatch.setattr(cv2, "imshow", lambda title, pixels: shown.append(pixels))
     monkeypatch.setattr(cv2, "waitKey", lambda delay: next(keys))
     monkeypatch.setattr(cv2, "destroyAllWindows", lambda: None)

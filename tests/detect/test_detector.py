@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.errors import CheckpointError, DataError, OptionError
-from deploy.export import export
+from deploy.main import export
 from detect.detector import Detector, class_thresholds, select
 from engines.preprocess import encode_image, write_input
 from machine.runtime import mx

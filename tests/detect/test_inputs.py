@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError, OptionError
-from detect.inputs import Source, find_images, plan_outputs, split_words, with_values
+from detect.inputs import InputSource, find_images, plan_outputs, split_words, with_values
 
 
 @pytest.fixture
@@ -88,10 +88,10 @@ def test_flags_that_may_stand_alone_get_their_number():
 
 def test_videos_become_films_with_names_of_their_own():
     sources = [
-        Source(Path("x/a.avi"), True),
-        Source(Path("y/a.bin"), True),
-        Source(2, True),
-        Source(Path("a.jpg"), False),
+        InputSource(Path("x/a.avi"), True),
+        InputSource(Path("y/a.bin"), True),
+        InputSource(2, True),
+        InputSource(Path("a.jpg"), False),
     ]
     paths, videos = [source.path for source in sources], {source.path for source in sources if source.video}
     names = [path.name for path in plan_outputs(paths, "--output", Path("out"), videos)]

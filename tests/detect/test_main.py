@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from common.errors import OptionError
-from deploy.export import export
+from deploy.main import export
 from detect.detector import Detector
 from detect.main import main
-from drawing.boxes import draw
-from drawing.heatmap import draw_heatmap, score_map
+from drawing.boxes import draw, draw_heatmap, score_map
 from engines.preprocess import encode_image, read_image
 from tests.model.tiny import CLASSES, picture, save_tiny
 

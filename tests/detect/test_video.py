@@ -5,7 +5,7 @@ import pytest
 
 from common.errors import DataError, OptionError
 from detect import video
-from detect.sinks import display_problem, folder_name, write_crops
+from detect.outputs import display_problem, folder_name, write_crops
 from detect.video import Video, VideoFile, frame_size
 from machine.opencv import cv2
 from tests.detect.videos import FakeCapture, bgr, write_video

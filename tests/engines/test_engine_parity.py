@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from config.groups import DeviceOptions
-from deploy.onnx_file import onnx_files
+from deploy.onnx_files import onnx_files
 from detect.detector import Detector
 from engines.preprocess import encode_image
 from model.checkpoint import load_checkpoint
-from model.folder import write_model_folder
-from model.load import inference_model, model_from_checkpoint
+from model.folder import inference_model, model_from_checkpoint, write_model_folder
 from tests.examples.test_examples import LOWEST, agree, found_by
 from tests.model.tiny import picture, save_tiny
 

@@ -15,7 +15,7 @@ from dataset.labels import pack_label
 from dataset.recordio import RecordWriter, pack
 from engines.preprocess import InputWriter, encode_image, read_image, write_input
 from model.checkpoint import load_checkpoint
-from model.load import model_from_checkpoint
+from model.folder import model_from_checkpoint
 from tests.model.tiny import picture, save_tiny
 
 

@@ -9,8 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.preprocess import InputWriter
-from model.folder_files import MANIFEST, ONNX, read_manifest
-from model.manifest import MANIFEST_FILE, FileRecord
+from model.manifest import MANIFEST, MANIFEST_FILE, ONNX, FileRecord, read_manifest
 
 BOXES = np.array([[0, 0, 0.1, 0.2, 0.5, 0.6], [2, 0, 0.3, 0.3, 0.9, 1.0], [-1, 0, 0, 0, 0, 0]], np.float32)
 

@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate import pairing
+from evaluate import voc_eval
 from evaluate.coco_metric import STAT_NAMES, COCORule, coco_eval
-from evaluate.eval_metric import COCOMetric, ValidationMetric
-from evaluate.frames import frames_of, to_image_pixels
+from evaluate.eval_metric import COCOMetric, ValidationMetric, frames_of, to_image_pixels
 from machine.runtime import mx
 from tests.evaluate.coco_cases import annotation_file, pycocotools_stats, random_set, results
 
@@ -47,7 +46,7 @@ def test_more_than_100_detections_in_an_image(use_classes):
 def test_pairs_in_several_portions(monkeypatch):
     sets = random_set(5)
     whole = stats(*sets)
-    monkeypatch.setattr(pairing, "PAIRS_AT_ONCE", 7)
+    monkeypatch.setattr(voc_eval, "PAIRS_AT_ONCE", 7)
     np.testing.assert_array_equal(stats(*sets), whole)
 
 

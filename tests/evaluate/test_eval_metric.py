@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate import pairing
 from evaluate import voc_eval as core
 from evaluate.eval_metric import MApMetric, VOC07MApMetric
-from evaluate.report import format_table, save_pr_curves
+from evaluate.reports import format_table, save_pr_curves
 from evaluate.voc_eval import VOCRule, average_precision, voc_eval
 from machine.runtime import mx
 
@@ -211,7 +210,7 @@ def test_more_images_can_only_change_ap_as_they_should(scene: tuple[np.ndarray, 
 def test_the_size_of_the_chunks_does_not_matter(scene: tuple[np.ndarray, np.ndarray]) -> None:
     value = voc_eval(*scene, ["cat"]).mean_ap
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairing, "PAIRS_AT_ONCE", 3)
+        patch.setattr(core, "PAIRS_AT_ONCE", 3)
         np.testing.assert_equal(voc_eval(*scene, ["cat"]).mean_ap, value)
 
 

@@ -13,8 +13,7 @@ from detect.detector import Detector
 from engines.preprocess import encode_image
 from machine.opencv import cv2
 from model.checkpoint import load_checkpoint
-from model.folder import write_model_folder
-from model.load import inference_model, model_from_checkpoint
+from model.folder import inference_model, model_from_checkpoint, write_model_folder
 from tests.engines.tiny_onnx import with_onnx
 from tests.model.tiny import CLASSES, picture, save_tiny
 

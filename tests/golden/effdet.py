@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 
-from model.weights.effdet_pytorch import own_name
+from model.weights.pytorch import effdet_name
 from symbol.detector.efficientdet import ROWS as EFFDET_NETWORKS
 from tests.golden.loader import Case, cases, formula_parameters
 
@@ -31,7 +31,7 @@ def _of_file(file: str, path: tuple[str, ...], gain: float) -> dict[str, np.ndar
 def parameters(case: Case) -> dict[str, np.ndarray]:
     """All parameters and states of a case's network under our names; the cell of a BiFPN alone is number 0."""
     stored = {ALONE.sub("bifpn.0.", name): array for name, array in stored_parameters(case).items()}
-    named = {own_name(name): array for name, array in stored.items()}
+    named = {effdet_name(name): array for name, array in stored.items()}
     assert len(named) == len(stored)
     assert not named.keys() & stored.keys()
     return named

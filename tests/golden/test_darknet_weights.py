@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from model.weights import darknet, yolo_pytorch
+from model.weights import darknet, pytorch
 from symbol.darknet_cfg import format_cfg
 from symbol.darknet_sections import with_anchors, with_classes
 from symbol.detector.yolo import by_anchor, levels
@@ -42,7 +42,7 @@ def test_state_dict_of_the_trainer(case, tmp_path):
         name.replace("running_var", "num_batches_tracked"): torch.tensor(7) for name in state if "running_var" in name
     }
     torch.save({"epoch": 3, "model": state | counters, "best_map": 0.5}, path)
-    arg, aux = yolo_pytorch.rename(yolo_pytorch.read(path), args["network"], {})
+    arg, aux = pytorch.rename_yolo(pytorch.read(path), args["network"], {})
     wanted = yolo.parameters(args["network"], args["gain"])
     assert set(wanted) == {*arg, *aux}
     assert all(np.array_equal({**arg, **aux}[name], array) for name, array in wanted.items())

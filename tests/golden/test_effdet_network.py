@@ -9,10 +9,10 @@ from boxes.effdet_anchors import RATIOS, SCALES, STRIDES, effdet_anchors
 from boxes.geometry import centres_to_corners, corners_to_centres
 from machine.runtime import mx
 from symbol.backbone.efficientnet import SQUEEZE, efficientnet
+from symbol.detector.bifpn import FUSION_EPS, LOWEST, cell, first_inputs
 from symbol.detector.efficientdet import BATCH_NORM_EPS, anchors_of, decode, predictions, suppress
 from symbol.detector.efficientdet import ROWS as EFFDET_NETWORKS
 from symbol.layers import Layers, Tap
-from symbol.neck.bifpn import FUSION_EPS, LOWEST, cell, first_inputs
 from symbol.network_options import EffDetOptions
 from symbol.symbol_factory import get_symbol
 from tests.golden.effdet import network_of, parameters

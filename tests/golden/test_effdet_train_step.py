@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from machine.runtime import mx
-from model.weights.effdet_pytorch import own_name
+from model.weights.pytorch import effdet_name
 from symbol.detector.efficientdet import ROWS as EFFDET_NETWORKS
 from symbol.detector.efficientdet import predictions
-from symbol.effdet_losses import effdet_losses
+from symbol.losses import effdet_losses
 from symbol.network_options import EffDetOptions
 from tests.golden.effdet import network_of, parameters
 from tests.golden.loader import Case, assert_outputs, cases
@@ -33,7 +33,7 @@ def test_train_step(case: Case) -> None:
     heads = predictions(network, row, size, args["num_classes"], options)
     cls, box = (mx.sym.cast(pred, dtype="float32") for pred in (heads.cls, heads.box))
     executor = step(case, mx.sym.Group(effdet_losses(cls, box, args["num_classes"], options)))
-    names = [own_name(name) for name in case["param_names"]]
+    names = [effdet_name(name) for name in case["param_names"]]
     flat = [executor.grad_dict[name].asnumpy().ravel().astype(np.float64) for name in names]
     got = {
         "losses": [output.asnumpy().sum() for output in executor.outputs],

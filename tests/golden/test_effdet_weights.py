@@ -7,8 +7,8 @@ from common.errors import CheckpointError
 from machine.runtime import mx
 from model.checkpoint import load_checkpoint
 from model.params_file import read_params
-from model.weights import effdet_pytorch
-from model.weights.report import expected_shapes
+from model.weights import pytorch
+from model.weights.fit import expected_shapes
 from symbol.backbone.efficientnet import efficientnet
 from symbol.detector.efficientdet import BATCH_NORM_EPS, predictions
 from symbol.detector.efficientdet import ROWS as EFFDET_NETWORKS
@@ -43,7 +43,7 @@ def convert(monkeypatch, tmp_path):
     """Runs the command on a state_dict in place of a file; returns the prefix."""
 
     def run_on(state: Arrays, *flags: str) -> str:
-        monkeypatch.setattr(effdet_pytorch, "read", lambda path: state)
+        monkeypatch.setattr(pytorch, "read", lambda path: state)
         prefix = str(tmp_path / "out")
         convert_weights.main(["--from", "efficientdet.pytorch", "file.pth", "--prefix", prefix, *flags])
         return prefix
@@ -98,12 +98,12 @@ def test_an_efficientnet_becomes_a_body_to_start_from(case, convert, capsys):
 @pytest.mark.parametrize("case", cases("effdet_d0_forward"), ids=str)
 def test_names_with_the_prefix_of_data_parallel_and_plain_convolutions(case):
     state = stored_parameters(case)
-    wanted = effdet_pytorch.rename(state, network_of(case), {})
+    wanted = pytorch.rename_effdet(state, network_of(case), {})
     for other in (
         {f"module.{name}": array for name, array in state.items()},
         {name.replace(".conv.", "."): array for name, array in state.items()},
     ):
-        found = effdet_pytorch.rename(other, network_of(case), {})
+        found = pytorch.rename_effdet(other, network_of(case), {})
         assert [list(arrays) for arrays in found] == [list(arrays) for arrays in wanted]
 
 

@@ -36,7 +36,7 @@ def state_dict(network: str, gain: float) -> dict[str, np.ndarray]:
 
 def arguments(case: Case, symbol: Any) -> dict[str, Any]:
     """Data and weights of a case for our symbol."""
-    arrays, _ = pytorch.rename(state_dict(case.args["network"], case.args["gain"]), "", {})
+    arrays, _ = pytorch.rename_ssd(state_dict(case.args["network"], case.args["gain"]), "", {})
     arrays["data"] = case.formula_input("input")
     return {name: mx.nd.array(arrays[name]) for name in symbol.list_arguments() if name in arrays}
 
@@ -94,7 +94,7 @@ def test_train_step(case: Case) -> None:
     executor.forward(is_train=True)
     executor.backward()
     cls_loss, loc_loss = (output.asnumpy().sum() for output in executor.outputs)
-    flat = [gradients[pytorch.own_name(name)].asnumpy().ravel().astype(np.float64) for name in case["param_names"]]
+    flat = [gradients[pytorch.ssd_name(name)].asnumpy().ravel().astype(np.float64) for name in case["param_names"]]
     got = {
         "loss_l": loc_loss,
         "loss_c": cls_loss,

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from machine.runtime import mx
-from symbol.overlap import Boxes, paired_overlap
-from symbol.yolo_losses import focal_cross_entropy, smoothed_targets
+from symbol.yolo_losses import Boxes, focal_cross_entropy, paired_overlap, smoothed_targets
 from tests.golden.loader import Case, assert_close, assert_outputs, cases
 from tests.golden.test_yolo_boxes import image_objects, yolo_assigner
 from tests.symbol.yolo_loss_runner import batch_labels, run_yolo_losses

@@ -8,18 +8,26 @@ import pytest
 
 from deploy.calibrate import calibrate
 from deploy.precision import with_dtype
-from graph.bfloat16 import to_bfloat16
-from graph.int8 import fuse
-from graph.onednn import squeezes, suit_onednn, swish_is_there
+from engines.mxnet_engine import bind
+from graph.fold import fold_constants
+from graph.number_formats import fuse, to_bfloat16
+from graph.onednn import BLOCK, has_squeeze_excitation, pad_predictions, suit_onednn, supports_swish
+from graph.symbol_graph import graph_of
 from machine.runtime import mx
-from model.bind import bind
-from model.load import inference_model
+from model.folder import inference_model
 from model.manifest import Calibration
+from symbol.symbol_factory import get_symbol
 from tests.model.made_up import images, largest_error, made_up, predictions, run
 
 EFFDETS = ["efficientdet_mini", "efficientdet_small", "efficientdet_d0"]
 OTHERS = ["mobilenet", "yolov3_spp_mini", "yolov3_tiny"]
 SIZE = (2, 8, 6, 6)
+# network, input side, options, and the first array after the predictions have been put in order
+NETWORKS = (
+    ("mobilenet", 96, {"width": 0.25}, "multibox_cls_pred_output"),
+    ("yolov3_tiny", 96, {"width": 0.125}, "detection_output"),
+    ("efficientdet_mini", 128, {}, "cls_pred_output"),
+)
 
 
 def _operators(symbol):
@@ -54,7 +62,7 @@ def test_networks_detect_what_they_did(network, exported, count):
 @pytest.mark.parametrize("network", OTHERS)
 def test_networks_without_squeeze_excitation_stay_as_they_are(network):
     model = made_up(network)
-    assert not squeezes(model.symbol)
+    assert not has_squeeze_excitation(model.symbol)
     assert suit_onednn(*_parts(model), _shape(model, 2)) == _parts(model)
 
 
@@ -96,7 +104,7 @@ def test_int8_runs_with_the_thresholds_of_another_number_of_images():
 
 
 def test_swish_is_there():
-    assert swish_is_there()
+    assert supports_swish()
 
 
 def _rewritten(build, shape=SIZE):
@@ -181,7 +189,7 @@ def test_means_over_the_other_axes_stay():
         return mx.sym.mean(data, axis=(2, 3), keepdims=True, exclude=True)
 
     assert "mean" in _rewritten(lambda data: [mean(data)])
-    assert not squeezes(mean(mx.sym.var("data")))
+    assert not has_squeeze_excitation(mean(mx.sym.var("data")))
 
 
 def test_convolutions_that_share_weights_keep_theirs():
@@ -241,3 +249,53 @@ def test_a_model_of_pixels_is_rewritten_too():
     data = np.random.default_rng(3).integers(0, 255, (2, *model.manifest.image_shape), dtype=np.uint8)
     expected = run(*_parts(model), mx.nd.array(data, dtype="uint8"))[0]
     np.testing.assert_allclose(bind(model, mx.cpu(), 2).run(data), expected, rtol=1e-4, atol=1e-4)
+
+
+def with_weights(symbol, shape):
+    arg_shapes, _, aux_shapes = symbol.infer_shape(data=shape)
+    rng = np.random.default_rng(0)
+    args = {
+        name: mx.nd.array(rng.normal(0, 0.1, side))
+        for name, side in zip(symbol.list_arguments(), arg_shapes, strict=True)
+        if name != "data"
+    }
+    states = zip(symbol.list_auxiliary_states(), aux_shapes, strict=True)
+    return args, {name: mx.nd.ones(side) for name, side in states}
+
+
+def output_of(symbol, output, args, aux, data):
+    executor = symbol.get_internals()[output].simple_bind(mx.cpu(), grad_req="null", data=data.shape)
+    executor.copy_params_from(args, aux, allow_extra_params=True)
+    return executor.forward(is_train=False, data=mx.nd.array(data))[0].asnumpy()
+
+
+@pytest.mark.parametrize(("network", "side", "options", "output"), NETWORKS)
+def test_predictions_have_whole_blocks_of_channels_and_keep_their_values(network, side, options, output):
+    data = np.random.default_rng(1).normal(size=(2, 3, side, side)).astype(np.float32)
+    symbol = get_symbol(network, side, 5, **options)
+    args, aux = with_weights(symbol, data.shape)
+    symbol, args = fold_constants(symbol, args, (1, *data.shape[1:]))
+    given = dict(args)
+    padded, longer = pad_predictions(symbol, args)
+    heads = [node for node in graph_of(padded).nodes() if node.op == "Convolution" and "pred" in node.name]
+    filters = [int(node.attrs["num_filter"]) for node in heads]
+    assert heads
+    assert all(count <= BLOCK or count % BLOCK == 0 for count in filters)
+    assert args == given
+    np.testing.assert_allclose(
+        output_of(padded, output, longer, aux, data), output_of(symbol, output, args, aux, data), atol=1e-4
+    )
+
+
+def test_predictions_of_predictions_have_whole_blocks_as_well():
+    net = mx.sym.var("data")
+    for name in ("first", "second"):
+        net = mx.sym.Convolution(net, num_filter=20, kernel=(1, 1), name=name)
+        net = mx.sym.transpose(net, axes=(0, 2, 3, 1), name=f"{name}_turned")
+    data = np.random.default_rng(1).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    args, aux = with_weights(net, data.shape)
+    padded, longer = pad_predictions(net, args)
+    heads = [node for node in graph_of(padded).nodes() if node.op == "Convolution"]
+    assert [node.attrs["num_filter"] for node in heads] == ["32", "32"]
+    expected = output_of(net, "second_turned_output", args, aux, data)
+    np.testing.assert_allclose(output_of(padded, padded.list_outputs()[0], longer, aux, data), expected, atol=1e-5)

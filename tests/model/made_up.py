@@ -7,7 +7,7 @@ import numpy as np
 
 from machine.runtime import mx
 from model.folder import Model
-from model.manifest import Manifest, PostProcessing, Source
+from model.manifest import Manifest, PostProcessing, SourceCheckpoint
 from symbol.symbol_factory import get_symbol
 from tests.symbol.network_cases import CLASSES, small_options, small_size
 
@@ -32,7 +32,7 @@ def made_up(network, **options):
         options={},
         postprocessing=PostProcessing("", 0.45, 400, 0.05, False),
         versions={},
-        source=Source("made up", 1, {}),
+        source=SourceCheckpoint("made up", 1, {}),
     )
     return Model(symbol, args, aux, manifest)
 

@@ -17,6 +17,9 @@ import pytest
 from common.errors import CheckpointError, OptionError
 from machine.runtime import mx
 from model.checkpoint import (
+    BEST_FILE,
+    META_FILE,
+    CheckpointMeta,
     best_epoch,
     drop_after,
     list_epochs,
@@ -31,7 +34,6 @@ from model.checkpoint import (
     symbol_path,
     write_best,
 )
-from model.checkpoint_meta import BEST_FILE, META_FILE, CheckpointMeta
 from tests.signing import earlier, edit, flips
 
 META = CheckpointMeta(

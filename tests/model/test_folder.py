@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from common.errors import CheckpointError, OptionError
-from deploy.export import export
+from deploy.main import export
 from machine.runtime import mx
 from model import folder as model_folder
 from model.checkpoint import load_checkpoint
-from model.folder import MANIFEST, PARAMS, SYMBOL, read_model_folder
-from model.load import inference_model, load_model, model_from_checkpoint
+from model.folder import MANIFEST, PARAMS, SYMBOL, inference_model, load_model, model_from_checkpoint, read_model_folder
 from tests import signing
 from tests.model.tiny import CLASSES, MEAN, OPTIONS, SIZE, save_tiny, tiny_params
 

@@ -12,7 +12,7 @@ from model.manifest import (
     FileRecord,
     Manifest,
     PostProcessing,
-    Source,
+    SourceCheckpoint,
 )
 from tests.signing import earlier, flips, signed
 
@@ -27,7 +27,7 @@ GOOD = Manifest(
     options={"width": 0.25, "taps": []},
     postprocessing=PostProcessing("MultiBoxDetection", 0.45, 400, 0.01, False),
     versions={"mxnet": "1.9.1"},
-    source=Source("output/ssd", 12, {"mAP": 0.5}),
+    source=SourceCheckpoint("output/ssd", 12, {"mAP": 0.5}),
     files={"model-0000.params": FileRecord(3, "a" * 64)},
     dtype="int8",
     calibration=Calibration("a.rec", "naive", 5, {"conv1": (-1.5, 2.0)}, ("conv2",)),

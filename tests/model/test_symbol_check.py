@@ -16,8 +16,8 @@ from model.symbol_check import (
     check_shapes,
     checked_json,
     load_symbol,
+    num_outputs,
 )
-from model.symbol_limits import num_outputs
 from symbol.symbol_factory import get_symbol
 from tests.model.tiny import tiny_symbol
 from tests.symbol.network_cases import ALL

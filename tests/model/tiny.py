@@ -7,8 +7,7 @@ import numpy as np
 
 from config.options import to_mapping
 from machine.runtime import mx
-from model.checkpoint import save_checkpoint
-from model.checkpoint_meta import CheckpointMeta
+from model.checkpoint import CheckpointMeta, save_checkpoint
 from symbol.registry import network_options_class
 from symbol.symbol_factory import get_symbol
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from boxes.effdet_assigner import EffDetAssigner
 from machine.runtime import mx
-from symbol.effdet_losses import LABELS, effdet_losses
+from symbol.losses import EFFDET_LABELS, effdet_losses
 from symbol.network_options import EffDetOptions
 
 Labels = dict[str, np.ndarray]
@@ -27,7 +27,7 @@ def batch_labels(
 ) -> Labels:
     """The labels of a batch of images with objects (n, 6) and of padding rows after them."""
     rows = [assigner(objects, size) for objects in images] + [assigner.ignored(size)] * padding
-    labels = {name: np.stack([row[name] for row in rows]) for name in LABELS}
+    labels = {name: np.stack([row[name] for row in rows]) for name in EFFDET_LABELS}
     labels["normaliser"][:] = labels["normaliser"].sum(axis=0)
     return labels
 

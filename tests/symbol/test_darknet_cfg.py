@@ -177,10 +177,10 @@ def test_a_cfg_is_a_network(tmp_path: Path) -> None:
     network = f"darknet:{path}"
     for door in (get_symbol, get_symbol_train):
         assert door(network, 64, 3).tojson() == door("yolov3_spp_mini", 64, 3).tojson()
-    embedded = embedded_options(network, {})
+    carried = embedded_options(network, {})
     path.unlink()
-    assert embedded_options(network, embedded) == {}
-    assert get_symbol(network, 64, 3, **embedded).tojson() == get_symbol("yolov3_spp_mini", 64, 3).tojson()
+    assert embedded_options(network, carried) == {}
+    assert get_symbol(network, 64, 3, **carried).tojson() == get_symbol("yolov3_spp_mini", 64, 3).tojson()
     with pytest.raises(DataError, match="cannot be read"):
         get_symbol(network, 64, 3)
     assert embedded_options("mobilenet", {}) == {}

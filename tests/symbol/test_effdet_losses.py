@@ -8,7 +8,7 @@ import pytest
 from boxes.effdet_assigner import EffDetAssigner
 from boxes.geometry import centres_to_corners
 from machine.runtime import mx
-from symbol.effdet_losses import LABELS, clamped, effdet_losses, focal
+from symbol.losses import EFFDET_LABELS, clamped, effdet_losses, focal
 from symbol.network_options import EffDetOptions
 from tests.symbol.effdet_loss_runner import Labels, batch_labels, reference_losses, run_effdet_losses
 
@@ -159,4 +159,4 @@ def test_one_symbol_serves_every_input_size() -> None:
 
 
 def test_the_labels_are_those_of_the_assigner() -> None:
-    assert set(LABELS) == set(ASSIGNER.shapes(SIZE))
+    assert set(EFFDET_LABELS) == set(ASSIGNER.shapes(SIZE))

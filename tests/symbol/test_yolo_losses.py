@@ -7,8 +7,7 @@ from boxes.geometry import centres_to_corners
 from boxes.yolo_assigner import YOLOAssigner
 from machine.runtime import mx
 from symbol.network_options import YOLOOptions
-from symbol.overlap import Boxes, paired_overlap
-from symbol.yolo_losses import LABELS, cross_entropy, yolo_losses
+from symbol.yolo_losses import LABELS, Boxes, cross_entropy, paired_overlap, yolo_losses
 from tests.symbol.yolo_loss_runner import Labels, batch_labels, reference_losses, run_yolo_losses, sigmoid
 
 CLASSES = 3

@@ -9,7 +9,7 @@ import pytest
 from common.errors import OptionError
 from machine.runtime import mx
 from model.symbol_check import load_symbol
-from symbol.backbone.darknet import smart_bias
+from symbol.backbone.darknet import prior_bias
 from symbol.symbol_factory import (
     feature_maps,
     get_assigner,
@@ -106,7 +106,7 @@ def test_predictors_start_with_few_objects() -> None:
     anchor = [0, 0, 0, 0, -4.5, *[np.log(0.6 / (CLASSES - 0.99))] * CLASSES]
     assert len(biases) == 3
     np.testing.assert_allclose(biases, np.tile(anchor, (3, 3)), rtol=1e-6)
-    assert smart_bias(18, 1)[5] == pytest.approx(np.log(60))
+    assert prior_bias(18, 1)[5] == pytest.approx(np.log(60))
 
 
 def random_arrays(symbol: Any, size: tuple[int, int]) -> dict[str, Any]:

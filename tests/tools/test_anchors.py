@@ -15,8 +15,7 @@ from dataset.object_boxes import object_boxes
 from dataset.packing import pack_dataset
 from dataset.pascal_voc import PascalVoc
 from tests.dataset.voc import add, image_set, xml_object
-from tools.anchor_targets import SSDFamily, pixel_sizes
-from tools.anchors import main
+from tools.anchors import SSDFamily, main, pixel_sizes
 from train.options import train_options_class
 
 YOLO = ["--network", "yolov3_tiny", "--data-shape", "96,128"]

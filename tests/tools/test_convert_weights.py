@@ -7,10 +7,10 @@ from common.errors import CheckpointError, InstallError, OptionError
 from detect.detector import Detector
 from machine.runtime import mx
 from model.checkpoint import load_checkpoint
-from model.load import model_from_checkpoint
+from model.folder import model_from_checkpoint
 from model.params_file import read_params
 from model.weights import pytorch
-from model.weights.report import expected_shapes
+from model.weights.fit import expected_shapes
 from symbol.symbol_factory import get_symbol, get_symbol_train
 from tests.golden.loader import cases, formula_parameters
 from tests.model.weights.formula import formulas, old_json, params_v1
@@ -66,7 +66,7 @@ def det(symbol, arrays, image):
 def expected_rows(state_dict, image):
     """What the network itself finds with these weights."""
     symbol = get_symbol("vgg16_ssd_voc", 300, 20, post_process="per_class", nms_topk=200, keep_topk=200)
-    return det(symbol, pytorch.rename(state_dict, "", {})[0], image)
+    return det(symbol, pytorch.rename_ssd(state_dict, "", {})[0], image)
 
 
 def test_a_body_alone_becomes_a_params_file_to_start_from(convert, state_dict):

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from common.errors import InstallError, OptionError
-from deploy.export import export
+from deploy.main import export
 from engines.preprocess import encode_image
 from tests.model.tiny import CLASSES, picture, save_tiny
 from tools.serve import bind, main
@@ -104,5 +104,5 @@ def test_a_missing_library_is_named(monkeypatch):
 
 
 def test_the_service_itself_needs_no_mxnet():
-    code = "import sys, detect.service.app, detect.service.model, tools.serve; sys.exit('mxnet' in sys.modules)"
+    code = "import sys, detect.service.app, detect.service.batching, tools.serve; sys.exit('mxnet' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -8,9 +8,8 @@ import pytest
 from common.errors import DataError, OptionError
 from dataset.sidecar import read_sidecar, sidecar_path
 from model.checkpoint import best_epoch, load_checkpoint, meta_path, write_best
-from model.folder import read_model_folder, write_model_folder
-from model.folder_files import MANIFEST
-from model.load import inference_model, model_from_checkpoint
+from model.folder import inference_model, model_from_checkpoint, read_model_folder, write_model_folder
+from model.manifest import MANIFEST
 from tests.model.tiny import save_tiny
 from tests.signing import earlier
 from tests.train.tiny import write_record

@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import OptionError
 from symbol.symbol_factory import get_symbol, get_symbol_train
-from tools.network_summary import summarise, totals
+from tools.list_networks import summarise, totals
 from tools.visualize_net import main
 
 SMALL = ["--network", "mobilenet", "--width", "0.25", "--data-shape", "64,96", "--num-classes", "3"]

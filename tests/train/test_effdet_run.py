@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from config.options import replace_options
-from deploy.export import export
+from deploy.main import export
 from detect.detector import Detector
 from evaluate.evaluate_net import evaluate_net
 from machine.runtime import mx

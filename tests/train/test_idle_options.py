@@ -9,8 +9,8 @@ from config.idle_options import idle_deploy_options
 from config.options import from_mapping, replace_options
 from config.preset import PRESET_FOLDER, read_preset
 from evaluate.main import EvaluateOptions, idle_evaluate_options
-from symbol.symbol_factory import without_effect
-from train.checks import idle_options
+from symbol.symbol_factory import ineffective_options
+from train.idle_options import idle_options
 from train.options import train_options, train_options_class
 
 
@@ -61,10 +61,10 @@ def test_it_is_told_of_evaluations_too():
 
 def test_it_is_told_of_checkpoints_too():
     told = ["--keep-topk has no effect with --post-process multibox"]
-    assert without_effect("mobilenet", {"post_process": "multibox"}, {"keep_topk": 5}) == told
-    assert without_effect("mobilenet", {"post_process": "multibox"}, {"nms": 0.5}) == []
-    assert without_effect("mobilenet", {"post_process": "per_class"}, {"keep_topk": 5}) == []
-    assert without_effect("yolov3_tiny", {}, {"keep_topk": 5}) == []
+    assert ineffective_options("mobilenet", {"post_process": "multibox"}, {"keep_topk": 5}) == told
+    assert ineffective_options("mobilenet", {"post_process": "multibox"}, {"nms": 0.5}) == []
+    assert ineffective_options("mobilenet", {"post_process": "per_class"}, {"keep_topk": 5}) == []
+    assert ineffective_options("yolov3_tiny", {}, {"keep_topk": 5}) == []
 
 
 def test_what_has_an_effect_is_not():

@@ -19,8 +19,16 @@ from evaluate.coco_metric import STAT_NAMES
 from evaluate.evaluate_net import evaluate_net
 from machine.opencv import cv2
 from machine.runtime import mx
-from model.checkpoint import list_epochs, load_checkpoint, load_optimizer_state, optimizer_path, params_path, read_meta
-from model.checkpoint_meta import BEST_FILE, Best
+from model.checkpoint import (
+    BEST_FILE,
+    Best,
+    list_epochs,
+    load_checkpoint,
+    load_optimizer_state,
+    optimizer_path,
+    params_path,
+    read_meta,
+)
 from symbol.layers import matches
 from tests.train.tiny import CLASSES, metrics, write_record
 from train.epoch_end import EpochEnd

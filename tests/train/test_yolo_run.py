@@ -9,12 +9,12 @@ import pytest
 
 from common.errors import CheckpointError, DataError
 from config.options import replace_options
-from deploy.export import export
+from deploy.main import export
 from detect.detector import Detector
 from evaluate.evaluate_net import evaluate_net
 from machine.runtime import mx
 from model.checkpoint import load_checkpoint
-from model.load import model_from_checkpoint
+from model.folder import model_from_checkpoint
 from symbol.darknet_cfg import format_cfg
 from symbol.darknet_sections import with_width
 from symbol.detector.yolo import ROWS as YOLO_NETWORKS

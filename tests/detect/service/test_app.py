@@ -16,10 +16,10 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from config.serve_options import ServeOptions
-from deploy.export import export
+from deploy.main import export
 from detect.detector import Detector
 from detect.service.app import Limits, Service
-from detect.service.model import describe, load_runner
+from detect.service.batching import describe, load_runner
 from detect.statistics import StepStatistics
 from drawing.boxes import draw
 from engines.preprocess import encode_image, read_image

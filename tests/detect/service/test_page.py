@@ -10,7 +10,7 @@ import time
 import pytest
 import uvicorn
 
-from detect.service import page
+from detect.service import app
 from tests.detect.service.test_app import PHOTO, fake
 from tools.serve import bind
 
@@ -30,9 +30,9 @@ addEventListener("load", () => {
 
 def page_after_drop(content, folder, monkeypatch):
     """What the page has become, as HTML, when a file with this content has been dropped on it."""
-    text = page.PAGE.read_text("utf-8").replace("</body>", DROP.replace("CONTENT", base64.b64encode(content).decode()))
+    text = app.PAGE.read_text("utf-8").replace("</body>", DROP.replace("CONTENT", base64.b64encode(content).decode()))
     (folder / "page.html").write_text(text, "utf-8")
-    monkeypatch.setattr(page, "PAGE", folder / "page.html")
+    monkeypatch.setattr(app, "PAGE", folder / "page.html")
     server = uvicorn.Server(uvicorn.Config(fake().app(), log_config=None))
     with bind("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from common.errors import CheckpointError
 from model.weights import caffe, vgg
-from model.weights.report import compare, expected_shapes
+from model.weights.fit import compare, expected_shapes
 from tests.model.weights.formula import blob, caffemodel, counted, formula, sized, varint
 
 SOURCES = ("conv4_3_norm", "fc7", "conv6_2", "conv7_2", "conv8_2", "conv9_2")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from common.errors import CheckpointError
 from machine.runtime import mx
 from model.weights import classic, vgg
-from model.weights.report import compare, expected_shapes
+from model.weights.fit import compare, expected_shapes
 from symbol.backbone.mobilenet import BLOCKS
 from symbol.symbol_factory import get_symbol, get_symbol_train
 from tests.model.weights.formula import body, formula, formulas, old_json, outputs, params_v0, params_v1

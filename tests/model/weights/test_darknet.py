@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import CheckpointError
 from model.weights import darknet
-from model.weights.darknet_pixels import for_unit_pixels
+from model.weights.darknet import rescaled_for_unit_pixels
 from symbol.darknet_cfg import format_cfg
 from symbol.darknet_sections import Convolutional, MaxPool, Yolo, with_classes
 from symbol.detector.yolo import find_row as find_yolo_row
@@ -122,7 +122,7 @@ def test_a_parameter_of_another_shape_is_named(tmp_path):
 def test_a_scale_goes_into_plain_convolutions_too():
     plain = (Convolutional(4, 3, 2, False), *SMALL[1:])
     arrays = {name: np.ones(shape, np.float32) for name, shape in darknet.file_order(plain)}
-    folded, error = for_unit_pixels("x", arrays, plain, [12.0, 0.0, 0.0], [3.0, 1.0, 1.0])
+    folded, error = rescaled_for_unit_pixels("x", arrays, plain, [12.0, 0.0, 0.0], [3.0, 1.0, 1.0])
     assert np.array_equal(folded["head_0_conv_weight"][0, :, 1, 1], [85, 255, 255])
     assert np.array_equal(folded["head_0_conv_bias"], [1 - 9 * 4] * 4)
     assert error == 5 * 4  # a corner has five places outside
@@ -132,6 +132,6 @@ def test_a_scale_goes_into_plain_convolutions_too():
 def test_pixels_that_nothing_can_take_are_refused():
     pooled = (MaxPool(2, 2), *SMALL)
     arrays = arrays_for(pooled)
-    assert for_unit_pixels("x", arrays, pooled, [0.0] * 3, [255.0] * 3) == (arrays, 0.0)
+    assert rescaled_for_unit_pixels("x", arrays, pooled, [0.0] * 3, [255.0] * 3) == (arrays, 0.0)
     with pytest.raises(CheckpointError, match="x: the network does not begin with a convolution.* --std-r/g/b 255"):
-        for_unit_pixels("x", arrays, pooled, [0.0] * 3, [1.0] * 3)
+        rescaled_for_unit_pixels("x", arrays, pooled, [0.0] * 3, [1.0] * 3)

@@ -7,7 +7,7 @@ from common.errors import CheckpointError
 from machine.runtime import mx
 from model.params_file import stage_arrays
 from model.weights import gluon, vgg
-from model.weights.report import compare, expected_shapes
+from model.weights.fit import compare, expected_shapes
 from symbol.symbol_factory import get_symbol
 from tests.model.weights.formula import body, formula, outputs
 

@@ -5,7 +5,7 @@ import pytest
 
 from common.errors import CheckpointError, InstallError
 from model.weights import pytorch
-from model.weights.report import compare, expected_shapes
+from model.weights.fit import compare, expected_shapes
 from model.weights.vgg import CONVOLUTIONS
 from tests.model.weights.formula import formula
 
@@ -26,7 +26,7 @@ def body(prefix, layers):
 @pytest.mark.parametrize("prefix", ["", "vgg.", "module.vgg."])
 def test_the_body_of_ssd_pytorch_fits_every_network_on_vgg16(prefix):
     arrays = body(prefix, FC)
-    named, _ = pytorch.rename(arrays, "", {})
+    named, _ = pytorch.rename_ssd(arrays, "", {})
     report = compare(SHAPES, named)
     assert len(report.loaded) == len(arrays) == 30
     assert report.unused == ()
@@ -37,7 +37,7 @@ def test_the_body_of_ssd_pytorch_fits_every_network_on_vgg16(prefix):
 def test_torchvisions_images_and_ours_give_the_same():
     """Its first convolution on (rgb / 255 - mean) / std is ours on rgb less the mean pixels."""
     arrays = body("features.", {})
-    named, _ = pytorch.rename(arrays, "", {})
+    named, _ = pytorch.rename_ssd(arrays, "", {})
     pixels = np.random.default_rng(0).uniform(0, 255, (3, 3, 3))  # (channel, y, x): what one output sees
     scaled = (pixels / 255 - pytorch.MEAN[:, None, None]) / pytorch.STD[:, None, None]
     theirs = (arrays["features.0.weight"] * scaled).sum(axis=(1, 2, 3)) + arrays["features.0.bias"]
@@ -49,16 +49,16 @@ def test_torchvisions_images_and_ours_give_the_same():
 def test_the_body_for_pixels_that_torchvision_ships_is_not_scaled():
     """VGG16_Weights.IMAGENET1K_FEATURES: Caffe's body, its classifier is NaN."""
     arrays = body("features.", {}) | {"classifier.0.weight": np.full((8, 4), np.nan, np.float32)}
-    named, _ = pytorch.rename(arrays, "", {})
+    named, _ = pytorch.rename_ssd(arrays, "", {})
     np.testing.assert_array_equal(named["conv1_1_weight"], arrays["features.0.weight"])
     assert not any(name.startswith("fc") for name in named)
 
 
 def test_unknown_names_stay_and_other_networks_are_refused():
-    named, _ = pytorch.rename(body("vgg.", FC) | {"vgg.99.weight": np.zeros(3), "epoch": np.zeros(1)}, "", {})
+    named, _ = pytorch.rename_ssd(body("vgg.", FC) | {"vgg.99.weight": np.zeros(3), "epoch": np.zeros(1)}, "", {})
     assert {"vgg.99.weight", "epoch"} <= named.keys()
     with pytest.raises(CheckpointError, match="hold no layer conv1_1 of VGG16"):
-        pytorch.rename({"layer1.0.conv1.weight": np.zeros((64, 64, 3, 3))}, "", {})
+        pytorch.rename_ssd({"layer1.0.conv1.weight": np.zeros((64, 64, 3, 3))}, "", {})
 
 
 def test_a_missing_torch_is_one_sentence(monkeypatch):

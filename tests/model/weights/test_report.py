@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from model.weights.report import compare, expected_shapes
+from model.weights.fit import compare, expected_shapes
 
 
 def test_every_parameter_stands_in_one_place():

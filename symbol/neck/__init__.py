@@ -1,1 +1,0 @@
-"""What lies between bodies and heads."""
