@@ -10,7 +10,7 @@ from config.options import from_mapping, replace_options
 from config.preset import PRESET_FOLDER, read_preset
 from evaluate.main import EvaluateOptions, idle_evaluate_options
 from symbol.symbol_factory import ineffective_options
-from train.idle_options import idle_options
+from train.checks import idle_options
 from train.options import train_options, train_options_class
 
 
