@@ -7,8 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from boxes.anchors import AnchorLayer, multibox_prior
-from boxes.coders import encode
+from boxes.anchors import AnchorLayer, encode, multibox_prior
 from boxes.geometry import corners_to_centres, has_area, iou
 
 Size = tuple[int, int]

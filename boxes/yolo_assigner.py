@@ -6,8 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from boxes.assigners import AssignerError
-from boxes.geometry import corners_to_centres, has_area
-from boxes.overlap import wh_iou
+from boxes.geometry import corners_to_centres, has_area, wh_iou
 
 Anchors = tuple[tuple[float, float], ...]
 

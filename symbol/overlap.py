@@ -1,9 +1,9 @@
-"""Overlap of pairs of boxes as graphs that can be learned; boxes/overlap.py states the same in numpy."""
+"""Overlap of pairs of boxes as graphs that can be learned; boxes/geometry.py states the same in numpy."""
 
 import math
 from typing import NamedTuple
 
-from boxes.overlap import EPSILON
+from boxes.geometry import EPSILON
 from machine.runtime import mx
 from symbol.layers import Symbol
 
@@ -18,7 +18,7 @@ class Boxes(NamedTuple):
 def paired_overlap(a: Boxes, b: Boxes, kind: str) -> Symbol:
     """IoU, GIoU, DIoU or CIoU (...) of each box of a with its partner in b; kind is iou, giou, diou or ciou.
 
-    Sources as in boxes/overlap.py. The weight alpha of CIoU is a constant to the gradient (Zheng et al. 2020 treat it
+    Sources as in boxes/geometry.py. The weight alpha of CIoU is a constant to the gradient (Zheng et al. 2020 treat it
     so in their code; YOLOv3-SPP too), 0 for identical boxes. Finite while b has an area and no height is 0.
     """
     (low_a, high_a), (low_b, high_b) = _corners(a), _corners(b)

@@ -195,7 +195,7 @@ def _class_names(options: ConvertOptions, arg: Arrays) -> tuple[str, ...]:
 
 def _classes_of_heads(options: ConvertOptions, arg: Arrays) -> int | None:
     """Classes without background by the sizes of a map's heads, or of YOLO's or EfficientDet's one; None without."""
-    from boxes.effdet_anchors import PER_CELL
+    from boxes.effdet_assigner import PER_CELL
     from symbol.symbol_factory import feature_maps
 
     for name, bias in arg.items():

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from boxes.anchors import AnchorLayer
+from boxes.anchors import AnchorLayer, expand_variances
 from boxes.assigners import SSDAssigner
-from boxes.coders import expand_variances
 from common.errors import OptionError
 from machine.runtime import mx
 from symbol.backbone.gluon_body import PREFIX as GLUONCV

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boxes.effdet_anchors import effdet_anchors
+from boxes.effdet_assigner import effdet_anchors
 from common.errors import OptionError
 from machine.runtime import mx
 from model.symbol_check import load_symbol
