@@ -16,8 +16,8 @@ from benchmarks.common import in_turns, machine, median_ratio, print_table, verd
 from config.options import option, parse_options
 from graph.onednn import suit_onednn
 from machine.command import run_command
+from machine.cpu import usable_threads
 from machine.runtime import mx
-from machine.threads import usable_threads
 from symbol.detector.efficientdet import ROWS as EFFDET_NETWORKS
 from symbol.detector.efficientdet import predictions
 from symbol.network_options import EffDetOptions

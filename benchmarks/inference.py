@@ -42,8 +42,8 @@ from common.version import installed_version
 from config.options import option, parse_options
 from engines.engine import AUTO
 from machine.command import run_command
+from machine.cpu import cpu_model
 from machine.opencv import cv2
-from machine.threads import cpu_model
 from tools.make_shapes import draw_image
 
 NETWORK_NAMES = ("ssd_vgg16", "ssd_mobilenet", "yolov3_spp", "efficientdet_d0")

@@ -22,8 +22,8 @@ import numpy as np
 from benchmarks.common import machine, print_table
 from common.errors import DataError
 from config.options import option, parse_options
-from machine import threads
 from machine.command import run_command
+from machine.cpu import configure_threads
 
 HOST = "127.0.0.1"
 WARM_UP = 10  # images
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
     photos = [Path(path).read_bytes() for path in sorted(glob.glob(options.images, recursive=True))]
     if not photos:
         raise DataError(f"--images {options.images!r}: no such files; give a glob of image files")
-    threads.configure()
+    configure_threads()
     found: dict[int, list[Measurement]] = {clients: [] for clients in (0, *options.clients)}
     with service(options) as (port, log):
         loop = detector_loop(options, photos)

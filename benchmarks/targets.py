@@ -21,8 +21,8 @@ import numpy as np
 from benchmarks.common import Seconds, in_turns, machine, median_ratio, print_table, seconds_of, verdict
 from config.options import option, parse_options
 from machine.command import run_command
+from machine.cpu import usable_threads
 from machine.runtime import mx
-from machine.threads import usable_threads
 from symbol.symbol_factory import get_assigner, get_symbol_train, input_size
 from train.stages import without_det
 

@@ -34,8 +34,8 @@ from config.augment_options import TrainAugment
 from config.options import option, parse_options
 from dataset.iterator import DetRecordIter
 from machine.command import run_command
+from machine.cpu import usable_threads
 from machine.runtime import mx
-from machine.threads import usable_threads
 from symbol.darknet_sections import with_classes, with_width
 from symbol.detector.efficientdet import EfficientDet
 from symbol.detector.ssd import anchor_layers

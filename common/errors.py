@@ -1,5 +1,12 @@
 """The errors that a user can cause; machine/command.py reports them: one sentence, exit status 2, no traceback."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# What MXNet's errors say, whose class is a RuntimeError: of the GPU, of its allocator on CPUs, and of C++.
+_EXHAUSTED = re.compile(r"out of memory|failed to allocate|bad_alloc|cannot allocate memory", re.IGNORECASE)
+
 
 class UserError(Exception):
     """A mistake that the user can mend; its text names the file, record or option and the remedy."""
@@ -27,3 +34,17 @@ class TrainingError(UserError):
 
 class OutOfMemoryError(UserError):
     """What was asked for does not fit into the memory of the machine or its GPU."""
+
+
+@contextmanager
+def told_exhaustion(remedy: str) -> Iterator[None]:
+    """OutOfMemoryError with the remedy, a part of a sentence, where the block ends for want of memory.
+
+    Other errors pass as they are.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _EXHAUSTED.search(str(error)):
+            raise
+        raise OutOfMemoryError(f"the memory of this machine, or of its GPU, does not suffice: {remedy}") from error

@@ -15,7 +15,7 @@ from typing import Any
 from common.errors import OptionError
 from config.augment_options import TrainAugment
 from config.options import from_mapping, option
-from machine.threads import usable_threads
+from machine.cpu import usable_threads
 
 NUM_CROP_SAMPLER = "num_crop_sampler"
 LINEAR = 1

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import DataError
-from common.files import write_atomically
-from dataset.darknet_data import find_file, names_in, numbered, report_renamed, text_lines
+from common.files import text_lines, write_atomically
+from dataset.darknet_data import find_file, names_in, numbered, report_renamed
 from dataset.imdb import AnnotatedImage
 from dataset.labels import OBJECT_WIDTH
 

@@ -19,12 +19,11 @@ from typing import NamedTuple
 import numpy as np
 
 from common.errors import DataError
-from common.files import write_atomically
+from common.files import text_lines, write_atomically
 from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES, image_header
 from dataset.imdb import AnnotatedImage
 from dataset.labels import OBJECT_WIDTH, TOLERANCE
 
-MAX_TEXT_BYTES = 64 << 20
 MAX_LABEL_BYTES = 4 << 20
 HEADER_BYTES = 1 << 20  # of an image, enough for its size; else all of it is read
 LABEL_COLUMNS = 5
@@ -310,17 +309,3 @@ def _size(path: Path) -> tuple[int, int] | None:
         except (DataError, OSError):
             continue
     return None
-
-
-def text_lines(path: Path, limit: int = MAX_TEXT_BYTES) -> list[str]:
-    """The lines of a text file; DataError for one that is not there, larger than `limit` or no UTF-8."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(limit + 1)
-        if len(content) > limit:
-            raise DataError(f"{path}: larger than {limit} bytes, this is not the text that it should be")
-        return content.decode("utf-8-sig").split("\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not text in UTF-8") from error

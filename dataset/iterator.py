@@ -20,8 +20,8 @@ from dataset.samples import DATA, GEOMETRY, LABEL, BatchLayout, SampleMaker, lab
 from dataset.sidecar import read_sidecar, verify_sidecar
 from dataset.transforms import Size, shape_of
 from dataset.workers import InProcess, WorkerPool
+from machine.cpu import usable_threads
 from machine.runtime import mx
-from machine.threads import usable_threads
 
 AHEAD = 2  # batches made ahead, beside those of the current group
 NORMALISER = "normaliser"

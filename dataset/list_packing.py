@@ -16,21 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import DataError, OptionError
+from common.files import file_sha256
+from common.version import __version__
 from dataset.encode import Encoder
 from dataset.image_check import MAX_BYTES
 from dataset.image_list import ImageRoot, ListEntry, checked_objects, read_list
 from dataset.labels import HEADER_WIDTH, MIN_OBJECT_WIDTH
 from dataset.packing import shortened
 from dataset.recordio import RecordWriter, pack, pack_single
-from dataset.sidecar import (
-    Sidecar,
-    drop_sidecar,
-    file_sha256,
-    read_sidecar,
-    sidecar_bytes,
-    sidecar_path,
-    tool_version,
-)
+from dataset.sidecar import Sidecar, drop_sidecar, read_sidecar, sidecar_bytes, sidecar_path
 from machine.signals import held
 
 logger = logging.getLogger(__name__)
@@ -184,7 +178,7 @@ def _sidecar(source: ImageList, names: tuple[str, ...], kept: np.ndarray, packed
         source=f"im2rec {source.path.name}",
         sha256=file_sha256(rec),
         size=rec.stat().st_size,
-        tool_version=tool_version(),
+        tool_version=__version__,
     )
 
 

@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import DataError
+from common.files import file_sha256
+from common.version import __version__
 from dataset.image_check import MAX_BYTES, ImageInfo, check_image
 from dataset.imdb import AnnotatedImage, Imdb
 from dataset.labels import pack_label, validate
 from dataset.recordio import RecordWriter, pack
-from dataset.sidecar import Sidecar, file_sha256, sidecar_bytes, sidecar_path, tool_version
+from dataset.sidecar import Sidecar, sidecar_bytes, sidecar_path
 from machine.signals import held
 
 SHOWN = 10  # lines of a list in an error or a report
@@ -153,7 +155,7 @@ def _sidecar(report: Report, rec: Path, source: str) -> Sidecar:
         source=source,
         sha256=file_sha256(rec),
         size=rec.stat().st_size,
-        tool_version=tool_version(),
+        tool_version=__version__,
     )
 
 

@@ -17,7 +17,7 @@ import defusedxml.ElementTree
 import numpy as np
 
 from common.errors import DataError
-from dataset.darknet_data import text_lines
+from common.files import text_lines
 from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from dataset.imdb import AnnotatedImage, require_inside
 

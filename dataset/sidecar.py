@@ -1,16 +1,12 @@
 """The sidecar NAME.json beside NAME.rec: class names, counts, checksum; no later step asks the user for them."""
 
-import hashlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from common.errors import DataError
-from common.files import write_atomically
+from common.files import file_sha256, write_atomically
 from common.signed_json import SignedKind
-from common.version import __version__
 from dataset.recordio import RecordReader
-
-_HASH_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -95,17 +91,3 @@ def verify_sidecar(rec_path: str | Path, sidecar: Sidecar, hash: bool) -> None:
         raise DataError(
             f"{path}: its sha256 is not that of {sidecar_path(path).name}: damaged or changed; pack the data set again"
         )
-
-
-def file_sha256(path: str | Path) -> str:
-    """The sha256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_HASH_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def tool_version() -> str:
-    """The version of this project."""
-    return __version__

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from common.errors import OptionError
-from common.prefix import check_prefix
+from common.files import check_prefix
 from config.deploy_options import DeployOptions
 from config.detection_options import given_detection
 from config.idle_options import idle_deploy_options
 from config.options import parse_options
-from machine import threads
+from machine.cpu import configure_threads
 from machine.signals import exit_on_sigterm
 from model.folder_files import ONNX_INT8
 
@@ -28,11 +28,11 @@ def main(argv: list[str]) -> int:
     check_prefix(options.prefix)
     check_int8(options)
     check_onnx(options)
-    threads.configure()
-    from common.terminal_log import log_to_terminal
+    configure_threads()
     from deploy.onnx_file import onnx_files
     from deploy.onnx_int8 import add_int8_file
     from deploy.precision import Int8Options, with_dtype
+    from machine.terminal import log_to_terminal
     from model.checkpoint import load_checkpoint
     from model.expected_model import check_checkpoint
     from model.folder import check_replaceable, write_model_folder

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import OptionError
-from common.output_file import check_output_file
-from common.terminal_log import log_to_terminal
+from common.files import check_output_file
 from config.demo_options import DemoOptions
 from config.options import boolean_flags, parse_options
 from config.run import DeviceOptions
@@ -19,8 +18,9 @@ from detect.run import Job, Run
 from detect.sinks import Window
 from detect.video import Video, frame_size
 from engines.preprocess import ImageInput, read_image
-from machine import threads
+from machine.cpu import configure_threads
 from machine.signals import exit_on_sigterm
+from machine.terminal import log_to_terminal
 
 if TYPE_CHECKING:
     from detect.detector import Detector
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     jobs = _plan(sources, options)
     if options.json and not options.benchmark:
         check_output_file("--json", options.json, make_folders=True)
-    threads.configure()
+    configure_threads()
     log_to_terminal()
     exit_on_sigterm()
     window = Window() if options.show else None

@@ -17,9 +17,8 @@ from common.errors import InstallError
 from common.files import write_atomically
 from common.version import __version__, installed_version
 from engines.engine import MXNET, Engine
-from machine.amx import ISA
+from machine.cpu import ISA, cpu_model
 from machine.gpus import CUDA_WHEEL
-from machine.threads import cpu_model
 from model.manifest import Manifest
 
 # In a round each engine has a turn of a few runs, so that other work on the machine slows all of them alike. The first

@@ -6,7 +6,7 @@ import numpy as np
 
 from config.run import DeviceOptions
 from engines.engine import MXNET, Task
-from machine.devices import contexts
+from machine.runtime import contexts
 from model.bind import bind
 from model.load import load_model
 

@@ -9,7 +9,7 @@ from common.contract import DATA, DET
 from common.errors import InstallError
 from engines.batches import Shape, check_contract, run_in_batches
 from engines.engine import ONNXRUNTIME
-from machine.threads import engine_threads
+from machine.cpu import engine_threads
 from model.folder_files import ONNX, read_verified
 from model.manifest import Manifest
 

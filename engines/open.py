@@ -17,8 +17,8 @@ from config.run import DeviceOptions
 from engines.choice import choice_key, fastest
 from engines.engine import AUTO, ENGINES, MXNET, ONNXRUNTIME, OPENVINO, Engine, Task
 from engines.preprocess import InputWriter
+from machine.cpu import engine_threads
 from machine.gpus import usable_gpus
-from machine.threads import engine_threads
 from model.folder_files import MANIFEST, ONNX, check_options, is_model_folder, read_manifest
 from model.manifest import Manifest
 

@@ -11,7 +11,7 @@ from common.contract import DATA, DET
 from common.errors import InstallError
 from engines.batches import Shape, check_contract, run_in_batches
 from engines.engine import OPENVINO
-from machine.threads import engine_threads
+from machine.cpu import engine_threads
 from model.folder_files import ONNX, ONNX_INT8, read_verified
 from model.manifest import BFLOAT16, INT8, Manifest
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import DataError, OptionError
+from common.errors import DataError, OptionError, told_exhaustion
 from dataset.iterator import RecordIter
 from dataset.native_iterator import iterator_class
 from dataset.sidecar import read_sidecar
@@ -18,9 +18,7 @@ from evaluate.eval_metric import ValidationMetric
 from evaluate.inference import inference_module
 from evaluate.scoring import score_detections
 from evaluate.voc_eval import VOCResult
-from machine.devices import check_batch_size
-from machine.memory import told_exhaustion
-from machine.runtime import mx
+from machine.runtime import check_batch_size, mx
 from model.checkpoint import Checkpoint
 from symbol.symbol_factory import check_any_size, get_symbol, rebuilding_options, without_effect
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import OptionError
-from common.output_file import check_output_file
+from common.files import check_output_file
 from config.detection_options import given_detection
 from config.idle_options import idle_evaluate_options
 from config.options import parse_options
 from config.run import RECT_MULTIPLES, EvaluateOptions, metric_kinds
-from machine import threads
+from machine.cpu import configure_threads
 
 logger = logging.getLogger(__name__)
 
@@ -21,11 +21,11 @@ def main(argv: list[str]) -> int:
     """Parses the options, evaluates, prints the table and writes what was asked for."""
     options = parse_options(EvaluateOptions, argv, "Evaluate a trained detector on a record.")
     _check_outputs(options)
-    threads.configure(options.cpus)
+    configure_threads(options.cpus)
     from dataset.recordio import RecordReader
     from evaluate.evaluate_net import evaluate_net
     from evaluate.report import save_pr_curves
-    from machine.devices import contexts
+    from machine.runtime import contexts
     from model.checkpoint import load_checkpoint
     from model.expected_model import check_checkpoint
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from common.contract import DATA
+from common.errors import told_exhaustion
 from graph.nodes import Params
-from machine.memory import told_exhaustion
 from machine.runtime import mx
 
 _REMEDY = "lower --batch-size, or export the model with a smaller --data-shape"

@@ -11,8 +11,8 @@ from typing import Any
 
 from common.errors import CheckpointError
 from graph.nodes import Params
-from machine.quiet import quiet
 from machine.runtime import mx
+from machine.terminal import quiet
 
 _BACKEND = "MKLDNN_QUANTIZE"
 _COMPUTED = frozenset({"_sg_mkldnn_conv", "_sg_mkldnn_fully_connected"})

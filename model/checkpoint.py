@@ -18,9 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import CheckpointError
-from common.files import AtomicFile, publish_all, write_atomically
-from common.prefix import check_prefix
-from dataset.sidecar import file_sha256
+from common.files import AtomicFile, check_prefix, file_sha256, publish_all, write_atomically
 from model.checkpoint_meta import BEST_FILE, META_FILE, Best, CheckpointMeta
 from model.manifest import FileRecord
 from model.params_file import Params, read_arrays, read_params, stage_arrays, with_kinds

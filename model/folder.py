@@ -14,8 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from common.errors import CheckpointError, OptionError
-from common.files import write_atomically
-from dataset.sidecar import file_sha256
+from common.files import file_sha256, write_atomically
 from machine.runtime import mx
 from machine.signals import held
 from model.folder_files import FILES, MANIFEST, PARAMS, SYMBOL, read_manifest, verify_file

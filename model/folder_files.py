@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import CheckpointError, OptionError
-from dataset.sidecar import file_sha256
+from common.files import file_sha256
 from model.manifest import MANIFEST_FILE, FileRecord, Manifest
 from model.onnx_wire import check_self_contained
 

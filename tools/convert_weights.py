@@ -16,7 +16,7 @@ if not __package__:
 import numpy as np
 
 from common.errors import CheckpointError, OptionError
-from common.prefix import check_prefix
+from common.files import check_prefix
 from config.convert_options import DEFAULT_NETWORK, ConvertOptions
 from config.options import boolean_flags, from_mapping, parse_options, to_mapping
 from config.run import pixel_options

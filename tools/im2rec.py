@@ -24,8 +24,8 @@ from dataset.image_folder import find_images, split
 from dataset.image_list import ImageRoot, format_list
 from dataset.list_packing import ImageList, PackedList, load_list, pack_list
 from machine.command import run_command
+from machine.cpu import usable_threads
 from machine.signals import exit_on_sigterm
-from machine.threads import usable_threads
 from tools.packing_output import print_list, progress
 
 _MADE_LISTS = r"(_\d+)?(_train|_val|_test)?\.lst"  # what --list appends to PREFIX

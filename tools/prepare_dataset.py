@@ -32,8 +32,8 @@ from dataset.packing import Report, pack_dataset
 from dataset.pascal_voc import PascalVoc
 from dataset.splits import split
 from machine.command import run_command
+from machine.cpu import usable_threads
 from machine.signals import exit_on_sigterm
-from machine.threads import usable_threads
 from tools.packing_output import print_list, progress
 
 Source = PascalVoc | Coco | YoloFolder | AnnotationList

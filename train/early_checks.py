@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from common.errors import CheckpointError, DataError
-from common.prefix import check_prefix
+from common.files import check_prefix
 from symbol.registry import family_of
 from train.options import TrainOptions, stages
 

@@ -2,7 +2,7 @@
 
 from config.hyp_file import read_hyp
 from config.options import parse_options
-from machine import threads
+from machine.cpu import configure_threads
 from machine.signals import exit_on_sigterm
 from train.early_checks import check_early
 from train.options import train_options_class
@@ -14,8 +14,8 @@ def main(argv: list[str]) -> int:
         train_options_class(), argv, "Train a single-shot detector.", presets=True, files={"hyp": read_hyp}
     )
     check_early(options)
-    threads.configure(options.cpus)
-    from common.terminal_log import log_to_terminal
+    configure_threads(options.cpus)
+    from machine.terminal import log_to_terminal
     from train.training import run_training
 
     log_to_terminal()

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.errors import DataError, OptionError
+from common.errors import DataError, OptionError, told_exhaustion
 from config.augment_options import LETTERBOX
 from config.options import obsolete_options
 from config.recipe_options import batches_per_update
@@ -18,9 +18,7 @@ from dataset.labels import HEADER_WIDTH, OBJECT_WIDTH
 from dataset.native_iterator import iterator_class
 from dataset.sidecar import Sidecar, read_sidecar, verify_sidecar
 from evaluate.eval_metric import ValidationMetric
-from machine.devices import check_batch_size, contexts
-from machine.memory import told_exhaustion
-from machine.runtime import mx
+from machine.runtime import check_batch_size, contexts, mx
 from symbol.symbol_factory import (
     check_any_size,
     get_assigner,

@@ -2,8 +2,7 @@
 
 import pytest
 
-from common.errors import OutOfMemoryError
-from machine.memory import told_exhaustion
+from common.errors import OutOfMemoryError, told_exhaustion
 from machine.runtime import mx
 
 
