@@ -37,7 +37,7 @@ class OutOfMemoryError(UserError):
 
 
 @contextmanager
-def told_exhaustion(remedy: str) -> Iterator[None]:
+def out_of_memory_hint(remedy: str) -> Iterator[None]:
     """OutOfMemoryError with the remedy, a part of a sentence, where the block ends for want of memory.
 
     Other errors pass as they are.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import DataError, OptionError, told_exhaustion
+from common.errors import DataError, OptionError, out_of_memory_hint
 from dataset.iterator import RecordIter
 from dataset.native_iterator import iterator_class
 from dataset.sidecar import read_sidecar
@@ -118,7 +118,7 @@ def evaluate_net(
     metric = ValidationMetric(needed, meta.class_names, overlap, use_difficult)
     served: list[tuple[np.ndarray, np.ndarray]] = []
     try:
-        with told_exhaustion("lower --batch-size"):
+        with out_of_memory_hint("lower --batch-size"):
             module = _inference_module(checkpoint, devices, iterator, detection_options)
             started = time.monotonic()
             score_detections(module, _noted(iterator, served), metric, num_batch)

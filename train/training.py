@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.errors import DataError, OptionError, told_exhaustion
+from common.errors import DataError, OptionError, out_of_memory_hint
 from config.augment_options import LETTERBOX
 from config.options import obsolete_options
 from config.recipe_options import batches_per_update
@@ -164,7 +164,7 @@ def _fit(
 def _told_end(epoch_end: EpochEnd, start: Start) -> Iterator[None]:
     """Says how to continue where training is interrupted, and what to change where its memory is exhausted."""
     try:
-        with told_exhaustion(
+        with out_of_memory_hint(
             "lower --batch-size (--accumulate keeps the images of an update) or --data-shape; checkpoints are kept"
         ):
             yield

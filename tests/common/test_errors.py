@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.errors import OutOfMemoryError, told_exhaustion
+from common.errors import OutOfMemoryError, out_of_memory_hint
 from machine.runtime import mx
 
 
@@ -18,13 +18,13 @@ from machine.runtime import mx
 def test_exhausted_memory_is_one_sentence_with_the_remedy(error):
     with (
         pytest.raises(OutOfMemoryError, match=r"^the memory .*: lower --batch-size$"),
-        told_exhaustion("lower --batch-size"),
+        out_of_memory_hint("lower --batch-size"),
     ):
         raise error
 
 
 @pytest.mark.parametrize("error", [mx.base.MXNetError("shapes differ"), RuntimeError("odd"), ValueError("bad_alloc")])
 def test_other_errors_pass(error):
-    with pytest.raises(type(error)) as caught, told_exhaustion("lower --batch-size"):
+    with pytest.raises(type(error)) as caught, out_of_memory_hint("lower --batch-size"):
         raise error
     assert caught.value is error
