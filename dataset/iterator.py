@@ -3,7 +3,6 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,10 @@ import numpy as np
 from boxes.assigners import Assigner
 from common.errors import OptionError, UserError
 from config.augment_options import DEFAULT_FILL, FORCE, LETTERBOX, TrainAugment
-from dataset.labels import parse_label
+from dataset.input_sizes import find_rectangles
 from dataset.letterbox import Resize
-from dataset.recordio import RecordReader, unpack
-from dataset.rectangular import find_rectangles
-from dataset.relabelled import RelabelledReader
+from dataset.record_source import open_source
 from dataset.samples import DATA, GEOMETRY, LABEL, BatchLayout, SampleMaker, label_rows
-from dataset.sidecar import read_sidecar, verify_sidecar
 from dataset.transforms import Size, shape_of
 from dataset.workers import InProcess, WorkerPool
 from machine.cpu import usable_threads
@@ -104,7 +100,7 @@ class RecordIter(mx.io.DataIter, ABC):
                 data_shape. Memory is reserved for the largest.
             rect: for validation with letterbox: the order is that of the images' proportions, and each batch has the
                 smallest input, in multiples of `rect` pixels, in which its images are as large as in data_shape
-                (dataset/rectangular.py); data_shape's sides must be such multiples. 0 = one size.
+                (dataset/input_sizes.py); data_shape's sides must be such multiples. 0 = one size.
 
         Raises:
             OptionError: arguments that do not fit together.
@@ -334,53 +330,6 @@ class DetRecordIter(RecordIter):
             positions, size = self._order.take(rows, mode="wrap"), self._batch_sizes[self._submitted]
             pool.submit(self._submitted % self._slots, self.epoch, positions, size)
             self._submitted += 1
-
-
-@dataclass(frozen=True)
-class Source:
-    """A record file and what must be known of it: class names (None without a sidecar), classes, rows of the label."""
-
-    reader: RecordReader
-    class_names: tuple[str, ...] | None
-    num_classes: int
-    max_objects: int
-
-
-def open_source(
-    path: str | Path, num_classes: int | None, max_objects: int | None, path_imglist: str | Path | None = None
-) -> Source:
-    """Opens a record file; what is None comes from its sidecar, or the number of objects from the record itself.
-
-    The labels of a list replace the record's, and their widest tells the number of objects. OptionError if nothing
-    tells the number of classes, or if the list has more than max_objects in an image; DataError for a damaged file, a
-    sidecar of another record, or a list that has no line for a record.
-    """
-    reader, sidecar = RecordReader(path), read_sidecar(path)
-    if sidecar:
-        verify_sidecar(path, sidecar, hash=False)
-        num_classes = len(sidecar.class_names) if num_classes is None else num_classes
-        max_objects = sidecar.max_objects if max_objects is None and not path_imglist else max_objects
-    if num_classes is None:
-        raise OptionError(f"{path} has no sidecar (.json) that names its classes; give num_classes")
-    if path_imglist:
-        reader = relabelled = RelabelledReader(path, path_imglist, num_classes)
-        if max_objects is not None and relabelled.max_objects > max_objects:
-            raise OptionError(
-                f"{path_imglist}: an image has {relabelled.max_objects} objects, labels have {max_objects} rows"
-            )
-        max_objects = relabelled.max_objects if max_objects is None else max_objects
-    if max_objects is None:
-        max_objects = widest_record(reader)
-    return Source(reader, sidecar.class_names if sidecar else None, num_classes, max(1, max_objects))
-
-
-def widest_record(reader: RecordReader) -> int:
-    """The largest number of objects of a record; reads the whole file. DataError naming a damaged record."""
-    return max(_count(reader.read(k), f"{reader.path}, record {key}") for k, key in enumerate(reader.keys))
-
-
-def _count(payload: bytes, where: str) -> int:
-    return len(parse_label(unpack(payload, where).label, where))
 
 
 def group_total(batches: Iterable[tuple[dict[str, np.ndarray], int]]) -> np.ndarray | None:

@@ -11,10 +11,9 @@ import numpy as np
 from boxes.assigners import Assigner, AssignerError
 from common.errors import DataError
 from config.augment_options import TrainAugment
-from dataset.augment import Sample, augment, augment_mosaic, resize_only
+from dataset.augment import TILES, Sample, Tile, augment, augment_mosaic, resize_only
 from dataset.labels import OBJECT_WIDTH, parse_label, validate
 from dataset.letterbox import Resize
-from dataset.mosaic import TILES, Tile
 from dataset.recordio import RecordReader, unpack
 from dataset.transforms import Size, decode, normalise
 

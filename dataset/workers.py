@@ -1,9 +1,10 @@
 """Processes that fill batches in shared memory: started from scratch, never forked, so that mxnet is not in them.
 
-A worker is `python -m dataset.worker_main`; the user's script is not imported again. All workers share one socket
-(SOCK_SEQPACKET keeps messages whole): whoever is free takes the next task, a few rows of a batch. Arrays never go
-through it; they are written to anonymous memory (memfd) that has no name to leave behind and does not count against
-/dev/shm. When the parent closes the socket or dies, in whatever way, the workers see its end and leave.
+A worker is `python -m dataset.workers SOCKET MEMORY OFFSET` (two descriptors, a number of bytes); the user's script is
+not imported again. All workers share one socket (SOCK_SEQPACKET keeps messages whole): whoever is free takes the next
+task, a few rows of a batch. Arrays never go through it; they are written to anonymous memory (memfd) that has no name
+to leave behind and does not count against /dev/shm. When the parent closes the socket or dies, in whatever way, the
+workers see its end and leave.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import select
 import socket
 import subprocess
 import sys
+import traceback
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ MAX_MESSAGE = 1 << 16
 CHECK_MILLISECONDS = 500  # how often a waiting parent looks whether its workers live
 STOP_SECONDS = 5.0
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+MAX_TEXT = 8192
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,7 @@ def _start(connection: int, memory: int, specification: int) -> subprocess.Popen
     """Starts a worker in a process group of its own: Ctrl-C in the terminal is the parent's business."""
     paths = [str(ROOT), *(path for path in sys.path if path)]
     return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        [sys.executable, "-P", "-m", "dataset.worker_main", str(connection), str(memory), str(specification)],
+        [sys.executable, "-P", "-m", "dataset.workers", str(connection), str(memory), str(specification)],
         stdin=subprocess.DEVNULL,
         pass_fds=(connection, memory),
         process_group=0,
@@ -247,3 +250,31 @@ def _stop(connection: socket.socket, processes: list[subprocess.Popen[Any]]) -> 
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def perform(task: Task, maker: SampleMaker, layout: BatchLayout, memory: memoryview) -> Reply:
+    """Runs a task; what goes wrong is in the reply."""
+    try:
+        task.perform(maker, layout.arrays(memory, task.slot, task.size))
+    except DataError as error:
+        return Reply(task.slot, task.row, str(error)[:MAX_TEXT], data=True)
+    except Exception:  # a bug: the parent raises it, with this traceback
+        return Reply(task.slot, task.row, traceback.format_exc()[-MAX_TEXT:])
+    return Reply(task.slot, task.row)
+
+
+def main(connection: int, memory: int, specification: int) -> None:
+    """Performs tasks until the parent closes its end of the connection."""
+    shared = mmap.mmap(memory, 0)
+    maker, layout = pickle.loads(shared[specification:])  # noqa: S301 - written by our parent
+    memory_view = memoryview(shared)
+    with socket.socket(fileno=connection) as parent:
+        try:
+            while message := parent.recv(MAX_MESSAGE):
+                parent.sendall(encode(perform(Task(**json.loads(message)), maker, layout, memory_view)))
+        except ConnectionError:  # the parent has gone
+            return
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

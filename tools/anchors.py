@@ -24,7 +24,7 @@ from common.files import write_atomically
 from config.anchors_options import AnchorsOptions
 from config.options import from_mapping, parse_options, read_preset
 from dataset.letterbox import Resize
-from dataset.object_boxes import object_boxes
+from dataset.record_source import object_boxes
 from dataset.sidecar import read_sidecar
 from dataset.transforms import Size
 from machine.command import run_command

@@ -19,10 +19,8 @@ from common.files import AtomicFile, publish_all, staged
 from config.im2rec_options import Im2recOptions
 from config.options import parse_options
 from dataset.class_names import read_class_names
-from dataset.encode import DEFAULT_QUALITY, Encoder
-from dataset.image_folder import find_images, split
-from dataset.image_list import ImageRoot, format_list
-from dataset.list_packing import ImageList, PackedList, load_list, pack_list
+from dataset.image_list import ImageRoot, find_images, format_list, split
+from dataset.list_packing import DEFAULT_QUALITY, Encoder, ImageList, PackedList, load_list, pack_list
 from machine.command import run_command
 from machine.cpu import usable_threads
 from machine.signals import exit_on_sigterm

@@ -23,14 +23,12 @@ from common.errors import DataError, OptionError
 from config.options import parse_options
 from config.prepare_options import PrepareOptions
 from dataset.annotation_list import AnnotationList, listed_path, write_annotation_list
-from dataset.chosen_classes import choose_classes
-from dataset.class_names import read_class_names
+from dataset.class_names import choose_classes, read_class_names
 from dataset.coco import Coco
 from dataset.darknet_data import YoloFolder
-from dataset.imdb import Imdb
+from dataset.imdb import Imdb, split
 from dataset.packing import Report, pack_dataset
 from dataset.pascal_voc import PascalVoc
-from dataset.splits import split
 from machine.command import run_command
 from machine.cpu import usable_threads
 from machine.signals import exit_on_sigterm

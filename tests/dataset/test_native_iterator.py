@@ -19,8 +19,7 @@ from config.run import ENGINES
 from dataset import native_iterator
 from dataset.augment import MIN_SIDE
 from dataset.labels import pack_label
-from dataset.native_iterator import NativeDetRecordIter, iterator_class
-from dataset.native_labels import split_by_bytes
+from dataset.native_iterator import NativeDetRecordIter, iterator_class, split_by_bytes
 from dataset.recordio import RecordReader, RecordWriter, pack
 from machine.opencv import cv2
 from tests.dataset.test_iterator import (

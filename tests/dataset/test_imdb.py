@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import OptionError
-from dataset.imdb import AnnotatedImage
-from dataset.splits import Part, split
+from dataset.imdb import AnnotatedImage, Part, split
 
 
 def data_of(count: int) -> Part:
