@@ -1,7 +1,11 @@
-"""The errors that a user can cause; machine/command.py reports them: one sentence, exit status 2, no traceback."""
+"""The errors that a user can cause, and parts of their sentences.
 
+machine/command.py reports an error: one sentence, exit status 2, no traceback.
+"""
+
+import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 # What MXNet's errors say, whose class is a RuntimeError: of the GPU, of its allocator on CPUs, and of C++.
@@ -48,3 +52,9 @@ def out_of_memory_hint(remedy: str) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not _EXHAUSTED.search(str(error)):
             raise
         raise OutOfMemoryError(f"the memory of this machine, or of its GPU, does not suffice: {remedy}") from error
+
+
+def did_you_mean(word: str, known: Iterable[str], most: int = 1) -> str:
+    """ " (did you mean X or Y?)" of the `most` known words that are most like a wrong one; "" where none is like it."""
+    close = difflib.get_close_matches(word, list(known), n=most)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""

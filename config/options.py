@@ -9,7 +9,6 @@ boolean is `--force`, `--no-force`, or `--force true|false`. An alias is another
 
 import argparse
 import dataclasses
-import difflib
 import logging
 import math
 import os
@@ -23,7 +22,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from common.errors import OptionError
+from common.errors import OptionError, did_you_mean
 
 T = TypeVar("T")
 PRESET_FOLDER = Path(__file__).parent / "presets"
@@ -205,7 +204,7 @@ class _Parser(argparse.ArgumentParser):
         if not word.startswith("-"):
             self.error(f"unexpected argument {word!r}")
         known = [flag for action in self._actions for flag in action.option_strings]
-        self.error(f"unknown option {word}{_suggestion(word.split('=')[0], known)}")
+        self.error(f"unknown option {word}{did_you_mean(word.split('=')[0], known)}")
 
 
 def _build_parser(cls: type, description: str, presets: bool, files: Sequence[str] = ()) -> _Parser:
@@ -290,11 +289,6 @@ def _dashes(word: str) -> str:
     return flag.replace("_", "-") + sign + value
 
 
-def _suggestion(word: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
 def _base_type(field: dataclasses.Field) -> Any:
     """The annotation without `| None`: bool, int, float, str or tuple[X, ...]."""
     kind: Any = field.type
@@ -346,7 +340,7 @@ def _checked(cls: type, values: dict[str, Any], origin: str) -> dict[str, Any]:
     where = f" in {origin}" if origin else ""
     for name in values:
         if name not in fields:
-            raise OptionError(f"unknown option {name!r}{where}{_suggestion(name, fields)}")
+            raise OptionError(f"unknown option {name!r}{where}{did_you_mean(name, fields)}")
     return {name: _check(fields[name], value, where) for name, value in values.items()}
 
 

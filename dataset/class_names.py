@@ -3,7 +3,6 @@
 Objects of classes that are not chosen are left out, as the classic readers leave them out.
 """
 
-import difflib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import DataError, OptionError
+from common.errors import DataError, OptionError, did_you_mean
 from dataset.imdb import AnnotatedImage, Imdb
 from dataset.sidecar import read_sidecar
 
@@ -87,6 +86,4 @@ def _check_known(class_names: Sequence[str], known: Sequence[str]) -> None:
     if len(unknown) == len(class_names):
         raise DataError(f"--class-names {','.join(class_names)}: none of them is there, {theirs}; correct the names")
     for name in unknown:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        logger.warning("--class-names: there is no class %r%s; %s", name, hint, theirs)
+        logger.warning("--class-names: there is no class %r%s; %s", name, did_you_mean(name, known), theirs)

@@ -222,7 +222,7 @@ def status_and_error(monkeypatch, capsys, main, words):
     [
         ({"num_class": 20}, "--num-class 20, but there are 3 class names (red, green, blue)"),
         ({"class_names": ("one", "two")}, "leave the option out"),
-        ({"network": "vgg"}, "--network vgg: unknown (known: "),
+        ({"network": "vgg"}, "--network vgg: unknown; known: "),
         ({"gpus": "0"}, "--gpus 0: GPU 0 cannot be used"),
         ({"resume": "9"}, "no checkpoint of epoch 9"),
         ({"prefix": "/proc/x/t"}, "--prefix /proc/x/t: /proc/x cannot be written"),

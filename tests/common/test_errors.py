@@ -1,8 +1,8 @@
-"""Exhausted memory is told with its remedy; other errors stay."""
+"""Exhausted memory is told with its remedy; other errors stay. Wrong words get suggestions."""
 
 import pytest
 
-from common.errors import OutOfMemoryError, out_of_memory_hint
+from common.errors import OutOfMemoryError, did_you_mean, out_of_memory_hint
 from machine.runtime import mx
 
 
@@ -28,3 +28,10 @@ def test_other_errors_pass(error):
     with pytest.raises(type(error)) as caught, out_of_memory_hint("lower --batch-size"):
         raise error
     assert caught.value is error
+
+
+def test_suggestions_are_the_words_most_alike():
+    known = ["resnet50", "resnet101", "vgg16"]
+    assert did_you_mean("resnet5", known) == " (did you mean resnet50?)"
+    assert did_you_mean("resnet10", known, most=3) == " (did you mean resnet101 or resnet50?)"
+    assert did_you_mean("", known) == did_you_mean("zzz", known) == ""
