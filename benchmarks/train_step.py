@@ -30,6 +30,7 @@ from typing import Any
 
 from benchmarks.common import Seconds, machine, median_ratio, print_table, verdict
 from common.errors import OptionError
+from common.sizes import input_size
 from config.augment_options import TrainAugment
 from config.options import option, parse_options
 from dataset.iterator import DetRecordIter
@@ -42,7 +43,7 @@ from symbol.detector.ssd import anchor_layers
 from symbol.detector.yolo import YOLOv3
 from symbol.detector.yolo import find_row as find_yolo_row
 from symbol.registry import family_of
-from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, input_size, label_names
+from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, label_names
 from train.callbacks import FiniteGuard, Progress
 from train.metric import make_metric
 from train.module import DetectionModule

@@ -17,13 +17,14 @@ import numpy as np
 
 from benchmarks.common import Seconds, in_turns, machine, median_ratio, print_table, seconds_of
 from benchmarks.targets import make_step
+from common.sizes import input_size
 from config.options import option, parse_options
 from machine.command import run_command
 from machine.runtime import mx
 from symbol.detector import yolo
 from symbol.detector.yolo import find_row as find_yolo_row
 from symbol.network_options import YOLOOptions
-from symbol.symbol_factory import get_assigner, get_symbol_train, input_size
+from symbol.symbol_factory import get_assigner, get_symbol_train
 from train.stages import without_det
 
 LOSSES, NO_LOSS, ASSIGNER = "losses", "no loss", "assigner"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from boxes.geometry import centres_to_corners, clip_to_unit, corners_to_centres
+from common.sizes import Size
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class AnchorLayer:
         return len(self.sizes) + len(self.ratios) - 1
 
 
-def multibox_prior(feature_shape: tuple[int, int], layer: AnchorLayer) -> np.ndarray:
+def multibox_prior(feature_shape: Size, layer: AnchorLayer) -> np.ndarray:
     """Corner anchors (h * w * per_cell, 4) float32, as mx.nd.contrib.MultiBoxPrior gives them.
 
     Rows y, columns x, then in each cell all sizes with ratios[0] and sizes[0] with the other ratios. The widths are
@@ -64,7 +65,7 @@ def multibox_prior(feature_shape: tuple[int, int], layer: AnchorLayer) -> np.nda
     return centres_to_corners(clip_to_unit(corners_to_centres(anchors))) if layer.clip_centres else anchors
 
 
-def cell_centres(feature_shape: tuple[int, int], layer: AnchorLayer) -> tuple[np.ndarray, np.ndarray]:
+def cell_centres(feature_shape: Size, layer: AnchorLayer) -> tuple[np.ndarray, np.ndarray]:
     """Normalised y (h,) and x (w,) of the centres of a map's cells, float32 as in MultiBoxPrior."""
     places = zip(feature_shape, layer.step, layer.offset, strict=True)
     centre_y, centre_x = (_centres(*place) for place in places)
@@ -105,7 +106,7 @@ def _centres(cells: int, step: float, offset: float) -> np.ndarray:
     return (np.arange(cells, dtype=np.float32) + np.float32(offset)) * pitch
 
 
-def _half_sizes(feature_shape: tuple[int, int], layer: AnchorLayer) -> tuple[np.ndarray, np.ndarray]:
+def _half_sizes(feature_shape: Size, layer: AnchorLayer) -> tuple[np.ndarray, np.ndarray]:
     """Half widths and half heights (per_cell,) float32 of the anchors of a cell."""
     height, width = feature_shape
     sizes = np.array(layer.sizes + layer.sizes[:1] * (len(layer.ratios) - 1), np.float32)

@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from boxes.geometry import centres_to_corners, corners_to_centres, has_area, iou
+from common.sizes import Size
 
 STRIDES = (8, 16, 32, 64, 128, 256)  # of the levels P3 ... P8
 LEVELS = 5  # P3 ... P7; the largest network alone has P8
@@ -43,7 +44,7 @@ class EffDetAssigner:
         if self.neg_iou > self.pos_iou:
             raise ValueError(f"anchors below {self.neg_iou} are negative, but those from {self.pos_iou} on positive")
 
-    def __call__(self, objects: np.ndarray, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    def __call__(self, objects: np.ndarray, size: Size) -> dict[str, np.ndarray]:
         """Targets of an image of input size (H, W) with objects (n, 6); objects without area are left out.
 
         Returns:
@@ -64,12 +65,12 @@ class EffDetAssigner:
         targets["loc_target"][rows] = encode_effdet(corners_to_centres(boxes[owner]), anchors)
         return targets
 
-    def shapes(self, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    def shapes(self, size: Size) -> dict[str, tuple[int, ...]]:
         """Shapes of the arrays for one image of input size (H, W)."""
         count = len(effdet_anchors(size, self.anchor_scale, self.levels))
         return {"cls_target": (count,), "loc_target": (count, 4), "normaliser": (1,)}
 
-    def ignored(self, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    def ignored(self, size: Size) -> dict[str, np.ndarray]:
         """Arrays of a padding row: every anchor ignored (cls_target -1), no image to divide by."""
         targets = {name: np.zeros(shape, np.float32) for name, shape in self.shapes(size).items()}
         targets["cls_target"][:] = -1
@@ -77,7 +78,7 @@ class EffDetAssigner:
 
 
 @lru_cache(maxsize=CACHED_SIZES)
-def _corners(size: tuple[int, int], anchor_scale: float, levels: int) -> np.ndarray:
+def _corners(size: Size, anchor_scale: float, levels: int) -> np.ndarray:
     """The anchors (A, 4) as corners, read-only."""
     corners = centres_to_corners(effdet_anchors(size, anchor_scale, levels))
     corners.flags.writeable = False
@@ -94,7 +95,7 @@ def cell_anchors(stride: int, anchor_scale: float = 4.0) -> np.ndarray:
 
 
 @lru_cache(maxsize=CACHED_SIZES)
-def effdet_anchors(size: tuple[int, int], anchor_scale: float = 4.0, levels: int = LEVELS) -> np.ndarray:
+def effdet_anchors(size: Size, anchor_scale: float = 4.0, levels: int = LEVELS) -> np.ndarray:
     """Anchors (A, 4) float32, centre form (cx, cy, w, h) in pixels of an input of (H, W); read-only, not clipped.
 
     In the order level, row, column, anchor of the cell. A map has ceil(side / stride) cells along a side; the anchors
@@ -105,7 +106,7 @@ def effdet_anchors(size: tuple[int, int], anchor_scale: float = 4.0, levels: int
     return anchors
 
 
-def _level(size: tuple[int, int], stride: int, anchor_scale: float) -> np.ndarray:
+def _level(size: Size, stride: int, anchor_scale: float) -> np.ndarray:
     height, width = (-(-side // stride) for side in size)
     anchors = np.empty((height, width, PER_CELL, 4))
     anchors[..., 0] = ((np.arange(width) + 0.5) * stride)[:, None]

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from boxes.geometry import area, intersection
+from common.sizes import Size
 from config.augment_options import OVERLAP, RANDOM_INTERPOLATION, TrainAugment
 from dataset.letterbox import Frame, Resize
 from dataset.transforms import (
     WHOLE,
     ColourShift,
-    Size,
     draw,
     geometry,
     map_boxes,

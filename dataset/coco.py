@@ -18,6 +18,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from common.errors import DataError, did_you_mean
+from common.sizes import Size
 from dataset.imdb import AnnotatedImage, require_inside
 
 DEFAULT_SETS = ("train2017",)
@@ -40,7 +41,7 @@ class Image:
 
     id: int
     file_name: str
-    size: tuple[int, int] | None
+    size: Size | None
 
 
 @dataclass(frozen=True)

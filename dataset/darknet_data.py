@@ -20,6 +20,7 @@ import numpy as np
 
 from common.errors import DataError
 from common.files import text_lines, write_atomically
+from common.sizes import Size
 from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES, image_header
 from dataset.imdb import AnnotatedImage
 from dataset.labels import OBJECT_WIDTH, TOLERANCE
@@ -300,7 +301,7 @@ def _row(words: list[str], where: str) -> list[float]:
     raise DataError(f"{where}: {' '.join(words)!r:.80} is not `class cx cy w h`; correct the label")
 
 
-def _size(path: Path) -> tuple[int, int] | None:
+def _size(path: Path) -> Size | None:
     """(height, width) by the header; None for a file that cannot be used, which packing names."""
     for count in (HEADER_BYTES, -1):
         try:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from common.errors import DataError
+from common.sizes import Size
 from machine.opencv import MAX_PIXELS, cv2
 
 MAX_BYTES = 256 << 20
@@ -47,7 +48,7 @@ _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright, 5 to 8 exchange height and 
 class ImageInfo:
     """size (height, width) as stored, EXIF orientation 1..8."""
 
-    size: tuple[int, int]
+    size: Size
     orientation: int
 
 
@@ -120,7 +121,7 @@ def check_stream(content: bytes) -> ImageInfo:
     return ImageInfo((height, width), orientation)
 
 
-def _plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
+def _plain_jpeg_size(content: bytes) -> Size | None:
     """(height, width) of a usual JPEG without EXIF that ends with its end marker; None for all others: ask Pillow.
 
     A tenth of the time that Pillow takes for it.
@@ -161,7 +162,7 @@ def _has_whole_chunks(content: bytes) -> bool:
     return True
 
 
-def _decode(content: bytes, size: tuple[int, int], kind: str) -> None:
+def _decode(content: bytes, size: Size, kind: str) -> None:
     """Decodes as training does."""
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), DECODE_FLAGS)

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from common.errors import DataError, OptionError
+from common.sizes import Size
 from dataset.labels import OBJECT_WIDTH
 
 PARTS = ("train", "val", "test")
@@ -31,10 +32,10 @@ class AnnotatedImage:
     name: str
     path: Path
     objects: np.ndarray
-    size: tuple[int, int] | None
+    size: Size | None
     dropped: tuple[str, ...] = ()
 
-    def normalised(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    def normalised(self, size: Size) -> tuple[np.ndarray, np.ndarray]:
         """(objects (m, 6) float32 in [0, 1], kept (n,) bool) for an image of size (height, width).
 
         Boxes are clipped to the image; those that then have no area (they lie outside it) are not kept.

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.errors import DataError, OptionError
+from common.sizes import Size
 from dataset.image_check import image_header
 from dataset.letterbox import smallest_size
 from dataset.recordio import RecordReader, unpack
-from dataset.transforms import Size
 
 MULTIPLE = 32  # pixels; the stride of the deepest maps
 LARGEST_FACTOR = 8  # what is larger are pixels

@@ -9,12 +9,13 @@ import numpy as np
 
 from boxes.assigners import Assigner
 from common.errors import OptionError, UserError
+from common.sizes import Size, input_size
 from config.augment_options import DEFAULT_FILL, FORCE, LETTERBOX, TrainAugment
 from dataset.input_sizes import find_rectangles
 from dataset.letterbox import Resize
 from dataset.record_source import open_source
 from dataset.samples import DATA, GEOMETRY, LABEL, BatchLayout, SampleMaker, label_rows
-from dataset.transforms import Size, shape_of
+from dataset.transforms import shape_of
 from dataset.workers import InProcess, WorkerPool
 from machine.cpu import usable_threads
 from machine.runtime import mx
@@ -107,7 +108,7 @@ class RecordIter(mx.io.DataIter, ABC):
             DataError: a damaged record file, sidecar or list, a list without a line for a record, or too little memory.
         """
         super().__init__(batch_size)
-        size = _size(data_shape)
+        size = input_size(data_shape, smallest=1)
         if accumulate < 1:
             raise OptionError(f"accumulate {accumulate}: an update needs at least one batch")
         if batch_size < 1 or num_parts < 1 or not 0 <= part_index < num_parts:
@@ -132,7 +133,7 @@ class RecordIter(mx.io.DataIter, ABC):
             seed=seed,
             resize=Resize(resize_mode, fill),
         )
-        self._accumulate, self._sizes = accumulate, tuple(map(_size, sizes)) or (size,)
+        self._accumulate, self._sizes = accumulate, tuple(input_size(one, smallest=1) for one in sizes) or (size,)
         self._total: np.ndarray | None = None  # normalisers of the current group
         self._layout = self._make_layout((size, *(self._rectangles.sizes if self._rectangles else self._sizes)))
         self._shuffle, self._num_parts, self._part_index = shuffle, num_parts, part_index
@@ -344,16 +345,6 @@ def _to_mxnet(array: np.ndarray) -> mx.nd.NDArray:
     result = mx.nd.empty(array.shape, dtype=array.dtype)
     result[:] = array
     return result
-
-
-def _size(data_shape: int | Sequence[int]) -> tuple[int, int]:
-    """(H, W) of a side, (H, W) or (3, H, W)."""
-    shape = (data_shape, data_shape) if isinstance(data_shape, int) else tuple(data_shape)
-    if len(shape) == 3 and shape[0] == 3:
-        shape = shape[1:]
-    if len(shape) != 2 or min(shape) < 1:
-        raise OptionError(f"data_shape {data_shape} is not a side, (height, width) or (3, height, width)")
-    return int(shape[0]), int(shape[1])
 
 
 def _channels(name: str, values: Sequence[float]) -> np.ndarray:

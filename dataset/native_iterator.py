@@ -23,6 +23,7 @@ import numpy as np
 
 from boxes.geometry import clip_to_unit
 from common.errors import DataError, OptionError
+from common.sizes import Size
 from config.augment_options import FORCE
 from config.config import classic_arguments
 from dataset.augment import MIN_SIDE
@@ -318,7 +319,7 @@ def _line(index: int, position: int, objects: np.ndarray) -> str:
     return "\t".join([str(index), str(HEADER_WIDTH), str(OBJECT_WIDTH), str(position), *values, "image"]) + "\n"
 
 
-def _size(image: bytes, where: str) -> tuple[int, int]:
+def _size(image: bytes, where: str) -> Size:
     """(h, w) of an encoded image that C++ does not rotate."""
     try:
         info = image_header(image)

@@ -16,6 +16,7 @@ import numpy as np
 
 from common.errors import DataError
 from common.files import file_sha256
+from common.sizes import Size
 from common.version import __version__
 from dataset.image_check import MAX_BYTES, ImageInfo, check_image
 from dataset.imdb import AnnotatedImage, Imdb
@@ -122,7 +123,7 @@ def _add(writer: RecordWriter, index: int, checked: Checked, report: Report) -> 
     return "\t".join([str(index), *(f"{value:.9g}" for value in label), image.name]) + "\n"
 
 
-def _by(size: tuple[int, int] | None) -> str:
+def _by(size: Size | None) -> str:
     return f"{size[1]} x {size[0]}" if size else "unknown"
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from common.errors import DataError, did_you_mean
 from common.files import text_lines
+from common.sizes import Size
 from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from dataset.imdb import AnnotatedImage, require_inside
 
@@ -39,7 +40,7 @@ class _Annotation:
 
     path: Path
     image: Path
-    size: tuple[int, int] | None
+    size: Size | None
     names: tuple[str, ...]
     boxes: np.ndarray
     difficult: np.ndarray
@@ -251,7 +252,7 @@ def _images_by_stem(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(found, key=order, reverse=True)}
 
 
-def _size(tree: Element, path: Path) -> tuple[int, int] | None:
+def _size(tree: Element, path: Path) -> Size | None:
     """(height, width), None if it is not given or 0."""
     element = tree.find("size")
     if element is None:

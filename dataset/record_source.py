@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import DataError, OptionError
+from common.sizes import Size
 from dataset.image_check import image_header
 from dataset.image_list import read_labels
 from dataset.labels import parse_label, validate
 from dataset.letterbox import Resize
 from dataset.recordio import Record, RecordReader, pack, unpack
 from dataset.sidecar import read_sidecar, verify_sidecar
-from dataset.transforms import Size
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ import numpy as np
 
 from boxes.assigners import Assigner, AssignerError
 from common.errors import DataError
+from common.sizes import Size
 from config.augment_options import TrainAugment
 from dataset.augment import TILES, Sample, Tile, augment, augment_mosaic, resize_only
 from dataset.labels import OBJECT_WIDTH, parse_label, validate
 from dataset.letterbox import Resize
 from dataset.recordio import RecordReader, unpack
-from dataset.transforms import Size, decode, normalise
+from dataset.transforms import decode, normalise
 
 Arrays = Mapping[str, np.ndarray]
 DATA, LABEL, GEOMETRY = "data", "label", "geometry"

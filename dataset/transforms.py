@@ -15,10 +15,10 @@ import numpy as np
 
 from boxes.geometry import area, clip_to_unit
 from common.errors import DataError
+from common.sizes import Size
 from config.augment_options import AUTO_INTERPOLATION
 from machine.opencv import MAX_PIXELS, cv2
 
-Size = tuple[int, int]
 Span = tuple[int, int]
 DECODE_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 DECODE_FLAGS_RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION

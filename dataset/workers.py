@@ -25,8 +25,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from common.errors import DataError
+from common.sizes import Size
 from dataset.samples import Arrays, BatchLayout, SampleMaker
-from dataset.transforms import Size
 
 ROOT = Path(__file__).parent.parent
 MAX_TASKS = 96  # of all slots together, few enough for the socket's buffer

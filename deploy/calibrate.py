@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from common.contract import DATA
+from common.sizes import DATA
 from config.deploy_options import NAIVE
 from graph.executor import bound
 from graph.int8 import Fused, Thresholds

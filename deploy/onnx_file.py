@@ -5,8 +5,8 @@ import logging
 
 import numpy as np
 
-from common.contract import DATA, DET
 from common.errors import InstallError, OptionError
+from common.sizes import DATA, DET
 from deploy.comparison import TOLERANCE, Comparison, compare
 from graph.executor import outputs
 from model.folder import Model

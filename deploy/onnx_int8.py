@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common.contract import DATA, DET
 from common.errors import InstallError
+from common.sizes import DATA, DET
 from deploy.labelled import METRIC, Run, mean_ap
 from graph.int8 import Fused
 from machine.runtime import mx

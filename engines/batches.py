@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from common.contract import DATA, DET
 from common.errors import CheckpointError
+from common.sizes import DATA, DET
 from model.manifest import Manifest
 
 ROW = 6  # numbers of a detection

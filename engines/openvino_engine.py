@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from common.contract import DATA, DET
 from common.errors import InstallError
+from common.sizes import DATA, DET
 from engines.batches import Shape, check_contract, run_in_batches
 from engines.engine import OPENVINO
 from machine.cpu import engine_threads

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from common.contract import DATA
 from common.errors import out_of_memory_hint
+from common.sizes import DATA
 from graph.nodes import Params
 from machine.runtime import mx
 

@@ -5,7 +5,7 @@ Folded into the first convolution's weights it would be wrong at the borders, wh
 
 import numpy as np
 
-from common.contract import DATA
+from common.sizes import DATA
 from graph.nodes import VARIABLE, Edge, Node, Params, graph_of, symbol_of
 from machine.runtime import mx
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from common.errors import OptionError
+from common.sizes import input_size
 from config.classic_options import ExpectedModel
 from dataset.class_names import read_class_names
 
@@ -31,7 +32,7 @@ def check_model(
         "network": (expected.network or None, network),
         "num-class": (expected.num_class, len(class_names)),
         "class-names": (read_class_names(expected.class_names), tuple(class_names)),
-        "data-shape": (side and (side * 2 if len(side) == 1 else side[-2:]), tuple(data_shape)),
+        "data-shape": (side and input_size(side), tuple(data_shape)),
     }
     for flag, (wanted, found) in given.items():
         if wanted is not None and wanted != found:

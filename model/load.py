@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import CheckpointError
+from common.sizes import input_size
 from common.version import versions
 from config.options import from_mapping, to_mapping
 from graph.constants import fold_constants
@@ -17,7 +18,7 @@ from model.folder import Model, check_params, read_model_folder
 from model.folder_files import check_options, is_model_folder
 from model.manifest import UINT8_NHWC, Manifest, PostProcessing, Source
 from symbol.registry import family_of, network_options_class
-from symbol.symbol_factory import get_symbol, input_size, rebuilding_options, without_effect
+from symbol.symbol_factory import get_symbol, rebuilding_options, without_effect
 
 logger = logging.getLogger(__name__)
 

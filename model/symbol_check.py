@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from common.contract import DATA
 from common.errors import CheckpointError
+from common.sizes import DATA
 from machine.runtime import SYMBOL_ATTRIBUTES, mx
 from model.folder_files import MAX_SYMBOL_BYTES
 from model.symbol_limits import check_sizes, num_outputs

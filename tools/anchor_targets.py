@@ -10,7 +10,7 @@ from boxes.anchor_fit import MapShape, Places, fit_anchors, fit_ssd, quality, ss
 from boxes.anchors import AnchorLayer, cell_centres, multibox_prior
 from boxes.geometry import iou
 from common.errors import OptionError
-from dataset.transforms import Size
+from common.sizes import Size
 from train.options import TrainOptions, network_options
 
 CHUNK = 256  # objects compared with all placed anchors at a time
@@ -149,10 +149,11 @@ def family_of(run: TrainOptions) -> Family:
 
 
 def _yolo(run: TrainOptions) -> YOLOFamily:
+    from common.sizes import input_size
     from symbol.darknet_sections import Yolo
     from symbol.detector.yolo import customise
     from symbol.registry import family_of
-    from symbol.symbol_factory import get_assigner, input_size
+    from symbol.symbol_factory import get_assigner
 
     get_assigner(run.network, run.data_shape, 1, **network_options(run))  # refuses what the network cannot take
     options: Any = run  # with the options of its family
@@ -163,7 +164,8 @@ def _yolo(run: TrainOptions) -> YOLOFamily:
 
 
 def _ssd(run: TrainOptions) -> SSDFamily:
-    from symbol.symbol_factory import get_assigner, input_size
+    from common.sizes import input_size
+    from symbol.symbol_factory import get_assigner
 
     size = input_size(run.data_shape)
     assigner: Any = get_assigner(run.network, size, 1, **network_options(run) | {"targets": "paper"})

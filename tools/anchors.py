@@ -21,12 +21,12 @@ import yaml
 from boxes.anchor_fit import Coverage, best_iou, coverage
 from common.errors import DataError, OptionError
 from common.files import write_atomically
+from common.sizes import Size
 from config.anchors_options import AnchorsOptions
 from config.options import from_mapping, parse_options, read_preset
 from dataset.letterbox import Resize
 from dataset.record_source import object_boxes
 from dataset.sidecar import read_sidecar
-from dataset.transforms import Size
 from machine.command import run_command
 from tools.anchor_picture import save_picture
 from tools.anchor_targets import Family, family_of, pixel_sizes

@@ -254,9 +254,10 @@ def _write_checkpoint(
     aux: dict[str, Any],
 ) -> None:
     """A checkpoint of epoch 0, as training writes them, so that evaluate.py, deploy.py and demo.py run it."""
+    from common.sizes import input_size
     from model.checkpoint import save_checkpoint
     from model.checkpoint_meta import CheckpointMeta
-    from symbol.symbol_factory import get_symbol_train, input_size
+    from symbol.symbol_factory import get_symbol_train
     from train.stages import symbol_digest
 
     assert options.data_shape  # main() has put the source's in

@@ -6,10 +6,10 @@ from dataclasses import astuple
 from typing import Any
 
 from common.errors import OptionError
+from common.sizes import input_size
 from config.run import metric_kinds, pixel_options, rect_multiple
 from model.checkpoint import drop_after, list_epochs, remove_checkpoint, save_checkpoint
 from model.checkpoint_meta import CheckpointMeta
-from symbol.symbol_factory import input_size
 from train.callbacks import finite_values
 from train.metric import LossMetric
 from train.module import DetectionModule

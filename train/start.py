@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import CheckpointError, OptionError
+from common.sizes import input_size
 from config.augment_options import FORCE
 from config.run import pixel_options
 from machine.runtime import mx
@@ -24,7 +25,7 @@ from model.checkpoint import (
 from model.params_file import Params, read_params
 from model.weights.report import expected_shapes
 from symbol.layers import matches
-from symbol.symbol_factory import freeze_pattern, input_size
+from symbol.symbol_factory import freeze_pattern
 from train.module import RAW
 from train.options import TrainOptions, network_options
 from train.run_files import is_own_prefix

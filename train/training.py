@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataError, OptionError, out_of_memory_hint
+from common.sizes import input_size
 from config.augment_options import LETTERBOX
 from config.options import obsolete_options
 from config.recipe_options import batches_per_update
@@ -24,7 +25,6 @@ from symbol.symbol_factory import (
     get_assigner,
     get_symbol,
     get_symbol_train,
-    input_size,
     label_names,
     mean_losses,
     size_multiple,

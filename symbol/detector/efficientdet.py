@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from boxes.effdet_assigner import PER_CELL, RATIOS, SCALES, STRIDES, EffDetAssigner
 from common.errors import OptionError
+from common.sizes import Size
 from machine.runtime import mx
 from symbol.backbone.efficientnet import EfficientNet, efficientnet
 from symbol.effdet_losses import LABELS, effdet_losses
-from symbol.family import Family, FeatureMap, Size
+from symbol.family import Family, FeatureMap
 from symbol.layers import Layers, SharedSeparable, Symbol, swish
 from symbol.neck.bifpn import bifpn
 from symbol.network_options import EffDetOptions
