@@ -7,31 +7,24 @@ An image is stored as it is, or cropped, resized and encoded anew, with the byte
 """
 
 import logging
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import DataError, OptionError
-from common.files import file_sha256
-from common.version import __version__
-from dataset.image_check import MAX_BYTES, MAX_PIXELS, ImageInfo, check_stream
+from dataset.image_check import MAX_PIXELS, ImageInfo, check_stream
 from dataset.image_list import ImageRoot, ListEntry, checked_objects, read_list
+from dataset.image_pool import in_order, or_reason, read_image, refuse_unusable
 from dataset.labels import HEADER_WIDTH, MIN_OBJECT_WIDTH
-from dataset.packing import shortened
 from dataset.recordio import RecordWriter, pack, pack_single
-from dataset.sidecar import Sidecar, drop_sidecar, read_sidecar, sidecar_bytes, sidecar_path
+from dataset.sidecar import describe_record, drop_sidecar, read_sidecar, sidecar_bytes, sidecar_path
 from machine.opencv import cv2
-from machine.signals import held
 
 logger = logging.getLogger(__name__)
-_CHUNK = 8  # images a thread takes at a time
-_AHEAD = 2  # chunks in flight for each thread: bounds the memory
 DEFAULT_QUALITY = {".jpg": 95, ".png": 9}  # mxnet asks for 95 with either; OpenCV takes it as 9 for PNG
 _QUALITY_FLAG = {".jpg": cv2.IMWRITE_JPEG_QUALITY, ".png": cv2.IMWRITE_PNG_COMPRESSION}
 
@@ -191,16 +184,20 @@ def pack_list(
     if pack_label is False and source.counts is not None:
         raise OptionError(f"--no-pack-label: {source.path} has detection labels, which need all their values")
     packed, kept, rec = PackedList(), [], source.path.with_suffix(".rec")
-    with RecordWriter(rec) as writer, _encoded(source.entries, root, encoder, threads) as results:
+    pool, encode = ThreadPoolExecutor(threads), partial(_encode, root=root, encoder=encoder)
+    with RecordWriter(rec) as writer, in_order(pool, threads, encode, source.entries) as results:
         for k, encoded in enumerate(progress(results, len(source.entries))):
             if encoded.reason:
                 packed.bad.append(f"{encoded.entry.path} (line {encoded.entry.line}): {encoded.reason}")
             elif skip_bad or not packed.bad:
                 kept.append(k)
                 _write(writer, encoded, pack_label is not False, packed)
-        _refuse(packed, skip_bad)
+        refuse_unusable(packed.bad, skip_bad, packed.count)
         if source.class_names:
-            sidecar = _sidecar(source, source.class_names, np.array(kept), packed, writer.finish())
+            counts, per_class = _counts(source, source.class_names, np.array(kept))
+            sidecar = describe_record(
+                writer.finish(), source.class_names, counts, per_class, packed.label_width, f"im2rec {source.path.name}"
+            )
             writer.add_file(sidecar_path(rec), sidecar_bytes(sidecar))
     if not source.class_names and drop_sidecar(rec):
         logger.warning("%s removed: it told of the record that was there before", sidecar_path(rec))
@@ -221,79 +218,18 @@ def _write(writer: RecordWriter, encoded: Encoded, whole: bool, packed: PackedLi
         packed.rotated.append(entry.path)
 
 
-def _refuse(packed: PackedList, skip_bad: bool) -> None:
-    listed = "; ".join(shortened(packed.bad))
-    if packed.bad and not skip_bad:
-        raise DataError(f"images that cannot be used: {len(packed.bad)} (mend or --skip-bad them): {listed}")
-    if packed.count == 0:
-        raise DataError(f"no image can be used, nothing was written: {listed}")
-
-
-def _sidecar(source: ImageList, names: tuple[str, ...], kept: np.ndarray, packed: PackedList, rec: Path) -> Sidecar:
-    """The sidecar of the records of the kept lines (positions); rec: the complete .rec, under whatever name."""
+def _counts(source: ImageList, names: tuple[str, ...], kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Objects of each of the kept lines (positions), and of each class in these."""
     assert source.counts is not None  # only detection labels have names
-    counts = source.counts[kept]
     ids = source.ids[np.isin(np.repeat(np.arange(len(source.counts)), source.counts), kept)]
-    return Sidecar(
-        class_names=names,
-        num_images=len(counts),
-        num_objects=int(counts.sum()),
-        max_objects=int(counts.max()),
-        objects_per_class=tuple(np.bincount(ids, minlength=len(names)).tolist()),
-        label_width=packed.label_width,
-        source=f"im2rec {source.path.name}",
-        sha256=file_sha256(rec),
-        size=rec.stat().st_size,
-        tool_version=__version__,
-    )
-
-
-def _encode_some(entries: Sequence[ListEntry], root: ImageRoot, encoder: Encoder) -> list[Encoded]:
-    """Reads and encodes images, in a thread."""
-    return [_encode(entry, root, encoder) for entry in entries]
+    return source.counts[kept], np.bincount(ids, minlength=len(names))
 
 
 def _encode(entry: ListEntry, root: ImageRoot, encoder: Encoder) -> Encoded:
-    try:
-        path = root.find(entry.path)
-        if os.path.getsize(path) > MAX_BYTES:
-            return Encoded(entry, reason=f"larger than {MAX_BYTES >> 20} MiB")
-        with open(path, "rb") as file:
-            content, info = encoder(file.read())
-        return Encoded(entry, content, rotated=info.orientation != 1)
-    except FileNotFoundError:
-        return Encoded(entry, reason="the image is missing")
-    except OSError as error:
-        return Encoded(entry, reason=f"cannot be read ({error.strerror})")
-    except DataError as error:
-        return Encoded(entry, reason=str(error))
+    return or_reason(lambda: _read_and_encode(entry, root, encoder), lambda reason: Encoded(entry, reason=reason))
 
 
-@contextmanager
-def _encoded(
-    entries: Sequence[ListEntry], root: ImageRoot, encoder: Encoder, threads: int
-) -> Iterator[Iterator[Encoded]]:
-    """The encoded images in the order of the entries, a bounded number of them ahead."""
-    pool = ThreadPoolExecutor(threads)
-    try:
-        yield _ahead(pool, entries, root, encoder, _AHEAD * threads)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, entries: Sequence[ListEntry], root: ImageRoot, encoder: Encoder, limit: int
-) -> Iterator[Encoded]:
-    waiting: deque[Future[list[Encoded]]] = deque()
-    for begin in range(0, len(entries), _CHUNK):
-        if len(waiting) == limit:
-            yield from _result(waiting)
-        with held():
-            waiting.append(pool.submit(_encode_some, entries[begin : begin + _CHUNK], root, encoder))
-    while waiting:
-        yield from _result(waiting)
-
-
-def _result(waiting: deque[Future[list[Encoded]]]) -> list[Encoded]:
-    with held():
-        return waiting.popleft().result()
+def _read_and_encode(entry: ListEntry, root: ImageRoot, encoder: Encoder) -> Encoded:
+    """Reads and encodes one image, in a thread; OSError, or DataError with the reason alone."""
+    content, info = encoder(read_image(root.find(entry.path)))
+    return Encoded(entry, content, rotated=info.orientation != 1)

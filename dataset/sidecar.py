@@ -1,11 +1,15 @@
 """The sidecar NAME.json beside NAME.rec: class names, counts, checksum; no later step asks the user for them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+
+import numpy as np
 
 from common.errors import DataError
 from common.files import file_sha256, write_atomically
 from common.signed_json import SignedKind
+from common.version import __version__
 from dataset.recordio import RecordReader
 
 
@@ -38,6 +42,29 @@ class Sidecar:
 
 
 SIDECAR_FILE = SignedKind(Sidecar, "sidecar", format=2)  # earlier ones had no number
+
+
+def describe_record(
+    rec: Path,
+    class_names: tuple[str, ...],
+    counts: Sequence[int] | np.ndarray,
+    objects_per_class: np.ndarray,
+    label_width: int,
+    source: str,
+) -> Sidecar:
+    """The sidecar of a complete .rec, under whatever name; counts: the objects of each record."""
+    return Sidecar(
+        class_names=class_names,
+        num_images=len(counts),
+        num_objects=int(sum(counts)),
+        max_objects=int(max(counts)),
+        objects_per_class=tuple(objects_per_class.tolist()),
+        label_width=label_width,
+        source=source,
+        sha256=file_sha256(rec),
+        size=rec.stat().st_size,
+        tool_version=__version__,
+    )
 
 
 def sidecar_path(rec_path: str | Path) -> Path:

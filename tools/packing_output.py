@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from dataset.packing import shortened
+from dataset.image_pool import shortened
 
 T = TypeVar("T")
 _LOG_SECONDS = 10.0
