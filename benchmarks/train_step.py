@@ -33,7 +33,8 @@ from common.errors import OptionError
 from common.sizes import input_size
 from config.augment_options import TrainAugment
 from config.options import option, parse_options
-from dataset.iterator import DetRecordIter
+from dataset.batch_spec import BatchSpec
+from dataset.iterator import RecordIter, open_batches
 from machine.command import run_command
 from machine.cpu import usable_threads
 from machine.runtime import mx
@@ -198,10 +199,10 @@ class Rounds:
         self.seconds.setdefault(name, []).append(seconds)
 
 
-def make_iterator(options: TrainStepOptions) -> DetRecordIter:
+def make_iterator(options: TrainStepOptions) -> RecordIter:
     """The training iterator of train.py."""
     setting = SETTINGS[options.network]
-    return DetRecordIter(
+    spec = BatchSpec(
         options.rec,
         setting.batch_size,
         setting.size,
@@ -212,6 +213,7 @@ def make_iterator(options: TrainStepOptions) -> DetRecordIter:
         seed=1,
         workers=options.workers,
     )
+    return open_batches(spec)
 
 
 def make_module(options: TrainStepOptions, num_classes: int) -> DetectionModule:
@@ -224,7 +226,7 @@ def make_module(options: TrainStepOptions, num_classes: int) -> DetectionModule:
     )
 
 
-def train(options: TrainStepOptions, iterator: DetRecordIter, peer: TorchPeer | None) -> dict[str, Seconds]:
+def train(options: TrainStepOptions, iterator: RecordIter, peer: TorchPeer | None) -> dict[str, Seconds]:
     """Runs fit with all measurements in it; returns seconds of a step by name."""
     module = make_module(options, iterator.num_classes)
     rounds = Rounds(module, iterator.next(), options)

@@ -1,4 +1,4 @@
-"""NativeDetRecordIter: the batches of docs/architecture.md made by mx.io.ImageDetRecordIter, the classic C++ pipeline.
+"""NativeRecordIter: the batches of docs/architecture.md made by mx.io.ImageDetRecordIter, the classic C++ pipeline.
 
 What that iterator does on its own account is kept out: it gets its labels from a list that our reader has checked and
 that tells each sample's place in the file; every epoch is one pass through the file; padding is ours.
@@ -23,12 +23,13 @@ import numpy as np
 
 from boxes.geometry import clip_to_unit
 from common.errors import DataError, OptionError
-from common.sizes import Size
-from config.augment_options import FORCE
+from common.sizes import DataShape, Size
+from config.augment_options import FORCE, TrainAugment
 from config.config import classic_arguments
 from dataset.augment import MIN_SIDE
+from dataset.batch_spec import BatchPlan, BatchSpec, plan_batches
 from dataset.image_check import image_header
-from dataset.iterator import DetRecordIter, RecordIter, group_total
+from dataset.iterator import RecordIter, group_total
 from dataset.labels import OBJECT_WIDTH
 from dataset.recordio import unpack
 from dataset.samples import DATA, GEOMETRY, LABEL, BatchLayout, SampleMaker, write_all
@@ -48,7 +49,7 @@ UPRIGHT = 1
 SEEK_ALIGNMENT = 4
 
 
-class NativeDetRecordIter(RecordIter):
+class NativeRecordIter(RecordIter):
     """The native engine: C++ decodes and augments, a thread of this process assigns targets a few batches ahead.
 
     Labels, classes and image headers of the whole shard are checked on construction; a damaged image raises DataError
@@ -69,10 +70,23 @@ class NativeDetRecordIter(RecordIter):
     - Images are stretched to the input: resize_mode letterbox is refused.
     """
 
-    _pass: "Ahead | None" = None
-    _group: Sequence[Batch] = ()  # made, but not yet served
-    _cursor = 0
-    epoch = 0
+    def __init__(self, spec: BatchSpec) -> None:
+        """Opens the record and starts the thread; errors as plan_batches has them, and for what C++ cannot do."""
+        plan = plan_batches(spec)
+        if spec.resize_mode != FORCE:
+            raise OptionError(f"the native engine cannot do {spec.resize_mode}; use --engine python")
+        if plan.sizes != (plan.maker.size,):
+            raise OptionError("the native engine has inputs of one size; use --engine python for --multi-scale")
+        shards = split_by_bytes(plan.maker.reader.bounds, spec.num_parts, _shuffle_blocks(plan))
+        counts = [len(positions) for positions in shards]
+        if min(counts) == 0:
+            raise OptionError(f"{plan.maker.reader.path} has records too large for {spec.num_parts} parts")
+        super().__init__(plan, num_examples=counts[spec.part_index], num_batches=-(-max(counts) // spec.batch_size))
+        self._source = NativeSource(plan.maker, plan.layout, shards[spec.part_index], _arguments(plan))
+        self._pass: Ahead | None = None
+        self._group: Sequence[Batch] = ()  # made, but not yet served
+        self._cursor = 0
+        self._begin()
 
     def set_epoch(self, epoch: int) -> None:
         """Goes to the begin of an epoch."""
@@ -102,7 +116,7 @@ class NativeDetRecordIter(RecordIter):
         """Takes the group's batches from the cursor on; the sum of its normalisers is known if some were served."""
         running = self._pass or self._begin()
         self._group = [running.take() for _ in range(self._cursor, self._group_end(self._cursor))]
-        if self._cursor % self._accumulate == 0:
+        if self._cursor % self._plan.spec.accumulate == 0:
             self._total = group_total((arrays, len(positions)) for arrays, positions in self._group)
 
     def close(self) -> None:
@@ -117,46 +131,48 @@ class NativeDetRecordIter(RecordIter):
         self._pass = Ahead(self._source.batches(self.epoch, self._cursor, self.num_batches))
         return self._pass
 
-    def _prepare(self) -> tuple[int, int]:
-        if self._maker.resize.mode != FORCE:
-            raise OptionError(f"the native engine cannot do {self._maker.resize.mode}; use --engine python")
-        if self._sizes != (self._maker.size,):
-            raise OptionError("the native engine has inputs of one size; use --engine python for --multi-scale")
-        shards = split_by_bytes(self._maker.reader.bounds, self._num_parts, self._shuffle_blocks())
-        counts = [len(positions) for positions in shards]
-        if min(counts) == 0:
-            raise OptionError(f"{self._maker.reader.path} has records too large for {self._num_parts} parts")
-        self._source = NativeSource(self._maker, self._layout, shards[self._part_index], self._arguments())
-        return counts[self._part_index], -(-max(counts) // self.batch_size)
 
-    def _shuffle_blocks(self) -> int:
-        """The number of blocks of a shard that are served in random order, as C++ computes it."""
-        share = int(self._maker.reader.bounds[-1]) * 1.1 / (self._num_parts * (SHUFFLE_CHUNK_MB << 20))
-        return max(1, int(np.ceil(share))) if self._shuffle else 1
+class NativeDetRecordIter(NativeRecordIter):
+    """The native engine with the arguments of DetRecordIter."""
 
-    def _arguments(self) -> dict[str, Any]:
-        """The arguments of mx.io.ImageDetRecordIter that are the same in all epochs."""
-        maker = self._maker
-        mean = {f"mean_{channel}": float(value) for channel, value in zip("rgb", maker.mean, strict=True)}
-        std = {f"std_{channel}": float(value) for channel, value in zip("rgb", maker.std, strict=True)}
-        return (
-            mean
-            | std
-            | classic_arguments(maker.augment)
-            | {
-                "batch_size": self.batch_size,
-                "data_shape": (3, *maker.size),
-                "label_pad_width": label_width(maker.max_objects),
-                "preprocess_threads": max(1, self._workers),
-                "num_parts": self._num_parts,
-                "part_index": self._part_index,
-                "shuffle": self._shuffle,
-                "shuffle_chunk_size": SHUFFLE_CHUNK_MB if self._shuffle else 0,
-                "round_batch": False,
-                "verbose": False,
-                "ctx": "cpu",
-            }
-        )
+    def __init__(
+        self,
+        path_imgrec: str | Path,
+        batch_size: int,
+        data_shape: DataShape,
+        *,
+        augment: TrainAugment | None,
+        **more: Any,
+    ) -> None:
+        """Arguments are the fields of BatchSpec; errors as in NativeRecordIter."""
+        super().__init__(BatchSpec(path_imgrec, batch_size, data_shape, augment=augment, **more))
+
+
+def _shuffle_blocks(plan: BatchPlan) -> int:
+    """The number of blocks of a shard that are served in random order, as C++ computes it."""
+    share = int(plan.maker.reader.bounds[-1]) * 1.1 / (plan.spec.num_parts * (SHUFFLE_CHUNK_MB << 20))
+    return max(1, int(np.ceil(share))) if plan.spec.shuffle else 1
+
+
+def _arguments(plan: BatchPlan) -> dict[str, Any]:
+    """The arguments of mx.io.ImageDetRecordIter that are the same in all epochs."""
+    spec, maker = plan.spec, plan.maker
+    mean = {f"mean_{channel}": float(value) for channel, value in zip("rgb", maker.mean, strict=True)}
+    std = {f"std_{channel}": float(value) for channel, value in zip("rgb", maker.std, strict=True)}
+    own = {
+        "batch_size": spec.batch_size,
+        "data_shape": (3, *maker.size),
+        "label_pad_width": label_width(maker.max_objects),
+        "preprocess_threads": max(1, plan.workers),
+        "num_parts": spec.num_parts,
+        "part_index": spec.part_index,
+        "shuffle": spec.shuffle,
+        "shuffle_chunk_size": SHUFFLE_CHUNK_MB if spec.shuffle else 0,
+        "round_batch": False,
+        "verbose": False,
+        "ctx": "cpu",
+    }
+    return mean | std | classic_arguments(maker.augment) | own
 
 
 class NativeSource:
@@ -279,11 +295,6 @@ class Ahead:
     def close(self) -> None:
         """Waits for the item in work and drops the others."""
         self._executor.shutdown(cancel_futures=True)
-
-
-def iterator_class(engine: str) -> type[RecordIter]:
-    """The iterator of an engine, `python` or `native`."""
-    return {"python": DetRecordIter, "native": NativeDetRecordIter}[engine]
 
 
 @dataclass(frozen=True)

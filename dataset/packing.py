@@ -60,8 +60,8 @@ def pack_dataset(
 
     target is the .lst; the other files go beside it. Every image is decoded once, completely. A damaged or missing one
     raises DataError with the list of all such images, after the last; with skip_bad it is left out. Images annotated
-    without objects are left out unless keep_empty. Files appear at the end, the sidecar last; an error or an interruption
-    leaves those of an earlier run as they were. The result depends neither on `workers` nor on timing.
+    without objects are left out unless keep_empty. Files appear at the end, the sidecar last; an error or an
+    interruption leaves those of an earlier run as they were. The result depends neither on `workers` nor on timing.
     """
     images = _shuffled([image for image in imdb.images if keep_empty or len(image.objects)], seed)
     report = Report(imdb.class_names, dropped=list(imdb.dropped), empty=len(imdb.images) - len(images))

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from dataset.iterator import DetRecordIter
+from dataset.batch_spec import BatchSpec
+from dataset.iterator import open_batches
 from evaluate.eval_metric import VOC07MApMetric
 from evaluate.evaluate_net import check_classes
 from evaluate.frames import frames_of
@@ -23,10 +24,10 @@ def input_batches(record: str, manifest: Manifest, batch: int) -> Iterator[tuple
     """
     check_classes(record, manifest.class_names, manifest.source.prefix, "record")
     pixels = manifest.input_format == UINT8_NHWC
-    iterator = DetRecordIter(
+    spec = BatchSpec(
         record,
         batch,
-        (3, *manifest.size),
+        manifest.size,
         augment=None,
         mean_pixels=(0.0, 0.0, 0.0) if pixels else manifest.mean,
         std=(1.0, 1.0, 1.0) if pixels else manifest.std,
@@ -34,6 +35,7 @@ def input_batches(record: str, manifest: Manifest, batch: int) -> Iterator[tuple
         fill=manifest.fill,
         num_classes=len(manifest.class_names),
     )
+    iterator = open_batches(spec)
     try:
         for one in iterator:
             data = one.data[0]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from common.errors import DataError, OptionError, out_of_memory_hint
-from dataset.iterator import RecordIter
-from dataset.native_iterator import iterator_class
+from dataset.batch_spec import BatchSpec
+from dataset.iterator import RecordIter, open_batches
 from dataset.sidecar import read_sidecar
 from evaluate.coco_metric import COCOResult
 from evaluate.eval_metric import ValidationMetric
@@ -100,10 +100,10 @@ def evaluate_net(
     rect = meta.rect if rect is None else rect
     if rect:
         check_any_size(meta.network, meta.data_shape, "--rect-val")
-    iterator = iterator_class(engine)(
+    spec = BatchSpec(
         rec_path,
         batch_size,
-        (3, *meta.data_shape),
+        meta.data_shape,
         augment=None,
         **meta.pixels,
         num_classes=len(meta.class_names),
@@ -111,6 +111,7 @@ def evaluate_net(
         path_imglist=list_path,
         rect=rect,
     )
+    iterator = open_batches(spec, engine)
     kinds = tuple(metrics or meta.metrics)
     overlap = meta.overlap if overlap is None else overlap
     use_difficult = meta.use_difficult if use_difficult is None else use_difficult

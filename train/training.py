@@ -12,11 +12,11 @@ from config.augment_options import LETTERBOX
 from config.options import obsolete_options
 from config.recipe_options import batches_per_update
 from config.run import metric_kinds, pixel_options, rect_multiple
+from dataset.batch_spec import BatchSpec
 from dataset.class_names import read_class_names
 from dataset.input_sizes import input_sizes
-from dataset.iterator import RecordIter
+from dataset.iterator import RecordIter, open_batches
 from dataset.labels import HEADER_WIDTH, OBJECT_WIDTH
-from dataset.native_iterator import iterator_class
 from dataset.sidecar import Sidecar, read_sidecar, verify_sidecar
 from evaluate.eval_metric import ValidationMetric
 from machine.runtime import check_batch_size, contexts, mx
@@ -270,7 +270,7 @@ def _iterators(
     """The training iterator at its epoch and the validation iterator."""
     common: dict[str, Any] = {
         "batch_size": options.batch_size,
-        "data_shape": (3, *input_size(options.data_shape)),
+        "data_shape": options.data_shape,
         **pixel_options(options),
         "max_objects": _label_rows(options, sidecars),
         "num_classes": num_classes,
@@ -278,8 +278,7 @@ def _iterators(
     }
     sizes = input_sizes(input_size(options.data_shape), options.multi_scale, size_multiple(options.network))
     assigner = get_assigner(options.network, options.data_shape, num_classes, sizes=sizes, **network_options(options))
-    kind = iterator_class(options.engine)
-    train = kind(
+    train_spec = BatchSpec(
         options.train_path,
         path_imglist=options.train_list,
         augment=augment_options(options),
@@ -291,12 +290,14 @@ def _iterators(
         sizes=sizes,
         **common,
     )
+    train_iter = open_batches(train_spec, options.engine)
     if not options.val_path:
-        return train, None
+        return train_iter, None
     if options.val_loss:
         common["assigner"] = get_assigner(options.network, options.data_shape, num_classes, **network_options(options))
-    val = kind(options.val_path, path_imglist=options.val_list, augment=None, rect=rect_multiple(options), **common)
-    return train, val
+    rect = rect_multiple(options)
+    val_spec = BatchSpec(options.val_path, path_imglist=options.val_list, augment=None, rect=rect, **common)
+    return train_iter, open_batches(val_spec, options.engine)
 
 
 def _label_rows(options: TrainOptions, sidecars: Sequence[Sidecar | None]) -> int | None:

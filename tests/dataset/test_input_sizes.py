@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import DataError, OptionError
+from dataset.batch_spec import BatchSpec
 from dataset.input_sizes import input_sizes
-from dataset.iterator import DetRecordIter
+from dataset.iterator import DetRecordIter, open_batches
 from dataset.labels import pack_label
 from dataset.letterbox import letterbox
-from dataset.native_iterator import iterator_class
 from dataset.recordio import RecordWriter, pack
 from machine.opencv import cv2
 
@@ -152,4 +152,4 @@ def test_a_damaged_header_is_named_at_once(tmp_path):
 @pytest.mark.parametrize("rect", [0, 32])
 def test_the_native_engine_refuses(record, rect):
     with pytest.raises(OptionError, match="--engine python"):
-        iterator_class("native")(record, BATCH, SIDE, **(LETTERBOX | {"workers": 1, "rect": rect}))
+        open_batches(BatchSpec(record, BATCH, SIDE, **(LETTERBOX | {"workers": 1, "rect": rect})), "native")

@@ -18,9 +18,9 @@ from boxes.yolo_assigner import YOLOAssigner
 from common.errors import DataError, OptionError
 from config.augment_options import TrainAugment
 from config.run import ENGINES
-from dataset.iterator import DetRecordIter
+from dataset.batch_spec import BatchSpec
+from dataset.iterator import DetRecordIter, open_batches
 from dataset.labels import pack_label
-from dataset.native_iterator import iterator_class
 from dataset.recordio import RecordWriter, pack
 from dataset.sidecar import Sidecar, write_sidecar
 from dataset.transforms import decode
@@ -79,7 +79,7 @@ def make(record, engine):
 
     def build(path=record, batch_size=4, data_shape=SIZE, **options):
         options = {"augment": None, "num_classes": CLASSES, "workers": 0} | options
-        iterators.append(iterator_class(engine)(path, batch_size, data_shape, **options))
+        iterators.append(open_batches(BatchSpec(path, batch_size, data_shape, **options), engine))
         return iterators[-1]
 
     yield build
