@@ -15,13 +15,13 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from common.errors import DataError
 from common.sizes import Size
+from dataset.transforms import DECODE_FLAGS
 from machine.opencv import MAX_PIXELS, cv2
 
 MAX_BYTES = 256 << 20
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 OTHER_SUFFIXES = (".jpe", ".jfif", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".avif", ".heic", ".heif",
                   ".ppm", ".pgm", ".tga", ".dds")  # fmt: skip
-DECODE_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = {b"\xff\xd8\xff": "JPEG", _PNG_SIGNATURE: "PNG"}
 _READABLE = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")  # by Pillow and by OpenCV
@@ -71,6 +71,14 @@ def image_header(content: bytes) -> ImageInfo:
     The orientation is that of JPEG files, 1 for others.
     """
     return _read(content, _READABLE, "image", load=False)
+
+
+def record_header(content: bytes, where: str) -> ImageInfo:
+    """image_header of the image in a record; DataError naming `where`."""
+    try:
+        return image_header(content)
+    except DataError as error:
+        raise DataError(f"{where}: the image cannot be decoded ({error}); replace it and pack again") from error
 
 
 def _read(content: bytes, formats: tuple[str, ...], kind: str, *, load: bool) -> ImageInfo:

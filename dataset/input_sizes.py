@@ -11,17 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.errors import DataError, OptionError
+from common.errors import OptionError
 from common.sizes import Size
-from dataset.image_check import image_header
+from dataset.image_check import record_header
 from dataset.letterbox import smallest_size
-from dataset.recordio import RecordReader, unpack
+from dataset.recordio import RecordReader
 
 MULTIPLE = 32  # pixels; the stride of the deepest maps
 LARGEST_FACTOR = 8  # what is larger are pixels
 
 
-def input_sizes(size: Size, limits: Sequence[float], multiple: int = MULTIPLE) -> tuple[Size, ...]:
+def multi_scale_sizes(size: Size, limits: Sequence[float], multiple: int = MULTIPLE) -> tuple[Size, ...]:
     """The inputs (H, W) to train on beside `size` (H, W): those in about its proportions, the smallest first.
 
     limits: the smallest and the largest longer side, as factors of that of `size` (up to 8) or in pixels; () = no other
@@ -69,18 +69,8 @@ def find_rectangles(reader: RecordReader, batch_size: int, size: Size, multiple:
             f"rectangular batches: the sides of the data shape, {size[0]},{size[1]}, are not multiples of {multiple}; "
             "change --data-shape or --rect-multiple"
         )
-    shapes = [_image_size(reader, position) for position in range(len(reader))]
+    shapes = [record_header(reader.record(k).image, reader.where(k)).size for k in range(len(reader))]
     order = np.argsort([height / width for height, width in shapes], kind="stable")
     ordered = [shapes[position] for position in order]
     batches = [ordered[begin : begin + batch_size] for begin in range(0, len(ordered), batch_size)]
     return Rectangles(order, tuple(smallest_size(batch, size, multiple) for batch in batches))
-
-
-def _image_size(reader: RecordReader, position: int) -> Size:
-    """(h, w) of a record's image."""
-    where = f"{reader.path}, record {reader.keys[position]}"
-    image = unpack(reader.read(position), where).image
-    try:
-        return image_header(image).size
-    except DataError as error:
-        raise DataError(f"{where}: the image cannot be decoded ({error}); replace it and pack again") from error

@@ -28,10 +28,9 @@ from config.augment_options import FORCE, TrainAugment
 from config.config import classic_arguments
 from dataset.augment import MIN_SIDE
 from dataset.batch_spec import BatchPlan, BatchSpec, plan_batches
-from dataset.image_check import image_header
+from dataset.image_check import record_header
 from dataset.iterator import RecordIter, group_total
 from dataset.labels import OBJECT_WIDTH
-from dataset.recordio import unpack
 from dataset.samples import DATA, GEOMETRY, LABEL, BatchLayout, SampleMaker, write_all
 from dataset.transforms import decode
 from machine.runtime import mx
@@ -182,7 +181,7 @@ class NativeSource:
         self, maker: SampleMaker, layout: BatchLayout, positions: np.ndarray, arguments: dict[str, Any]
     ) -> None:
         """Reads the labels of the records at `positions`; arguments are those of all passes."""
-        labels = read_labels(maker, positions)
+        labels = label_list(maker, positions)
         self._maker, self._layout, self._positions, self._arguments = maker, layout, positions, arguments
         self._sizes = labels.sizes
         self._record = open(maker.reader.path, "rb")  # noqa: SIM115 - open as long as the passes
@@ -206,7 +205,7 @@ class NativeSource:
             data, positions, objects = self._call(self._take, unserved, bool(unserved.any()))
             unserved[positions] = False
             if len(positions) < len(data) and unserved.any():
-                lost = self._maker.where(int(unserved.argmax()))
+                lost = self._maker.reader.where(int(unserved.argmax()))
                 raise DataError(f"{lost}: MXNet does not find it; pack the data set again")
             if number == 0:
                 first = data[: len(positions)].copy()
@@ -250,7 +249,7 @@ class NativeSource:
         arrays[GEOMETRY][:count] = self._geometry(positions)
         if maker.assigner:
             for row, sample in enumerate(real_objects(objects)):
-                write_all(arrays, row, maker.targets(sample, maker.where(int(positions[row]))))
+                write_all(arrays, row, maker.targets(sample, maker.reader.where(int(positions[row]))))
         return {DATA: data} | arrays
 
     def _geometry(self, positions: np.ndarray) -> np.ndarray:
@@ -266,8 +265,7 @@ class NativeSource:
             return function(*arguments)
         except mx.base.MXNetError as error:
             for position in np.flatnonzero(unserved).tolist():
-                where = self._maker.where(position)
-                decode(unpack(self._maker.reader.read(position), where).image, where)
+                decode(self._maker.reader.record(position).image, self._maker.reader.where(position))
             reason = str(error).strip().splitlines()[-1]
             raise DataError(
                 f"{self._maker.reader.path}: MXNet cannot read it ({reason}); use --engine python"
@@ -310,13 +308,12 @@ def label_width(max_objects: int) -> int:
     return HEADER_WIDTH + OBJECT_WIDTH * max_objects
 
 
-def read_labels(maker: SampleMaker, positions: np.ndarray) -> LabelList:
+def label_list(maker: SampleMaker, positions: np.ndarray) -> LabelList:
     """Reads and checks the labels and image headers of the records at `positions`; DataError naming a bad one."""
     sizes = np.full((len(maker.reader), 2), np.nan, np.float32)
     lines: dict[int, str] = {}
     for position in positions.tolist():
-        where = maker.where(position)
-        record = unpack(maker.reader.read(position), where)
+        record, where = maker.reader.record(position), maker.reader.where(position)
         if record.index in lines:
             raise DataError(f"{where}: id {record.index} is that of another record, too; pack again with distinct ids")
         sizes[position] = _size(record.image, where)
@@ -332,10 +329,7 @@ def _line(index: int, position: int, objects: np.ndarray) -> str:
 
 def _size(image: bytes, where: str) -> Size:
     """(h, w) of an encoded image that C++ does not rotate."""
-    try:
-        info = image_header(image)
-    except DataError as error:
-        raise DataError(f"{where}: the image cannot be decoded ({error}); replace it and pack again") from error
+    info = record_header(image, where)
     if info.orientation != UPRIGHT:
         raise DataError(
             f"{where}: the JPEG asks to be rotated (EXIF orientation {info.orientation}), which the native engine "

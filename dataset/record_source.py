@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import DataError, OptionError
+from common.errors import OptionError
 from common.sizes import Size
-from dataset.image_check import image_header
+from dataset.image_check import record_header
 from dataset.image_list import read_labels
 from dataset.labels import parse_label, validate
 from dataset.letterbox import Resize
-from dataset.recordio import Record, RecordReader, pack, unpack
+from dataset.recordio import RecordReader, pack, unpack
 from dataset.sidecar import read_sidecar, verify_sidecar
 
 
@@ -55,11 +55,7 @@ def open_source(
 
 def widest_record(reader: RecordReader) -> int:
     """The largest number of objects of a record; reads the whole file. DataError naming a damaged record."""
-    return max(_count(reader.read(k), f"{reader.path}, record {key}") for k, key in enumerate(reader.keys))
-
-
-def _count(payload: bytes, where: str) -> int:
-    return len(parse_label(unpack(payload, where).label, where))
+    return max(len(parse_label(reader.record(k).label, reader.where(k))) for k in range(len(reader)))
 
 
 class RelabelledReader(RecordReader):
@@ -80,7 +76,7 @@ class RelabelledReader(RecordReader):
 
     def read(self, position: int) -> bytes:
         """The payload of the position-th record with the list's label."""
-        record = unpack(super().read(position), f"{self.path}, record {self.keys[position]}")
+        record = unpack(super().read(position), self.where(position))
         return pack(self._labels.of(position), record.image, record.index)
 
 
@@ -92,17 +88,9 @@ def object_boxes(rec_path: str | Path, num_classes: int | None, size: Size, resi
     reader = RecordReader(rec_path)
     boxes = []
     for position in range(len(reader)):
-        where = f"{reader.path}, record {reader.keys[position]}"
-        record = unpack(reader.read(position), where)
+        record, where = reader.record(position), reader.where(position)
         objects = parse_label(record.label, where)
         validate(objects, num_classes, where)
-        frame = resize.frame(_image_size(record, where), size)
+        frame = resize.frame(record_header(record.image, where).size, size)
         boxes.append(frame.move_boxes(objects[:, 1:5]))
     return boxes
-
-
-def _image_size(record: Record, where: str) -> Size:
-    try:
-        return image_header(record.image).size
-    except DataError as error:
-        raise DataError(f"{where}: {error}; pack the data set again") from error

@@ -164,6 +164,14 @@ class RecordReader:
             offset += 8 + _aligned(length)
         return MAGIC_BYTES.join(parts)
 
+    def where(self, position: int) -> str:
+        """How errors name the position-th record: by the file and its id."""
+        return f"{self.path}, record {self.keys[position]}"
+
+    def record(self, position: int) -> Record:
+        """The position-th record, unpacked."""
+        return unpack(self.read(position), self.where(position))
+
     def image_ids(self) -> np.ndarray:
         """The ids in the headers of the image records, int64 (n,): the keys, where there is an .idx."""
         return np.array([self._image_id(position) for position in range(len(self))], np.int64)

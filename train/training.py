@@ -14,7 +14,7 @@ from config.recipe_options import batches_per_update
 from config.run import metric_kinds, pixel_options, rect_multiple
 from dataset.batch_spec import BatchSpec
 from dataset.class_names import read_class_names
-from dataset.input_sizes import input_sizes
+from dataset.input_sizes import multi_scale_sizes
 from dataset.iterator import RecordIter, open_batches
 from dataset.labels import HEADER_WIDTH, OBJECT_WIDTH
 from dataset.sidecar import Sidecar, read_sidecar, verify_sidecar
@@ -276,7 +276,7 @@ def _iterators(
         "num_classes": num_classes,
         "workers": options.workers,
     }
-    sizes = input_sizes(input_size(options.data_shape), options.multi_scale, size_multiple(options.network))
+    sizes = multi_scale_sizes(input_size(options.data_shape), options.multi_scale, size_multiple(options.network))
     assigner = get_assigner(options.network, options.data_shape, num_classes, sizes=sizes, **network_options(options))
     train_spec = BatchSpec(
         options.train_path,
