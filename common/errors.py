@@ -13,7 +13,7 @@ _EXHAUSTED = re.compile(r"out of memory|failed to allocate|bad_alloc|cannot allo
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; its text names the file, record or option and the remedy."""
+    """A mistake that the user can correct; its text names the file, record or option and the remedy."""
 
 
 class OptionError(UserError):
@@ -42,7 +42,7 @@ class OutOfMemoryError(UserError):
 
 @contextmanager
 def out_of_memory_hint(remedy: str) -> Iterator[None]:
-    """OutOfMemoryError with the remedy, a part of a sentence, where the block ends for want of memory.
+    """OutOfMemoryError with the remedy, a part of a sentence, where memory runs out in the block.
 
     Other errors pass as they are.
     """
@@ -51,7 +51,7 @@ def out_of_memory_hint(remedy: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _EXHAUSTED.search(str(error)):
             raise
-        raise OutOfMemoryError(f"the memory of this machine, or of its GPU, does not suffice: {remedy}") from error
+        raise OutOfMemoryError(f"the memory of this machine, or of its GPU, is too small: {remedy}") from error
 
 
 def did_you_mean(word: str, known: Iterable[str], most: int = 1) -> str:

@@ -1,8 +1,8 @@
-"""JSON files that tell damage: a format number, the fields of a dataclass, and a digest of both.
+"""JSON files that show damage: a format number, the fields of a dataclass, and a digest of both.
 
 The digest is the sha256 of everything else in the file as JSON of one form (`content_digest`): whatever changes a value
 or a name, such as one flipped bit, is found before the value is used. Files of format 1 were written before there were
-digests; they are read with what that version took for granted, and told.
+digests; they are read with what that version took for granted, and a warning.
 
 A later key is a field with a default that means what was done before it: files without the key stay readable, and
 versions without the field refuse the key by its name.
@@ -32,7 +32,7 @@ UNSIGNED = 1  # the format of files without digest, where they have a number
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T", bound="DataclassInstance")
-_told: set[str] = set()  # files of format 1
+_reported: set[str] = set()  # files of format 1
 
 
 def parse_json(text: str, *, infinite: bool = False) -> Any:
@@ -151,14 +151,14 @@ class SignedKind(Generic[T]):
     def from_json(self, text: str, origin: str | Path) -> T:
         """The content of the text of the file `origin`; ValueError says what is wrong with it.
 
-        A file of format 1 is told in one line of the log, the first time that this process reads it.
+        A file of format 1 is reported in one line of the log, the first time that this process reads it.
         """
         values = self._parse(text)
         if not is_unsigned(values):
             _check_digest(values)
             return self._check(values, STRICT)
         value = self._check(values, Rules(self.always, ignores_unknown=True))
-        _tell(os.path.abspath(origin))
+        _report_unsigned(os.path.abspath(origin))
         return value
 
     def from_edited(self, text: str) -> T:
@@ -214,8 +214,8 @@ def _check_digest(values: dict[str, Any]) -> None:
     raise ValueError(f"its digest {what}: if it was edited on purpose, sign it with {SIGN}")
 
 
-def _tell(path: str) -> None:
+def _report_unsigned(path: str) -> None:
     """Logs, once for each file, that damage to it goes unnoticed."""
-    if path not in _told:
-        _told.add(path)
-        logger.warning("%s: of an earlier version, without a digest that would tell damage; %s adds one", path, SIGN)
+    if path not in _reported:
+        _reported.add(path)
+        logger.warning("%s: of an earlier version, without a digest that would show damage; %s adds one", path, SIGN)

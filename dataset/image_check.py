@@ -102,7 +102,7 @@ def _read(content: bytes, formats: tuple[str, ...], kind: str, *, load: bool) ->
 def check_stream(content: bytes) -> ImageInfo:
     """Is a file a complete image, as far as its structure tells? A quick check, in some more formats.
 
-    A JPEG needs an end marker behind the begin of its scan, the chunks of a PNG right checksums (ISO/IEC 15948 section
+    A JPEG needs an end marker after the start of its scan, the chunks of a PNG right checksums (ISO/IEC 15948 section
     5.3). JPEG without the marker and other formats are decoded. Refused with DataError, the reason alone: what is no
     image or not complete, more than 64 megapixels.
     """

@@ -55,7 +55,7 @@ def read_list(path: str | Path) -> list[ListEntry]:
     """All lines of a list in order; blank ones do not count.
 
     A line that cannot be used raises DataError with its number: fields separated by spaces, no label, no path, an
-    index that is no whole number >= 0 or stands there twice, a label that is no finite number of float32. So does a
+    index that is no whole number >= 0 or is listed twice, a label that is no finite number of float32. So does a
     list without lines, or a file that is no text in UTF-8. Paths are taken as they are; see ImageRoot.
     """
     lines = _text(Path(path)).split("\n")  # splitlines() would also split at separators that a file name may hold
@@ -66,7 +66,7 @@ def read_list(path: str | Path) -> list[ListEntry]:
     for entry in entries:
         first = first_lines.setdefault(entry.index, entry.line)
         if first != entry.line:
-            raise DataError(f"{path}, line {entry.line}: index {entry.index} stands in line {first} already; renumber")
+            raise DataError(f"{path}, line {entry.line}: index {entry.index} is already in line {first}; renumber")
     return entries
 
 
@@ -230,7 +230,7 @@ def find_images(
     return images, list(classes)
 
 
-def split(images: list[FoundImage], chunks: int, train: float, test: float, shuffle: bool) -> dict[str, list]:
+def split_images(images: list[FoundImage], chunks: int, train: float, test: float, shuffle: bool) -> dict[str, list]:
     """{suffix of the list's name: its images}: chunks `_0`, `_1`..., each of them parts `_test`, `_val`, `_train`.
 
     Without chunks and parts the suffix is "". The shuffle is that of mxnet's im2rec. OptionError if the ratios of a

@@ -107,6 +107,8 @@ def refuse_unusable(bad: Sequence[str], skip_bad: bool, packed: int) -> None:
     """DataError with the images that cannot be used (`bad`) unless they may be skipped and others were packed."""
     listed = "; ".join(shortened(bad))
     if bad and not skip_bad:
-        raise DataError(f"images that cannot be used: {len(bad)} (mend or --skip-bad them): {listed}")
+        raise DataError(
+            f"images that cannot be used: {len(bad)} (repair them, or leave them out with --skip-bad): {listed}"
+        )
     if packed == 0:
         raise DataError(f"no image can be used, nothing was written: {listed}")

@@ -83,7 +83,7 @@ class Part:
     dropped: Sequence[str] = ()
 
 
-def split(imdb: Imdb, shares: Sequence[float], seed: int) -> dict[str, Part]:
+def split_dataset(imdb: Imdb, shares: Sequence[float], seed: int) -> dict[str, Part]:
     """{train, val and, with three shares, test: its images}; a part of share 0 is left out.
 
     The images are drawn as the voc_annotation scripts do: train and val together out of all, train out of these,

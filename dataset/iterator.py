@@ -76,7 +76,7 @@ class RecordIter(mx.io.DataIter, ABC):
 
     @abstractmethod
     def set_epoch(self, epoch: int) -> None:
-        """Goes to the begin of an epoch."""
+        """Goes to the beginning of an epoch."""
 
     @abstractmethod
     def close(self) -> None:
@@ -145,7 +145,7 @@ class PythonRecordIter(RecordIter):
         return self._pool.pids if isinstance(self._pool, WorkerPool) else []
 
     def set_epoch(self, epoch: int) -> None:
-        """Goes to the begin of an epoch."""
+        """Goes to the beginning of an epoch."""
         if self._pool is not None:
             self._drain(self._pool)
         self.epoch = epoch

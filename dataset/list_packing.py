@@ -156,7 +156,7 @@ def load_list(path: Path, class_names: tuple[str, ...] | None, check: bool) -> I
 
 
 def has_detection_layout(label: Sequence[float]) -> bool:
-    """Whether a label is [A, B, ...] with header width A >= 2, object width B >= 5 and whole objects behind."""
+    """Whether a label is [A, B, ...] with header width A >= 2, object width B >= 5 and whole objects after it."""
     if len(label) < HEADER_WIDTH or not all(value.is_integer() for value in label[:2]):
         return False
     header, width = int(label[0]), int(label[1])
@@ -200,7 +200,7 @@ def pack_list(
             )
             writer.add_file(sidecar_path(rec), sidecar_bytes(sidecar))
     if not source.class_names and drop_sidecar(rec):
-        logger.warning("%s removed: it told of the record that was there before", sidecar_path(rec))
+        logger.warning("%s removed: it described the record that was there before", sidecar_path(rec))
     return packed
 
 

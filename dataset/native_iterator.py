@@ -82,13 +82,13 @@ class NativeRecordIter(RecordIter):
             raise OptionError(f"{plan.maker.reader.path} has records too large for {spec.num_parts} parts")
         super().__init__(plan, num_examples=counts[spec.part_index], num_batches=-(-max(counts) // spec.batch_size))
         self._source = NativeSource(plan.maker, plan.layout, shards[spec.part_index], _arguments(plan))
-        self._pass: Ahead | None = None
+        self._pass: Prefetcher | None = None
         self._group: Sequence[Batch] = ()  # made, but not yet served
         self._cursor = 0
         self._begin()
 
     def set_epoch(self, epoch: int) -> None:
-        """Goes to the begin of an epoch."""
+        """Goes to the beginning of an epoch."""
         follows = self._pass is not None and self._cursor == self.num_batches and epoch == self.epoch + 1
         if self._pass is not None and follows:
             self._pass.close()
@@ -125,9 +125,9 @@ class NativeRecordIter(RecordIter):
         self._pass, self._group = None, ()
         self._source.release()
 
-    def _begin(self) -> "Ahead":
+    def _begin(self) -> "Prefetcher":
         """Starts the thread at the batch of the cursor."""
-        self._pass = Ahead(self._source.batches(self.epoch, self._cursor, self.num_batches))
+        self._pass = Prefetcher(self._source.batches(self.epoch, self._cursor, self.num_batches))
         return self._pass
 
 
@@ -277,7 +277,7 @@ def _discard(record: BufferedReader, folder: TemporaryDirectory[str]) -> None:
     folder.cleanup()
 
 
-class Ahead:
+class Prefetcher:
     """Runs an iterator in a thread, AHEAD items before they are taken; garbage collection ends the thread, too."""
 
     def __init__(self, items: Iterator[Batch]) -> None:

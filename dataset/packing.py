@@ -108,13 +108,15 @@ def _add(writer: RecordWriter, index: int, checked: Checked, report: Report) -> 
         for row in np.flatnonzero(~kept)
     ]
     if image.size not in (None, info.size):
-        report.resized.append(f"{image.name}: {_by(image.size)} annotated, {_by(info.size)} decoded")
+        report.resized.append(
+            f"{image.name}: {_width_by_height(image.size)} annotated, {_width_by_height(info.size)} decoded"
+        )
     if info.orientation != 1:
         report.rotated.append(image.name)
     return "\t".join([str(index), *(f"{value:.9g}" for value in label), image.name]) + "\n"
 
 
-def _by(size: Size | None) -> str:
+def _width_by_height(size: Size | None) -> str:
     return f"{size[1]} x {size[0]}" if size else "unknown"
 
 

@@ -29,7 +29,7 @@ class Sidecar:
     tool_version: str
 
     def __post_init__(self) -> None:
-        """ValueError for counts below 0, and for class names that stand there twice or have no count each."""
+        """ValueError for counts below 0, and for class names that are listed twice or have no count each."""
         counts = {"objects_per_class": min(self.objects_per_class, default=0)}
         counts |= {field.name: getattr(self, field.name) for field in fields(self) if field.type is int}
         negative = next((name for name, count in counts.items() if count < 0), None)
@@ -38,7 +38,7 @@ class Sidecar:
         if len(self.objects_per_class) != len(self.class_names):
             raise ValueError("class_names and objects_per_class differ in length")
         if len(set(self.class_names)) != len(self.class_names):
-            raise ValueError("class_names: a name stands there twice")
+            raise ValueError("class_names: a name is listed twice")
 
 
 SIDECAR_FILE = SignedKind(Sidecar, "sidecar", format=2)  # earlier ones had no number

@@ -74,12 +74,12 @@ class Reply:
         return DataError(self.error) if self.data else RuntimeError(f"a data worker failed\n{self.error}")
 
 
-def encode(message: Task | Reply) -> bytes:
+def to_bytes(message: Task | Reply) -> bytes:
     """A message as bytes for the socket."""
     return json.dumps(vars(message)).encode()
 
 
-def split(slot: int, epoch: int, positions: np.ndarray, size: Size, limit: int) -> list[Task]:
+def split_batch(slot: int, epoch: int, positions: np.ndarray, size: Size, limit: int) -> list[Task]:
     """The tasks of a batch, at most `limit`."""
     rows = -(-len(positions) // limit)
     return [Task(slot, k, epoch, positions[k : k + rows].tolist(), *size) for k in range(0, len(positions), rows or 1)]
@@ -160,13 +160,13 @@ class WorkerPool:
 
         With more slots than MAX_TASKS it may wait until tasks are done: a full socket would block both ends for ever.
         """
-        tasks = split(slot, epoch, positions, size, max(1, MAX_TASKS // len(self._open)))
+        tasks = split_batch(slot, epoch, positions, size, max(1, MAX_TASKS // len(self._open)))
         while any(self._open) and sum(self._open) + len(tasks) > MAX_TASKS:
             self._receive()
         self._open[slot], self._failures[slot] = len(tasks), []
         with contextlib.suppress(ConnectionError):  # no worker is left: wait() says so
             for task in tasks:
-                self._socket.sendall(encode(task))
+                self._socket.sendall(to_bytes(task))
 
     def wait(self, slot: int) -> None:
         """Waits for the slot's batch. Raises its first DataError, or RuntimeError if a worker failed or died."""
@@ -207,10 +207,10 @@ class WorkerPool:
         for process in self._processes:
             status = process.poll()
             if status is not None:
-                raise RuntimeError(f"data worker {process.pid} {_death(status)}")
+                raise RuntimeError(f"data worker {process.pid} {_cause_of_death(status)}")
 
 
-def _death(status: int) -> str:
+def _cause_of_death(status: int) -> str:
     if status == -9:
         return "was killed (signal 9), perhaps because memory ran out: use fewer workers or a smaller batch"
     return f"died of signal {-status}" if status < 0 else f"ended with status {status}, see its message above"
@@ -224,7 +224,7 @@ def _reserve(size: int) -> int:
     except OSError as error:
         os.close(descriptor)
         raise DataError(
-            f"{size / 2**20:.0f} MB of shared memory for batches cannot be had ({error.strerror}): use a smaller "
+            f"{size / 2**20:.0f} MB of shared memory for batches cannot be reserved ({error.strerror}): use a smaller "
             "batch_size or data_shape, or give this machine or container more memory"
         ) from error
     return descriptor
@@ -252,7 +252,7 @@ def _stop(connection: socket.socket, processes: list[subprocess.Popen[Any]]) -> 
             process.wait()
 
 
-def perform(task: Task, maker: SampleMaker, layout: BatchLayout, memory: memoryview) -> Reply:
+def run_task(task: Task, maker: SampleMaker, layout: BatchLayout, memory: memoryview) -> Reply:
     """Runs a task; what goes wrong is in the reply."""
     try:
         task.perform(maker, layout.arrays(memory, task.slot, task.size))
@@ -271,7 +271,7 @@ def main(connection: int, memory: int, specification: int) -> None:
     with socket.socket(fileno=connection) as parent:
         try:
             while message := parent.recv(MAX_MESSAGE):
-                parent.sendall(encode(perform(Task(**json.loads(message)), maker, layout, memory_view)))
+                parent.sendall(to_bytes(run_task(Task(**json.loads(message)), maker, layout, memory_view)))
         except ConnectionError:  # the parent has gone
             return
 

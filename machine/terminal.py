@@ -27,7 +27,7 @@ def quiet() -> Iterator[None]:
 
 
 class _Redirection:
-    """Standard error, which leads nowhere while any call of quiet() lasts."""
+    """Standard error, which is discarded while any call of quiet() lasts."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -26,7 +26,7 @@ from dataset.annotation_list import AnnotationList, listed_path, write_annotatio
 from dataset.class_names import choose_classes, read_class_names
 from dataset.coco import Coco
 from dataset.darknet_data import YoloFolder
-from dataset.imdb import Imdb, split
+from dataset.imdb import Imdb, split_dataset
 from dataset.packing import Report, pack_dataset
 from dataset.pascal_voc import PascalVoc
 from machine.command import run_command
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     names = _names(options)
     source, bad = _read(options, None if options.only_class_names else names)
     imdb = _only(source, names) if options.only_class_names and names else source
-    parts = split(imdb, options.split, options.seed) if options.split else {}
+    parts = split_dataset(imdb, options.split, options.seed) if options.split else {}
     targets = {name: target.with_name(f"{target.stem}_{name}.lst") for name in parts}
     for path in targets.values() if parts else [target]:
         _refuse_sources(path, source.sources, options)

@@ -13,8 +13,6 @@ import socket
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from machine.cpu import configure_threads
-
 if not __package__:
     importlib.import_module("as_module")
 
@@ -22,6 +20,7 @@ from common.errors import InstallError, OptionError
 from config.options import parse_options
 from config.serve_options import ServeOptions
 from machine.command import run_command
+from machine.cpu import configure_threads
 from machine.signals import exit_on_sigterm
 from machine.terminal import log_to_terminal
 

@@ -413,7 +413,7 @@ def test_too_little_memory_is_one_sentence(record):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
     try:
-        with pytest.raises(DataError, match="MB of shared memory for batches cannot be had.*batch_size"):
+        with pytest.raises(DataError, match="MB of shared memory for batches cannot be reserved.*batch_size"):
             DetRecordIter(record, 64, 300, augment=None, num_classes=CLASSES, workers=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
