@@ -1,5 +1,6 @@
 """Trains a detector: python train.py --help."""
 
+import common.first  # noqa: F401 - a missing package is one sentence
 from machine.command import run_command
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import numpy as np
 
 from benchmarks.common import in_turns, machine, median_ratio, print_table, seconds_of
 from common.errors import OptionError
-from config.options import option, parse_options
+from config.command_line import parse_options
+from config.options import option
 from evaluate.coco_metric import COCOResult, coco_eval
 from machine.command import run_command
 

@@ -14,9 +14,10 @@ from functools import partial
 
 from common.errors import OptionError
 from config.augment_options import TrainAugment
+from config.command_line import parse_options
 from config.config import NO_AUGMENT, classic_arguments
-from config.options import option, parse_options
-from config.run import ENGINES
+from config.groups import DATA_ENGINES
+from config.options import option
 from dataset.batch_spec import BatchSpec
 from dataset.iterator import open_batches
 from dataset.recordio import RecordReader
@@ -59,10 +60,10 @@ def main(argv: list[str]) -> None:
         raise OptionError("--rec is missing: name a record file, e.g. one made by tools/prepare_dataset.py")
     images = len(RecordReader(options.rec))
     makers: dict[str, Callable[[BenchmarkOptions, int], mx.io.DataIter]]
-    makers = {f"--engine {engine}": partial(our_iterator, engine) for engine in ENGINES}
+    makers = {f"--engine {engine}": partial(our_iterator, engine) for engine in DATA_ENGINES}
     makers = {"mx.io.ImageDetRecordIter": classic_iterator} | makers
     if options.augment == "mosaic":
-        makers = {f"--engine {ENGINES[0]}": makers[f"--engine {ENGINES[0]}"]}
+        makers = {f"--engine {DATA_ENGINES[0]}": makers[f"--engine {DATA_ENGINES[0]}"]}
     speeds: dict[tuple[str, int], list[float]] = {}
     for _ in range(options.rounds):
         for workers, (name, make) in itertools.product(options.workers, makers.items()):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.common import in_turns, machine, median_ratio, print_table, verdict
-from config.options import option, parse_options
+from config.command_line import parse_options
+from config.options import option
 from graph.onednn import suit_onednn
 from machine.command import run_command
 from machine.cpu import usable_threads

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import in_turns, median_ratio, print_table, seconds_of, verdict
-from config.options import option, parse_options
+from config.command_line import parse_options
+from config.options import option
 from machine.command import run_command
 from machine.cpu import usable_threads
 from machine.opencv import cv2

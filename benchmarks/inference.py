@@ -39,7 +39,8 @@ from benchmarks.inference_report import END_TO_END, NETWORK, Cell, Setting
 from common.errors import OptionError
 from common.files import write_atomically
 from common.version import installed_version
-from config.options import option, parse_options
+from config.command_line import parse_options
+from config.options import option
 from engines.engine import AUTO
 from machine.command import run_command
 from machine.cpu import cpu_model

@@ -13,7 +13,8 @@ import numpy as np
 
 from benchmarks.common import machine, print_table
 from common.errors import OptionError
-from config.options import option, parse_options
+from config.command_line import parse_options
+from config.options import option
 from machine.command import run_command
 from machine.cpu import configure_threads, engine_threads
 

@@ -20,7 +20,8 @@ import numpy as np
 
 from benchmarks.common import Seconds, in_turns, machine, median_ratio, print_table, seconds_of, verdict
 from common.sizes import input_size
-from config.options import option, parse_options
+from config.command_line import parse_options
+from config.options import option
 from machine.command import run_command
 from machine.cpu import usable_threads
 from machine.runtime import mx

@@ -32,7 +32,8 @@ from benchmarks.common import Seconds, machine, median_ratio, print_table, verdi
 from common.errors import OptionError
 from common.sizes import input_size
 from config.augment_options import TrainAugment
-from config.options import option, parse_options
+from config.command_line import parse_options
+from config.options import option
 from dataset.batch_spec import BatchSpec
 from dataset.iterator import RecordIter, open_batches
 from machine.command import run_command

@@ -18,7 +18,8 @@ import numpy as np
 from benchmarks.common import Seconds, in_turns, machine, median_ratio, print_table, seconds_of
 from benchmarks.targets import make_step
 from common.sizes import input_size
-from config.options import option, parse_options
+from config.command_line import parse_options
+from config.options import option
 from machine.command import run_command
 from machine.runtime import mx
 from symbol.detector import yolo

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-from config.classic_options import ClassicDemoOptions
+from config.classic_options import ExpectedModel
+from config.groups import obsolete
 from config.options import option
 
 
 @dataclass(frozen=True)
-class DemoOptions(ClassicDemoOptions):
+class DemoOptions(ExpectedModel):
     """What to detect with which model; a word that belongs to no flag is an image, too."""
 
     model: str = option(
@@ -67,3 +68,5 @@ class DemoOptions(ClassicDemoOptions):
         "measuring",
         minimum=0,
     )
+    deploy: bool = obsolete(False, "--model says by itself whether it is a model folder or a checkpoint")
+    timer: bool = obsolete(True, "the seconds are always logged")

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 
 from config.classic_options import ExpectedModel
-from config.detection_options import DetectionOptions
 from config.options import option
 
 NAIVE, _ = CALIBRATION_MODES = ("naive", "entropy")
 
 
 @dataclass(frozen=True)
-class DeployOptions(DetectionOptions, ExpectedModel):
+class DeployOptions(ExpectedModel):
     """What to export; what is not given is the checkpoint's own, so that the model detects as validation did."""
 
     prefix: str = option("output/ssd", "prefix of the checkpoint", "model")

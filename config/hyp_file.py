@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from common.errors import OptionError
-from config.options import read_yaml
+from config.preset import read_yaml
 
 # Key of a file -> option of train.py.
 OPTIONS = {

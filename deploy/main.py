@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from common.errors import OptionError
 from common.files import check_prefix
+from config.command_line import parse_options
 from config.deploy_options import DeployOptions
-from config.detection_options import given_detection
 from config.idle_options import idle_deploy_options
-from config.options import parse_options
+from config.options import joined_options
 from machine.cpu import configure_threads
 from machine.signals import exit_on_sigterm
 from model.folder_files import ONNX_INT8
+from symbol.registry import detection_options_class, given_detection
 
 if TYPE_CHECKING:
     from model.manifest import Manifest
@@ -22,9 +23,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+EXAMPLE = "python deploy.py --prefix output/ssd --epoch best --output output/ssd-model --onnx"
+# What --help shows; --help-all has all.
+FIRST = (
+    *("prefix", "epoch", "output", "data_shape", "nms", "score_threshold", "onnx", "dtype", "calib_rec", "eval_rec"),
+    *("max_loss", "uint8_input"),
+)
+
+
+def deploy_options_class() -> type[DeployOptions]:
+    """DeployOptions with the detection settings of the families that are registered now."""
+    return joined_options("DeployOptions", DeployOptions, detection_options_class())
+
+
 def main(argv: list[str]) -> int:
     """Parses the options, writes the model folder and prints what it holds; SIGTERM ends it with status 143."""
-    options = parse_options(DeployOptions, argv, "Export a checkpoint as a model folder that Detector and demo.py run.")
+    options = parse_options(
+        deploy_options_class(),
+        argv,
+        "Exports a checkpoint as a model folder that Detector and demo.py run.",
+        example=EXAMPLE,
+        first=FIRST,
+    )
     check_prefix(options.prefix)
     check_int8(options)
     check_onnx(options)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.errors import CheckpointError, OptionError
-from config.run import DeviceOptions
+from config.groups import DeviceOptions
 from dataset.transforms import to_image
 from detect.statistics import DECODING, NETWORK, POST, PRE, StepStatistics, Timings
 from engines.engine import AUTO, Task

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import DataError, OptionError
-from config.options import is_truth
+from config.command_line import is_truth
 from dataset.image_check import OTHER_SUFFIXES
 from engines.preprocess import SUFFIXES
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from common.errors import OptionError
 from common.files import check_output_file
+from config.command_line import boolean_flags, parse_options
 from config.demo_options import DemoOptions
-from config.options import boolean_flags, parse_options
-from config.run import DeviceOptions
+from config.groups import DeviceOptions
 from detect.benchmark import benchmark
 from detect.inputs import Source, distinct_files, find_images, is_video, plan_outputs, split_words, with_values
 from detect.records import Records

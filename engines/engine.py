@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from config.run import DeviceOptions
+from config.groups import DeviceOptions
 from model.manifest import Manifest
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 
-from config.run import DeviceOptions
+from config.groups import DeviceOptions
 from engines.engine import MXNET, Task
 from machine.runtime import contexts
 from model.bind import bind

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import InstallError, OptionError
-from config.run import DeviceOptions
+from config.groups import DeviceOptions
 from engines.choice import choice_key, fastest
 from engines.engine import AUTO, ENGINES, MXNET, ONNXRUNTIME, OPENVINO, Engine, Task
 from engines.preprocess import InputWriter

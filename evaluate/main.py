@@ -1,25 +1,84 @@
 """The command evaluate.py."""
 
+import dataclasses
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.errors import OptionError
 from common.files import check_output_file
-from config.detection_options import given_detection
-from config.idle_options import idle_evaluate_options
-from config.options import parse_options
-from config.run import RECT_MULTIPLES, EvaluateOptions, metric_kinds
+from config.classic_options import ExpectedModel
+from config.command_line import parse_options
+from config.groups import RECT_MULTIPLES, DataOptions, DeviceOptions, ValidationOptions, metric_kinds, obsolete
+from config.idle_options import COCO_ALONE, ONE_SIZE, sentences
+from config.options import fields_of, joined_options, option, same_option
 from machine.cpu import configure_threads
+from symbol.registry import detection_options_class, given_detection
 
 logger = logging.getLogger(__name__)
 
 
+EXAMPLE = "python evaluate.py --rec-path data/val.rec --prefix output/ssd --epoch best"
+# What --help shows; --help-all has all.
+FIRST = (
+    *("rec_path", "prefix", "epoch", "batch_size", "metrics", "nms", "score_threshold", "json", "curves", "coco_json"),
+    *("gpus", "cpu"),
+)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(ExpectedModel, DeviceOptions):
+    """Options of evaluate.py; what is not given comes from the checkpoint.
+
+    evaluate_options_class adds the detection settings of all families.
+    """
+
+    rec_path: str = option("data/val.rec", "record to evaluate on", "data")
+    list_path: str = option("", "list (.lst) whose labels replace those of --rec-path", "data")
+    prefix: str = option("output/ssd", "prefix of the checkpoint", "model")
+    epoch: str = option("auto", "epoch of the checkpoint; auto = the newest, best = the best one", "model")
+    batch_size: int | None = same_option(DataOptions, "batch_size")
+    num_batch: int | None = option(None, "batches to evaluate (default: all)", "data", minimum=1)
+    workers: int | None = same_option(DataOptions, "workers", "one per usable core")
+    data_engine: str = dataclasses.field(default="python", metadata=fields_of(DataOptions)["data_engine"].metadata)
+    rect_val: bool | None = same_option(ValidationOptions, "rect_val")
+    rect_multiple: int | None = same_option(
+        ValidationOptions, "rect_multiple", f"as in training, or {RECT_MULTIPLES[0]}"
+    )
+    overlap: float | None = same_option(ValidationOptions, "overlap")
+    use_difficult: bool | None = same_option(ValidationOptions, "use_difficult")
+    voc07: bool | None = same_option(ValidationOptions, "voc07")
+    metrics: tuple[str, ...] = same_option(ValidationOptions, "metrics")
+    json: str = option("", "file for the result: AP per class, mAP, images, seconds", "output")
+    coco_json: str = option("", "file for the detections in COCO's results format", "output")
+    coco_truth: str = option("", "file for the record's objects as a COCO annotation file, with the same ids", "output")
+    coco_annotations: str = option(
+        "",
+        "COCO annotation file whose ids --coco-json takes (default: the record's image ids, classes from 1)",
+        "data",
+    )
+    curves: str = option("", "picture (PNG) of the precision-recall curves", "output")
+    frequent: int | None = obsolete(None, "the result is printed once, at the end")
+    deploy: bool = obsolete(False, "the network of the checkpoint is built without its losses in any case")
+
+
+def evaluate_options_class() -> type[EvaluateOptions]:
+    """EvaluateOptions with the detection settings of the families that are registered now."""
+    return joined_options("EvaluateOptions", EvaluateOptions, detection_options_class())
+
+
 def main(argv: list[str]) -> int:
     """Parses the options, evaluates, prints the table and writes what was asked for."""
-    options = parse_options(EvaluateOptions, argv, "Evaluate a trained detector on a record.")
+    options = parse_options(
+        evaluate_options_class(),
+        argv,
+        "Measures a trained detector on a packed data set, by default as the validation of its training did.",
+        example=EXAMPLE,
+        first=FIRST,
+    )
     _check_outputs(options)
     configure_threads(options.cpus)
     from dataset.recordio import RecordReader
@@ -32,7 +91,7 @@ def main(argv: list[str]) -> int:
     checkpoint = load_checkpoint(options.prefix, options.epoch)
     check_checkpoint(options, checkpoint)
     class_names = checkpoint.meta.class_names
-    kinds = metric_kinds(options, checkpoint.meta.metrics)
+    kinds = metric_kinds(options.metrics, options.voc07, checkpoint.meta.metrics)
     if options.curves and kinds == ("coco",):
         raise OptionError("--curves draws the curves of VOC's rule: add voc07 or voc to --metrics")
     rect = _rect(options, checkpoint.meta.rect)
@@ -46,7 +105,7 @@ def main(argv: list[str]) -> int:
         contexts(options.gpus, options.cpu, options.cpus),
         batch_size=options.batch_size,
         workers=options.workers,
-        engine=options.engine,
+        engine=options.data_engine,
         num_batch=options.num_batch,
         list_path=options.list_path,
         rect=rect,
@@ -66,6 +125,16 @@ def main(argv: list[str]) -> int:
     if options.curves:
         save_pr_curves(evaluation.result, options.curves)
     return 0
+
+
+def idle_evaluate_options(options: EvaluateOptions, kinds: tuple[str, ...], rect: int) -> list[str]:
+    """The same for evaluate.py; kinds: the metrics, rect: what sides of inputs are multiples of, 0 = one size."""
+    groups: list[tuple[tuple[str, ...], str]] = []
+    if kinds == ("coco",):
+        groups.append((("overlap",), COCO_ALONE))
+    if not rect:
+        groups.append((("rect_multiple",), ONE_SIZE))
+    return sentences(options, groups)
 
 
 def _rect(options: EvaluateOptions, trained: int) -> int:

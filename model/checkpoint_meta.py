@@ -5,7 +5,7 @@ from typing import Any
 
 from common.signed_json import SignedKind
 from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES
-from config.run import METRICS
+from config.groups import METRICS
 from model.manifest import FileRecord
 
 _LENGTHS = {"mean_pixels": 3, "std": 3, "data_shape": 2, "origin": 3}

@@ -33,7 +33,7 @@ class Family(ABC):
         options: the class of the network options that it reads; those of other families' classes are refused.
         freeze: the words of the option freeze, and the regular expressions of parameter names that they mean.
         anchors: how its anchors are given, one of ANCHORS: what tools/anchors.py can fit.
-        carried: those of its options that hold the text of a user's file, so that a checkpoint does without it.
+        embedded: those of its options that hold the text of a user's file, so that a checkpoint does without it.
         pattern: what names that are not in the table look like, such as gluoncv:NAME; "" = there are none.
     """
 
@@ -43,7 +43,7 @@ class Family(ABC):
     options: ClassVar[type[CommonOptions]]
     freeze: ClassVar[Mapping[str, str]]
     anchors: ClassVar[str] = FIXED
-    carried: ClassVar[tuple[str, ...]] = ()
+    embedded: ClassVar[tuple[str, ...]] = ()
     pattern: ClassVar[str] = ""
 
     def __init__(self, rows: Mapping[str, Any]) -> None:
@@ -129,8 +129,8 @@ class Family(ABC):
         del options
         return False
 
-    def carried_options(self, network: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options `carried` of a network, read from the user's files unless `options` has them; DataError."""
+    def embedded_options(self, network: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options `embedded` of a network, read from the user's files unless `options` has them; DataError."""
         del network, options
         return {}
 

@@ -24,7 +24,11 @@ class CommonOptions:
         maximum=1.0,
     )
     nms_topk: int = option(
-        400, "boxes kept before suppression: of an image, with per_class of each class", "detection", minimum=1
+        400,
+        "boxes kept before suppression: of an image, with per_class of each class",
+        "detection",
+        minimum=1,
+        aliases=("topk",),
     )
     keep_topk: int = option(200, "boxes of an image kept after suppression by per_class", "detection", minimum=1)
     score_threshold: float = option(0.01, "lowest score of a detection", "detection", minimum=0.0, maximum=1.0)

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from common.errors import OptionError, did_you_mean
-from config.options import joined_options
+from config.options import fields_of, joined_options, optional_class
 from symbol.detector.efficientdet import ROWS as EFFDET_ROWS
 from symbol.detector.efficientdet import EfficientDet
 from symbol.detector.ssd import SSD
@@ -65,6 +65,19 @@ def register_network(family: type[Family], name: str, row: Any) -> None:
 def network_options_class() -> type[Any]:
     """The options of all families in one class: what the command line offers and a checkpoint holds."""
     return _joined(tuple(family.options for family in _families))
+
+
+def detection_options_class() -> type[Any]:
+    """Those of these options that turn predictions into detections, None where they are not given: as in training."""
+    cls = network_options_class()
+    names = [name for name, field in fields_of(cls).items() if field.metadata["group"].endswith("detection")]
+    return optional_class("DetectionOptions", cls, names, "Detection settings in place of a trained model's own.")
+
+
+def given_detection(options: Any) -> dict[str, Any]:
+    """The detection settings that were given: {name: value}."""
+    values = {name: getattr(options, name) for name in fields_of(detection_options_class())}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @cache

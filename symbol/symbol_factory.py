@@ -15,7 +15,7 @@ from symbol.network_options import CommonOptions
 from symbol.registry import family_of, list_networks, network_options_class
 
 __all__ = [
-    "carried_options",
+    "embedded_options",
     "check_any_size",
     "feature_maps",
     "freeze_pattern",
@@ -87,9 +87,9 @@ def tap_names(network: str, data_shape: DataShape, **options: Any) -> tuple[str,
         return family.tap_names(name, row, size, checked)
 
 
-def carried_options(network: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def embedded_options(network: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options, beside those given, that let a checkpoint rebuild its network without the user's files (a .cfg)."""
-    return family_of(network).carried_options(network, options)
+    return family_of(network).embedded_options(network, options)
 
 
 def rebuilding_options(network: str, options: Mapping[str, Any], origin: str) -> dict[str, Any]:

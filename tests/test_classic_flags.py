@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from common.errors import OptionError
+from config.command_line import boolean_flags, parse_options
 from config.demo_options import DemoOptions
-from config.deploy_options import DeployOptions
-from config.options import boolean_flags, from_mapping, parse_options
+from config.options import flat_values, from_mapping
 from config.prepare_options import PrepareOptions
-from config.run import EvaluateOptions
+from deploy.main import deploy_options_class
 from detect.inputs import split_words
+from evaluate.main import evaluate_options_class
 from model.expected_model import check_model
 from tools.visualize_net import VisualizeOptions
 from train.options import train_options_class
@@ -70,7 +71,7 @@ CLASSIC = {
         ("--kv-store device", {"kv_store": "device"}),
         ("--gpus 0,1 --batch-size 64 --lr 0.001", {"gpus": "0,1", "batch_size": 64, "lr": 0.001}),
     ],
-    EvaluateOptions: [
+    evaluate_options_class(): [
         ("--rec-path data/val.rec", {"rec_path": "data/val.rec"}),
         ("--list-path data/val.lst", {"list_path": "data/val.lst"}),
         (f"--network resnet50 {VOC} {MEANS}", {"network": "resnet50", "num_class": 2, "mean_r": 123.0}),
@@ -98,7 +99,7 @@ CLASSIC = {
         ("--class-names aeroplane,bicycle --batch-size 1", {"class_names": ("aeroplane", "bicycle")}),
         ("--camera 0 --frame-resize 640,480", {"camera": "0", "frame_resize": "640,480"}),
     ],
-    DeployOptions: [
+    deploy_options_class(): [
         ("--network vgg16_reduced --num-class 20", {"network": "vgg16_reduced", "num_class": 20}),
         ("--epoch 0 --prefix model/ssd_", {"epoch": "0", "prefix": "model/ssd_"}),
         ("--data-shape 300", {"data_shape": (300,)}),
@@ -129,8 +130,8 @@ NOT_BUILT = [
 ]
 OBSOLETE = [
     (train_options_class(), "--num-example 16551", "--num-example has no effect: the record says"),
-    (EvaluateOptions, "--deploy", "--deploy has no effect"),
-    (EvaluateOptions, "--frequent 20", "--frequent has no effect"),
+    (evaluate_options_class(), "--deploy", "--deploy has no effect"),
+    (evaluate_options_class(), "--frequent 20", "--frequent has no effect"),
     (DemoOptions, "--no-timer", "the seconds are always logged"),
 ]
 MODEL = {"network": "mobilenet", "class_names": ["a", "b"], "data_shape": [320, 512], "mean_pixels": [123, 117, 104]}
@@ -143,7 +144,7 @@ def parse(cls, line):
 @pytest.mark.parametrize(("cls", "line", "fields"), LINES, ids=lambda value: value if isinstance(value, str) else "")
 def test_every_classic_flag_is_known(cls, line, fields):
     options = parse(cls, line)
-    assert {name: getattr(options, name) for name in fields} == fields
+    assert {name: flat_values(options)[name] for name in fields} == fields
 
 
 def test_the_documentation_names_every_flag_of_every_command():
@@ -183,7 +184,7 @@ def test_nothing_is_said_of_flags_that_are_not_given(caplog):
 )
 def test_what_is_said_of_a_model_must_be_true(given, words):
     agreeing = {"network": "mobilenet", "num_class": 2, "class_names": "a,b", "data_shape": "320,512", "mean_r": 123}
-    for cls in (EvaluateOptions, DemoOptions):
+    for cls in (evaluate_options_class(), DemoOptions):
         check_model(from_mapping(cls, {}), "output/ssd", **MODEL)
         check_model(from_mapping(cls, agreeing), "output/ssd", **MODEL)
         with pytest.raises(OptionError, match=words):
@@ -212,7 +213,7 @@ def test_images_stand_between_the_booleans_of_demo():
 
 def test_aliases_appear_in_the_help(capsys):
     with pytest.raises(SystemExit):
-        parse(DeployOptions, "--help")
+        parse(deploy_options_class(), "--help")
     assert "--topk" in capsys.readouterr().out
 
 

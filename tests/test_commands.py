@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from config.options import replace_options
 from evaluate.main import main as evaluate_main
 from machine.command import run_command
 from model.checkpoint import list_epochs, load_checkpoint, optimizer_path, params_path
@@ -69,7 +69,7 @@ def finish(script, words):
 
 
 def lines_of_metrics(options):
-    path = Path(f"{options.prefix}-metrics.jsonl")
+    path = Path(f"{options.output.prefix}-metrics.jsonl")
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
@@ -117,19 +117,19 @@ def whole(options):
 
 def assert_same_run(found, expected):
     for path in (params_path, optimizer_path):
-        assert digest(path(found.prefix, EPOCHS)) == digest(path(expected.prefix, EPOCHS))
-    assert metrics(found.prefix) == metrics(expected.prefix)
+        assert digest(path(found.output.prefix, EPOCHS)) == digest(path(expected.output.prefix, EPOCHS))
+    assert metrics(found.output.prefix) == metrics(expected.output.prefix)
 
 
 def test_killed_and_resumed_gives_the_same_bits(whole, tmp_path):
-    options = replace(whole, prefix=str(tmp_path / "killed" / "t"))
+    options = replace_options(whole, prefix=str(tmp_path / "killed" / "t"))
     with running(options, lambda: lines_of_metrics(options) >= 2) as process:
         workers = worker_pids(process)
         assert len(workers) == 4  # two for each iterator
         process.kill()
         process.wait()
     assert all_gone(workers)
-    assert 1 <= list_epochs(options.prefix)[-1] < EPOCHS
+    assert 1 <= list_epochs(options.output.prefix)[-1] < EPOCHS
     status, output = finish("train.py", [*flags(options), "--resume", "auto"])
     assert status == 0, output
     assert_same_run(options, whole)
@@ -138,12 +138,13 @@ def test_killed_and_resumed_gives_the_same_bits(whole, tmp_path):
 @pytest.mark.slow
 def test_two_stages_killed_within_and_between_them_give_the_same_bits(options, tmp_path):
     """Killed within the first stage, after it, within the second."""
-    stages = replace(options, freeze_epochs=2, freeze_batch_size=5, freeze_lr=0.02)
-    whole, killed = (replace(stages, prefix=str(tmp_path / name / "t")) for name in ("whole", "killed"))
+    stages = replace_options(options, freeze_epochs=2, freeze_batch_size=5, freeze_lr=0.02)
+    whole, killed = (replace_options(stages, prefix=str(tmp_path / name / "t")) for name in ("whole", "killed"))
     status, output = finish("train.py", flags(whole))
     assert status == 0, output
     for epoch in (1, 2, 3):
-        with running(replace(killed, resume="auto"), lambda: max(list_epochs(killed.prefix), default=0) >= epoch):  # noqa: B023
+        again = replace_options(killed, resume="auto")
+        with running(again, lambda done=epoch: max(list_epochs(killed.output.prefix), default=0) >= done):
             pass
     status, output = finish("train.py", [*flags(killed), "--resume", "auto"])
     assert status == 0, output
@@ -152,8 +153,8 @@ def test_two_stages_killed_within_and_between_them_give_the_same_bits(options, t
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_run_and_its_workers_and_tells_how_to_continue(whole, tmp_path, number, expected):
-    options = replace(whole, prefix=str(tmp_path / "with space" / "t"))
-    with running(options, lambda: list_epochs(options.prefix)) as process:
+    options = replace_options(whole, prefix=str(tmp_path / "with space" / "t"))
+    with running(options, lambda: list_epochs(options.output.prefix)) as process:
         workers = worker_pids(process)
         process.send_signal(number)
         output, _ = process.communicate(timeout=PATIENCE)
@@ -161,7 +162,7 @@ def test_a_signal_ends_the_run_and_its_workers_and_tells_how_to_continue(whole, 
     assert all_gone(workers)
     assert "Traceback" not in output
     command = re.search(r"continue with: python (train\.py .*--resume auto)$", output, re.MULTILINE)[1]
-    assert "continue with" in Path(f"{options.prefix}-train.log").read_text()
+    assert "continue with" in Path(f"{options.output.prefix}-train.log").read_text()
     continued = subprocess.run(
         f"{sys.executable} {command}", shell=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True,
         timeout=PATIENCE, capture_output=True,
@@ -172,20 +173,20 @@ def test_a_signal_ends_the_run_and_its_workers_and_tells_how_to_continue(whole, 
 
 def test_evaluate_gives_the_numbers_of_the_last_validation(whole, tmp_path):
     result = tmp_path / "result.json"
-    words = ["--prefix", whole.prefix, "--rec-path", whole.val_path, "--json", str(result)]
+    words = ["--prefix", whole.output.prefix, "--rec-path", whole.data.val_path, "--json", str(result)]
     status, output = finish("evaluate.py", words)
     assert status == 0, output
     content = json.loads(result.read_text())
-    expected = load_checkpoint(whole.prefix).meta.scores["validation"]
+    expected = load_checkpoint(whole.output.prefix).meta.scores["validation"]
     assert {**content["AP"], "mAP": content["mAP"]} == expected
     assert "mAP" in output
 
 
 def test_two_cpu_contexts(whole, tmp_path):
-    options = replace(whole, prefix=str(tmp_path / "two" / "t"), cpus=2, end_epoch=1, lr_schedule="steps")
+    options = replace_options(whole, prefix=str(tmp_path / "two" / "t"), cpus=2, end_epoch=1, lr_schedule="steps")
     status, output = finish("train.py", flags(options))
     assert status == 0, output
-    assert list_epochs(options.prefix) == [1]
+    assert list_epochs(options.output.prefix) == [1]
     assert "Batch [2/23] Speed:" in output  # no terminal here: plain lines
 
 
@@ -230,7 +231,7 @@ def status_and_error(monkeypatch, capsys, main, words):
     ],
 )
 def test_mistakes_of_training(whole, monkeypatch, capsys, changes, expected):
-    status, error = status_and_error(monkeypatch, capsys, train_main, flags(replace(whole, **changes)))
+    status, error = status_and_error(monkeypatch, capsys, train_main, flags(replace_options(whole, **changes)))
     assert status == 2
     assert error.startswith("error: ")
     assert expected in error
@@ -246,7 +247,7 @@ def test_mistakes_of_training(whole, monkeypatch, capsys, changes, expected):
     ],
 )
 def test_mistakes_of_evaluating(whole, monkeypatch, capsys, words, expected):
-    given = ["--prefix", whole.prefix, "--rec-path", whole.val_path, *words]
+    given = ["--prefix", whole.output.prefix, "--rec-path", whole.data.val_path, *words]
     status, error = status_and_error(monkeypatch, capsys, evaluate_main, given)
     assert status == 2
     assert expected in error

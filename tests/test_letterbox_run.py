@@ -30,7 +30,7 @@ def trained(tmp_path_factory):
         prefix=str(folder / "t"), end_epoch=16, save_every=8, lr=0.01, optimizer="adam", augment="none",
     )  # fmt: skip
     run_training(options)
-    return options.prefix, record
+    return options.output.prefix, record
 
 
 def test_evaluation_is_the_trainings_own_validation(trained):
@@ -87,7 +87,7 @@ def test_a_yolo_is_validated_and_evaluated_in_rectangular_batches(trained, tmp_p
         score_threshold=0.001,
     )  # fmt: skip
     run_training(options)
-    checkpoint = load_checkpoint(options.prefix, 2)
+    checkpoint = load_checkpoint(options.output.prefix, 2)
     assert checkpoint.meta.rect == 32
     result = evaluate_net(checkpoint, trained[1], CPU, workers=0).result
     found = {one.name: one.ap for one in result.classes} | {"mAP": result.mean_ap}

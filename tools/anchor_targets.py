@@ -136,13 +136,14 @@ def pixel_sizes(boxes: np.ndarray, size: Size) -> np.ndarray:
 
 def family_of(run: TrainOptions) -> Family:
     """The anchors that train.py's options give its network; OptionError where the options do not fit together."""
-    from symbol.registry import family_of
+    from symbol import registry
 
-    kind = family_of(run.network)
+    network = run.input.network
+    kind = registry.family_of(network)
     fitted: dict[str, Callable[[TrainOptions], Family]] = {kind.FRACTIONS: _ssd, kind.PIXELS: _yolo}
     if kind.anchors not in fitted:
         raise OptionError(
-            f"--network {run.network}: the anchors of {kind.name} are {kind.anchors}; this tool is for networks whose "
+            f"--network {network}: the anchors of {kind.name} are {kind.anchors}; this tool is for networks whose "
             f"anchors are {' or '.join(fitted)}"
         )
     return fitted[kind.anchors](run)
@@ -150,27 +151,27 @@ def family_of(run: TrainOptions) -> Family:
 
 def _yolo(run: TrainOptions) -> YOLOFamily:
     from common.sizes import input_size
+    from symbol import registry
     from symbol.darknet_sections import Yolo
     from symbol.detector.yolo import customise
-    from symbol.registry import family_of
     from symbol.symbol_factory import get_assigner
 
-    get_assigner(run.network, run.data_shape, 1, **network_options(run))  # refuses what the network cannot take
-    options: Any = run  # with the options of its family
-    size = input_size(run.data_shape)
-    sections = customise(family_of(run.network).row(run.network, size, options), options)
+    network, size = run.input.network, input_size(run.input.data_shape)
+    options: Any = run.net
+    assigner: Any = get_assigner(network, size, 1, **network_options(run))  # refuses what the network cannot take
+    sections = customise(registry.family_of(network).row(network, size, options), options)
     anchors = next(section.anchors for section in sections if isinstance(section, Yolo))
-    return YOLOFamily(size, run.resize_mode, options.iou_t, np.array(anchors, float))
+    return YOLOFamily(size, run.input.resize_mode, assigner.iou_threshold, np.array(anchors, float))
 
 
 def _ssd(run: TrainOptions) -> SSDFamily:
     from common.sizes import input_size
     from symbol.symbol_factory import get_assigner
 
-    size = input_size(run.data_shape)
-    assigner: Any = get_assigner(run.network, size, 1, **network_options(run) | {"targets": "paper"})
+    size = input_size(run.input.data_shape)
+    assigner: Any = get_assigner(run.input.network, size, 1, **network_options(run) | {"targets": "paper"})
     shapes = assigner.feature_shapes[size]
-    return SSDFamily(size, run.resize_mode, assigner.threshold, assigner.layers, shapes)
+    return SSDFamily(size, run.input.resize_mode, assigner.threshold, assigner.layers, shapes)
 
 
 def _rounded(values: np.ndarray, digits: int) -> tuple[float, ...]:

@@ -23,7 +23,9 @@ from common.errors import DataError, OptionError
 from common.files import write_atomically
 from common.sizes import Size
 from config.anchors_options import AnchorsOptions
-from config.options import from_mapping, parse_options, read_preset
+from config.command_line import parse_options
+from config.options import from_mapping
+from config.preset import read_preset
 from dataset.letterbox import Resize
 from dataset.record_source import object_boxes
 from dataset.sidecar import read_sidecar
@@ -105,7 +107,7 @@ def preset_text(values: dict[str, Any], argv: Sequence[str], lines: Sequence[str
 def _objects(options: AnchorsOptions, run: TrainOptions, size: Size) -> Objects:
     """The objects of the record; OptionError where there are none."""
     sidecar = read_sidecar(options.train_path)
-    resize = Resize(run.resize_mode, run.fill)
+    resize = Resize(run.input.resize_mode, run.input.fill)
     found = object_boxes(options.train_path, len(sidecar.class_names) if sidecar else None, size, resize)
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *found]).astype(np.float64)
     if not len(boxes):

@@ -16,8 +16,15 @@ if __name__ == "__main__":
     sys.exit("as_module only starts the tools beside it: run one of them")
 
 _script = Path(sys.argv[0])
-_at = sys.orig_argv.index(sys.argv[0])
 _root = str(Path(__file__).resolve().parent.parent)
+if sys.version_info < (3, 11):  # noqa: UP036 - it has -P; common.first says the same to the other commands
+    print(
+        f"error: Python {sys.version_info[0]}.{sys.version_info[1]} is too old: "
+        f"run `make venv` in {_root} once, then the command with {_root}/.venv/bin/python",
+        file=sys.stderr,
+    )
+    sys.exit(2)
+_at = sys.orig_argv.index(sys.argv[0])
 _path = os.pathsep.join(filter(None, [_root, os.environ.get("PYTHONPATH")]))
 os.execve(  # noqa: S606 - this very interpreter and script, no shell
     sys.executable,

@@ -17,9 +17,10 @@ import numpy as np
 
 from common.errors import CheckpointError, OptionError
 from common.files import check_prefix
+from config.command_line import boolean_flags, parse_options
 from config.convert_options import DEFAULT_NETWORK, ConvertOptions
-from config.options import boolean_flags, from_mapping, parse_options, to_mapping
-from config.run import pixel_options
+from config.groups import pixel_options
+from config.options import from_mapping, to_mapping
 from dataset.class_names import read_class_names
 from dataset.pascal_voc import VOC_CLASSES
 from detect.inputs import split_words
@@ -145,10 +146,10 @@ def _classic_symbol(options: ConvertOptions, path: Path) -> "Description | None"
 
 def _network_values(options: ConvertOptions, source: Source) -> dict[str, Any]:
     """Options of the network that are given, and those that let a checkpoint do without the user's .cfg."""
-    from symbol.symbol_factory import carried_options
+    from symbol.symbol_factory import embedded_options
 
     values = {"width": options.width, "yolo_anchors": options.yolo_anchors, **source.options}
-    return values | carried_options(options.network, {})
+    return values | embedded_options(options.network, {})
 
 
 def _source(options: ConvertOptions) -> Source:
@@ -262,19 +263,19 @@ def _write_checkpoint(
 
     assert options.data_shape  # main() has put the source's in
     symbol = get_symbol_train(options.network, options.data_shape, len(names), **network_options)
-    defaults = replace(train_options(), **_source(options).pixels)
+    defaults = train_options(**_source(options).pixels)
     meta = CheckpointMeta(
         epoch=0,
         num_update=0,
         learning_rate=0.0,
         scores={},
-        seed=defaults.seed,
+        seed=defaults.data.seed,
         class_names=names,
-        **pixel_options(defaults),
+        **pixel_options(defaults.input),
         data_shape=input_size(options.data_shape),
         network=options.network,
         options=network_options,
-        batch_size=defaults.batch_size,
+        batch_size=defaults.data.batch_size,
         symbol_sha256=symbol_digest(symbol),
     )
     save_checkpoint(prefix, symbol.tojson(), arg, aux, {}, meta)

@@ -13,7 +13,8 @@ if not __package__:
     importlib.import_module("as_module")
 
 from common.errors import TrainingError
-from config.options import option, parse_options
+from config.command_line import parse_options
+from config.options import option
 from machine.command import run_command
 
 UNSEEN = "JPEGImages/test_0000?.jpg"  # of the images to show

@@ -22,7 +22,8 @@ if not __package__:
 
 from common.errors import UserError
 from common.version import installed_version, versions
-from config.options import option, parse_options
+from config.command_line import parse_options
+from config.options import option
 from machine.command import run_command
 from machine.cpu import configure_threads, cpu_quota, physical_cores
 from machine.gpus import (

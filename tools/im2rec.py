@@ -16,8 +16,8 @@ if not __package__:
 
 from common.errors import DataError, OptionError
 from common.files import AtomicFile, publish_all, staged
+from config.command_line import parse_options
 from config.im2rec_options import Im2recOptions
-from config.options import parse_options
 from dataset.class_names import read_class_names
 from dataset.image_list import ImageRoot, find_images, format_list, split_images
 from dataset.list_packing import DEFAULT_QUALITY, Encoder, ImageList, PackedList, load_list, pack_list

@@ -1,10 +1,11 @@
-"""Prints the table of networks: feature maps, anchors, parameters and GFLOP at their usual input sizes.
+"""Prints the tables of networks: feature maps, anchors, parameters and GFLOP at their usual input sizes; taps.
 
 Usage: python -m tools.list_networks [--write]
 """
 
 import importlib
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,8 @@ from typing import NamedTuple
 if not __package__:
     importlib.import_module("as_module")
 
-from config.options import option, parse_options
+from config.command_line import parse_options
+from config.options import option
 from machine.command import run_command
 
 NUM_CLASSES = 20
@@ -25,7 +27,7 @@ BEGIN, END = "<!-- begin: python -m tools.list_networks --write -->\n", "<!-- en
 class ListOptions:
     """The command line of tools.list_networks."""
 
-    write: bool = option(False, "put the table into docs/networks.md instead of printing it")
+    write: bool = option(False, "put the tables into docs/networks.md instead of printing it")
 
 
 class Description(NamedTuple):
@@ -39,7 +41,7 @@ class Description(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-    """Prints Markdown, a row per network and input size, or writes it into the page."""
+    """Prints Markdown, a row per network and input size and one for its taps, or writes it into the page."""
     options = parse_options(ListOptions, argv, "List the networks with their anchors and parameters.")
     if options.write:
         PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), table()), encoding="utf-8")
@@ -49,19 +51,31 @@ def main(argv: list[str]) -> int:
 
 
 def table() -> str:
-    """The table in Markdown, without anything around it."""
+    """Two tables in Markdown, sizes and taps, without anything around them."""
     from symbol.symbol_factory import list_networks
 
+    found = {
+        network: {size: describe(network, size) for size in sizes_of(network)}
+        for network in (*list_networks(), *EXAMPLES)
+    }
     lines = [
-        "| network | input | taps | feature maps | anchors | parameters | GFLOP |",
-        "|---|---|---|---|---|---|---|",
+        "| network | input | feature maps | anchors | parameters | GFLOP |",
+        "|---|---|---|---|---|---|",
     ]
-    for network in (*list_networks(), *EXAMPLES):
-        for size in sizes_of(network):
-            d = describe(network, size)
-            cells = (", ".join(d.taps), ", ".join(map(str, d.maps)), d.anchors, f"{d.parameters / 1e6:.1f} M")
-            lines.append(f"| {network} | {size} | {' | '.join(map(str, cells))} | {d.gigaflops:.1f} |")
+    for network, by_size in found.items():
+        for size, d in by_size.items():
+            cells = (network, size, _listed(d.maps), d.anchors, f"{d.parameters / 1e6:.1f} M", f"{d.gigaflops:.1f}")
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += ["", "| network | taps: the layers of the body that heads read |", "|---|---|"]
+    for network, by_size in found.items():
+        same = len({d.taps for d in by_size.values()}) == 1
+        taps = {network if same else f"{network}, {size}": d.taps for size, d in by_size.items()}
+        lines += [f"| {name} | {_listed(values)} |" for name, values in taps.items()]
     return "\n".join(lines) + "\n"
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
 
 
 def sizes_of(network: str) -> tuple[int, ...]:

@@ -15,7 +15,8 @@ if not __package__:
 import numpy as np
 
 from common.errors import DataError
-from config.options import option, parse_options
+from config.command_line import parse_options
+from config.options import option
 from machine.command import run_command
 from machine.opencv import cv2
 

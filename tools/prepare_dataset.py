@@ -20,7 +20,7 @@ if not __package__:
 import numpy as np
 
 from common.errors import DataError, OptionError
-from config.options import parse_options
+from config.command_line import parse_options
 from config.prepare_options import PrepareOptions
 from dataset.annotation_list import AnnotationList, listed_path, write_annotation_list
 from dataset.class_names import choose_classes, read_class_names

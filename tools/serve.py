@@ -17,7 +17,7 @@ if not __package__:
     importlib.import_module("as_module")
 
 from common.errors import InstallError, OptionError
-from config.options import parse_options
+from config.command_line import parse_options
 from config.serve_options import ServeOptions
 from machine.command import run_command
 from machine.cpu import configure_threads

@@ -17,8 +17,8 @@ if not __package__:
 
 from common.errors import DataError, OptionError
 from common.files import write_atomically
-from common.signed_json import UNSIGNED, SignedKind, is_unsigned, parse_json, read_text
-from config.options import parse_options
+from common.signed_json import DIGEST, FORMAT, UNSIGNED, SignedKind, is_unsigned, parse_json, read_text
+from config.command_line import parse_options
 from dataset.sidecar import SIDECAR_FILE
 from detect.inputs import split_words
 from machine.command import run_command
@@ -69,12 +69,11 @@ def sign(path: Path) -> str:
 
 
 def _kind(values: Any) -> SignedKind[Any]:
-    """The kind of file whose keys are the most like these."""
-    if not isinstance(values, dict):
-        raise ValueError("no metadata of this trainer")
-    kind = max(KINDS, key=lambda kind: len(values.keys() & _names(kind)))
-    if not values.keys() & _names(kind):
-        raise ValueError("no metadata of this trainer")
+    """The kind of file whose keys are the most like these, and are at least half of these."""
+    names = values.keys() - {FORMAT, DIGEST} if isinstance(values, dict) else set()
+    kind = max(KINDS, key=lambda kind: len(names & _names(kind)))
+    if not names or 2 * len(names & _names(kind)) < len(names):
+        raise ValueError("it is no metadata of this trainer")
     return kind
 
 

@@ -18,9 +18,10 @@ if not __package__:
     importlib.import_module("as_module")
 
 from common.errors import OptionError
-from config.options import joined_options, option, parse_options
+from config.command_line import parse_options
+from config.options import fields_of, joined_options, option
 from machine.command import run_command
-from train.options import network_options
+from symbol.registry import network_options_class
 
 if TYPE_CHECKING:
     from tools.network_summary import Layer
@@ -54,8 +55,6 @@ def main(argv: list[str]) -> int:
 
 def visualize_options_class() -> type[VisualizeOptions]:
     """The command line of tools.visualize_net."""
-    from symbol.registry import network_options_class
-
     return joined_options("VisualizeOptions", VisualizeOptions, network_options_class())
 
 
@@ -64,7 +63,10 @@ def build(options: VisualizeOptions) -> tuple[Any, dict[str, tuple[int, ...]]]:
     from common.sizes import input_size
     from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train
 
-    size, settings = input_size(options.data_shape), network_options(options)
+    size, settings = (
+        input_size(options.data_shape),
+        {name: getattr(options, name) for name in fields_of(network_options_class())},
+    )
     inputs: dict[str, tuple[int, ...]] = {"data": (1, 3, *size)}
     if not options.train:
         return get_symbol(options.network, size, options.num_classes, **settings), inputs

@@ -16,7 +16,8 @@ if not __package__:
 from common.errors import CheckpointError, DataError, OptionError
 from common.files import check_prefix, write_all
 from config.augment_options import FORCE
-from config.options import from_mapping, option, parse_options
+from config.command_line import parse_options
+from config.options import from_mapping, option
 from dataset.darknet_data import names_content
 from machine.command import run_command
 

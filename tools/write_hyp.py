@@ -11,8 +11,9 @@ if not __package__:
     importlib.import_module("as_module")
 
 from common.files import write_atomically
+from config.command_line import parse_options
 from config.hyp_file import format_hyp, read_hyp
-from config.options import joined_options, option, parse_options, to_mapping
+from config.options import joined_options, option, to_mapping
 from machine.command import run_command
 from train.options import train_options_class
 

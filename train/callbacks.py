@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from common.errors import TrainingError
+from common.errors import OptionError, TrainingError
+from machine.runtime import mx
 from train.metric import LossMetric
 
 logger = logging.getLogger(__name__)
@@ -109,3 +111,18 @@ def _values(metric: LossMetric) -> str:
 def finite_values(values: Sequence[tuple[str, float]]) -> dict[str, float]:
     """{name: value} with nan (a class without ground truth) left out, as JSON has no nan."""
     return {name: float(value) for name, value in values if math.isfinite(value)}
+
+
+def make_monitor(interval: int, pattern: str) -> mx.mon.Monitor | None:
+    """Logs |x| / sqrt(size) of the arrays whose names match, every `interval` batches; 0 gives None.
+
+    The arrays are outputs of layers, weights and moving averages; a name matches if it begins with the pattern.
+
+    OptionError where the pattern is not a regular expression.
+    """
+    if not interval:
+        return None
+    try:
+        return mx.mon.Monitor(interval, pattern=pattern, sort=True)
+    except re.error as error:
+        raise OptionError(f"--pattern {pattern!r}: not a regular expression ({error})") from error

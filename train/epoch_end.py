@@ -10,17 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from config.run import best_metric
+from config.groups import best_metric
 from evaluate.operating_point import best_f1
 from evaluate.voc_eval import VOCResult
 from machine.runtime import mx
 from machine.signals import held
 from model.checkpoint import drop_after, list_epochs, write_best
 from train.callbacks import Progress, finite_values
-from train.live import LiveCurves
+from train.curves import LiveCurves
 from train.metric import LossMetric
-from train.results_table import write_results
-from train.run_files import MetricsFile, ScalarWriter
+from train.run_files import MetricsFile, ScalarWriter, write_results
 from train.saving import CheckpointWriter, SavePlan
 
 logger = logging.getLogger(__name__)
@@ -53,12 +52,12 @@ class EpochEnd:
         self.module = writer.module
         self.options = options = writer.options
         self.validates = validates
-        self.metrics = MetricsFile(options.prefix, kept_epochs)
-        self.curves = LiveCurves(options.prefix, metric, self.module, self.metrics.records, progress.batches)
-        self.scalars = ScalarWriter(options.prefix) if options.tensorboard else None
-        self.best_metric = best_metric(options)
+        self.metrics = MetricsFile(options.output.prefix, kept_epochs)
+        self.curves = LiveCurves(options.output.prefix, metric, self.module, self.metrics.records, progress.batches)
+        self.scalars = ScalarWriter(options.output.prefix) if options.output.tensorboard else None
+        self.best_metric = best_metric(options.validation)
         self.best: dict[str, Any] | None = None  # the record of the best epoch that has a checkpoint
-        saved = list_epochs(options.prefix)
+        saved = list_epochs(options.output.prefix)
         for record in self.metrics.records:
             if record["epoch"] in saved and record["epoch"] > writer.begun and self._is_best(record):
                 self.best = record
@@ -68,7 +67,7 @@ class EpochEnd:
     @property
     def is_saved(self) -> bool:
         """Whether there is a checkpoint of this very run to continue from."""
-        return self._took_over and any(epoch > self._kept_epochs for epoch in list_epochs(self.options.prefix))
+        return self._took_over and any(epoch > self._kept_epochs for epoch in list_epochs(self.options.output.prefix))
 
     def without_validation(self, epoch: int, *_: Any) -> None:
         """epoch_end_callback of fit."""
@@ -85,26 +84,27 @@ class EpochEnd:
         record = self._record(number, validation) | ({"best_f1": operating_point} if operating_point else {})
         if self.validates(epoch) and self.module.validation_losses:
             record["validation_loss"] = self._observe_losses(self.module.validation_losses)
-        last = number >= self.options.end_epoch
+        last = number >= self.options.schedule.end_epoch
         # The line comes before the checkpoint: a run that is killed between the two cuts it when it is resumed.
         self.metrics.append(record)
-        write_results(self.metrics.records, Path(f"{self.options.prefix}-results.txt"))
+        write_results(self.metrics.records, Path(f"{self.options.output.prefix}-results.txt"))
         is_best = self._is_best(record)
-        self._tell_if_unrated(epoch, record)
+        self._warn_without_score(epoch, record)
         if self.plan.is_due(number, record["num_update"], is_best, last, self.best is not None):
-            with held():  # a run that a signal ends knows whether it has a checkpoint
-                self.writer.save(self.options.prefix, number, record)
+            with held():  # a run that a signal ends knows whether it has a checkpoint, and the best is noted
+                self.writer.save(self.options.output.prefix, number, record)
                 if not self._took_over:
                     self._take_over(number)
+                if is_best:
+                    self.best = record
+                    self._write_best()
             if is_best:
-                self.best = record
-                self._write_best()
                 logger.info("checkpoint %d is the best so far: %s=%.4f", number, *self._best_score())
-            self.plan.prune(self.options.prefix, self.best["epoch"] if self.best else None)
+            self.plan.prune(self.options.output.prefix, self.best["epoch"] if self.best else None)
         if self.scalars:
             self.scalars.write(record)
         self.curves.draw(force=last or len(self.metrics.records) == 1)
-        seed_epoch(self.options.seed, number)
+        seed_epoch(self.options.data.seed, number)
         self._epoch_started = time.monotonic()
 
     def _observe_losses(self, metric: LossMetric) -> dict[str, float]:
@@ -114,9 +114,9 @@ class EpochEnd:
             self.writer.plateau.observe(sum(value for _, value in pairs))
         return finite_values(pairs)
 
-    def say_what_is_there(self) -> None:
+    def log_summary(self) -> None:
         """After the last epoch of the run: its best and its newest checkpoint, and what to do with them."""
-        number, prefix = self.metrics.records[-1]["epoch"], self.options.prefix
+        number, prefix = self.metrics.records[-1]["epoch"], self.options.output.prefix
         if number < self.progress.end_epoch:
             return
         if self.best:
@@ -128,7 +128,7 @@ class EpochEnd:
 
     def _take_over(self, saved: int) -> None:
         """Drops what later epochs of an abandoned run have left, now that this run has saved the set `saved`."""
-        dropped = drop_after(self.options.prefix, self._kept_epochs, saved)
+        dropped = drop_after(self.options.output.prefix, self._kept_epochs, saved)
         if dropped:
             logger.info("dropped the earlier checkpoints of epochs %s", ", ".join(map(str, dropped)))
         self._write_best()
@@ -138,7 +138,7 @@ class EpochEnd:
         score = record["validation"].get(self.best_metric)
         return score is not None and (self.best is None or score > self.best["validation"][self.best_metric])
 
-    def _tell_if_unrated(self, epoch: int, record: dict[str, Any]) -> None:
+    def _warn_without_score(self, epoch: int, record: dict[str, Any]) -> None:
         """Once, that a validation gave the metric of the best checkpoint no value."""
         if self.validates(epoch) and self.best_metric not in record["validation"] and not self._told:
             logger.warning(
@@ -155,7 +155,7 @@ class EpochEnd:
 
     def _write_best(self) -> None:
         if self.best:
-            write_best(self.options.prefix, self.best["epoch"], *self._best_score())
+            write_best(self.options.output.prefix, self.best["epoch"], *self._best_score())
 
     def _record(self, number: int, validation: dict[str, float]) -> dict[str, Any]:
         return {

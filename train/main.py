@@ -1,20 +1,34 @@
-"""The command train.py. Options are read before mxnet is imported: the number of CPU contexts sets the threads."""
+"""The command train.py. Options are read before mxnet is loaded: the number of CPU contexts sets the threads."""
 
+from config.command_line import parse_options
 from config.hyp_file import read_hyp
-from config.options import parse_options
 from machine.cpu import configure_threads
 from machine.signals import exit_on_sigterm
-from train.early_checks import check_early
+from train.checks import check_early
 from train.options import train_options_class
+
+EXAMPLE = "python train.py --train-path data/train.rec --val-path data/val.rec --prefix output/ssd"
+# What --help shows, for a first run; --help-all has all.
+FIRST = (
+    *("train_path", "val_path", "prefix", "network", "data_shape", "batch_size", "end_epoch", "gpus", "cpu"),
+    *("pretrained", "epoch", "resume", "finetune", "overwrite", "optimizer", "lr", "lr_steps", "warmup_epochs"),
+    *("accumulate", "ema", "freeze", "augment", "resize_mode", "metrics", "keep", "tensorboard", "workers", "seed"),
+)
 
 
 def main(argv: list[str]) -> int:
     """Parses the options and trains; SIGTERM ends the run as Ctrl-C does, with status 143."""
     options = parse_options(
-        train_options_class(), argv, "Train a single-shot detector.", presets=True, files={"hyp": read_hyp}
+        train_options_class(),
+        argv,
+        "Trains a single-shot object detector on a packed data set (tools/prepare_dataset.py makes one).",
+        presets=True,
+        files={"hyp": read_hyp},
+        example=EXAMPLE,
+        first=FIRST,
     )
     check_early(options)
-    configure_threads(options.cpus)
+    configure_threads(options.device.cpus)
     from machine.terminal import log_to_terminal
     from train.training import run_training
 

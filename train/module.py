@@ -12,9 +12,8 @@ from evaluate.inference import inference_module, is_rewritten
 from evaluate.scoring import score_detections
 from machine.runtime import mx
 from model.params_file import Params
-from train.average import WeightAverage
 from train.metric import LossMetric
-from train.recipe import Recipe
+from train.recipe import Recipe, WeightAverage
 
 Symbol: TypeAlias = mx.sym.Symbol
 LOGGER = logging.getLogger(__name__)

@@ -1,16 +1,21 @@
-"""Options of train.py: those of a run, and those of all families of networks."""
+"""Options of train.py: groups of config/groups.py, and the options of all families of networks."""
 
 import dataclasses
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from common.errors import OptionError
 from config.augment_options import TrainAugment
-from config.classic_options import ClassicTrainOptions
-from config.options import joined_options
-from config.recipe_options import RecipeOptions
-from config.run import DeviceOptions, RunOptions
-from config.stage_options import StageOptions
+from config.groups import (
+    DataOptions,
+    InputOptions,
+    OutputOptions,
+    ScheduleOptions,
+    StartOptions,
+    TrainDeviceOptions,
+    ValidationOptions,
+)
+from config.options import build, group, replace_options
 from symbol.network_options import CommonOptions
 from symbol.registry import network_options_class
 
@@ -18,59 +23,68 @@ BODY = "body"  # the word of --freeze for the backbone, in every family
 
 
 @dataclass(frozen=True)
-class TrainOptions(
-    ClassicTrainOptions, TrainAugment, CommonOptions, DeviceOptions, StageOptions, RecipeOptions, RunOptions
-):
-    """Options of train.py but for those of single families, which train_options_class adds.
+class TrainOptions:
+    """Options of train.py; --help-all shows them in the order of these groups.
 
-    --help shows the groups in the order of these classes, the last one first.
+    net: the options of all families, in the class that train_options_class makes.
     """
+
+    data: DataOptions = group(DataOptions)
+    output: OutputOptions = group(OutputOptions)
+    start: StartOptions = group(StartOptions)
+    schedule: ScheduleOptions = group(ScheduleOptions)
+    validation: ValidationOptions = group(ValidationOptions)
+    device: TrainDeviceOptions = group(TrainDeviceOptions)
+    input: InputOptions = group(InputOptions)
+    net: CommonOptions = group(CommonOptions)
+    augmentation: TrainAugment = group(TrainAugment)
 
 
 def train_options_class() -> type[TrainOptions]:
     """TrainOptions with the options of the families that are registered now."""
-    return joined_options("TrainOptions", TrainOptions, network_options_class())
+    net = network_options_class()
+    found = dataclasses.make_dataclass("TrainOptions", [("net", net, group(net))], bases=(TrainOptions,), frozen=True)
+    found.__module__, found.__doc__ = TrainOptions.__module__, TrainOptions.__doc__
+    return found
 
 
 def train_options(**values: Any) -> TrainOptions:
-    """Options of a run with these values, the others at their defaults; values are taken as they are."""
-    return train_options_class()(**values)
+    """Options of a run with these flat values, the others at their defaults; values are taken as they are."""
+    return build(train_options_class(), values)
 
 
-def stages(options: TrainOptions) -> tuple[TrainOptions, ...]:
-    """The options of each stage of a run: freeze, batch_size, lr and end_epoch are the stage's own.
-
-    OptionError where the options of the first stage have no stage, or leave none for the second.
-    """
-    frozen_until = options.freeze_epochs
-    if not frozen_until:
-        if options.freeze_batch_size is not None or options.freeze_lr is not None:
-            raise OptionError("--freeze-batch-size and --freeze-lr need --freeze-epochs; give it or leave them out")
-        return (options,)
-    if options.max_iter:
-        raise OptionError("--freeze-epochs and --max-iter exclude each other; end the run by --end-epoch")
-    if frozen_until >= options.end_epoch:
-        raise OptionError(
-            f"--freeze-epochs {frozen_until} leaves no epoch before --end-epoch {options.end_epoch} to train all; "
-            f"lower it, or give --freeze {options.freeze or BODY} alone"
-        )
-    first = replace(
-        options,
-        freeze=options.freeze or BODY,
-        batch_size=options.freeze_batch_size or options.batch_size,
-        lr=options.lr if options.freeze_lr is None else options.freeze_lr,
-        end_epoch=frozen_until,
-    )
-    return first, replace(options, freeze="")
-
-
-def network_options(options: Any) -> dict[str, Any]:
-    """The network's own options out of a command's: what get_symbol and get_symbol_train take."""
-    return {field.name: getattr(options, field.name) for field in dataclasses.fields(network_options_class())}
+def network_options(options: TrainOptions) -> dict[str, Any]:
+    """The network's own options: what get_symbol and get_symbol_train take beside name, shape and classes."""
+    return {field.name: getattr(options.net, field.name) for field in dataclasses.fields(options.net)}
 
 
 def augment_options(options: TrainOptions) -> TrainAugment | None:
     """The augmentation of a training run; None = resize only."""
-    if options.augment == "none":
-        return None
-    return TrainAugment(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainAugment)})
+    return None if options.data.augment == "none" else options.augmentation
+
+
+def split_stages(options: TrainOptions) -> tuple[TrainOptions, ...]:
+    """The options of each stage of a run: freeze, batch_size, lr and end_epoch are the stage's own.
+
+    OptionError where the options of the first stage have no stage, or leave none for the second.
+    """
+    schedule, freeze = options.schedule, options.net.freeze
+    if not schedule.freeze_epochs:
+        if schedule.freeze_batch_size is not None or schedule.freeze_lr is not None:
+            raise OptionError("--freeze-batch-size and --freeze-lr need --freeze-epochs; give it or leave them out")
+        return (options,)
+    if schedule.max_iter:
+        raise OptionError("--freeze-epochs and --max-iter exclude each other; end the run by --end-epoch")
+    if schedule.freeze_epochs >= schedule.end_epoch:
+        raise OptionError(
+            f"--freeze-epochs {schedule.freeze_epochs} leaves no epoch before --end-epoch {schedule.end_epoch} to "
+            f"train all; lower it, or give --freeze {freeze or BODY} alone"
+        )
+    first = replace_options(
+        options,
+        freeze=freeze or BODY,
+        batch_size=schedule.freeze_batch_size or options.data.batch_size,
+        lr=schedule.lr if schedule.freeze_lr is None else schedule.freeze_lr,
+        end_epoch=schedule.freeze_epochs,
+    )
+    return first, replace_options(options, freeze="")

@@ -1,11 +1,94 @@
 """How a Module updates, beside its optimizer: accumulation, averaged weights, warm-up, which epochs are validated."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import numpy as np
+
+from graph.nodes import Params
 from machine.runtime import mx
-from model.params_file import Params
-from train.average import RAMP_UPDATES
+
+NDArray: TypeAlias = mx.nd.NDArray
+RAMP_UPDATES = 2000.0
+
+
+def decay_at(decay: float, num_update: int, ramp: float = RAMP_UPDATES) -> float:
+    """Decay after num_update >= 1 updates: decay * (1 - exp(-num_update / ramp)), so that early weights are forgotten.
+
+    Source: ModelEMA of the YOLOv3-SPP reference (utils/torch_utils.py).
+    """
+    return decay * (1.0 - math.exp(-num_update / ramp))
+
+
+class WeightAverage:
+    """average = d * average + (1 - d) * parameter after each update, d = decay_at(decay, updates made, ramp).
+
+    The moving averages of batch norm are averaged, too; those that do not change, because they are frozen, stay bit for
+    bit as they are. Nothing waits for the device.
+    """
+
+    def __init__(
+        self,
+        decay: float,
+        arg_arrays: Mapping[str, NDArray],
+        aux_arrays: Mapping[str, NDArray],
+        start: tuple[Params, Params] | None = None,
+        ramp: float = RAMP_UPDATES,
+    ) -> None:
+        """The arrays of the first context, which tell shapes and device; start: averages to go on from, None = those
+        arrays as they are now (the caller has waited for all work)."""
+        args, aux = start or (arg_arrays, aux_arrays)
+        self.decay, self.ramp = decay, ramp
+        self._args = {name: args[name].copyto(array.context) for name, array in arg_arrays.items()}
+        self._aux_shapes = {name: array.shape for name, array in aux_arrays.items()}
+        flat = [aux[name].copyto(array.context).reshape((-1,)) for name, array in aux_arrays.items()]
+        self._aux = mx.nd.concat(*flat, dim=0) if flat else None
+
+    def update(
+        self,
+        trained: Mapping[str, NDArray],
+        aux_by_context: Sequence[Sequence[NDArray]],
+        after: Sequence[NDArray],
+        num_update: int,
+    ) -> None:
+        """Takes in one update.
+
+        trained: parameters that the update changed, of the first context. aux_by_context: moving averages in the
+        constructor's order, for each context. after: for each context an array (1,) whose computation reads all
+        gradients. BatchNorm's backward changes the moving averages without the engine knowing (mxnet 1.9.1, CPU), but
+        it knows that the gradients come from there: what reads both is done late enough, and BatchNorm's next forward,
+        which is known to change them, waits for it.
+        """
+        rate = 1.0 - decay_at(self.decay, num_update, self.ramp)
+        for name, array in trained.items():
+            _approach(self._args[name], array, rate)
+        if self._aux is None:
+            return
+        context, size = self._aux.context, self._aux.shape[0]
+        parts = []
+        for arrays, gradients_done in zip(aux_by_context, after, strict=True):
+            flat = mx.nd.concat(*(array.reshape((-1,)) for array in arrays), gradients_done, dim=0)
+            parts.append(flat[:size].as_in_context(context))
+        change = mx.nd.add_n(*(part - self._aux for part in parts)) / len(parts)
+        mx.nd.sgd_update(self._aux, change, lr=rate, wd=0.0, rescale_grad=-1.0, out=self._aux)
+
+    def params(self) -> tuple[Params, Params]:
+        """(arg_params, aux_params): copies of the averages on the CPU."""
+        ends = np.cumsum([np.prod(shape) for shape in self._aux_shapes.values()], dtype=int)[:-1]
+        parts = np.split(self._aux.asnumpy(), ends) if self._aux is not None else []
+        shaped = zip(self._aux_shapes.items(), parts, strict=True)
+        aux = {name: mx.nd.array(part.reshape(shape), dtype=part.dtype) for (name, shape), part in shaped}
+        return {name: array.copyto(mx.cpu()) for name, array in self._args.items()}, aux
+
+
+def _approach(average: NDArray, array: NDArray, rate: float) -> None:
+    """average += rate * (array - average) in one pass: plain SGD with weight decay 1 and the gradient -array.
+
+    An array that equals its average may change it by a rounding.
+    """
+    mx.nd.sgd_update(average, array, lr=rate, wd=1.0, rescale_grad=-1.0, out=average)
 
 
 def no_change(optimizer: mx.optimizer.Optimizer) -> None:
@@ -24,7 +107,7 @@ class Recipe:
     Gradients add up until a batch whose `completes_update` is true; a batch without the attribute completes one.
     means: gradients are those of means over a batch (targets=mxnet), so that their sum is divided by the number of
     batches; otherwise losses are divided by a number of the whole update already.
-    ema, ema_ramp: of the averaged weights (train/average.py:decay_at), 0 = none; averages: to go on from, None = the
+    ema, ema_ramp: of the averaged weights (decay_at), 0 = none; averages: to go on from, None = the
     first weights.
     before_update: called with the optimizer. validates: whether the epoch of this number is validated.
     earlier_updates: made by the optimizers of earlier stages of the run.

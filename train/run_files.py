@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from common.errors import OptionError
-from common.files import write_atomically
+from common.files import check_output_file, write_atomically
 from common.version import __version__
 from config.options import to_mapping
 from machine.runtime import mx
@@ -36,12 +36,39 @@ _SEEN = {
     "verify_data",
 }
 _FOLLOWED = {"eval_every"}  # decides the learning rate of --lr-schedule plateau
+_RENAMED = {"engine": "data_engine"}  # options of earlier versions
+WIDTH = 12  # of a column of PREFIX-results.txt
 MAY_CHANGE = _MACHINE | _RANGE | _SEEN | {"tensorboard"}
 
 
 @contextmanager
-def log_to_file(path: Path, first_lines: Sequence[str] = ()) -> Iterator[None]:
-    """Appends the log to a file, too, and the error that ends it; first_lines were logged before the file was there."""
+def remembered_log() -> Iterator[list[logging.LogRecord]]:
+    """Remembers what is logged in the block, for the log file that is not there yet."""
+    lines: list[logging.LogRecord] = []
+    handler = _ListHandler(lines)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        root.removeHandler(handler)
+
+
+class _ListHandler(logging.Handler):
+    def __init__(self, lines: list[logging.LogRecord]) -> None:
+        super().__init__(logging.INFO)
+        self.lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record)
+
+
+@contextmanager
+def log_to_file(
+    path: Path, first_lines: Sequence[str] = (), records: Sequence[logging.LogRecord] = ()
+) -> Iterator[None]:
+    """Appends the log to a file, too, and the error that ends it; first_lines, as warnings, and records were logged
+    before the file was there."""
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     try:
@@ -52,6 +79,8 @@ def log_to_file(path: Path, first_lines: Sequence[str] = ()) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for line in first_lines:
         handler.handle(logging.makeLogRecord({"levelname": "WARNING", "msg": line}))
+    for record in records:
+        handler.handle(record)
     root.addHandler(handler)
     try:
         yield
@@ -61,6 +90,22 @@ def log_to_file(path: Path, first_lines: Sequence[str] = ()) -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         handler.close()
+
+
+def check_lock(prefix: str) -> None:
+    """OptionError where another run holds PREFIX.lock, or there will be no folder to write it in; makes nothing."""
+    path = Path(f"{prefix}.lock")
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise _held(prefix) from error
+    except OSError:
+        check_output_file("--prefix", str(path), make_folders=True)
+
+
+def _held(prefix: str) -> OptionError:
+    return OptionError(f"--prefix {prefix}: another run is writing there; choose another --prefix")
 
 
 def lock_prefix(prefix: str) -> TextIO:
@@ -75,7 +120,7 @@ def lock_prefix(prefix: str) -> TextIO:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
-        raise OptionError(f"--prefix {prefix}: another run is writing there; choose another --prefix") from error
+        raise _held(prefix) from error
     return file
 
 
@@ -110,10 +155,11 @@ def changed_options(prefix: str, options: TrainOptions) -> list[str]:
 
     Nothing unless the run is resumed and there is such a file that can be read: the checkpoints know what they must.
     """
-    if options.resume in ("-1", ""):
+    if options.start.resume in ("-1", ""):
         return []
-    before, now = _earlier_options(prefix), to_mapping(options)
-    may_change = MAY_CHANGE - (_FOLLOWED if options.lr_schedule == "plateau" else set())
+    now = to_mapping(options)
+    before = {_RENAMED.get(name, name): value for name, value in _earlier_options(prefix).items()}
+    may_change = MAY_CHANGE - (_FOLLOWED if options.schedule.lr_schedule == "plateau" else set())
     names = [name for name in before if name in now and name not in may_change and before[name] != now[name]]
     return [f"--{name.replace('_', '-')} is now {now[name]}, was {before[name]} in the run so far" for name in names]
 
@@ -175,3 +221,37 @@ class ScalarWriter:
         for name, value in {**scalars, "learning_rate": record["learning_rate"]}.items():
             self._writer.add_scalar(name, value, record["epoch"])
         self._writer.flush()
+
+
+def write_results(records: Sequence[dict[str, Any]], path: Path) -> None:
+    """Writes the lines of metrics.jsonl as a table: epoch, losses, learning rate, the validation's losses, P, R and
+    scores; '-' = no value."""
+    rows = [
+        {**r["train"], "lr": r["learning_rate"], **_validation_losses(r), **r.get("best_f1", {}), **r["validation"]}
+        for r in records
+    ]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    names.sort(key=_column_order(records))
+    widths = [max(WIDTH, len(name)) for name in names]
+    heads = [f"{name:>{width}}" for name, width in zip(names, widths, strict=True)]
+    lines = [" ".join([f"{'epoch':>6}", *heads])]
+    for record, row in zip(records, rows, strict=True):
+        cells = [f"{_cell(row.get(name)):>{width}}" for name, width in zip(names, widths, strict=True)]
+        lines.append(" ".join([f"{record['epoch']:>6}", *cells]))
+    write_atomically(path, ("\n".join(lines) + "\n").encode("utf-8"))
+
+
+def _column_order(records: Sequence[dict[str, Any]]) -> Any:
+    """Order of the columns: losses, rate, P and R, values of the validation (which early epochs may lack)."""
+    losses = {name for record in records for name in record["train"]}
+    fixed = {"lr": 1, "P": 3, "R": 3} | {name: 2 for record in records for name in _validation_losses(record)}
+    return lambda name: 0 if name in losses else fixed.get(name, 4)
+
+
+def _validation_losses(record: dict[str, Any]) -> dict[str, float]:
+    """The losses of the validation record, if they were computed (--val-loss)."""
+    return {f"val_{name}": value for name, value in record.get("validation_loss", {}).items()}
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6g}"

@@ -7,15 +7,14 @@ from typing import Any
 
 from common.errors import OptionError
 from common.sizes import input_size
-from config.run import metric_kinds, pixel_options, rect_multiple
+from config.groups import pixel_options, rect_multiple, validation_kinds
 from model.checkpoint import drop_after, list_epochs, remove_checkpoint, save_checkpoint
 from model.checkpoint_meta import CheckpointMeta
 from train.callbacks import finite_values
 from train.metric import LossMetric
 from train.module import DetectionModule
 from train.options import TrainOptions, network_options
-from train.plateau import Plateau
-from train.schedule import Origin
+from train.schedule import Origin, Plateau
 from train.stages import Stage
 
 logger = logging.getLogger(__name__)
@@ -41,18 +40,18 @@ class CheckpointWriter:
             num_update=record["num_update"],
             learning_rate=record["learning_rate"],
             scores={"train": record["train"], "validation": record["validation"]},
-            seed=options.seed,
+            seed=options.data.seed,
             class_names=tuple(self.classes),
-            **pixel_options(options),
-            rect=rect_multiple(options),
-            metrics=metric_kinds(options),
-            overlap=options.overlap,
-            use_difficult=options.use_difficult,
-            data_shape=input_size(options.data_shape),
-            network=options.network,
+            **pixel_options(options.input),
+            rect=rect_multiple(options.validation),
+            metrics=validation_kinds(options.validation),
+            overlap=options.validation.overlap,
+            use_difficult=options.validation.use_difficult,
+            data_shape=input_size(options.input.data_shape),
+            network=options.input.network,
             options=network_options(options),
-            batch_size=options.batch_size,
-            freeze_epochs=options.freeze_epochs,
+            batch_size=options.data.batch_size,
+            freeze_epochs=options.schedule.freeze_epochs,
             earlier_updates=self.module.earlier_updates,
             plateau=self.plateau.state() if self.plateau else {},
             origin=astuple(self.origin),
@@ -74,10 +73,10 @@ class SavePlan:
 
     def __init__(self, options: TrainOptions, num_update: int) -> None:
         """num_update: when the run started; OptionError for --save-best-only without validation."""
-        if options.save_best_only and not options.val_path:
+        if options.output.save_best_only and not options.data.val_path:
             raise OptionError("--save-best-only needs a validation; give --val-path or leave the option out")
-        self.keep, self.best_only = options.keep, options.save_best_only
-        self.epochs, self.updates = parse_interval(options.save_every)
+        self.keep, self.best_only = options.output.keep, options.output.save_best_only
+        self.epochs, self.updates = parse_interval(options.output.save_every)
         self._saved_update = num_update
 
     def is_due(self, number: int, num_update: int, is_best: bool, is_last: bool, has_best: bool = True) -> bool:
@@ -108,8 +107,8 @@ class Snapshots:
     def __init__(self, writer: CheckpointWriter, metric: LossMetric, num_update: int) -> None:
         """metric: the training metric; num_update: when the run started."""
         options = writer.options
-        self.prefix, self.keep = f"{options.prefix}-iter", options.keep
-        self.every = parse_interval(options.save_every)[1]
+        self.prefix, self.keep = f"{options.output.prefix}-iter", options.output.keep
+        self.every = parse_interval(options.output.save_every)[1]
         self._writer, self._metric = writer, metric
         self._start: int | None = num_update  # None once what lies beyond it is removed
         self._seen = num_update

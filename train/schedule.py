@@ -1,15 +1,14 @@
 """Schedules: learning rate, its warm-up, momentum and the biases' rate as functions of the number of updates alone, so
-that a resumed run continues on the same curve."""
+that a resumed run continues on the same curve; `Plateau` alone has a state, which the checkpoints hold."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from common.errors import OptionError
-from config.recipe_options import batches_per_update
+from common.errors import CheckpointError, OptionError
+from config.groups import ScheduleOptions, batches_per_update
 from machine.runtime import mx
-from train.options import TrainOptions
 from train.recipe import no_change
 
 Scheduler: TypeAlias = mx.lr_scheduler.LRScheduler
@@ -104,37 +103,32 @@ def get_lr_scheduler(
 
 
 def make_schedule(
-    options: TrainOptions,
-    num_example: int,
+    options: ScheduleOptions,
+    updates: int,
     origin: Origin = Origin(),  # noqa: B008 - it is immutable
 ) -> tuple[float, Scheduler | None]:
-    """(start rate, scheduler) of a run's options.
+    """(start rate, scheduler) of a run's options; updates: of an epoch.
 
     origin: its first_epoch is 0, unless training began at a later epoch with weights alone, or in a second stage. Steps
     at epochs are those of the run, all else counts from that epoch; the cosine ends with the stage. Where the origin
     has a shift, what --max-iter and steps like 80000i mean stays.
     """
     relative_to, shift = origin.first_epoch, 0 if options.max_iter else origin.shift
-    updates = updates_per_epoch(options, num_example)
-    warm_up = warm_up_of(options, num_example)
+    lr, warm_up = options.lr, warm_up_of(options, updates)
     if options.lr_schedule == "steps":
-        return _steps(options.lr, options.lr_steps, options.lr_factor, updates, relative_to, warm_up, shift)
+        return _steps(lr, options.lr_steps, options.lr_factor, updates, relative_to, warm_up, shift)
     if options.lr_schedule == "step_epochs":
-        return options.lr, Rates(options.lr, _each_epochs(options, updates, shift), warm_up)
-    final = options.lr_final / options.lr if options.lr else 0.0
+        return lr, Rates(lr, _each_epochs(options, updates, shift), warm_up)
+    final = options.lr_final / lr if lr else 0.0
     whole = options.max_iter or (options.end_epoch - relative_to) * updates
     if options.lr_schedule == "cosine":
         begin, length = warm_up.updates - shift, max(1, whole - warm_up.updates)
-        return options.lr, Rates(
-            options.lr, lambda u: options.lr * cosine_factor(max(0, u - begin), length, final), warm_up
-        )
+        return lr, Rates(lr, lambda u: lr * cosine_factor(max(0, u - begin), length, final), warm_up)
     epochs = math.ceil(whole / updates)
-    return options.lr, Rates(
-        options.lr, lambda u: options.lr * cosine_factor(max(0, u + shift - 1) // updates, epochs, final), warm_up
-    )
+    return lr, Rates(lr, lambda u: lr * cosine_factor(max(0, u + shift - 1) // updates, epochs, final), warm_up)
 
 
-def _each_epochs(options: TrainOptions, updates: int, shift: int) -> Callable[[int], float]:
+def _each_epochs(options: ScheduleOptions, updates: int, shift: int) -> Callable[[int], float]:
     """The rate of an update: multiplied by the factor, below 1, each lr_step_epochs epochs.
 
     Source: PyTorch's StepLR, called once after each epoch.
@@ -143,15 +137,15 @@ def _each_epochs(options: TrainOptions, updates: int, shift: int) -> Callable[[i
     return lambda update: options.lr * factor ** (max(0, update + shift - 1) // length)
 
 
-def updates_per_epoch(options: TrainOptions, num_example: int) -> int:
-    """Updates of an epoch: batches are accumulated in groups that begin anew in each epoch."""
-    batches = max(1, math.ceil(num_example / options.batch_size))
-    return math.ceil(batches / batches_per_update(options, options.batch_size))
+def updates_per_epoch(options: ScheduleOptions, batch_size: int, num_example: int) -> int:
+    """Updates of an epoch of num_example images: batches are accumulated in groups that begin anew in each epoch."""
+    batches = max(1, math.ceil(num_example / batch_size))
+    return math.ceil(batches / batches_per_update(options, batch_size))
 
 
-def warm_up_of(options: TrainOptions, num_example: int) -> WarmUp:
-    """The warm-up of a run's options."""
-    return WarmUp(round(options.warmup_epochs * updates_per_epoch(options, num_example)), options.warmup_factor)
+def warm_up_of(options: ScheduleOptions, updates: int) -> WarmUp:
+    """The warm-up of a run's options; updates: of an epoch."""
+    return WarmUp(round(options.warmup_epochs * updates), options.warmup_factor)
 
 
 @dataclass
@@ -189,8 +183,11 @@ class WarmUpOfOthers:
         optimizer.lr_mult = self._lr_mult | {name: factor * self._lr_mult.get(name, 1.0) for name in biases}
 
 
-def warm_up_of_others(options: TrainOptions, num_example: int) -> Callable[[mx.optimizer.Optimizer], None]:
-    """What to do before each update; OptionError for a momentum where there is none, or without --warmup-epochs."""
+def warm_up_of_others(options: ScheduleOptions, updates: int) -> Callable[[mx.optimizer.Optimizer], None]:
+    """What to do before each update, of which an epoch has `updates`.
+
+    OptionError for a momentum where there is none, or without --warmup-epochs.
+    """
     momentum, bias_lr = options.warmup_momentum, options.warmup_bias_lr
     if momentum is None and bias_lr is None:
         return no_change
@@ -200,7 +197,7 @@ def warm_up_of_others(options: TrainOptions, num_example: int) -> Callable[[mx.o
         raise OptionError("--warmup-momentum needs --optimizer sgd or nag with a --momentum; leave it out")
     if bias_lr is not None and not options.lr:
         raise OptionError("--warmup-bias-lr needs a --lr above 0; leave it out")
-    warm_up = warm_up_of(options, num_example)
+    warm_up = warm_up_of(options, updates)
     return WarmUpOfOthers(warm_up, momentum, options.momentum, bias_lr) if warm_up.updates else no_change
 
 
@@ -230,3 +227,50 @@ def _updates(step: float | str, per_epoch: int) -> int:
     """The number of updates that an epoch (80, "80") or a number of updates ("80000i") stands for."""
     text = str(step)
     return int(text[:-1]) if text.endswith("i") else round(float(text) * per_epoch)
+
+
+BETTER = 1e-4  # relative change of the loss that counts as better
+
+
+class Plateau(Rates):
+    """The rate is multiplied by a factor after more than `patience` validations in a row without a better loss.
+
+    Better is a loss below (1 - BETTER) times the best one so far; one that is not finite is not. Source: PyTorch's
+    ReduceLROnPlateau with its defaults.
+    """
+
+    def __init__(
+        self, base_lr: float, factor: float, patience: int, lowest: float, warm_up: WarmUp, state: Mapping[str, Any]
+    ) -> None:
+        """lowest: the rate does not fall below it. state: what `state` gave, {} = a new start; CheckpointError where it
+        is damaged."""
+        super().__init__(base_lr, lambda update: self.current, warm_up)
+        self.factor, self.patience, self.lowest = min(factor, 1.0), patience, lowest
+        try:
+            self.current = float(state.get("rate", base_lr))
+            self.best = float(state.get("best", math.inf))
+            self.bad = int(state.get("bad", 0))
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the checkpoint's state of the plateau is damaged ({error}); use another epoch"
+            ) from error
+
+    def observe(self, loss: float) -> None:
+        """Takes in the loss of a validation."""
+        if loss < self.best * (1.0 - BETTER):
+            self.best, self.bad = loss, 0
+            return
+        self.bad += 1
+        if self.bad > self.patience:
+            self.current, self.bad = max(self.current * self.factor, min(self.lowest, self.current)), 0
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs, for JSON; no best before the first finite loss."""
+        best = {"best": self.best} if math.isfinite(self.best) else {}
+        return {"rate": self.current, "bad": self.bad, **best}
+
+
+def make_plateau(options: ScheduleOptions, updates: int, state: Mapping[str, Any]) -> Plateau:
+    """The schedule of a run's options; updates: of an epoch; state: of its checkpoint."""
+    warm_up = warm_up_of(options, updates)
+    return Plateau(options.lr, options.lr_factor, options.lr_patience, options.lr_final, warm_up, state)

@@ -1,22 +1,27 @@
-"""The stages of a run with what each trains: its options, its symbol, its frozen parameters."""
+"""The stages of a run with what each trains, and where a run ends that is limited by its number of updates."""
 
 import hashlib
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 from common.errors import OptionError
+from config.options import replace_options
+from dataset.iterator import RecordIter
 from machine.runtime import mx
 from symbol.layers import matches
 from symbol.symbol_factory import freeze_pattern, get_symbol_train, label_names
-from train.options import TrainOptions, network_options, stages
+from train.options import TrainOptions, network_options, split_stages
+from train.schedule import updates_per_epoch
 
 Symbol: TypeAlias = mx.sym.Symbol
+NO_END = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a run under options of its own (config/run.py:stages); most runs have one.
+    """A part of a run under options of its own (train/options.py:split_stages); most runs have one.
 
     symbol: get_symbol_train's. frozen: names of the parameters that stay. run_end: the run stops before this epoch.
     """
@@ -37,31 +42,35 @@ class Stage:
         """symbol_digest of the symbol."""
         return symbol_digest(self.symbol)
 
+    def updates_per_epoch(self, num_example: int) -> int:
+        """Updates of an epoch of so many images."""
+        return updates_per_epoch(self.options.schedule, self.options.data.batch_size, num_example)
+
 
 def make_stages(options: TrainOptions, classes: tuple[str, ...]) -> list[Stage]:
     """The stages of a run, in their order; OptionError where one of them cannot be trained."""
-    return [_make_stage(part, classes, options.end_epoch) for part in stages(options)]
+    return [_make_stage(part, classes, options.schedule.end_epoch) for part in split_stages(options)]
 
 
 def _make_stage(options: TrainOptions, classes: tuple[str, ...], run_end: int) -> Stage:
-    symbol = get_symbol_train(options.network, options.data_shape, len(classes), **network_options(options))
+    symbol = get_symbol_train(options.input.network, options.input.data_shape, len(classes), **network_options(options))
     return Stage(options, classes, symbol, tuple(frozen_parameters(options, symbol)), run_end)
 
 
 def stage_at(plan: Sequence[Stage], epoch: int) -> Stage:
     """The stage that trains the epoch of this number, from 0; the last one for epochs beyond the end."""
-    return next((stage for stage in plan if epoch < stage.options.end_epoch), plan[-1])
+    return next((stage for stage in plan if epoch < stage.options.schedule.end_epoch), plan[-1])
 
 
 def frozen_parameters(options: TrainOptions, symbol: Symbol) -> list[str]:
     """Names that --freeze matches; OptionError where it matches nothing, or all there is to train."""
-    inputs = {"data", *label_names(options.network, **network_options(options))}
+    inputs = {"data", *label_names(options.input.network, **network_options(options))}
     names = [name for name in symbol.list_arguments() if name not in inputs]
-    pattern = freeze_pattern(options.network, options.freeze)
+    pattern = freeze_pattern(options.input.network, options.net.freeze)
     frozen = [name for name in names if matches(pattern, name)]
-    if options.freeze and len(frozen) in (0, len(names)):
+    if options.net.freeze and len(frozen) in (0, len(names)):
         amount = "every parameter: nothing is left to train" if frozen else f"no parameter (there is {names[0]})"
-        raise OptionError(f"--freeze {options.freeze!r} matches {amount}")
+        raise OptionError(f"--freeze {options.net.freeze!r} matches {amount}")
     return frozen
 
 
@@ -73,3 +82,56 @@ def without_det(symbol: Symbol) -> Symbol:
 def symbol_digest(symbol: Symbol) -> str:
     """sha256 of the training part of a training symbol: equal for equal networks and losses."""
     return hashlib.sha256(without_det(symbol).tojson().encode()).hexdigest()
+
+
+def without_end(options: TrainOptions) -> TrainOptions:
+    """The options with --end-epoch out of the way where --max-iter decides."""
+    return replace_options(options, end_epoch=NO_END) if options.schedule.max_iter else options
+
+
+def limit_updates(stage: Stage, updates_made: int, epoch: int, iterator: RecordIter) -> tuple[Stage, mx.io.DataIter]:
+    """(stage with the end that --max-iter means, iterator that ends there), for a start at an epoch.
+
+    Updates are counted as the schedule does: on from those of the run that is continued. OptionError if that has made
+    all of them.
+    """
+    options = stage.options
+    limit, prefix = options.schedule.max_iter, options.output.prefix
+    if not limit:
+        return stage, iterator
+    left = limit - updates_made
+    if left <= 0:
+        raise OptionError(f"{prefix} has made {updates_made} updates; raise --max-iter to train further")
+    last = epoch + math.ceil(left / stage.updates_per_epoch(iterator.num_examples))
+    return replace(stage, options=replace_options(options, end_epoch=last), run_end=last), LimitedIter(iterator, left)
+
+
+class LimitedIter(mx.io.DataIter):
+    """The batches of the first `limit` updates of an iterator, over all its epochs; afterwards its epochs are empty."""
+
+    def __init__(self, iterator: RecordIter, limit: int) -> None:
+        """iterator stays the caller's to close."""
+        super().__init__(iterator.batch_size)
+        self._iterator, self._left = iterator, limit
+
+    @property
+    def provide_data(self) -> list[Any]:
+        """As the iterator's."""
+        return self._iterator.provide_data
+
+    @property
+    def provide_label(self) -> list[Any]:
+        """As the iterator's."""
+        return self._iterator.provide_label
+
+    def reset(self) -> None:
+        """Begins the iterator's next epoch."""
+        self._iterator.reset()
+
+    def next(self) -> mx.io.DataBatch:
+        """The next batch; StopIteration at the end of the epoch and at the limit."""
+        if not self._left:
+            raise StopIteration
+        batch = self._iterator.next()
+        self._left -= getattr(batch, "completes_update", True)
+        return batch

@@ -11,7 +11,7 @@ import numpy as np
 from common.errors import CheckpointError, OptionError
 from common.sizes import input_size
 from config.augment_options import FORCE
-from config.run import pixel_options
+from config.groups import OutputOptions, pixel_options
 from machine.runtime import mx
 from model.checkpoint import (
     Checkpoint,
@@ -63,59 +63,67 @@ class Start:
     follows_stage: bool = False
 
 
+def is_resumed(options: TrainOptions) -> bool:
+    """Whether a run is to continue an earlier one."""
+    return options.start.resume not in ("-1", "")
+
+
 def find_start(plan: Sequence[Stage]) -> Start:
     """The start that --resume, --finetune or --pretrained asks for, in one of the stages of plan; what does not fit
     raises before anything is written."""
     options = plan[-1].options
-    if options.resume not in ("-1", "") and options.finetune >= 0:
+    if is_resumed(options) and options.start.finetune >= 0:
         raise OptionError("--resume and --finetune exclude each other: continue a run, or start anew from its weights")
-    if options.resume not in ("-1", ""):
+    if is_resumed(options):
         return _resume(plan)
     return _begin(plan)
 
 
 def after_stage(stage: Stage) -> Start:
     """Where the stage after this one starts, which this process has trained to its end: at its last checkpoint."""
-    checkpoint = load_checkpoint(stage.options.prefix, stage.options.end_epoch)
+    checkpoint = load_checkpoint(stage.options.output.prefix, stage.options.schedule.end_epoch)
     return replace(_next_stage(checkpoint), follows_stage=True)
 
 
 def _begin(plan: Sequence[Stage]) -> Start:
     """A new run."""
     run = plan[-1].options
-    kept = max(0, run.finetune)
-    first = kept or run.begin_epoch
-    if first >= run.end_epoch:
-        raise OptionError(f"the first epoch, {first}, is not before --end-epoch {run.end_epoch}; raise --end-epoch")
-    _refuse_overwriting(run, kept)
+    kept = max(0, run.start.finetune)
+    first = kept or run.schedule.begin_epoch
+    if first >= run.schedule.end_epoch:
+        raise OptionError(
+            f"the first epoch, {first}, is not before --end-epoch {run.schedule.end_epoch}; raise --end-epoch"
+        )
+    _refuse_overwriting(run.output, kept)
     stage = stage_at(plan, first)
     options, classes = stage.options, stage.classes
     weights: tuple[Params | None, Params | None] = (None, None)
-    if options.finetune >= 0:
-        weights = _from_weights(options, classes, options.prefix, options.finetune)
-    elif options.pretrained:
-        weights = _from_weights(options, classes, options.pretrained, options.epoch)
-        newest = max(list_epochs(options.pretrained), default=0)
-        if newest > options.epoch:
-            logger.warning("%s has checkpoints up to epoch %d; --epoch chooses one", options.pretrained, newest)
+    if options.start.finetune >= 0:
+        weights = _from_weights(options, classes, options.output.prefix, options.start.finetune)
+    elif options.start.pretrained:
+        weights = _from_weights(options, classes, options.start.pretrained, options.start.epoch)
+        newest = max(list_epochs(options.start.pretrained), default=0)
+        if newest > options.start.epoch:
+            logger.warning("%s has checkpoints up to epoch %d; --epoch chooses one", options.start.pretrained, newest)
     return Start(first, kept, first, *weights)
 
 
 def _resume(plan: Sequence[Stage]) -> Start:
     run = plan[-1].options
-    if run.resume != "auto" and not run.resume.isdecimal():
-        raise OptionError(f"--resume {run.resume!r}: expected an epoch or `auto`")
-    if run.resume == "auto" and not list_epochs(run.prefix):
-        logger.info("no checkpoint under %s yet: starting from the beginning", run.prefix)
+    if run.start.resume != "auto" and not run.start.resume.isdecimal():
+        raise OptionError(f"--resume {run.start.resume!r}: expected an epoch or `auto`")
+    if run.start.resume == "auto" and not list_epochs(run.output.prefix):
+        logger.info("no checkpoint under %s yet: starting from the beginning", run.output.prefix)
         return _begin(plan)
-    checkpoint = load_checkpoint(run.prefix, run.resume)
+    checkpoint = load_checkpoint(run.output.prefix, run.start.resume)
     trained_by = stage_at(plan, checkpoint.epoch - 1)
     _refuse_other_run(trained_by, checkpoint)
-    if checkpoint.epoch >= run.end_epoch:
+    if checkpoint.epoch >= run.schedule.end_epoch:
         raise OptionError(
-            f"{run.prefix} is trained up to epoch {checkpoint.epoch}; raise --end-epoch above it to train further"
+            f"{run.output.prefix} is trained up to epoch {checkpoint.epoch}; raise --end-epoch above it to train "
+            "further"
         )
-    logger.info("continuing %s after epoch %d", run.prefix, checkpoint.epoch)
+    logger.info("continuing %s after epoch %d", run.output.prefix, checkpoint.epoch)
     if stage_at(plan, checkpoint.epoch) is not trained_by:
         return _next_stage(checkpoint)
     return _same_stage(run, checkpoint)
@@ -125,9 +133,9 @@ def _same_stage(options: TrainOptions, checkpoint: Checkpoint) -> Start:
     """Exactly where the checkpoint's optimizer stopped."""
     averages = (checkpoint.arg_params, checkpoint.aux_params)
     state, raw = _split_raw(load_optimizer_state(checkpoint), averages)
-    if bool(raw) != (options.ema > 0):
+    if bool(raw) != (options.schedule.ema > 0):
         was = "with" if raw else "without"
-        raise OptionError(f"{options.prefix} was trained {was} --ema; resume with the same options")
+        raise OptionError(f"{options.output.prefix} was trained {was} --ema; resume with the same options")
     return Start(
         checkpoint.epoch,
         checkpoint.epoch,
@@ -174,13 +182,13 @@ def _refuse_other_run(stage: Stage, checkpoint: Checkpoint) -> None:
     """A resumed run has the network, classes, pixels, stages, batch size and seed of its prefix."""
     options = stage.options
     given: dict[str, Any] = {
-        "network": options.network,
-        "data_shape": input_size(options.data_shape),
+        "network": options.input.network,
+        "data_shape": input_size(options.input.data_shape),
         "class_names": tuple(stage.classes),
-        **pixel_options(options),
-        "freeze_epochs": options.freeze_epochs,
-        "batch_size": options.batch_size,
-        "seed": options.seed,
+        **pixel_options(options.input),
+        "freeze_epochs": options.schedule.freeze_epochs,
+        "batch_size": options.data.batch_size,
+        "seed": options.data.seed,
         "symbol_sha256": stage.digest,
     }
     for name, value in given.items():
@@ -190,8 +198,8 @@ def _refuse_other_run(stage: Stage, checkpoint: Checkpoint) -> None:
             if name == "symbol_sha256":
                 was = "other network options" + _changed_network(checkpoint.meta.options, options)
             raise OptionError(
-                f"{options.prefix} was trained with {was}; resume with the same options, or start anew with "
-                f"--pretrained {options.prefix} --epoch {checkpoint.epoch} and another --prefix"
+                f"{options.output.prefix} was trained with {was}; resume with the same options, or start anew with "
+                f"--pretrained {options.output.prefix} --epoch {checkpoint.epoch} and another --prefix"
             )
 
 
@@ -209,15 +217,17 @@ def _changed_network(before: dict[str, Any], options: TrainOptions) -> str:
     return ""
 
 
-def _refuse_overwriting(options: TrainOptions, kept: int) -> None:
-    epochs = list_epochs(options.prefix)
-    if epochs and epochs[-1] > kept and not options.overwrite:
+def _refuse_overwriting(output: OutputOptions, kept: int) -> None:
+    if output.overwrite:
+        return
+    prefix, epochs = output.prefix, list_epochs(output.prefix)
+    if epochs and epochs[-1] > kept:
         lost = f"those after epoch {kept}" if kept else "them"
         raise OptionError(
-            f"{options.prefix} has checkpoints up to epoch {epochs[-1]}; add --resume auto to continue, --overwrite to "
-            f"lose {lost} and start anew, or choose another --prefix"
+            f"{prefix} has checkpoints up to epoch {epochs[-1]}; add --resume auto to continue, --overwrite to lose "
+            f"{lost} and start anew, or choose another --prefix"
         )
-    foreign = None if options.overwrite or is_own_prefix(options.prefix) else foreign_file(options.prefix, kept)
+    foreign = None if is_own_prefix(prefix) else foreign_file(prefix, kept)
     if foreign:
         raise OptionError(
             f"{foreign} is there already and was not written by this trainer's runs, which would replace it; choose "
@@ -231,7 +241,7 @@ def _from_weights(options: TrainOptions, classes: Sequence[str], prefix: str, ep
         raise CheckpointError(f"{params_path(prefix, epoch)}: no such file; check the prefix and the epoch")
     arg_params, aux_params = read_params(params_path(prefix, epoch))
     settings = network_options(options)
-    wanted, wanted_aux = expected_shapes(options.network, options.data_shape, len(classes), **settings)
+    wanted, wanted_aux = expected_shapes(options.input.network, options.input.data_shape, len(classes), **settings)
     kept_arg, kept_aux = _fitting(arg_params, wanted), _fitting(aux_params, wanted_aux)
     for line in _other_input(prefix, epoch, options, classes):
         logger.warning(line)
@@ -249,8 +259,8 @@ def _other_input(prefix: str, epoch: int, options: TrainOptions, classes: Sequen
     lines = [
         f"{source} was trained with {name} {_shown(found[name])}, this run has {_shown(value)}: give the same, unless "
         "that is meant"
-        for name, value in pixel_options(options).items()
-        if found[name] != value and not (name == "fill" and options.resize_mode == FORCE)
+        for name, value in pixel_options(options.input).items()
+        if found[name] != value and not (name == "fill" and options.input.resize_mode == FORCE)
     ]
     if len(names) == len(classes) and names != tuple(classes):
         lines.append(
@@ -270,11 +280,11 @@ def _report(
     """Logs what was loaded, re-initialised, unused and frozen; nothing loaded at all is an error."""
     if not kept:
         raise CheckpointError(
-            f"{params_path(prefix, epoch)}: none of its {len(found)} parameters fits --network {options.network}"
+            f"{params_path(prefix, epoch)}: none of its {len(found)} parameters fits --network {options.input.network}"
         )
     fresh = [name for name in wanted if name not in kept]
     unused = [name for name in found if name not in kept and name not in wanted]
-    pattern = freeze_pattern(options.network, options.freeze)
+    pattern = freeze_pattern(options.input.network, options.net.freeze)
     frozen = [name for name in wanted if matches(pattern, name)]
     logger.info("%s: %d of %d parameters loaded", params_path(prefix, epoch), len(kept), len(wanted))
     for title, names in (("initialised anew", fresh), ("in the file but unused", unused), ("frozen", frozen)):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from common.version import __version__
-from config.run import DeviceOptions
+from config.groups import DeviceOptions
 from config.serve_options import ServeOptions
 from detect.detector import Detector
 from detect.service.batching import Runner

@@ -45,7 +45,7 @@ class YOLOv3(Family):
     # Darknet-53, or what lies before the heads; all but the predicting convolutions.
     freeze = MappingProxyType({"body": r"body_\d+_", "all-but-heads": r"(?!pred_\d+_)"})
     anchors = Family.PIXELS
-    carried = ("darknet_cfg",)
+    embedded = ("darknet_cfg",)
     pattern = f"{PREFIX}FILE"
 
     def row(self, network: str, size: Size, options: YOLOOptions) -> YOLORow:
@@ -109,7 +109,7 @@ class YOLOv3(Family):
         """The text of a .cfg, but for darknet:FILE."""
         return frozenset() if network.startswith(PREFIX) else frozenset({"darknet_cfg"})
 
-    def carried_options(self, network: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    def embedded_options(self, network: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """The text of the .cfg, unless it is given."""
         if not network.startswith(PREFIX) or options.get("darknet_cfg"):
             return {}

@@ -6,8 +6,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from common.errors import OptionError
+from config.command_line import parse_options
 from config.hyp_file import OPTIONS, format_hyp, read_hyp
-from config.options import parse_options, to_mapping
+from config.options import to_mapping
 from train.options import train_options, train_options_class
 
 TEXT = "giou: 3.54\nlr0: 1e-3  # first\nlrf: 0.01\nmomentum: 0.937\nweight_decay: 0.000484\nhsv_h: 0.0138\nshear: 0\n"
@@ -31,7 +32,7 @@ def test_keys_become_options(hyp):
 def test_the_file_wins_over_the_preset_and_flags_win_over_it(hyp):
     words = ["--config", "yolov3_spp_voc", "--hyp", str(hyp), "--momentum", "0.5"]
     options = parse_options(train_options_class(), words, "", presets=True, files={"hyp": read_hyp})
-    assert (options.wd, options.momentum, options.hsv_s) == (0.000484, 0.5, 0.678)
+    assert (options.schedule.wd, options.schedule.momentum, options.augmentation.hsv_s) == (0.000484, 0.5, 0.678)
 
 
 @pytest.mark.parametrize(

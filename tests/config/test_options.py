@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 import config
 from common.errors import OptionError
-from config import options as module
-from config.options import from_mapping, option, parse_options, read_preset, read_yaml, to_mapping
+from config import preset as module
+from config.command_line import parse_options
+from config.groups import obsolete
+from config.options import from_mapping, group, option, replace_options, to_mapping
+from config.preset import read_preset, read_yaml
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,49 @@ def test_mistakes_are_one_sentence(words, message):
     assert "\n" not in str(caught.value)
 
 
+@dataclass(frozen=True)
+class Grouped:
+    """A group beside an option of the class's own."""
+
+    run: Run = group(Run)
+    draw: int = option(0, "of what is random", aliases=("random_draw",))
+    old: int = obsolete(0, "nothing needs it")
+
+
+def test_options_of_groups_are_flat_and_keep_their_places():
+    options = parse_options(Grouped, ["--lr", "0.5", "--random-draw=3"], "")
+    assert (options.run.lr, options.draw) == (0.5, 3)
+    assert to_mapping(options) == to_mapping(Run(lr=0.5)) | {"draw": 3, "old": 0}
+    assert replace_options(options, lr=1.0, draw=4) == Grouped(Run(lr=1.0), 4)
+    assert from_mapping(Grouped, {"random_draw": 5, "batch_size": "8"}) == Grouped(Run(batch_size=8), 5)
+    with pytest.raises(TypeError, match="no option is called nothing"):
+        replace_options(options, nothing=1)
+
+
+@dataclass(frozen=True)
+class Clash:
+    """An option that a group has, too."""
+
+    run: Run = group(Run)
+    lr: float = option(0.1, "another rate")
+
+
+def test_an_option_in_two_groups_is_an_error():
+    with pytest.raises(ValueError, match="Clash: --lr is declared twice"):
+        parse_options(Clash, [], "")
+
+
+def test_the_short_help_shows_the_first_options_and_how_to_see_all(capsys):
+    for words, shown in ((["--help"], ["--lr "]), (["--help-all"], ["--lr ", "--batch-size", "--draw", "--old"])):
+        with pytest.raises(SystemExit):
+            parse_options(Grouped, words, "What it does.", example="python it.py --lr 1", first=("lr",))
+        text = capsys.readouterr().out
+        assert "Example: python it.py --lr 1" in text
+        assert [name for name in ("--lr ", "--batch-size", "--draw", "--old") if f"  {name}" in text] == shown
+        assert ("more options: --help-all" in text) == (words == ["--help"])
+    assert text.index("--old") > text.index("--draw")
+
+
 def test_help_lists_each_group_with_its_options_and_defaults(capsys):
     with pytest.raises(SystemExit) as end:
         parse("--help")
@@ -126,9 +172,9 @@ def test_help_lists_each_group_with_its_options_and_defaults(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert text.index("network:") < text.index("--data-shape INT,...") < text.index("training:")
     assert text.index("training:") < text.index("--lr FLOAT learning rate, 50% of the usual (default: 0.004)")
-    assert "--lr-steps FLOAT,... epochs at which the rate falls (default: none)" in text
+    assert "--lr-steps FLOAT,... epochs at which the rate falls" in text
     assert "--network vgg16_reduced|mobilenet" in text
-    assert "--force [true|false] overwrite (default: False)" in text
+    assert "--force [true|false] overwrite" in text
     assert "--config NAME|FILE" in text
 
 

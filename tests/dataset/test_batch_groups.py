@@ -5,7 +5,7 @@ import pytest
 
 from common.errors import DataError, OptionError
 from config.augment_options import TrainAugment
-from config.run import ENGINES
+from config.groups import DATA_ENGINES as ENGINES
 from dataset.batch_spec import BatchSpec
 from dataset.iterator import open_batches
 from dataset.workers import WorkerPool

@@ -17,7 +17,7 @@ import pytest
 from boxes.yolo_assigner import YOLOAssigner
 from common.errors import DataError, OptionError
 from config.augment_options import TrainAugment
-from config.run import ENGINES
+from config.groups import DATA_ENGINES as ENGINES
 from dataset.batch_spec import BatchSpec
 from dataset.iterator import DetRecordIter, open_batches
 from dataset.labels import pack_label

@@ -14,8 +14,8 @@ from PIL import Image
 
 from common.errors import DataError, OptionError
 from config.augment_options import TrainAugment
+from config.groups import DATA_ENGINES as ENGINES
 from config.options import option
-from config.run import ENGINES
 from dataset import native_iterator
 from dataset.augment import MIN_SIDE
 from dataset.batch_spec import BatchSpec

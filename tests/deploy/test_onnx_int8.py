@@ -63,15 +63,16 @@ def test_every_layer_is_int8_but_the_excluded_ones(calibrated):
     assert len(int8_onnx(model, fused, content)) < 0.5 * len(content)
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_predictions_are_near_to_those_of_float32(calibrated, runtime):
+# OpenVINO's kernels differ with the CPU: the worst error of a map was below 0.15 on Intel's, 0.24 on one of AMD's.
+@pytest.mark.parametrize(("runtime", "limit"), [("onnxruntime", 0.15), ("openvino", 0.3)])
+def test_predictions_are_near_to_those_of_float32(calibrated, runtime, limit):
     model, content, data, fused = calibrated
     heads = [f"{name}/head" for name in body(model).predictions]
     expected, found = (
         predictions(part, fused.predictions, heads, data.asnumpy(), runtime)
         for part in (content, int8_onnx(model, fused, content))
     )
-    assert largest_error(found, expected) < 0.15
+    assert largest_error(found, expected) < limit
 
 
 def predictions(content, layers, heads, data, runtime):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from config.run import DeviceOptions
+from config.groups import DeviceOptions
 from deploy.onnx_file import onnx_files
 from detect.detector import Detector
 from engines.preprocess import encode_image

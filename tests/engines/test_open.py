@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from common.errors import CheckpointError, InstallError, OptionError
-from config.run import DeviceOptions
+from config.groups import DeviceOptions
 from deploy.export import export
 from detect.detector import Detector
 from engines import choice

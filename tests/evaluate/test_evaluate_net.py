@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 from common.errors import CheckpointError, DataError, OptionError
-from config.detection_options import given_detection
-from config.options import parse_options
-from config.run import EvaluateOptions
+from config.command_line import parse_options
 from evaluate.coco_metric import STAT_NAMES
 from evaluate.evaluate_net import evaluate_net
-from evaluate.main import main
+from evaluate.main import evaluate_options_class, main
 from machine.runtime import mx
 from model.checkpoint import list_epochs, load_checkpoint
+from symbol.registry import given_detection
 from tests.evaluate.coco_cases import pycocotools_stats
 from tests.train.tiny import BATCH, CLASSES, NETWORK, SIDE, write_record
 from train.options import train_options
@@ -43,7 +42,7 @@ def trained(tmp_path_factory):
         augment="none",
     )
     run_training(options)
-    return options.prefix, record
+    return options.output.prefix, record
 
 
 def scores(evaluation):
@@ -297,5 +296,5 @@ def test_a_list_replaces_the_labels(trained, tmp_path):
 
 def test_filters_of_yolo_can_be_given_when_it_is_evaluated():
     words = ["--no-multi-label", "--only-classes", "0,2", "--min-box", "4"]
-    given = given_detection(parse_options(EvaluateOptions, words, ""))
+    given = given_detection(parse_options(evaluate_options_class(), words, ""))
     assert given == {"multi_label": False, "only_classes": (0, 2), "min_box": 4.0}

@@ -1,10 +1,9 @@
 """Learning rates of the YOLOv3-SPP trainer."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
+from config.options import replace_options
 from tests.golden.loader import assert_close, assert_outputs, cases
 from train.options import train_options
 from train.schedule import cosine_factor, make_schedule, warmup_factor
@@ -44,7 +43,7 @@ def test_rates_of_a_run(case):
     if args["warmup"]:
         assert args["warmup_epochs"] == [0]
         length = (args["warmup_iters"] + 1) / batches  # from the first update to that of full rate
-        options = replace(options, warmup_epochs=length, warmup_factor=args["warmup_factor"])
-    _, scheduler = make_schedule(options, batches)
+        options = replace_options(options, warmup_epochs=length, warmup_factor=args["warmup_factor"])
+    _, scheduler = make_schedule(options.schedule, batches)
     updates = np.arange(epochs * batches).reshape(epochs, batches)[first:] + 1
     assert_close(case, "lr", np.vectorize(scheduler)(updates))

@@ -76,7 +76,7 @@ except RuntimeError as error:
 
 def test_reading_options_and_the_table_of_networks_loads_no_mxnet():
     code = """
-import symbol.registry, symbol.symbol_factory, train.options, train.early_checks
+import symbol.registry, symbol.symbol_factory, train.options, train.checks
 options = train.options.train_options_class()
 assert {'nms', 'iou_t', 'focal_gamma', 'targets'} <= set(options.__dataclass_fields__)
 """

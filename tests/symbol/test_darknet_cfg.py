@@ -11,7 +11,7 @@ from common.errors import DataError
 from symbol.darknet_cfg import MAX_CFG_BYTES, format_cfg, load_cfg, parse_cfg
 from symbol.darknet_sections import Yolo, layer_names, with_classes, with_width
 from symbol.detector.yolo import ROWS as YOLO_NETWORKS
-from symbol.symbol_factory import carried_options, get_symbol, get_symbol_train
+from symbol.symbol_factory import embedded_options, get_symbol, get_symbol_train
 from tests.symbol.network_cases import YOLOS
 
 CFG = """
@@ -177,10 +177,10 @@ def test_a_cfg_is_a_network(tmp_path: Path) -> None:
     network = f"darknet:{path}"
     for door in (get_symbol, get_symbol_train):
         assert door(network, 64, 3).tojson() == door("yolov3_spp_mini", 64, 3).tojson()
-    carried = carried_options(network, {})
+    embedded = embedded_options(network, {})
     path.unlink()
-    assert carried_options(network, carried) == {}
-    assert get_symbol(network, 64, 3, **carried).tojson() == get_symbol("yolov3_spp_mini", 64, 3).tojson()
+    assert embedded_options(network, embedded) == {}
+    assert get_symbol(network, 64, 3, **embedded).tojson() == get_symbol("yolov3_spp_mini", 64, 3).tojson()
     with pytest.raises(DataError, match="cannot be read"):
         get_symbol(network, 64, 3)
-    assert carried_options("mobilenet", {}) == {}
+    assert embedded_options("mobilenet", {}) == {}

@@ -10,7 +10,7 @@ import pytest
 from common.errors import UserError
 from symbol.registry import network_options_class
 from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train
-from train.idle_options import idle_options
+from train.checks import idle_options
 from train.options import train_options
 
 SIZE = 256

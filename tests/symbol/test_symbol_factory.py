@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from common.errors import CheckpointError, OptionError
-from config.options import parse_options
+from config.command_line import parse_options
 from machine.runtime import mx
 from symbol.detector.efficientdet import ROWS as EFFDET_NETWORKS
 from symbol.detector.yolo import ROWS as YOLO_NETWORKS
@@ -182,12 +182,12 @@ def test_lists_that_fit_no_map_are_told_where_targets_are_made_first() -> None:
 
 def test_the_example_of_the_page_runs_as_printed() -> None:
     page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text("utf-8")
-    (example,) = re.findall(r"^    python train\.py (.*--taps(?:.*\\\n)*.*)$", page, re.MULTILINE)
+    (example,) = re.findall(r"^python train\.py (.*--taps(?:.*\\\n)*.*)$", page, re.MULTILINE)
     run = parse_options(train_options_class(), shlex.split(example.replace("\\\n", "")), "")
-    assigner = get_assigner(run.network, run.data_shape, 3, **network_options(run))
+    assigner = get_assigner(run.input.network, run.input.data_shape, 3, **network_options(run))
     assert assigner is not None
     anchors = assigner.shapes((300, 300))["cls_target"][0]
-    symbol = get_symbol(run.network, run.data_shape, 3, **network_options(run))
+    symbol = get_symbol(run.input.network, run.input.data_shape, 3, **network_options(run))
     assert symbol.infer_shape(data=(1, 3, 300, 300))[1] == [(1, anchors, 6)]
     assert len(assigner.layers) == 5
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from boxes.anchor_fit import best_ssd_iou
 from boxes.anchors import AnchorLayer
 from common.errors import DataError, OptionError
-from config.options import read_preset
+from config.preset import read_preset
 from dataset.letterbox import Resize
 from dataset.packing import pack_dataset
 from dataset.pascal_voc import PascalVoc

@@ -105,7 +105,18 @@ def test_what_would_not_load_is_not_signed(files, file, before, after, words):
     assert files[file].read_bytes() == content
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"command": "train.py"}', "[" * 100_000, "\xff", '{"epoch": 3'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"command": "train.py", "options": {}, "versions": {}, "continue": "", "threads": 1}',
+        "[" * 100_000,
+        "\xff",
+        '{"epoch": 3',
+    ],
+)
 def test_other_files_are_refused(tmp_path, text):
     path = tmp_path / "other.json"
     path.write_bytes(text.encode("latin-1"))

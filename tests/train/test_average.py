@@ -7,8 +7,7 @@ from dataset.iterator import DetRecordIter
 from machine.runtime import mx
 from tests.train.test_module import make_module, step, weights
 from tests.train.tiny import BATCH
-from train.average import WeightAverage, decay_at
-from train.recipe import Recipe
+from train.recipe import Recipe, WeightAverage, decay_at
 
 DECAY = 0.99
 RAMP = 5.0

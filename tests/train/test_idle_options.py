@@ -1,16 +1,16 @@
 """Options that another option keeps from having an effect are told."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from config.deploy_options import DeployOptions
-from config.idle_options import idle_deploy_options, idle_evaluate_options
-from config.options import PRESET_FOLDER, from_mapping, read_preset
-from config.run import EvaluateOptions
+from config.idle_options import idle_deploy_options
+from config.options import from_mapping, replace_options
+from config.preset import PRESET_FOLDER, read_preset
+from evaluate.main import EvaluateOptions, idle_evaluate_options
 from symbol.symbol_factory import without_effect
-from train.idle_options import idle_options
+from train.checks import idle_options
 from train.options import train_options, train_options_class
 
 
@@ -40,7 +40,7 @@ from train.options import train_options, train_options_class
     ],
 )
 def test_it_is_told_and_why(given, sentence):
-    assert idle_options(replace(train_options(), **given)) == [sentence]
+    assert idle_options(replace_options(train_options(), **given)) == [sentence]
 
 
 def test_options_of_int8_are_told_with_other_number_formats():
@@ -48,7 +48,7 @@ def test_options_of_int8_are_told_with_other_number_formats():
     assert idle_deploy_options(options) == [
         f"--{name} has no effect with --dtype bfloat16" for name in ("calib-mode", "num-calib", "max-loss")
     ]
-    assert idle_deploy_options(replace(options, dtype="int8")) == []
+    assert idle_deploy_options(replace_options(options, dtype="int8")) == []
 
 
 def test_it_is_told_of_evaluations_too():
@@ -89,7 +89,7 @@ def test_what_has_an_effect_is_not():
     ],
 )
 def test_what_may_have_an_effect_is_not(given):
-    assert idle_options(replace(train_options(), **given)) == []
+    assert idle_options(replace_options(train_options(), **given)) == []
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in Path(PRESET_FOLDER).glob("*.yaml")))

@@ -16,8 +16,7 @@ from tests.train.test_training import digests, stop_in_epoch
 from tests.train.tiny import BATCH, CLASSES, metrics
 from train.metric import make_metric
 from train.options import network_options
-from train.plateau import Plateau
-from train.schedule import WarmUp
+from train.schedule import Plateau, WarmUp
 from train.stages import without_det
 from train.training import run_training
 
@@ -66,24 +65,24 @@ def test_the_loss_of_the_validation_is_that_of_the_saved_weights(options, change
     """10 images in batches of 8, with batch norm on its moving averages; detections are validated as without it."""
     run = options(val_loss=True, end_epoch=1, **changes)
     run_training(run)
-    found = metrics(run.prefix)[-1]
+    found = metrics(run.output.prefix)[-1]
     assert {name: pytest.approx(value, rel=1e-4) for name, value in loss_of(run).items()} == found["validation_loss"]
-    header, line = Path(f"{run.prefix}-results.txt").read_text().splitlines()
+    header, line = Path(f"{run.output.prefix}-results.txt").read_text().splitlines()
     values = dict(zip(header.split(), line.split(), strict=True))
     assert float(values["val_SmoothL1"]) == pytest.approx(found["validation_loss"]["SmoothL1"], rel=1e-4)
-    plain = options(prefix=f"{run.prefix}-plain", end_epoch=1, **changes)
+    plain = options(prefix=f"{run.output.prefix}-plain", end_epoch=1, **changes)
     run_training(plain)
-    assert metrics(plain.prefix)[-1]["validation"] == pytest.approx(found["validation"])
-    assert digests(plain.prefix, 1) == digests(run.prefix, 1)
+    assert metrics(plain.output.prefix)[-1]["validation"] == pytest.approx(found["validation"])
+    assert digests(plain.output.prefix, 1) == digests(run.output.prefix, 1)
 
 
 def loss_of(run):
     """The losses of a run's last checkpoint over its validation record."""
-    settings, checkpoint = network_options(run), load_checkpoint(run.prefix)
-    symbol = without_det(get_symbol_train(run.network, run.data_shape, len(CLASSES), **settings))
-    names = label_names(run.network, **settings)
-    assigner = get_assigner(run.network, run.data_shape, len(CLASSES), **settings)
-    with_labels = DetRecordIter(run.val_path, BATCH, 64, augment=None, assigner=assigner, workers=0)
+    settings, checkpoint = network_options(run), load_checkpoint(run.output.prefix)
+    symbol = without_det(get_symbol_train(run.input.network, run.input.data_shape, len(CLASSES), **settings))
+    names = label_names(run.input.network, **settings)
+    assigner = get_assigner(run.input.network, run.input.data_shape, len(CLASSES), **settings)
+    with_labels = DetRecordIter(run.data.val_path, BATCH, 64, augment=None, assigner=assigner, workers=0)
     module = mx.mod.Module(symbol, label_names=names)
     shapes = {desc.name: desc for desc in with_labels.provide_label}
     module.bind(with_labels.provide_data, [shapes[name] for name in names], for_training=False)
@@ -107,7 +106,7 @@ def test_a_run_on_a_plateau_resumes_exactly(options, tmp_path):
     }
     whole, parts = (options(prefix=str(tmp_path / name / "t"), **changes) for name in ("whole", "parts"))
     run_training(whole)
-    rates = [line["learning_rate"] for line in metrics(whole.prefix)]
+    rates = [line["learning_rate"] for line in metrics(whole.output.prefix)]
     assert rates[0] == 0.5
     assert rates[-1] < 0.5
     stop = 1 + next(k for k, rate in enumerate(rates) if rate < 0.5)
@@ -115,9 +114,9 @@ def test_a_run_on_a_plateau_resumes_exactly(options, tmp_path):
         patch.setattr("train.callbacks.FiniteGuard.__call__", stop_in_epoch(stop))
         with pytest.raises(RuntimeError):
             run_training(parts)
-    run_training(options(**(changes | {"prefix": parts.prefix, "resume": "auto"})))
-    assert metrics(parts.prefix) == metrics(whole.prefix)
-    assert digests(parts.prefix, 6) == digests(whole.prefix, 6)
+    run_training(options(**(changes | {"prefix": parts.output.prefix, "resume": "auto"})))
+    assert metrics(parts.output.prefix) == metrics(whole.output.prefix)
+    assert digests(parts.output.prefix, 6) == digests(whole.output.prefix, 6)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from symbol.layers import matches
 from symbol.symbol_factory import freeze_pattern, get_symbol
 from tests.train.test_training import digests, fake_values, stop_in_epoch
 from tests.train.tiny import metrics
-from train.early_checks import check_early
+from train.checks import check_early
 from train.options import train_options
 from train.saving import SavePlan
 from train.training import run_training
@@ -44,28 +44,30 @@ def test_a_resumed_run_with_the_whole_recipe_ends_with_the_same_bits(options, tm
             run_training(options(prefix=prefix, **plan))
     assert list_epochs(prefix) == [2]
     run_training(options(prefix=prefix, resume="auto", **plan))
-    assert list_epochs(prefix) == list_epochs(whole.prefix) == [2, 4]
-    assert digests(prefix, 4) == digests(whole.prefix, 4)
-    assert metrics(prefix) == metrics(whole.prefix)
+    assert list_epochs(prefix) == list_epochs(whole.output.prefix) == [2, 4]
+    assert digests(prefix, 4) == digests(whole.output.prefix, 4)
+    assert metrics(prefix) == metrics(whole.output.prefix)
     assert [line["num_update"] for line in metrics(prefix)] == [2, 4, 6, 8]  # 3 batches, 2 updates
     assert [bool(line["validation"]) for line in metrics(prefix)] == [False, True, False, True]
-    results = [Path(f"{name}-results.txt").read_text() for name in (prefix, whole.prefix)]
+    results = [Path(f"{name}-results.txt").read_text() for name in (prefix, whole.output.prefix)]
     assert results[0] == results[1]
 
 
 def test_the_saved_weights_are_the_averaged_ones_that_were_validated(options):
     run = options(ema=0.99, end_epoch=1)
     run_training(run)
-    checkpoint = load_checkpoint(run.prefix, 1)
+    checkpoint = load_checkpoint(run.output.prefix, 1)
     raw = {k: v for k, v in load_optimizer_state(checkpoint).items() if k.startswith("raw:")}
     name = "conv_12_conv2d_weight"
     assert raw.keys() == {f"raw:{n}" for n in (*checkpoint.arg_params, *checkpoint.aux_params)}
     assert not np.array_equal(raw[f"raw:{name}"], checkpoint.arg_params[name].asnumpy())
-    evaluation = evaluate_net(checkpoint, run.val_path, [mx.cpu()], workers=0)
-    np.testing.assert_equal(evaluation.result.mean_ap, metrics(run.prefix)[-1]["validation"]["mAP"])
-    started = options(prefix=f"{run.prefix}-2", pretrained=run.prefix, epoch=1, end_epoch=1, lr=0.0, wd=0.0)
+    evaluation = evaluate_net(checkpoint, run.data.val_path, [mx.cpu()], workers=0)
+    np.testing.assert_equal(evaluation.result.mean_ap, metrics(run.output.prefix)[-1]["validation"]["mAP"])
+    started = options(
+        prefix=f"{run.output.prefix}-2", pretrained=run.output.prefix, epoch=1, end_epoch=1, lr=0.0, wd=0.0
+    )
     run_training(started)
-    found = load_checkpoint(started.prefix, 1).arg_params[name]
+    found = load_checkpoint(started.output.prefix, 1).arg_params[name]
     np.testing.assert_array_equal(found.asnumpy(), checkpoint.arg_params[name].asnumpy())
 
 
@@ -80,9 +82,9 @@ def test_a_run_is_resumed_with_averages_if_it_had_them(options, ema, words):
 def test_which_epochs_are_validated(options, every, validated):
     run = options(eval_every=every, end_epoch=5)
     run_training(run)
-    assert [line["epoch"] for line in metrics(run.prefix) if line["validation"]] == validated
-    assert list_epochs(run.prefix) == [1, 2, 3, 4, 5]
-    assert load_checkpoint(run.prefix, "best").epoch in validated
+    assert [line["epoch"] for line in metrics(run.output.prefix) if line["validation"]] == validated
+    assert list_epochs(run.output.prefix) == [1, 2, 3, 4, 5]
+    assert load_checkpoint(run.output.prefix, "best").epoch in validated
 
 
 def test_only_the_best_and_the_last_checkpoint_are_kept(options, monkeypatch):
@@ -90,8 +92,8 @@ def test_only_the_best_and_the_last_checkpoint_are_kept(options, monkeypatch):
     monkeypatch.setattr("train.epoch_end.finite_values", lambda pairs: fake_values(pairs, scores))
     run = options(end_epoch=5, save_best_only=True)
     run_training(run)
-    assert list_epochs(run.prefix) == [4, 5]
-    assert load_checkpoint(run.prefix, "best").epoch == 4
+    assert list_epochs(run.output.prefix) == [4, 5]
+    assert load_checkpoint(run.output.prefix, "best").epoch == 4
 
 
 def test_before_the_first_validation_the_newest_checkpoint_is_kept_to_resume_from():
@@ -116,36 +118,36 @@ def test_snapshots_are_whole_models(options):
     """Updates 1-3 are epoch 1, 4-6 epoch 2, 7-9 epoch 3; the epochs that end after 4 and 8 get checkpoints."""
     run = options(save_every="4i", end_epoch=4, val_path="", keep=2)
     run_training(run)
-    snapshots = f"{run.prefix}-iter"
+    snapshots = f"{run.output.prefix}-iter"
     assert list_epochs(snapshots) == [8, 12]  # the newest two of 4, 8, 12
-    assert list_epochs(run.prefix) == [3, 4]  # of 2, 3, 4
+    assert list_epochs(run.output.prefix) == [3, 4]  # of 2, 3, 4
     assert load_checkpoint(snapshots, 8).meta.num_update == 8
     with pytest.raises(OptionError, match="raise --end-epoch"):
         run_training(options(save_every="4i", end_epoch=4, val_path="", resume="auto"))
-    run_training(options(prefix=f"{run.prefix}-2", pretrained=snapshots, epoch=8, end_epoch=1))
+    run_training(options(prefix=f"{run.output.prefix}-2", pretrained=snapshots, epoch=8, end_epoch=1))
 
 
 def test_snapshots_of_an_abandoned_run_go(options):
     run_training(options(save_every="2i", val_path=""))
     run = options(save_every="4i", val_path="", overwrite=True)
-    assert list_epochs(f"{run.prefix}-iter") == [2, 4, 6]
+    assert list_epochs(f"{run.output.prefix}-iter") == [2, 4, 6]
     run_training(run)
-    assert list_epochs(f"{run.prefix}-iter") == [4]
+    assert list_epochs(f"{run.output.prefix}-iter") == [4]
 
 
 def test_losses_are_drawn_while_an_epoch_runs(options, monkeypatch):
-    monkeypatch.setattr("train.live.CURVES_EVERY_SECONDS", -1.0)
+    monkeypatch.setattr("train.curves.CURVES_EVERY_SECONDS", -1.0)
     seen = []
 
     def look(self, param):
-        picture = Path(f"{run.prefix}-curves.png")
+        picture = Path(f"{run.output.prefix}-curves.png")
         seen.append((picture.is_file() and cv2.imread(str(picture)) is not None, param.epoch))
 
     monkeypatch.setattr("train.saving.Snapshots.__call__", look)
     run = options(batch_size=2, end_epoch=1, val_path="")
     run_training(run)
     assert [drawn for drawn, _ in seen[3:]] == [True] * 8
-    live = json.loads(Path(f"{run.prefix}-live.json").read_text())
+    live = json.loads(Path(f"{run.output.prefix}-live.json").read_text())
     assert set(live["train"]) == {"CrossEntropy", "SmoothL1"}
     assert (live["batch"], live["batches"], live["num_update"]) == (11, 11, 11)
 
@@ -153,9 +155,9 @@ def test_losses_are_drawn_while_an_epoch_runs(options, monkeypatch):
 def test_the_results_table(options):
     run = options(eval_every="2", end_epoch=3)
     run_training(run)
-    head, *lines = (line.split() for line in Path(f"{run.prefix}-results.txt").read_text().splitlines())
+    head, *lines = (line.split() for line in Path(f"{run.output.prefix}-results.txt").read_text().splitlines())
     assert head == ["epoch", "CrossEntropy", "SmoothL1", "lr", "P", "R", "red", "green", "blue", "mAP"]
-    records = metrics(run.prefix)
+    records = metrics(run.output.prefix)
     assert [int(line[0]) for line in lines] == [1, 2, 3]
     assert lines[0][4:] == ["-"] * 6
     for line, record in zip(lines[1:], records[1:], strict=True):
@@ -168,16 +170,16 @@ def test_the_results_table(options):
 def test_obsolete_options_are_told_in_the_log_file(options):
     run = options(num_example=5, end_epoch=1)
     run_training(run)
-    assert "--num-example has no effect: the record says" in Path(f"{run.prefix}-train.log").read_text()
+    assert "--num-example has no effect: the record says" in Path(f"{run.output.prefix}-train.log").read_text()
 
 
 def test_a_disk_without_room_is_told_before_the_first_batch(options, monkeypatch):
-    usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("train.disk_space.shutil.disk_usage", lambda folder: usage)
+    usage = type("Usage", (), {"free": 1000, "total": 1 << 40})
+    monkeypatch.setattr("train.preflight.shutil.disk_usage", lambda folder: usage)
     run = options()
     with pytest.raises(CheckpointError, match=r"a checkpoint takes \d+ MB, but .* has 0 MB left; free space"):
         run_training(run)
-    assert not Path(f"{run.prefix}-run.json").exists()
+    assert not Path(f"{run.output.prefix}-run.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -219,7 +221,7 @@ def test_the_words_of_freeze(network):
 def test_frozen_parts_and_their_moving_averages_stay(options, finished_run, word):
     run = options(pretrained=str(finished_run / "t"), epoch=3, freeze=word, end_epoch=1, extra_filters=())
     run_training(run)
-    before, after = load_checkpoint(run.pretrained, 3), load_checkpoint(run.prefix)
+    before, after = load_checkpoint(run.start.pretrained, 3), load_checkpoint(run.output.prefix)
     for name, array in after.aux_params.items():
         np.testing.assert_array_equal(array.asnumpy(), before.aux_params[name].asnumpy(), err_msg=name)
     changed = {

@@ -5,16 +5,15 @@ import json
 import logging
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from common.errors import OptionError
+from config.options import replace_options
 from train.callbacks import Progress
-from train.curves import save_curves
-from train.live import LiveCurves
+from train.curves import LiveCurves, save_curves
 from train.metric import LossMetric
 from train.options import train_options
 from train.run_files import (
@@ -152,13 +151,18 @@ def test_on_a_terminal_a_bar_shows_loss_speed_and_time_left(monkeypatch):
 def test_a_resumed_run_tells_which_options_it_changes(tmp_path):
     prefix = str(tmp_path / "run")
     options = train_options(prefix=prefix, lr=0.01)
-    assert changed_options(prefix, replace(options, resume="auto")) == []
+    assert changed_options(prefix, replace_options(options, resume="auto")) == []
     write_run_file(prefix, options)
-    other = replace(options, lr=0.1, end_epoch=999, workers=7)
+    other = replace_options(options, lr=0.1, end_epoch=999, workers=7)
     assert changed_options(prefix, other) == []
-    assert changed_options(prefix, replace(other, resume="auto")) == ["--lr is now 0.1, was 0.01 in the run so far"]
-    plateau = replace(options, lr_schedule="plateau", resume="auto", eval_every="2")
-    assert len(changed_options(prefix, plateau)) == len(changed_options(prefix, replace(plateau, eval_every="1"))) + 1
-    assert "--cpus is now 3" in changed_options(prefix, replace(options, cpus=3, resume="auto"))[0]
+    assert changed_options(prefix, replace_options(other, resume="auto")) == [
+        "--lr is now 0.1, was 0.01 in the run so far"
+    ]
+    plateau = replace_options(options, lr_schedule="plateau", resume="auto", eval_every="2")
+    assert (
+        len(changed_options(prefix, plateau))
+        == len(changed_options(prefix, replace_options(plateau, eval_every="1"))) + 1
+    )
+    assert "--cpus is now 3" in changed_options(prefix, replace_options(options, cpus=3, resume="auto"))[0]
     Path(f"{prefix}-run.json").write_text("[]")
-    assert changed_options(prefix, replace(other, resume="auto")) == []
+    assert changed_options(prefix, replace_options(other, resume="auto")) == []

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from common.errors import OptionError
-from config.options import from_mapping, parse_options, read_preset
+from config.command_line import parse_options
+from config.options import from_mapping
+from config.preset import read_preset
 from machine.runtime import mx
 from train.options import train_options, train_options_class
-from train.run_recipe import check_recipe
+from train.preflight import check_recipe
 from train.schedule import Origin, get_lr_scheduler, make_schedule, updates_per_epoch, warm_up_of_others
 
 EXAMPLES, BATCH, BATCHES = 95, 10, 10
@@ -56,6 +58,10 @@ def test_a_constant_rate_needs_no_scheduler(steps, ratio, expected):
     assert scheduler is None
 
 
+def updates_of(run, examples):
+    return updates_per_epoch(run.schedule, run.data.batch_size, examples)
+
+
 def options(**changes):
     return train_options(**({"lr": 0.5, "batch_size": BATCH, "end_epoch": 8} | changes))
 
@@ -63,7 +69,9 @@ def options(**changes):
 def curve(changes, epochs=8, begin_epoch=0, first=0):
     """Rates of the epochs from `begin_epoch` of a run whose updates are counted from epoch `first`."""
     begin = (begin_epoch - first) * BATCHES
-    return rates(make_schedule(options(**changes), EXAMPLES, Origin(first)), (epochs - begin_epoch) * BATCHES, begin)
+    return rates(
+        make_schedule(options(**changes).schedule, BATCHES, Origin(first)), (epochs - begin_epoch) * BATCHES, begin
+    )
 
 
 def test_warm_up_rises_linearly_from_zero():
@@ -133,10 +141,10 @@ def test_the_cosine_ends_with_the_last_update():
 
 def test_the_preset_of_ssd_pytorch_has_its_curve():
     preset = from_mapping(train_options_class(), read_preset(train_options_class(), "ssd_pytorch"))
-    rate, scheduler = make_schedule(preset, 16551)
+    rate, scheduler = make_schedule(preset.schedule, updates_of(preset, 16551))
     found = [(scheduler(update), rate)[0] for update in (1, 80000, 80001, 100000, 100001, 120000)]
     np.testing.assert_allclose(found, [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
-    assert (preset.batch_size, preset.wd, preset.max_iter) == (32, 5e-4, 120000)
+    assert (preset.data.batch_size, preset.schedule.wd, preset.schedule.max_iter) == (32, 5e-4, 120000)
 
 
 def test_the_cosine_of_epochs_changes_with_them():
@@ -147,19 +155,19 @@ def test_the_cosine_of_epochs_changes_with_them():
 
 @pytest.mark.parametrize(("changes", "updates"), [({"accumulate": 4}, 3), ({"nominal_batch": 64}, 2), ({}, 10)])
 def test_accumulated_batches_are_one_update(changes, updates):
-    changed = options(lr_steps=(2.0,), **changes)
-    assert updates_per_epoch(changed, EXAMPLES) == updates
-    found = rates(make_schedule(changed, EXAMPLES), 3 * updates)
+    run = options(lr_steps=(2.0,), **changes)
+    assert updates_of(run, EXAMPLES) == updates
+    found = rates(make_schedule(run.schedule, updates_of(run, EXAMPLES)), 3 * updates)
     np.testing.assert_allclose(found, np.repeat([0.5, 0.05], [2 * updates, updates]))
 
 
 def test_both_ways_to_accumulate_are_refused():
     with pytest.raises(OptionError, match="--accumulate and --nominal-batch exclude each other"):
-        updates_per_epoch(options(accumulate=2, nominal_batch=64), EXAMPLES)
+        updates_of(options(accumulate=2, nominal_batch=64), EXAMPLES)
 
 
-def optimizer_of(changed, begin=0):
-    rate, scheduler = make_schedule(changed, EXAMPLES)
+def optimizer_of(run, begin=0):
+    rate, scheduler = make_schedule(run.schedule, updates_of(run, EXAMPLES))
     names = {0: "a_weight", 1: "a_bias", 2: "b_beta", 3: "b_gamma"}
     parameters = {"learning_rate": rate, "lr_scheduler": scheduler, "momentum": 0.9, "begin_num_update": begin}
     optimizer = mx.optimizer.create("sgd", param_idx2name=names, **parameters)
@@ -167,9 +175,9 @@ def optimizer_of(changed, begin=0):
     return optimizer
 
 
-def others(changed, updates, begin=0):
+def others(run, updates, begin=0):
     """(momentum, rate of weight, bias, beta, gamma) at each update."""
-    optimizer, before = optimizer_of(changed, begin), warm_up_of_others(changed, EXAMPLES)
+    optimizer, before = optimizer_of(run, begin), warm_up_of_others(run.schedule, BATCHES)
     found = []
     for _ in range(updates):
         before(optimizer)
@@ -179,15 +187,15 @@ def others(changed, updates, begin=0):
 
 
 def test_momentum_and_the_rate_of_biases_have_warm_ups_of_their_own():
-    changed = options(lr_factor=1.0, warmup_epochs=1, warmup_momentum=0.5, warmup_bias_lr=1.0)
+    run = options(lr_factor=1.0, warmup_epochs=1, warmup_momentum=0.5, warmup_bias_lr=1.0)
     share = np.minimum(np.arange(1, 16) / 10, 1)
-    momentum, weight, bias, beta, gamma = others(changed, 15).T
+    momentum, weight, bias, beta, gamma = others(run, 15).T
     np.testing.assert_allclose(momentum, 0.5 + 0.4 * share)
     np.testing.assert_allclose(weight, 0.5 * share)
     np.testing.assert_allclose(gamma, weight)
     np.testing.assert_allclose(beta, 1.0 - 0.5 * share)
     np.testing.assert_allclose(bias, 2 * beta)
-    np.testing.assert_array_equal(others(changed, 9, begin=6), others(changed, 15)[6:])
+    np.testing.assert_array_equal(others(run, 9, begin=6), others(run, 15)[6:])
 
 
 @pytest.mark.parametrize(
@@ -203,31 +211,31 @@ def test_momentum_and_the_rate_of_biases_have_warm_ups_of_their_own():
 @pytest.mark.parametrize(("before", "now"), [(BATCHES, 2), (2, BATCHES)])
 def test_a_schedule_goes_on_by_epochs_where_an_epoch_has_another_number_of_updates(changes, first, before, now):
     """Rates of the second half of a run, from epoch 4 on, are those of a run that had this number from its begin."""
-    changed = options(lr_factor=0.1, **changes)
+    run = options(lr_factor=0.1, **changes)
     origin = Origin(first, before).continued(4, (4 - first) * before, now)
     assert origin.continued(5, (4 - first) * before + now, now) == origin
-    done, whole = (4 - first) * before, make_schedule(changed, now * BATCH, Origin(first))
-    found = rates(make_schedule(changed, now * BATCH, origin), 4 * now, done)
+    done, whole = (4 - first) * before, make_schedule(run.schedule, updates_of(run, now * BATCH), Origin(first))
+    found = rates(make_schedule(run.schedule, updates_of(run, now * BATCH), origin), 4 * now, done)
     np.testing.assert_allclose(found, rates(whole, 4 * now, (4 - first) * now))
 
 
 def test_what_counts_updates_stays_where_an_epoch_has_another_number_of_them():
     origin = Origin(0, 5).continued(4, 20, BATCHES)
-    changed = options(lr_factor=0.1, lr_steps=("30i",))
-    found = rates(make_schedule(changed, EXAMPLES, origin), 20, 20)
+    run = options(lr_factor=0.1, lr_steps=("30i",))
+    found = rates(make_schedule(run.schedule, updates_of(run, EXAMPLES), origin), 20, 20)
     np.testing.assert_allclose(found, [0.5] * 10 + [0.05] * 10)
     limited = options(lr_schedule="cosine", max_iter=40, lr_final=0.0)
     np.testing.assert_allclose(
-        rates(make_schedule(limited, EXAMPLES, origin), 20, 20),
-        rates(make_schedule(limited, EXAMPLES), 20, 20),
+        rates(make_schedule(limited.schedule, updates_of(limited, EXAMPLES), origin), 20, 20),
+        rates(make_schedule(limited.schedule, updates_of(limited, EXAMPLES)), 20, 20),
     )
 
 
 @pytest.mark.parametrize(("epochs", "updates"), [(0.4, 4), (0.001, 0)])
 def test_a_warm_up_may_be_a_part_of_an_epoch(epochs, updates):
-    changed = options(lr_factor=1.0, warmup_epochs=epochs, warmup_momentum=0.5)
-    check_recipe(changed)
-    momentum = others(changed, 6)[:, 0]
+    run = options(lr_factor=1.0, warmup_epochs=epochs, warmup_momentum=0.5)
+    check_recipe(run)
+    momentum = others(run, 6)[:, 0]
     np.testing.assert_allclose(momentum, 0.9 if not updates else 0.5 + 0.4 * np.minimum(np.arange(1, 7) / updates, 1))
 
 
@@ -242,4 +250,4 @@ def test_a_warm_up_may_be_a_part_of_an_epoch(epochs, updates):
 )
 def test_warm_ups_that_cannot_be_are_refused(changes, words):
     with pytest.raises(OptionError, match=words):
-        warm_up_of_others(options(**changes), EXAMPLES)
+        warm_up_of_others(options(**changes).schedule, BATCHES)

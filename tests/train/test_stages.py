@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from common.errors import OptionError
-from config.options import parse_options
+from config.command_line import parse_options
 from model.checkpoint import list_epochs, load_checkpoint, load_optimizer_state
 from symbol.layers import matches
 from symbol.symbol_factory import freeze_pattern
 from tests.train.conftest import tiny_options
 from tests.train.test_training import digests, stop_in_epoch
 from tests.train.tiny import metrics
-from train.early_checks import check_early
-from train.options import stages, train_options_class
+from train.checks import check_early
+from train.options import split_stages, train_options_class
 from train.training import run_training
 
 # 22 images: 6 batches of 4 in the first stage, 3 of 8 in the second.
@@ -30,16 +30,16 @@ def staged(records, tmp_path_factory):
 
 
 def test_one_curve_of_both_stages(staged):
-    found = [(line["epoch"], line["num_update"], line["learning_rate"]) for line in metrics(staged.prefix)]
+    found = [(line["epoch"], line["num_update"], line["learning_rate"]) for line in metrics(staged.output.prefix)]
     assert found == [(1, 6, 0.02), (2, 12, 0.02), (3, 15, 0.01), (4, 18, 0.01)]
-    assert list_epochs(staged.prefix) == [1, 2, 3, 4]
-    assert [load_checkpoint(staged.prefix, k).meta.batch_size for k in (1, 2, 3, 4)] == [4, 4, 8, 8]
-    assert len(Path(f"{staged.prefix}-results.txt").read_text().splitlines()) == 5
+    assert list_epochs(staged.output.prefix) == [1, 2, 3, 4]
+    assert [load_checkpoint(staged.output.prefix, k).meta.batch_size for k in (1, 2, 3, 4)] == [4, 4, 8, 8]
+    assert len(Path(f"{staged.output.prefix}-results.txt").read_text().splitlines()) == 5
 
 
 def test_the_body_and_its_moving_averages_stay_in_the_first_stage_alone(staged):
-    one, two, last = (load_checkpoint(staged.prefix, k) for k in (1, 2, 4))
-    pattern = freeze_pattern(staged.network, "body")
+    one, two, last = (load_checkpoint(staged.output.prefix, k) for k in (1, 2, 4))
+    pattern = freeze_pattern(staged.input.network, "body")
     body = {name for name in one.arg_params if matches(pattern, name)}
     for name, array in one.aux_params.items():  # all layers with batch norm belong to the body
         np.testing.assert_array_equal(two.aux_params[name].asnumpy(), array.asnumpy())
@@ -57,9 +57,9 @@ def changed(before, after):
 
 def test_the_second_stage_is_a_run_of_its_own_on_the_weights_of_the_first(staged, options):
     """To the bit that of a run that begins with these weights."""
-    alone = options(pretrained=staged.prefix, epoch=2, lr=0.01, begin_epoch=2, end_epoch=4, optimizer="adam")
+    alone = options(pretrained=staged.output.prefix, epoch=2, lr=0.01, begin_epoch=2, end_epoch=4, optimizer="adam")
     run_training(alone)
-    assert digests(alone.prefix, 4) == digests(staged.prefix, 4)
+    assert digests(alone.output.prefix, 4) == digests(staged.output.prefix, 4)
 
 
 ADAM = {"optimizer": "adam", "lr_schedule": "cosine", "warmup_epochs": 0.5}
@@ -75,16 +75,16 @@ def test_a_run_resumes_exactly_in_either_stage(options, tmp_path, stopped_in, ch
         patch.setattr("train.callbacks.FiniteGuard.__call__", stop_in_epoch(stopped_in))
         with pytest.raises(RuntimeError):
             run_training(parts)
-    assert list_epochs(parts.prefix)[-1] == stopped_in
-    run_training(options(prefix=parts.prefix, resume="auto", **STAGES, **changes))
-    assert digests(parts.prefix, 4) == digests(whole.prefix, 4)
-    assert metrics(parts.prefix) == metrics(whole.prefix)
+    assert list_epochs(parts.output.prefix)[-1] == stopped_in
+    run_training(options(prefix=parts.output.prefix, resume="auto", **STAGES, **changes))
+    assert digests(parts.output.prefix, 4) == digests(whole.output.prefix, 4)
+    assert metrics(parts.output.prefix) == metrics(whole.output.prefix)
 
 
 def test_a_late_start_skips_the_first_stage(options, staged):
-    run = options(**STAGES, begin_epoch=3, pretrained=staged.prefix, epoch=2)
+    run = options(**STAGES, begin_epoch=3, pretrained=staged.output.prefix, epoch=2)
     run_training(run)
-    assert [(line["epoch"], line["num_update"]) for line in metrics(run.prefix)] == [(4, 3)]
+    assert [(line["epoch"], line["num_update"]) for line in metrics(run.output.prefix)] == [(4, 3)]
 
 
 def test_an_interrupt_in_the_second_stage_tells_to_resume(options, caplog, monkeypatch):
@@ -124,7 +124,7 @@ def test_mistakes_of_either_stage_are_found_before_the_first_batch(options, chan
     run = options(**(STAGES | changes))
     with pytest.raises(OptionError, match=words):
         run_training(run)
-    assert list_epochs(run.prefix) == []
+    assert list_epochs(run.output.prefix) == []
 
 
 def test_a_run_is_resumed_with_its_stages(continued):
@@ -134,9 +134,14 @@ def test_a_run_is_resumed_with_its_stages(continued):
 
 def test_what_the_first_stage_freezes_may_be_named():
     first, second = stages_of("--freeze=all-but-heads", "--freeze-epochs=5", "--batch-size=16", "--lr=0.1")
-    assert (first.freeze, first.end_epoch, first.batch_size, first.lr) == ("all-but-heads", 5, 16, 0.1)
-    assert (second.freeze, second.end_epoch) == ("", 240)
+    assert (first.net.freeze, first.schedule.end_epoch, first.data.batch_size, first.schedule.lr) == (
+        "all-but-heads",
+        5,
+        16,
+        0.1,
+    )
+    assert (second.net.freeze, second.schedule.end_epoch) == ("", 240)
 
 
 def stages_of(*words):
-    return stages(parse_options(train_options_class(), list(words), ""))
+    return split_stages(parse_options(train_options_class(), list(words), ""))

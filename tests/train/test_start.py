@@ -2,13 +2,13 @@
 
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from common.errors import CheckpointError, OptionError
+from config.options import replace_options
 from model.checkpoint import best_epoch, list_epochs, load_checkpoint, params_path
 from tests.train.tiny import metrics, write_record
 from train.run_files import write_run_file
@@ -19,7 +19,7 @@ from train.training import run_training
 
 def refused(options, *words, error=OptionError):
     """run_training raises one sentence with these words and leaves the checkpoints as they are."""
-    folder = Path(options.prefix).parent
+    folder = Path(options.output.prefix).parent
     before = {path: path.read_bytes() for path in folder.glob("*.params")}
     with pytest.raises(error) as caught:
         run_training(options)
@@ -61,60 +61,62 @@ def test_resume_auto_without_checkpoints_starts_anew(options, caplog):
     with caplog.at_level(logging.INFO):
         run_training(options(resume="auto", end_epoch=1))
     assert "starting from the beginning" in caplog.text
-    assert list_epochs(options().prefix) == [1]
+    assert list_epochs(options().output.prefix) == [1]
 
 
 def test_resume_auto_skips_a_damaged_checkpoint_and_makes_it_again(continued, finished_run, caplog):
     options = continued(resume="auto", end_epoch=3)
-    expected = params_path(options.prefix, 3).read_bytes()
-    params_path(options.prefix, 3).write_bytes(expected[:-9])
+    expected = params_path(options.output.prefix, 3).read_bytes()
+    params_path(options.output.prefix, 3).write_bytes(expected[:-9])
     with caplog.at_level(logging.INFO):
         run_training(options)
     assert "0003.params: damaged" in caplog.text
     assert "continuing" in caplog.text
-    assert params_path(options.prefix, 3).read_bytes() == expected
-    assert metrics(options.prefix) == metrics(str(finished_run / "t"))
+    assert params_path(options.output.prefix, 3).read_bytes() == expected
+    assert metrics(options.output.prefix) == metrics(str(finished_run / "t"))
 
 
 def test_resuming_an_earlier_epoch_drops_what_came_after(continued):
     options = continued(resume="1", end_epoch=2, lr=0.01)
     run_training(options)
-    assert list_epochs(options.prefix) == [1, 2]
-    assert [line["epoch"] for line in metrics(options.prefix)] == [1, 2]
-    assert load_checkpoint(options.prefix, "best").epoch <= 2
+    assert list_epochs(options.output.prefix) == [1, 2]
+    assert [line["epoch"] for line in metrics(options.output.prefix)] == [1, 2]
+    assert load_checkpoint(options.output.prefix, "best").epoch <= 2
 
 
 @pytest.mark.parametrize("changes", [{}, {"pretrained": "t", "epoch": 1}, {"begin_epoch": 1}])
 def test_overwriting_is_refused_unless_asked_for(continued, changes):
     options = continued(end_epoch=4, **changes)
-    if options.pretrained:
-        options = replace(options, pretrained=options.prefix)
+    if options.start.pretrained:
+        options = replace_options(options, pretrained=options.output.prefix)
     refused(options, "has checkpoints up to epoch 3", "--resume auto", "--overwrite")
 
 
 @pytest.mark.parametrize("name", ["t-0001.params", "t-0012.params", "t-symbol.json"])
 def test_files_of_other_trainers_are_not_overwritten_unless_asked_for(options, name):
     run = options(end_epoch=1)
-    file = Path(run.prefix).with_name(name)
+    file = Path(run.output.prefix).with_name(name)
     file.parent.mkdir(parents=True)
     file.write_bytes(b"classic")
     refused(run, f"{name} is there already", "another --prefix", "--overwrite")
     assert file.read_bytes() == b"classic"
-    write_run_file(run.prefix, replace(run, overwrite=True))  # of such a run, killed before it saved anything
+    write_run_file(
+        run.output.prefix, replace_options(run, overwrite=True)
+    )  # of such a run, killed before it saved anything
     refused(run, f"{name} is there already")
-    run_training(replace(run, overwrite=True))
-    assert list_epochs(run.prefix) == [1]
+    run_training(replace_options(run, overwrite=True))
+    assert list_epochs(run.output.prefix) == [1]
 
 
 @pytest.mark.parametrize("left", [["t-0001.params"], ["t-symbol.json"], ["t-symbol.json", "t-0001.params"]])
 def test_what_a_killed_run_left_stops_no_run(options, left):
     run = options(end_epoch=1)
-    Path(run.prefix).parent.mkdir(parents=True)
-    write_run_file(run.prefix, run)
+    Path(run.output.prefix).parent.mkdir(parents=True)
+    write_run_file(run.output.prefix, run)
     for name in left:
-        Path(run.prefix).with_name(name).write_bytes(b"half a set")
+        Path(run.output.prefix).with_name(name).write_bytes(b"half a set")
     run_training(run)
-    assert list_epochs(run.prefix) == [1]
+    assert list_epochs(run.output.prefix) == [1]
 
 
 def test_overwriting_loses_nothing_before_there_is_something_new(continued, monkeypatch):
@@ -122,24 +124,24 @@ def test_overwriting_loses_nothing_before_there_is_something_new(continued, monk
     monkeypatch.setattr("model.checkpoint.stage_arrays", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(CheckpointError, match="not written"):
         run_training(options)
-    assert list_epochs(options.prefix) == [1, 2, 3]
-    assert load_checkpoint(options.prefix, "best").meta.seed == 233
+    assert list_epochs(options.output.prefix) == [1, 2, 3]
+    assert load_checkpoint(options.output.prefix, "best").meta.seed == 233
 
 
 def test_overwriting_waits_for_the_first_save(continued):
     options = continued(overwrite=True, end_epoch=2, seed=7, save_every="2", val_path="")
     run_training(options)
-    assert list_epochs(options.prefix) == [2]
-    assert load_checkpoint(options.prefix).meta.seed == 7
+    assert list_epochs(options.output.prefix) == [2]
+    assert load_checkpoint(options.output.prefix).meta.seed == 7
 
 
 def test_overwriting_leaves_nothing_of_the_old_run(continued):
     options = continued(overwrite=True, end_epoch=1, seed=7)
     run_training(options)
-    assert list_epochs(options.prefix) == [1]
-    assert load_checkpoint(options.prefix).meta.seed == 7
-    assert [line["epoch"] for line in metrics(options.prefix)] == [1]
-    assert load_checkpoint(options.prefix, "best").meta.seed == 7
+    assert list_epochs(options.output.prefix) == [1]
+    assert load_checkpoint(options.output.prefix).meta.seed == 7
+    assert [line["epoch"] for line in metrics(options.output.prefix)] == [1]
+    assert load_checkpoint(options.output.prefix, "best").meta.seed == 7
 
 
 @pytest.fixture
@@ -160,7 +162,7 @@ def test_pretrained_weights_with_another_number_of_classes(options, finished_run
     assert "conv_6_relu_cls_pred_conv_weight" in fresh
     assert "loc_pred" not in fresh
     assert "conv_1_conv2d_weight" in next(line for line in text.splitlines() if "frozen" in line)
-    before, after = load_checkpoint(source, 2).arg_params, load_checkpoint(run.prefix).arg_params
+    before, after = load_checkpoint(source, 2).arg_params, load_checkpoint(run.output.prefix).arg_params
     assert after["conv_6_relu_cls_pred_conv_weight"].shape != before["conv_6_relu_cls_pred_conv_weight"].shape
     np.testing.assert_array_equal(  # with a learning rate of 0 the weights are still those that were loaded
         after["conv_12_conv2d_weight"].asnumpy(), before["conv_12_conv2d_weight"].asnumpy()
@@ -170,19 +172,21 @@ def test_pretrained_weights_with_another_number_of_classes(options, finished_run
 def test_finetuning_goes_on_counting_and_keeps_its_source(continued, finished_run, two_classes):
     run = continued(finetune=3, end_epoch=5, train_path=two_classes, val_path=two_classes)
     run_training(run)
-    assert list_epochs(run.prefix) == [1, 2, 3, 4, 5]
-    assert load_checkpoint(run.prefix).meta.class_names == ("cell", "blob")
-    assert params_path(run.prefix, 3).read_bytes() == params_path(str(finished_run / "t"), 3).read_bytes()
+    assert list_epochs(run.output.prefix) == [1, 2, 3, 4, 5]
+    assert load_checkpoint(run.output.prefix).meta.class_names == ("cell", "blob")
+    assert params_path(run.output.prefix, 3).read_bytes() == params_path(str(finished_run / "t"), 3).read_bytes()
 
 
 def test_the_best_of_a_finetuned_run_is_its_own(continued, finished_run, two_classes):
     path = finished_run / "t-metrics.jsonl"
     assert max(json.loads(line)["validation"]["mAP"] for line in path.read_text().splitlines()) > 0
-    run = continued(finetune=3, end_epoch=4, train_path=two_classes, val_path=two_classes, lr=0.0)
+    run = continued(
+        finetune=3, end_epoch=4, train_path=two_classes, val_path=two_classes, lr=0.0, freeze="all-but-heads"
+    )
     run_training(run)
-    assert best_epoch(run.prefix) == 4
-    run_training(replace(run, finetune=-1, resume="auto", end_epoch=5))
-    assert best_epoch(run.prefix) == 4  # the same weights: not better
+    assert best_epoch(run.output.prefix) == 4
+    run_training(replace_options(run, finetune=-1, resume="auto", end_epoch=5))
+    assert best_epoch(run.output.prefix) == 4  # the same weights: not better
 
 
 def test_weights_of_other_pixels_and_classes_are_told(options, finished_run, tmp_path, caplog):
@@ -203,7 +207,7 @@ def test_finetuning_loses_later_checkpoints_only_if_asked_to(continued):
     refused(continued(finetune=1, end_epoch=5), "checkpoints up to epoch 3", "after epoch 1", "--overwrite")
     run = continued(finetune=1, end_epoch=2, overwrite=True)
     run_training(run)
-    assert list_epochs(run.prefix) == [1, 2]
+    assert list_epochs(run.output.prefix) == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -231,4 +235,4 @@ def test_weights_of_another_network_are_refused(options, finished_run):
 def test_pretrained_weights_start_a_run_with_the_other_matching_rule(options, finished_run):
     run = options(pretrained=str(finished_run / "t"), epoch=2, targets="mxnet")
     start = find_start(make_stages(run, ("red", "green", "blue")))
-    assert start.arg_params.keys() == load_checkpoint(run.pretrained, 2).arg_params.keys()
+    assert start.arg_params.keys() == load_checkpoint(run.start.pretrained, 2).arg_params.keys()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from common.errors import CheckpointError, DataError, OptionError, OutOfMemoryError, TrainingError
+from config.options import replace_options
 from dataset.sidecar import read_sidecar
 from evaluate.coco_metric import STAT_NAMES
 from evaluate.evaluate_net import evaluate_net
@@ -23,8 +24,9 @@ from model.checkpoint_meta import BEST_FILE, Best
 from symbol.layers import matches
 from tests.train.tiny import CLASSES, metrics, write_record
 from train.epoch_end import EpochEnd
+from train.preflight import objects_missing
 from train.run_files import lock_prefix
-from train.training import objects_missing, run_training
+from train.training import run_training
 
 
 def digests(prefix, epoch):
@@ -85,16 +87,16 @@ def test_a_resumed_run_ends_with_the_same_bits(options, tmp_path, changes):
         run_training(options(end_epoch=2, **part))
     assert list_epochs(part["prefix"])[-1] == 2
     run_training(options(resume="auto", end_epoch=4, **part))
-    assert digests(part["prefix"], 4) == digests(whole.prefix, 4)
-    assert metrics(part["prefix"]) == metrics(whole.prefix)
+    assert digests(part["prefix"], 4) == digests(whole.output.prefix, 4)
+    assert metrics(part["prefix"]) == metrics(whole.output.prefix)
 
 
 def test_a_resumed_run_with_longer_updates_goes_on_along_its_schedule(options, caplog):
     changes = {"lr_schedule": "cosine", "batch_size": 2, "val_path": ""}
     run_training(options(end_epoch=2, **changes))
-    first = metrics(options().prefix)[-1]["num_update"]
+    first = metrics(options().output.prefix)[-1]["num_update"]
     run_training(options(end_epoch=4, resume="auto", accumulate=4, **changes))
-    lines = metrics(options().prefix)
+    lines = metrics(options().output.prefix)
     assert f"before it had {first // 2}: the schedule goes on by epochs" in caplog.text
     assert lines[-1]["num_update"] - first == 2 * -(-first // 2 // 4)
     assert lines[1]["learning_rate"] < lines[0]["learning_rate"]
@@ -112,18 +114,18 @@ def stop_in_epoch(epoch):
 def test_a_line_of_metrics_without_its_checkpoint_is_made_again(continued, finished_run):
     """As after a kill between the two."""
     options = continued(resume="auto", end_epoch=3)
-    for path in Path(options.prefix).parent.glob("t-0003*"):
+    for path in Path(options.output.prefix).parent.glob("t-0003*"):
         path.unlink()
     run_training(options)
-    assert metrics(options.prefix) == metrics(str(finished_run / "t"))
-    assert digests(options.prefix, 3) == digests(str(finished_run / "t"), 3)
+    assert metrics(options.output.prefix) == metrics(str(finished_run / "t"))
+    assert digests(options.output.prefix, 3) == digests(str(finished_run / "t"), 3)
 
 
 def test_frozen_weights_stay_to_the_bit(options, finished_run):
     pattern = "conv_[1-5]_"
     run = options(pretrained=str(finished_run / "t"), epoch=3, freeze=pattern)
     run_training(run)
-    before, after = load_checkpoint(run.pretrained, 3), load_checkpoint(run.prefix)
+    before, after = load_checkpoint(run.start.pretrained, 3), load_checkpoint(run.output.prefix)
     for old, new in ((before.arg_params, after.arg_params), (before.aux_params, after.aux_params)):
         for name, array in new.items():
             same = np.array_equal(array.asnumpy(), old[name].asnumpy())
@@ -135,13 +137,15 @@ def test_frozen_weights_stay_to_the_bit(options, finished_run):
 
 def test_a_diverging_run_stops_and_keeps_its_checkpoints(continued):
     options = continued(resume="auto", end_epoch=9, lr=100.0, wd=1.0)
-    before = digests(options.prefix, 3)
+    before = digests(options.output.prefix, 3)
     with pytest.raises((TrainingError, CheckpointError), match="not finite.*--lr"):
         run_training(options)
-    assert digests(options.prefix, 3) == before
-    assert "Error: " in Path(f"{options.prefix}-train.log").read_text()
-    for epoch in list_epochs(options.prefix):
-        assert all(np.isfinite(a.asnumpy()).all() for a in load_checkpoint(options.prefix, epoch).arg_params.values())
+    assert digests(options.output.prefix, 3) == before
+    assert "Error: " in Path(f"{options.output.prefix}-train.log").read_text()
+    for epoch in list_epochs(options.output.prefix):
+        assert all(
+            np.isfinite(a.asnumpy()).all() for a in load_checkpoint(options.output.prefix, epoch).arg_params.values()
+        )
 
 
 def test_exhausted_memory_is_told_with_its_remedy(options, monkeypatch):
@@ -177,30 +181,30 @@ def test_images_without_objects_train_without_nan(options, tmp_path, changes):
     empty = write_record(tmp_path / "empty.rec", 10, empty=True)
     run = options(train_path=empty, val_path=empty, **changes)
     run_training(run)
-    found = losses(run.prefix)
+    found = losses(run.output.prefix)
     assert len(found) == 4
     assert all(np.isfinite(found))
     if changes != {"min_neg_samples": 5}:
         assert found == [0.0] * 4
     elif not changes.get("targets"):
         assert found[0] > 0
-    assert [line["validation"] for line in metrics(run.prefix)] == [{}, {}]
+    assert [line["validation"] for line in metrics(run.output.prefix)] == [{}, {}]
 
 
 def test_without_validation_every_epoch_is_saved(options):
     run = options(val_path="")
     run_training(run)
-    assert list_epochs(run.prefix) == [1, 2]
-    assert Path(f"{run.prefix}-curves.png").stat().st_size > 0
-    assert not Path(f"{run.prefix}-best.json").exists()
+    assert list_epochs(run.output.prefix) == [1, 2]
+    assert Path(f"{run.output.prefix}-curves.png").stat().st_size > 0
+    assert not Path(f"{run.output.prefix}-best.json").exists()
 
 
 def test_a_run_may_lose_its_validation_when_it_is_resumed(continued):
     options = continued(resume="auto", end_epoch=4, val_path="")
     run_training(options)
-    assert list_epochs(options.prefix) == [1, 2, 3, 4]
-    assert metrics(options.prefix)[-1]["validation"] == {}
-    assert load_checkpoint(options.prefix, "best").epoch <= 3
+    assert list_epochs(options.output.prefix) == [1, 2, 3, 4]
+    assert metrics(options.output.prefix)[-1]["validation"] == {}
+    assert load_checkpoint(options.output.prefix, "best").epoch <= 3
 
 
 def test_which_checkpoints_are_kept(options, monkeypatch):
@@ -209,9 +213,9 @@ def test_which_checkpoints_are_kept(options, monkeypatch):
     monkeypatch.setattr("train.epoch_end.finite_values", lambda pairs: fake_values(pairs, scores))
     run = options(end_epoch=7, save_every=2, keep=2)
     run_training(run)
-    assert list_epochs(run.prefix) == [2, 6, 7]
-    assert load_checkpoint(run.prefix, "best").epoch == 2
-    assert read_meta(run.prefix, 2).scores["validation"] == {"mAP": 0.6}
+    assert list_epochs(run.output.prefix) == [2, 6, 7]
+    assert load_checkpoint(run.output.prefix, "best").epoch == 2
+    assert read_meta(run.output.prefix, 2).scores["validation"] == {"mAP": 0.6}
 
 
 def test_best_by_any_metric(options, monkeypatch):
@@ -224,19 +228,19 @@ def test_best_by_any_metric(options, monkeypatch):
     run = options(end_epoch=3, metrics=("voc", "coco", "voc07"), best_metric="AP75")
     run_training(run)
     expected = {*CLASSES, "mAP", "mAP_voc07", *STAT_NAMES}
-    assert all(set(line["validation"]) == expected for line in metrics(run.prefix))
-    assert BEST_FILE.read(Path(f"{run.prefix}-best.json")) == Best(2, "AP75", 0.7)
-    log = Path(f"{run.prefix}-train.log").read_text()
+    assert all(set(line["validation"]) == expected for line in metrics(run.output.prefix))
+    assert BEST_FILE.read(Path(f"{run.output.prefix}-best.json")) == Best(2, "AP75", 0.7)
+    log = Path(f"{run.output.prefix}-train.log").read_text()
     assert "Validation-AR100=" in log
     assert "checkpoint 2 is the best so far: AP75=0.7000" in log
-    assert Path(f"{run.prefix}-curves.png").is_file()
+    assert Path(f"{run.output.prefix}-curves.png").is_file()
 
 
 def test_a_best_metric_that_is_not_measured_is_refused_at_once(options):
     run = options(best_metric="AP75")
     with pytest.raises(OptionError, match="--best-metric AP75: the validation gives red, green, blue, mAP"):
         run_training(run)
-    assert not Path(f"{run.prefix}.lock").exists()
+    assert not Path(f"{run.output.prefix}.lock").exists()
 
 
 def fake_values(pairs, scores):
@@ -248,29 +252,29 @@ def test_an_equal_score_does_not_replace_the_best(options, monkeypatch):
     monkeypatch.setattr("train.epoch_end.finite_values", lambda pairs: fake_values(pairs, iter([0.5])))
     run = options(end_epoch=3, save_every=3)
     run_training(run)
-    assert load_checkpoint(run.prefix, "best").epoch == 1
+    assert load_checkpoint(run.output.prefix, "best").epoch == 1
 
 
 def test_the_native_engine_trains_and_validates_as_the_other_does(options):
-    native = options(engine="native", augment="ssd")
+    native = options(data_engine="native", augment="ssd")
     run_training(native)
-    lines = metrics(native.prefix)
+    lines = metrics(native.output.prefix)
     assert len(lines) == 2
     assert all(np.isfinite(value) for line in lines for value in line["train"].values())
-    evaluation = evaluate_net(load_checkpoint(native.prefix, 2), native.val_path, [mx.cpu()], workers=0)
+    evaluation = evaluate_net(load_checkpoint(native.output.prefix, 2), native.data.val_path, [mx.cpu()], workers=0)
     np.testing.assert_equal(evaluation.result.mean_ap, lines[-1]["validation"]["mAP"])
 
 
 def test_two_contexts_train(options):
     run = options(cpus=2, batch_size=5)
     run_training(run)
-    assert list_epochs(run.prefix) == [1, 2]
-    assert all(np.isfinite(losses(run.prefix)))
+    assert list_epochs(run.output.prefix) == [1, 2]
+    assert all(np.isfinite(losses(run.output.prefix)))
 
 
 def test_a_second_run_under_the_same_prefix_is_refused(options):
     run = options()
-    with lock_prefix(run.prefix), pytest.raises(OptionError, match="another run is writing there"):
+    with lock_prefix(run.output.prefix), pytest.raises(OptionError, match="another run is writing there"):
         run_training(run)
     run_training(options(end_epoch=1))
 
@@ -288,7 +292,7 @@ def test_a_second_run_under_the_same_prefix_is_refused(options):
         ({"gpus": "9"}, OptionError, "--gpus 9"),
         ({"network": "resnet"}, OptionError, "resnet"),
         ({"freeze": "("}, OptionError, "--freeze"),
-        ({"resize_mode": "letterbox", "engine": "native"}, OptionError, "--engine python"),
+        ({"resize_mode": "letterbox", "data_engine": "native"}, OptionError, "--engine python"),
         ({"rect_val": True}, OptionError, "--rect-val needs --resize-mode letterbox; give it, or leave"),
         ({"network": "darknet:"}, DataError, "--network darknet: names no file; add that of the network"),
         ({"resize_mode": "letterbox", "rect_val": True}, OptionError, "--rect-val: the anchors of mobilenet"),
@@ -305,7 +309,7 @@ def test_mistakes_are_found_before_the_first_batch(options, changes, error, word
         run_training(run)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert list_epochs(run.prefix) == []
+    assert list_epochs(run.output.prefix) == []
 
 
 def test_records_of_different_classes_are_refused(options, tmp_path):
@@ -321,7 +325,7 @@ def test_records_without_sidecars_need_the_number_of_classes(options, tmp_path):
         run_training(options(train_path=train, val_path=val))
     run = options(train_path=train, val_path=val, num_class=3, end_epoch=1)
     run_training(run)
-    assert load_checkpoint(run.prefix).meta.class_names == ("class0", "class1", "class2")
+    assert load_checkpoint(run.output.prefix).meta.class_names == ("class0", "class1", "class2")
 
 
 def test_a_damaged_record_is_named(options, tmp_path):
@@ -393,8 +397,8 @@ def test_tensorboard_scalars(options, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=SummaryWriter))
     run = options(tensorboard=True)
     run_training(run)
-    assert written["folder"] == f"{run.prefix}-tensorboard"
-    for line in metrics(run.prefix):
+    assert written["folder"] == f"{run.output.prefix}-tensorboard"
+    for line in metrics(run.output.prefix):
         assert written["train/CrossEntropy", line["epoch"]] == line["train"]["CrossEntropy"]
         assert written["validation/mAP", line["epoch"]] == line["validation"]["mAP"]
         assert written["learning_rate", line["epoch"]] == 0.05
@@ -417,7 +421,7 @@ def test_the_command_to_export_can_be_run(options, tmp_path, caplog, monkeypatch
 
 
 def test_a_record_that_has_changed_is_named(options, tmp_path):
-    source = Path(options().train_path)
+    source = Path(options().data.train_path)
     for suffix in (".rec", ".idx", ".json"):
         (tmp_path / f"r{suffix}").write_bytes(source.with_suffix(suffix).read_bytes())
     content = bytearray(source.read_bytes())
@@ -433,8 +437,8 @@ def test_a_record_that_has_changed_is_named(options, tmp_path):
 )
 def test_classes_without_objects_are_told(options, counts, said):
     run = options()
-    sidecar = replace(read_sidecar(run.train_path), objects_per_class=counts)
+    sidecar = replace(read_sidecar(run.data.train_path), objects_per_class=counts)
     lines = objects_missing(run, sidecar.class_names, sidecar)
     assert bool(lines) == bool(said)
     assert not lines or said.format(*sidecar.class_names) in lines[0]
-    assert objects_missing(replace(run, train_list="a.lst"), sidecar.class_names, sidecar) == []
+    assert objects_missing(replace_options(run, train_list="a.lst"), sidecar.class_names, sidecar) == []

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from common.errors import CheckpointError, DataError
+from config.options import replace_options
 from deploy.export import export
 from detect.detector import Detector
 from evaluate.evaluate_net import evaluate_net
@@ -49,22 +50,22 @@ def run(records, tmp_path_factory):
 
 
 def test_every_loss_is_reported_and_their_sum_falls(run: TrainOptions) -> None:
-    first, second = (line["train"] for line in metrics(run.prefix))
+    first, second = (line["train"] for line in metrics(run.output.prefix))
     assert list(first) == ["box_loss", "obj_loss", "cls_loss"]
     assert 0 < sum(second.values()) < sum(first.values())
 
 
 def test_evaluation_repeats_the_validation_without_the_cfg(run: TrainOptions) -> None:
-    checkpoint = load_checkpoint(run.prefix, 2)
-    result = evaluate_net(checkpoint, run.val_path, [mx.cpu()], workers=0)
-    validation = metrics(run.prefix)[-1]["validation"]
+    checkpoint = load_checkpoint(run.output.prefix, 2)
+    result = evaluate_net(checkpoint, run.data.val_path, [mx.cpu()], workers=0)
+    validation = metrics(run.output.prefix)[-1]["validation"]
     assert result.results["voc07"].mean_ap == validation["mAP"]
 
 
 def test_the_exported_model_detects_as_the_checkpoint_does(run: TrainOptions, tmp_path: Path) -> None:
-    manifest = export(run.prefix, 2, tmp_path / "model")
+    manifest = export(run.output.prefix, 2, tmp_path / "model")
     assert manifest.postprocessing.operator == "box_nms"
-    detectors = [Detector(path, threshold=0.001, ctx=mx.cpu()) for path in (tmp_path / "model", run.prefix)]
+    detectors = [Detector(path, threshold=0.001, ctx=mx.cpu()) for path in (tmp_path / "model", run.output.prefix)]
     found = [detector.detect(picture(3, 70, 130)) for detector in detectors]
     assert len(found[0])
     np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-3)  # batch norms are folded
@@ -75,30 +76,30 @@ def test_the_exported_model_detects_as_the_checkpoint_does(run: TrainOptions, tm
 def test_a_run_is_resumed_without_the_cfg(run: TrainOptions, tmp_path: Path, resume: str) -> None:
     options = copied(run, tmp_path, resume)
     run_training(options)
-    assert load_checkpoint(options.prefix).epoch == 3
+    assert load_checkpoint(options.output.prefix).epoch == 3
 
 
 def test_a_cfg_that_has_changed_is_told_and_not_read(run: TrainOptions, tmp_path: Path, caplog) -> None:
-    cfg = Path(run.network.removeprefix("darknet:"))
+    cfg = Path(run.input.network.removeprefix("darknet:"))
     cfg.write_text("[net]\nwhat=ever\n")
     options = copied(run, tmp_path, "auto")
     run_training(options)
     cfg.unlink()
     assert f"{cfg} has changed; the run goes on with the text that its checkpoints keep" in caplog.text
-    kept = [load_checkpoint(options.prefix, epoch).meta.options["darknet_cfg"] for epoch in (2, 3)]
+    kept = [load_checkpoint(options.output.prefix, epoch).meta.options["darknet_cfg"] for epoch in (2, 3)]
     assert kept[0] == kept[1]
 
 
 def test_a_new_run_needs_the_cfg(run: TrainOptions, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"own\.cfg: cannot be read"):
-        run_training(replace(run, prefix=str(tmp_path / "new"), resume="auto"))
+        run_training(replace_options(run, prefix=str(tmp_path / "new"), resume="auto"))
 
 
 def copied(run: TrainOptions, folder: Path, resume: str) -> TrainOptions:
     """The options that go on with a copy of the run for one epoch."""
-    for path in Path(run.prefix).parent.glob("run-*.*"):
+    for path in Path(run.output.prefix).parent.glob("run-*.*"):
         shutil.copy(path, folder)
-    return replace(run, prefix=str(folder / "run"), resume=resume, end_epoch=3)
+    return replace_options(run, prefix=str(folder / "run"), resume=resume, end_epoch=3)
 
 
 def test_two_stages_with_the_loss_of_rectangular_validation(tmp_path: Path) -> None:
@@ -122,11 +123,11 @@ def test_two_stages_with_the_loss_of_rectangular_validation(tmp_path: Path) -> N
         end_epoch=2,
     )
     run_training(options)
-    first, second = metrics(options.prefix)
+    first, second = metrics(options.output.prefix)
     assert [first["num_update"], second["num_update"]] == [4, 6]
     assert list(first["validation_loss"]) == list(second["validation_loss"]) == ["box_loss", "obj_loss", "cls_loss"]
     assert 0 < sum(second["validation_loss"].values()) < sum(first["validation_loss"].values())
-    averages = [load_checkpoint(options.prefix, epoch).aux_params for epoch in (1, 2)]
+    averages = [load_checkpoint(options.output.prefix, epoch).aux_params for epoch in (1, 2)]
     name = next(name for name in averages[0] if name.startswith("body_0_") and name.endswith("mean"))
     assert not averages[0][name].asnumpy().any()  # as initialised
     assert averages[1][name].asnumpy().any()
@@ -135,7 +136,7 @@ def test_two_stages_with_the_loss_of_rectangular_validation(tmp_path: Path) -> N
 def test_a_checkpoint_that_names_a_file_in_place_of_its_cfg_is_refused(run: TrainOptions, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("do not show\n")
-    checkpoint = load_checkpoint(run.prefix, 2)
+    checkpoint = load_checkpoint(run.output.prefix, 2)
     options = {**checkpoint.meta.options, "darknet_cfg": ""}
     meta = replace(checkpoint.meta, network=f"darknet:{secret}", options=options)
     with pytest.raises(CheckpointError, match="its options hold no darknet_cfg"):

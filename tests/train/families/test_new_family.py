@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from common.errors import CheckpointError, OptionError
-from config.options import joined_options, option, parse_options
+from config.command_line import parse_options
+from config.options import joined_options, option, replace_options
 from deploy.main import main as deploy_main
 from detect.detector import Detector
 from evaluate.main import main as evaluate_main
@@ -25,8 +26,7 @@ from tests.train.families.retina_assigner import RetinaAssigner
 from tests.train.tiny import BATCH, CLASSES, SIDE, draw, metrics, objects_of
 from tools import anchors, convert_weights, visualize_net
 from tools import list_networks as list_tool
-from train.early_checks import check_early
-from train.idle_options import idle_options
+from train.checks import check_early, idle_options
 from train.options import train_options, train_options_class
 from train.training import run_training
 
@@ -66,42 +66,44 @@ def digest(prefix: str) -> str:
 
 
 def test_it_is_trained_and_validated(run):
-    lines = metrics(run.prefix)
+    lines = metrics(run.output.prefix)
     losses = [line["train"] for line in lines]
     assert set(losses[0]) == {"retina_cls_loss", "retina_box_loss"}
     assert losses[1]["retina_cls_loss"] < losses[0]["retina_cls_loss"]
     assert all("mAP" in line["validation"] for line in lines)
-    assert run.retina_side == 20
-    assert json.loads(Path(f"{run.prefix}-run.json").read_text())["options"]["retina_side"] == 20
+    assert run.net.retina_side == 20
+    assert json.loads(Path(f"{run.output.prefix}-run.json").read_text())["options"]["retina_side"] == 20
 
 
 def test_a_resumed_run_equals_it(run, command, tmp_path, caplog):
-    again = replace(run, prefix=str(tmp_path / "again"))
-    run_training(replace(again, end_epoch=1))
-    run_training(replace(again, resume="auto"))
-    assert digest(again.prefix) == digest(run.prefix)
-    run_training(replace(again, resume="2", end_epoch=3, retina_side=25.0))
+    again = replace_options(run, prefix=str(tmp_path / "again"))
+    run_training(replace_options(again, end_epoch=1))
+    run_training(replace_options(again, resume="auto"))
+    assert digest(again.output.prefix) == digest(run.output.prefix)
+    run_training(replace_options(again, resume="2", end_epoch=3, retina_side=25.0))
     assert "--retina-side is now 25.0, was 20.0 in the run so far" in caplog.text
 
 
 def test_it_is_evaluated_as_in_training(run, records, tmp_path, capsys):
-    evaluate_main([f"--prefix={run.prefix}", f"--rec-path={records[1]}", f"--json={tmp_path / 'found.json'}", "--cpu"])
+    evaluate_main(
+        [f"--prefix={run.output.prefix}", f"--rec-path={records[1]}", f"--json={tmp_path / 'found.json'}", "--cpu"]
+    )
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found["mAP"] == metrics(run.prefix)[-1]["validation"]["mAP"]
+    assert found["mAP"] == metrics(run.output.prefix)[-1]["validation"]["mAP"]
     with pytest.raises(OptionError, match="--rect-val: the anchors of retina_toy are for one size; leave it out"):
-        evaluate_main([f"--prefix={run.prefix}", f"--rec-path={records[1]}", "--rect-val"])
+        evaluate_main([f"--prefix={run.output.prefix}", f"--rec-path={records[1]}", "--rect-val"])
 
 
 def test_it_is_exported_and_runs_from_onnx(run, tmp_path):
     folder = tmp_path / "folder"
-    deploy_main([f"--prefix={run.prefix}", f"--output={folder}", "--onnx"])
+    deploy_main([f"--prefix={run.output.prefix}", f"--output={folder}", "--onnx"])
     manifest = MANIFEST_FILE.read(folder / "manifest.json")
     assert (manifest.network, manifest.postprocessing.operator) == (NETWORK, "box_nms of retina")
     rng = np.random.default_rng(3)
     picture = draw(objects_of(rng, len(CLASSES)), rng)
     rows = Detector(folder, engine="mxnet", threshold=0.05).detect(picture)
     assert len(rows) > 0
-    for other in (Detector(folder, engine="onnxruntime", threshold=0.05), Detector(run.prefix, threshold=0.05)):
+    for other in (Detector(folder, engine="onnxruntime", threshold=0.05), Detector(run.output.prefix, threshold=0.05)):
         np.testing.assert_allclose(other.detect(picture), rows, atol=1e-3 * SIDE)
 
 
@@ -165,9 +167,9 @@ def test_a_backbone_is_one_function_and_one_row(run, tmp_path, monkeypatch):
     monkeypatch.setattr(family, "rows", dict(family.rows))
     row = SSDRow(toy_body, ("toy_relu",), ((16, 2, 1),), ((0.2, 0.3), (0.5, 0.6)), ((1.0, 2.0), (1.0, 2.0)))
     registry.register_network(SSD, "toy", ((0, row),))  # ... and one row
-    toy = replace(run, network="toy", retina_side=24.0, prefix=str(tmp_path / "toy"), end_epoch=1)
+    toy = replace_options(run, network="toy", retina_side=24.0, prefix=str(tmp_path / "toy"), end_epoch=1)
     run_training(toy)
-    assert len(Detector(toy.prefix, threshold=0.02).detect(np.zeros((50, 70, 3), np.uint8))) > 0
+    assert len(Detector(toy.output.prefix, threshold=0.02).detect(np.zeros((50, 70, 3), np.uint8))) > 0
     assert "toy" in list_networks()
     assert list_tool.describe("toy", 64).taps == ("toy_relu",)
     with pytest.raises(OptionError, match="--width 0.5: toy does not use it"):

@@ -1,0 +1,109 @@
+"""What can be told of a run's options alone, before mxnet is loaded: what is wrong, and what has no effect."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+from common.errors import CheckpointError, DataError
+from common.files import check_prefix
+from config.augment_options import CENTER, TrainAugment
+from config.groups import validation_kinds
+from config.idle_options import COCO_ALONE, ONE_SIZE, sentences
+from symbol.registry import family_of
+from train.options import TrainOptions, split_stages
+
+AUGMENTATION = tuple(field.name for field in fields(TrainAugment))
+NOT_RESUMED = ("-1", "")
+
+
+def check_early(options: TrainOptions) -> None:
+    """OptionError for an unknown network, stages that cannot be or a prefix without name; DataError or CheckpointError
+    naming a file that is not there."""
+    family_of(options.input.network)
+    split_stages(options)
+    check_prefix(options.output.prefix)
+    if options.start.pretrained:
+        check_prefix(options.start.pretrained, "--pretrained")
+    check_records(options)
+    for flag, path in (("--train-list", options.data.train_list), ("--val-list", options.data.val_list)):
+        if path and not Path(path).is_file():
+            raise DataError(f"{flag} {path}: no such file; make it with tools/im2rec.py")
+    weights = Path(f"{options.start.pretrained}-{options.start.epoch:04d}.params")
+    if options.start.pretrained and not weights.is_file():
+        raise CheckpointError(f"{weights}: no such file; check --pretrained and --epoch")
+
+
+def check_records(options: TrainOptions) -> None:
+    """DataError where a record is missing."""
+    for flag, path in (("--train-path", options.data.train_path), ("--val-path", options.data.val_path)):
+        if (path or flag == "--train-path") and not Path(path).is_file():
+            raise DataError(f"{flag} {path}: no such file; make it with tools/prepare_dataset.py")
+
+
+def idle_options(options: TrainOptions) -> list[str]:
+    """A sentence for each option of a training run that another one keeps from having an effect."""
+    return sentences(options, _idle(options))
+
+
+def _idle(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Groups of options without effect, and why."""
+    yield from _idle_of_schedule(options)
+    yield from _idle_of_start(options)
+    yield from _idle_of_images(options)
+    yield from family_of(options.input.network).without_effect(options.net)
+    if not options.data.val_path:
+        yield ("eval_every", "val_loss", "metrics", "best_metric", "rect_val"), "without --val-path"
+    if validation_kinds(options.validation) == ("coco",):
+        yield ("overlap",), COCO_ALONE
+    if options.output.save_best_only and not options.output.save_every.endswith("i"):
+        yield ("keep",), "with --save-best-only"
+    if not options.output.monitor:
+        yield ("pattern",), "without --monitor"
+
+
+def _idle_of_schedule(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:
+    schedule = f"with --lr-schedule {options.schedule.lr_schedule}"
+    readers = {
+        ("lr_steps",): ("steps",),
+        ("lr_step_epochs",): ("step_epochs",),
+        ("lr_factor",): ("steps", "step_epochs", "plateau"),
+        ("lr_patience",): ("plateau",),
+        ("lr_final",): ("cosine", "cosine_epochs", "plateau"),
+    }
+    yield from (
+        (names, schedule) for names, schedules in readers.items() if options.schedule.lr_schedule not in schedules
+    )
+    if not options.schedule.warmup_epochs:
+        yield ("warmup_factor",), "without --warmup-epochs"
+    if not options.schedule.ema:
+        yield ("ema_ramp",), "without --ema"
+    if not options.schedule.freeze_epochs:
+        yield ("freeze_batch_size", "freeze_lr"), "without --freeze-epochs"
+    if options.schedule.max_iter:
+        yield ("end_epoch",), "with --max-iter"
+    if options.schedule.optimizer not in ("sgd", "nag"):
+        yield ("momentum",), f"with --optimizer {options.schedule.optimizer}"
+
+
+def _idle_of_start(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:
+    """--resume auto without a checkpoint begins as if it were not given: everything may have an effect then."""
+    if options.start.resume not in (*NOT_RESUMED, "auto"):
+        yield ("begin_epoch",), "with --resume"
+        return
+    if options.start.finetune > 0:
+        yield ("begin_epoch",), "with --finetune"
+    if options.start.finetune >= 0:
+        yield ("pretrained", "epoch"), "with --finetune"
+    elif not options.start.pretrained:
+        yield ("epoch",), "without --pretrained"
+
+
+def _idle_of_images(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:
+    if options.data.augment == "none":
+        yield AUGMENTATION, "with --augment none"
+    elif options.augmentation.crop_emit_mode == CENTER:
+        yield ("emit_overlap_thresh",), f"with --crop-emit-mode {CENTER}"
+    if options.input.resize_mode == "force" and not options.validation.rect_val:
+        yield ("fill",), "with --resize-mode force, which draws no borders"
+    if not options.validation.rect_val:
+        yield ("rect_multiple",), ONE_SIZE

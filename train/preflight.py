@@ -1,0 +1,225 @@
+"""Everything that can be found wrong with a run before its first batch; nothing is written here."""
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import CheckpointError, DataError, OptionError
+from config.augment_options import LETTERBOX
+from config.groups import batches_per_update, validation_kinds
+from config.options import replace_options
+from dataset.class_names import read_class_names
+from dataset.sidecar import Sidecar, read_sidecar, verify_sidecar
+from evaluate.eval_metric import ValidationMetric
+from machine.runtime import check_batch_size, contexts, mx
+from model.checkpoint import list_epochs, read_meta
+from model.weights.report import expected_shapes
+from symbol.registry import family_of
+from symbol.symbol_factory import check_any_size, embedded_options
+from train.callbacks import make_monitor
+from train.checks import check_records, idle_options
+from train.options import TrainOptions, network_options
+from train.run_files import changed_options, check_lock
+from train.saving import SavePlan
+from train.schedule import warm_up_of_others
+from train.stages import Stage, make_stages, without_end
+from train.start import Start, find_start, is_resumed
+
+# Arrays of the size of a parameter that an optimizer keeps for it.
+OPTIMIZER_STATES = {"sgd": 1, "nag": 1, "adam": 2, "rmsprop": 1, "adadelta": 2}
+BYTES = 4  # of a float32
+MEGABYTE = 1 << 20
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that has been checked.
+
+    Attributes:
+        options: of all its stages, with the texts of files that the checkpoints will hold.
+        classes: names in the order of the ids.
+        sidecars: of the training record and, if there is one, the validation record; None of a record without.
+        stages: with their symbols, in their order.
+        devices: where it runs.
+        start: where the first stage to train begins, with the weights.
+    """
+
+    options: TrainOptions
+    classes: tuple[str, ...]
+    sidecars: Sequence[Sidecar | None]
+    stages: Sequence[Stage]
+    devices: Sequence[mx.Context]
+    start: Start
+
+
+def preflight(options: TrainOptions) -> Plan:
+    """Checks a run: options, devices, records, network, recipe, disk, prefix and the weights that it starts from.
+
+    Every mistake raises a UserError; what may be meant, but perhaps is not, is logged as a warning.
+    """
+    devices = contexts(options.device.gpus, options.device.cpu, options.device.cpus)
+    options = with_embedded_files(options)
+    sidecars = read_sidecars(options)
+    classes = class_names(options, sidecars[0])
+    stages = make_stages(without_end(options), classes)
+    for stage in stages:
+        check_recipe(stage.options)
+        check_batch_size(stage.options.data.batch_size, devices)
+    if options.validation.rect_val:
+        _check_rectangular(options)
+    make_monitor(options.output.monitor, options.output.pattern)
+    validation_metric(options, classes)
+    for line in idle_options(options):
+        logger.warning(line)
+    check_lock(options.output.prefix)
+    check_disk_space(options, len(classes))
+    start = find_start(stages)
+    told = (*changed_options(options.output.prefix, options), *changed_files(options))
+    for line in (*told, *objects_missing(options, classes, sidecars[0])):
+        logger.warning(line)
+    return Plan(options, classes, sidecars, stages, devices, start)
+
+
+def with_embedded_files(options: TrainOptions) -> TrainOptions:
+    """The options with the texts of their files, which the checkpoints of a resumed run have; others as they are.
+
+    A run without a checkpoint, or whose checkpoints are of another network, reads the files.
+    """
+    given = {name: text for name in _embedded(options) if (text := getattr(options.net, name))}
+    own = (_embedded_before(options) if is_resumed(options) else {}) | given
+    return replace_options(options, **{**own, **embedded_options(options.input.network, own)})
+
+
+def changed_files(options: TrainOptions) -> list[str]:
+    """A line for the file of a resumed run that is no longer the text which the run goes on with."""
+    if not (_embedded(options) and is_resumed(options)):
+        return []
+    try:
+        now = embedded_options(options.input.network, {})
+    except DataError:  # the file has gone
+        return []
+    path = options.input.network.removeprefix(family_of(options.input.network).prefix)
+    is_other = any(getattr(options.net, name) != text for name, text in now.items())
+    return [f"{path} has changed; the run goes on with the text that its checkpoints keep"] if is_other else []
+
+
+def _embedded(options: TrainOptions) -> list[str]:
+    family = family_of(options.input.network)
+    return [name for name in family.embedded if name not in family.unread(options.input.network)]
+
+
+def _embedded_before(options: TrainOptions) -> dict[str, Any]:
+    """The texts in the newest checkpoint that can be read; all of a prefix have the same network. {} without one."""
+    for epoch in reversed(list_epochs(options.output.prefix) if _embedded(options) else []):
+        try:
+            meta = read_meta(options.output.prefix, epoch)
+        except CheckpointError:  # resuming reports it
+            continue
+        if meta.network != options.input.network:
+            return {}
+        found = {name: meta.options.get(name) for name in _embedded(options)}
+        return {name: text for name, text in found.items() if text and isinstance(text, str)}
+    return {}
+
+
+def read_sidecars(options: TrainOptions) -> list[Sidecar | None]:
+    """Sidecars of the training record and, if there is one, the validation record.
+
+    DataError where a record is missing, their classes differ, or one has changed since it was packed.
+    """
+    check_records(options)
+    paths = [path for path in (options.data.train_path, options.data.val_path) if path]
+    sidecars = [read_sidecar(path) for path in paths]
+    train, val = sidecars[0], sidecars[-1]
+    if train and val and train.class_names != val.class_names:
+        raise DataError(
+            f"{options.data.train_path} and {options.data.val_path} hold different classes "
+            f"({', '.join(train.class_names)}; {', '.join(val.class_names)}); pack both with the same --class-names"
+        )
+    for path, sidecar in zip(paths, sidecars, strict=True):
+        if sidecar and options.data.verify_data:
+            verify_sidecar(path, sidecar, hash=True)
+    return sidecars
+
+
+def class_names(options: TrainOptions, sidecar: Sidecar | None) -> tuple[str, ...]:
+    """Classes of the run: those given, else the record's; OptionError where the two disagree or neither is there."""
+    names = read_class_names(options.data.class_names) or (sidecar.class_names if sidecar else ())
+    if not names:
+        names = tuple(f"class{k}" for k in range(options.data.num_class or 0))
+    if not names:
+        raise OptionError(
+            f"{options.data.train_path} has no sidecar that names its classes; give --class-names or --num-class"
+        )
+    if options.data.num_class not in (None, len(names)):
+        raise OptionError(
+            f"--num-class {options.data.num_class}, but there are {len(names)} class names ({', '.join(names)})"
+        )
+    if sidecar and names != sidecar.class_names:
+        raise OptionError(
+            f"--class-names {','.join(names)}, but the classes of {options.data.train_path} are "
+            f"{','.join(sidecar.class_names)}; leave the option out or pack the record with these names"
+        )
+    return names
+
+
+def objects_missing(options: TrainOptions, classes: Sequence[str], sidecar: Sidecar | None) -> list[str]:
+    """A sentence about classes of which the record holds nothing to learn from, if its sidecar's labels are used."""
+    if sidecar is None or options.data.train_list:
+        return []
+    missing = [name for name, count in zip(classes, sidecar.objects_per_class, strict=True) if not count]
+    if not missing:
+        return []
+    which = "any class" if len(missing) == len(classes) else ", ".join(missing)
+    return [f"{options.data.train_path}: holds no object of {which}, which the network therefore cannot learn"]
+
+
+def check_recipe(options: TrainOptions) -> None:
+    """OptionError where options of the recipe do not fit together."""
+    schedule, validation = options.schedule, options.validation
+    batches_per_update(schedule, options.data.batch_size)
+    warm_up_of_others(schedule, updates=1)
+    SavePlan(options, 0)
+    if validation.val_loss and not options.data.val_path:
+        raise OptionError("--val-loss needs a validation; give --val-path or leave the option out")
+    if schedule.lr_schedule == "plateau" and not validation.val_loss:
+        raise OptionError("--lr-schedule plateau follows the validation loss; give --val-loss, too")
+
+
+def _check_rectangular(options: TrainOptions) -> None:
+    """OptionError where --rect-val cannot be: with stretched images, or a network of inputs of one size."""
+    if options.input.resize_mode != LETTERBOX:
+        raise OptionError(f"--rect-val needs --resize-mode {LETTERBOX}; give it, or leave --rect-val out")
+    check_any_size(options.input.network, options.input.data_shape, "--rect-val")
+
+
+def validation_metric(options: TrainOptions, classes: Sequence[str]) -> ValidationMetric:
+    """The metrics of each epoch's validation; OptionError where --best-metric is none of their values."""
+    metric = ValidationMetric(
+        validation_kinds(options.validation), classes, options.validation.overlap, options.validation.use_difficult
+    )
+    names = metric.get()[0]
+    if options.validation.best_metric not in ("", *names):
+        raise OptionError(f"--best-metric {options.validation.best_metric}: the validation gives {', '.join(names)}")
+    return metric
+
+
+def check_disk_space(options: TrainOptions, num_classes: int) -> None:
+    """CheckpointError where the disk of --prefix has less room than one checkpoint takes."""
+    arg, aux = expected_shapes(options.input.network, options.input.data_shape, num_classes, **network_options(options))
+    values = sum(int(np.prod(shape)) for shape in (*arg.values(), *aux.values()))
+    needed = BYTES * values * (1 + OPTIMIZER_STATES[options.schedule.optimizer] + (options.schedule.ema > 0))
+    folder = Path(options.output.prefix).parent
+    usage = shutil.disk_usage(next(one for one in (folder, *folder.absolute().parents) if one.exists()))
+    if usage.free < needed and usage.total:  # /proc and the like have no sizes
+        raise CheckpointError(
+            f"--prefix {options.output.prefix}: a checkpoint takes {needed / MEGABYTE:.0f} MB, but {folder} has "
+            f"{usage.free / MEGABYTE:.0f} MB left; free space or choose another --prefix"
+        )
