@@ -18,7 +18,8 @@ from config.command_line import parse_options
 from config.config import NO_AUGMENT, classic_arguments
 from config.groups import DATA_ENGINES
 from config.options import option
-from dataset.native_iterator import iterator_class
+from dataset.batch_spec import BatchSpec
+from dataset.iterator import open_batches
 from dataset.recordio import RecordReader
 from machine.command import run_command
 from machine.runtime import mx
@@ -75,7 +76,7 @@ def main(argv: list[str]) -> None:
 
 def our_iterator(engine: str, options: BenchmarkOptions, workers: int) -> mx.io.DataIter:
     """A pipeline of this project."""
-    return iterator_class(engine)(
+    spec = BatchSpec(
         options.rec,
         options.batch_size,
         options.data_shape,
@@ -85,6 +86,7 @@ def our_iterator(engine: str, options: BenchmarkOptions, workers: int) -> mx.io.
         shuffle=True,
         workers=workers,
     )
+    return open_batches(spec, engine)
 
 
 def classic_iterator(options: BenchmarkOptions, threads: int) -> mx.io.DataIter:

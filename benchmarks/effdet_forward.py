@@ -17,8 +17,8 @@ from config.command_line import parse_options
 from config.options import option
 from graph.onednn import suit_onednn
 from machine.command import run_command
+from machine.cpu import usable_threads
 from machine.runtime import mx
-from machine.threads import usable_threads
 from symbol.detector.efficientdet import ROWS as EFFDET_NETWORKS
 from symbol.detector.efficientdet import predictions
 from symbol.network_options import EffDetOptions

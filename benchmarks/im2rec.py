@@ -22,8 +22,8 @@ from benchmarks.common import in_turns, median_ratio, print_table, seconds_of, v
 from config.command_line import parse_options
 from config.options import option
 from machine.command import run_command
+from machine.cpu import usable_threads
 from machine.opencv import cv2
-from machine.threads import usable_threads
 
 REQUIRED = 1.5  # times mxnet's images/s
 ROOT = Path(__file__).parents[1]

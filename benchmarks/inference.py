@@ -43,8 +43,8 @@ from config.command_line import parse_options
 from config.options import option
 from engines.engine import AUTO
 from machine.command import run_command
+from machine.cpu import cpu_model
 from machine.opencv import cv2
-from machine.threads import cpu_model
 from tools.make_shapes import draw_image
 
 NETWORK_NAMES = ("ssd_vgg16", "ssd_mobilenet", "yolov3_spp", "efficientdet_d0")

@@ -11,7 +11,7 @@ from detect.detector import Detector, class_thresholds, select
 from detect.statistics import StepStatistics
 from engines.engine import AUTO, ENGINES, MXNET, ONNXRUNTIME, OPENVINO, EngineRequest
 from engines.preprocess import InputWriter, read_image
-from machine.threads import engine_threads
+from machine.cpu import engine_threads
 from model.manifest import ONNX, read_manifest
 
 FLOAT32, BFLOAT16, INT8 = PRECISIONS = ("float32", "bfloat16", "int8")

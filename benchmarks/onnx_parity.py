@@ -15,8 +15,8 @@ from benchmarks.common import machine, print_table
 from common.errors import OptionError
 from config.command_line import parse_options
 from config.options import option
-from machine import threads
 from machine.command import run_command
+from machine.cpu import configure_threads, engine_threads
 
 if TYPE_CHECKING:
     from model.folder import Model
@@ -39,7 +39,7 @@ class ParityOptions:
 def main(argv: list[str]) -> None:
     """Exports the model, runs it everywhere and prints how the detections differ."""
     options = parse_options(ParityOptions, argv, "ONNX beside MXNet")
-    threads.configure()
+    configure_threads()
     from deploy.onnx_files import TOLERANCE, compare, onnx_files, total
     from model.folder import inference_model, load_model
     from model.manifest import ONNX, UINT8_NHWC
@@ -120,7 +120,7 @@ def onnxruntime_run(content: bytes, _batch: int) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads.engine_threads()
+    options.intra_op_num_threads = engine_threads()
     session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
     return lambda data: session.run(["det"], {"data": data})[0]
 
@@ -132,7 +132,7 @@ def openvino_run(content: bytes, batch: int) -> Run:
     core = openvino.Core()
     model = core.read_model(io.BytesIO(content))
     model.reshape({0: [batch, *list(model.inputs[0].get_partial_shape())[1:]]})
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads.engine_threads()}
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": engine_threads()}
     compiled = core.compile_model(model, "CPU", settings)
     return lambda data: compiled({"data": data})["det"]
 

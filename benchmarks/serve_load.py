@@ -23,8 +23,8 @@ from benchmarks.common import machine, print_table
 from common.errors import DataError
 from config.command_line import parse_options
 from config.options import option
-from machine import threads
 from machine.command import run_command
+from machine.cpu import configure_threads
 
 HOST = "127.0.0.1"
 WARM_UP = 10  # images
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     photos = [Path(path).read_bytes() for path in sorted(glob.glob(options.images, recursive=True))]
     if not photos:
         raise DataError(f"--images {options.images!r}: no such files; give a glob of image files")
-    threads.configure()
+    configure_threads()
     found: dict[int, list[Measurement]] = {clients: [] for clients in (0, *options.clients)}
     with service(options) as (port, log):
         loop = detector_loop(options, photos)

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import Seconds, in_turns, machine, median_ratio, print_table, seconds_of, verdict
+from common.sizes import input_size
 from config.command_line import parse_options
 from config.options import option
 from machine.command import run_command
+from machine.cpu import usable_threads
 from machine.runtime import mx
-from machine.threads import usable_threads
-from symbol.symbol_factory import get_assigner, get_symbol_train, input_size
+from symbol.symbol_factory import get_assigner, get_symbol_train
 from train.stages import without_det
 
 REQUIRED = 0.15  # matching, mining and losses, of the step with constant targets

@@ -30,20 +30,22 @@ from typing import Any
 
 from benchmarks.common import Seconds, machine, median_ratio, print_table, verdict
 from common.errors import OptionError
+from common.sizes import input_size
 from config.augment_options import TrainAugment
 from config.command_line import parse_options
 from config.options import option
-from dataset.iterator import DetRecordIter
+from dataset.batch_spec import BatchSpec
+from dataset.iterator import RecordIter, open_batches
 from machine.command import run_command
+from machine.cpu import usable_threads
 from machine.runtime import mx
-from machine.threads import usable_threads
 from symbol.darknet_sections import with_classes, with_width
 from symbol.detector.efficientdet import EfficientDet
 from symbol.detector.ssd import anchor_layers
 from symbol.detector.yolo import YOLOv3
 from symbol.detector.yolo import find_row as find_yolo_row
 from symbol.registry import family_of
-from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, input_size, label_names
+from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, label_names
 from train.callbacks import FiniteGuard, Progress
 from train.metric import make_metric
 from train.module import DetectionModule
@@ -198,10 +200,10 @@ class Rounds:
         self.seconds.setdefault(name, []).append(seconds)
 
 
-def make_iterator(options: TrainStepOptions) -> DetRecordIter:
+def make_iterator(options: TrainStepOptions) -> RecordIter:
     """The training iterator of train.py."""
     setting = SETTINGS[options.network]
-    return DetRecordIter(
+    spec = BatchSpec(
         options.rec,
         setting.batch_size,
         setting.size,
@@ -212,6 +214,7 @@ def make_iterator(options: TrainStepOptions) -> DetRecordIter:
         seed=1,
         workers=options.workers,
     )
+    return open_batches(spec)
 
 
 def make_module(options: TrainStepOptions, num_classes: int) -> DetectionModule:
@@ -224,7 +227,7 @@ def make_module(options: TrainStepOptions, num_classes: int) -> DetectionModule:
     )
 
 
-def train(options: TrainStepOptions, iterator: DetRecordIter, peer: TorchPeer | None) -> dict[str, Seconds]:
+def train(options: TrainStepOptions, iterator: RecordIter, peer: TorchPeer | None) -> dict[str, Seconds]:
     """Runs fit with all measurements in it; returns seconds of a step by name."""
     module = make_module(options, iterator.num_classes)
     rounds = Rounds(module, iterator.next(), options)

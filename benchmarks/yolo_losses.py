@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.common import Seconds, in_turns, machine, median_ratio, print_table, seconds_of
 from benchmarks.targets import make_step
+from common.sizes import input_size
 from config.command_line import parse_options
 from config.options import option
 from machine.command import run_command
@@ -24,7 +25,7 @@ from machine.runtime import mx
 from symbol.detector import yolo
 from symbol.detector.yolo import find_row as find_yolo_row
 from symbol.network_options import YOLOOptions
-from symbol.symbol_factory import get_assigner, get_symbol_train, input_size
+from symbol.symbol_factory import get_assigner, get_symbol_train
 from train.stages import without_det
 
 LOSSES, NO_LOSS, ASSIGNER = "losses", "no loss", "assigner"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from boxes.overlap import wh_iou
+from boxes.geometry import wh_iou
 
 MUTATED = 0.9  # probability that a parameter changes in a mutation, and by which factor: exp(normal * SPREAD);
 SPREAD = 0.1  # both as in kmean_anchors of ultralytics/yolov3 (utils/autoanchor.py)

@@ -1,12 +1,16 @@
-"""Anchors (priors, default boxes): those of MultiBoxPrior and those of ssd.pytorch's PriorBox."""
+"""Anchors (priors, default boxes) of MultiBoxPrior and of ssd.pytorch's PriorBox, and the offsets of boxes from them.
 
-from collections.abc import Mapping
+Offsets as in SSD, section 2.2, with variances as in Caffe SSD.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from boxes.geometry import centres_to_corners, clip_to_unit, corners_to_centres
+from common.sizes import Size
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class AnchorLayer:
         return len(self.sizes) + len(self.ratios) - 1
 
 
-def multibox_prior(feature_shape: tuple[int, int], layer: AnchorLayer) -> np.ndarray:
+def multibox_prior(feature_shape: Size, layer: AnchorLayer) -> np.ndarray:
     """Corner anchors (h * w * per_cell, 4) float32, as mx.nd.contrib.MultiBoxPrior gives them.
 
     Rows y, columns x, then in each cell all sizes with ratios[0] and sizes[0] with the other ratios. The widths are
@@ -61,7 +65,7 @@ def multibox_prior(feature_shape: tuple[int, int], layer: AnchorLayer) -> np.nda
     return centres_to_corners(clip_to_unit(corners_to_centres(anchors))) if layer.clip_centres else anchors
 
 
-def cell_centres(feature_shape: tuple[int, int], layer: AnchorLayer) -> tuple[np.ndarray, np.ndarray]:
+def cell_centres(feature_shape: Size, layer: AnchorLayer) -> tuple[np.ndarray, np.ndarray]:
     """Normalised y (h,) and x (w,) of the centres of a map's cells, float32 as in MultiBoxPrior."""
     places = zip(feature_shape, layer.step, layer.offset, strict=True)
     centre_y, centre_x = (_centres(*place) for place in places)
@@ -102,10 +106,44 @@ def _centres(cells: int, step: float, offset: float) -> np.ndarray:
     return (np.arange(cells, dtype=np.float32) + np.float32(offset)) * pitch
 
 
-def _half_sizes(feature_shape: tuple[int, int], layer: AnchorLayer) -> tuple[np.ndarray, np.ndarray]:
+def _half_sizes(feature_shape: Size, layer: AnchorLayer) -> tuple[np.ndarray, np.ndarray]:
     """Half widths and half heights (per_cell,) float32 of the anchors of a cell."""
     height, width = feature_shape
     sizes = np.array(layer.sizes + layer.sizes[:1] * (len(layer.ratios) - 1), np.float32)
     ratios = np.array(layer.ratios[:1] * len(layer.sizes) + layer.ratios[1:], np.float32)
     roots = np.sqrt(ratios)
     return sizes * np.float32(height) / np.float32(width) * roots / 2, sizes / roots / 2
+
+
+def expand_variances(variances: Sequence[float], dtype: np.dtype | type = np.float32) -> np.ndarray:
+    """(4,) variances of cx, cy, w, h from 2 numbers (centre, size) or 4.
+
+    Raises:
+        ValueError: another count, or a number that is not positive.
+    """
+    if len(variances) not in (2, 4) or min(variances) <= 0:
+        raise ValueError(f"variances are 2 or 4 positive numbers, not {variances}")
+    return np.repeat(np.asarray(variances, dtype), 4 // len(variances))
+
+
+def encode(boxes: np.ndarray, anchors: np.ndarray, variances: Sequence[float]) -> np.ndarray:
+    """Offsets (n, 4) that take each anchor to its box: ((gx-ax)/aw, (gy-ay)/ah, ln(gw/aw), ln(gh/ah)) / variances.
+
+    Args:
+        boxes: (n, 4) corners, one per anchor; a box without width or height gives -inf, callers drop such objects.
+        anchors: (n, 4) centre form, sizes > 0.
+        variances: 2 or 4 numbers.
+    """
+    boxes = corners_to_centres(boxes)
+    with np.errstate(divide="ignore"):
+        size = np.log(boxes[:, 2:] / anchors[:, 2:])
+    centre = (boxes[:, :2] - anchors[:, :2]) / anchors[:, 2:]
+    return np.concatenate([centre, size], axis=1) / expand_variances(variances, size.dtype)
+
+
+def decode(offsets: np.ndarray, anchors: np.ndarray, variances: Sequence[float]) -> np.ndarray:
+    """Corner boxes (..., 4) from offsets (..., 4) and centre-form anchors (..., 4): inverse of encode; not clipped."""
+    scaled = offsets * expand_variances(variances, offsets.dtype)
+    half = anchors[..., 2:] * np.exp(scaled[..., 2:]) / 2
+    centre = anchors[..., :2] + scaled[..., :2] * anchors[..., 2:]
+    return np.concatenate([centre - half, centre + half], axis=-1)

@@ -7,11 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
-from boxes.anchors import AnchorLayer, multibox_prior
-from boxes.coders import encode
+from boxes.anchors import AnchorLayer, encode, multibox_prior
 from boxes.geometry import corners_to_centres, has_area, iou
+from common.sizes import Size
 
-Size = tuple[int, int]
 CACHED_GRIDS = 64  # input sizes whose anchors a process keeps
 
 

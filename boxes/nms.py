@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from boxes.coders import decode
+from boxes.anchors import decode
 from boxes.geometry import clip_to_unit, corners_to_centres, iou
 
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from boxes.assigners import AssignerError
-from boxes.geometry import corners_to_centres, has_area
-from boxes.overlap import wh_iou
+from boxes.geometry import corners_to_centres, has_area, wh_iou
+from common.sizes import Size
 
 Anchors = tuple[tuple[float, float], ...]
 
@@ -54,7 +54,7 @@ class YOLOAssigner:
     iou_threshold: float = 0.2
     max_targets: int = 300
 
-    def __call__(self, objects: np.ndarray, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    def __call__(self, objects: np.ndarray, size: Size) -> dict[str, np.ndarray]:
         """Targets of an image of input size (H, W) with objects (n, 6); objects without area are left out.
 
         Returns:
@@ -82,7 +82,7 @@ class YOLOAssigner:
         """The same with room for images of `count` objects, whatever their sizes."""
         return replace(self, max_targets=max(1, count * max(map(len, self.anchors))))
 
-    def positives(self, objects: np.ndarray, size: tuple[int, int], level: int) -> Positives:
+    def positives(self, objects: np.ndarray, size: Size, level: int) -> Positives:
         """The positives of objects (n, 6) on one map of an input of (H, W), both multiples of the stride."""
         stride = self.strides[level]
         cells = np.array([size[1] // stride, size[0] // stride])  # along x, y
@@ -99,12 +99,12 @@ class YOLOAssigner:
         owns = _last_of_each((anchor * cells[1] + row) * cells[0] + column)
         return Positives(anchor, row, column, boxes, sizes[anchor], objects[owner, 0], owns)
 
-    def shapes(self, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    def shapes(self, size: Size) -> dict[str, tuple[int, ...]]:
         """Shapes of the arrays for one image, the same for every input size."""
         maps = len(self.anchors)
         return {"yolo_target": (maps, self.max_targets, len(COLUMNS)), "image_mask": (1,), "normaliser": (maps + 1,)}
 
-    def ignored(self, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    def ignored(self, size: Size) -> dict[str, np.ndarray]:
         """Arrays of a padding row: no positives, and image_mask 0 takes its cells out of the objectness too."""
         arrays = {name: np.zeros(shape, np.float32) for name, shape in self.shapes(size).items()}
         arrays["yolo_target"][:] = UNUSED_ROW

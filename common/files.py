@@ -1,11 +1,19 @@
-"""Files that appear under their final name only when they are complete: temporary name, fsync, rename."""
+"""Files: written whole or not at all, checked for whether they can be written, read as text, and their checksums.
+
+A file appears under its final name only when it is complete: temporary name, fsync, rename.
+"""
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from common.errors import DataError, OptionError
+
+MAX_TEXT_BYTES = 64 << 20
+_HASH_CHUNK = 1 << 20
 _BUFFER = 1 << 20  # bytes; records come in pieces, and a call of the system for each would cost more than the bytes
 
 
@@ -103,3 +111,50 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def check_output_file(flag: str, path: str, make_folders: bool = False) -> None:
+    """OptionError unless the file `path` of the option `flag` can be written.
+
+    make_folders: the command makes folders that are missing; otherwise a missing folder is refused.
+    """
+    file = Path(path)
+    folders = [file.parent, *file.parent.parents]
+    folder = next((one for one in folders if one.exists()), file.parent) if make_folders else file.parent
+    if file.is_dir():
+        raise OptionError(f"{flag} {path}: a folder of that name is there; name a file")
+    if not folder.exists():
+        raise OptionError(f"{flag} {path}: there is no folder {folder}; make it first")
+    if not folder.is_dir():
+        raise OptionError(f"{flag} {path}: {folder} is a file; choose another folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OptionError(f"{flag} {path}: no file can be written in {folder}; choose another folder")
+
+
+def check_prefix(prefix: str, flag: str = "--prefix") -> None:
+    """OptionError for a prefix whose last part is empty, as a folder's with a slash at the end."""
+    if not os.path.basename(prefix):
+        raise OptionError(f"{flag} {prefix}: its files would have no name; add one, as in {prefix}model")
+
+
+def text_lines(path: Path, limit: int = MAX_TEXT_BYTES) -> list[str]:
+    """The lines of a text file; DataError for one that is not there, larger than `limit` or no UTF-8."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise DataError(f"{path}: larger than {limit} bytes, this is not the text that it should be")
+        return content.decode("utf-8-sig").split("\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not text in UTF-8") from error
+
+
+def file_sha256(path: str | Path) -> str:
+    """The sha256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

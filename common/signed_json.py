@@ -1,11 +1,13 @@
-"""JSON files that tell damage: a format number, the fields of a dataclass, and a digest of both.
+"""JSON files that show damage: a format number, the fields of a dataclass, and a digest of both.
 
 The digest is the sha256 of everything else in the file as JSON of one form (`content_digest`): whatever changes a value
 or a name, such as one flipped bit, is found before the value is used. Files of format 1 were written before there were
-digests; they are read with what that version took for granted, and told.
+digests; they are read with what that version took for granted, and a warning.
 
 A later key is a field with a default that means what was done before it: files without the key stay readable, and
 versions without the field refuse the key by its name.
+
+Values are checked against the dataclass's type hints (`typed`).
 """
 
 import dataclasses
@@ -14,11 +16,12 @@ import json
 import logging
 import os
 import re
+import sys
+import types
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-
-from common.typed_json import STRICT, Rules, parse_json, typed
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -29,7 +32,84 @@ UNSIGNED = 1  # the format of files without digest, where they have a number
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T", bound="DataclassInstance")
-_told: set[str] = set()  # files of format 1
+_reported: set[str] = set()  # files of format 1
+
+
+def parse_json(text: str, *, infinite: bool = False) -> Any:
+    """The value of a JSON text; ValueError for what is none, or nested too deeply.
+
+    infinite: whether NaN and Infinity are allowed, which Python writes although JSON has none.
+    """
+    try:
+        return json.loads(text, parse_constant=None if infinite else _no_constant)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not allowed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Which fields of dataclasses may be missing, and what becomes of unknown ones.
+
+    Attributes:
+        needed: fields that must be there although they have a default; those without one always must.
+        ignores_unknown: whether unknown fields are passed over; otherwise they are refused.
+    """
+
+    needed: frozenset[str] = frozenset()
+    ignores_unknown: bool = False
+
+
+STRICT = Rules()
+
+
+def typed(kind: Any, value: Any, where: str, rules: Rules = STRICT) -> Any:
+    """value, out of JSON, as an instance of `kind`: a dataclass, tuple[X, ...], dict[str, X], X | None, scalar or Any.
+
+    rules: those of the dataclasses' fields. ValueError names the value by its path, which begins with `where`.
+    """
+    arguments = typing.get_args(kind)
+    if kind is Any:
+        return value
+    if typing.get_origin(kind) is types.UnionType:  # X | None
+        return None if value is None else typed(arguments[0], value, where, rules)
+    if typing.get_origin(kind) is tuple:
+        _require(value, list, where)
+        return tuple(typed(arguments[0], item, where, rules) for item in value)
+    if typing.get_origin(kind) is dict:
+        _require(value, dict, where)
+        return {name: typed(arguments[1], item, f"{where}.{name:.50}", rules) for name, item in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return _instance(kind, value, where, rules)
+    _require(value, kind, where)
+    return kind(value)
+
+
+def _instance(kind: Any, value: Any, where: str, rules: Rules) -> Any:
+    _require(value, dict, where)
+    fields, hints = {field.name: field for field in dataclasses.fields(kind)}, typing.get_type_hints(kind)
+    missing = next((name for name in fields if name not in value and _is_needed(fields[name], rules)), None)
+    if missing:
+        raise ValueError(f"{missing} is missing in {where}")
+    unknown = next((name for name in value if name not in fields), None)
+    if unknown is not None and not rules.ignores_unknown:
+        raise ValueError(f"{where} has the unknown key {unknown!r:.50}, written by a later version, or edited")
+    return kind(**{name: typed(hints[name], value[name], f"{where}.{name}", rules) for name in fields if name in value})
+
+
+def _is_needed(field: dataclasses.Field[Any], rules: Rules) -> bool:
+    has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+    return not has_default or field.name in rules.needed
+
+
+def _require(value: Any, kind: type, where: str) -> None:
+    """ValueError unless value, out of JSON, has this type; whole numbers are numbers, booleans and infinity are not."""
+    allowed = (int, float) if kind is float else (kind,)
+    if type(value) not in allowed or (kind is float and not abs(value) <= sys.float_info.max):
+        raise ValueError(f"{where} is not of type {kind.__name__}: {value!r:.50}")
 
 
 @dataclass(frozen=True)
@@ -71,14 +151,14 @@ class SignedKind(Generic[T]):
     def from_json(self, text: str, origin: str | Path) -> T:
         """The content of the text of the file `origin`; ValueError says what is wrong with it.
 
-        A file of format 1 is told in one line of the log, the first time that this process reads it.
+        A file of format 1 is reported in one line of the log, the first time that this process reads it.
         """
         values = self._parse(text)
         if not is_unsigned(values):
             _check_digest(values)
             return self._check(values, STRICT)
         value = self._check(values, Rules(self.always, ignores_unknown=True))
-        _tell(os.path.abspath(origin))
+        _report_unsigned(os.path.abspath(origin))
         return value
 
     def from_edited(self, text: str) -> T:
@@ -134,8 +214,8 @@ def _check_digest(values: dict[str, Any]) -> None:
     raise ValueError(f"its digest {what}: if it was edited on purpose, sign it with {SIGN}")
 
 
-def _tell(path: str) -> None:
+def _report_unsigned(path: str) -> None:
     """Logs, once for each file, that damage to it goes unnoticed."""
-    if path not in _told:
-        _told.add(path)
-        logger.warning("%s: of an earlier version, without a digest that would tell damage; %s adds one", path, SIGN)
+    if path not in _reported:
+        _reported.add(path)
+        logger.warning("%s: of an earlier version, without a digest that would show damage; %s adds one", path, SIGN)

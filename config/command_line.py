@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from common.errors import OptionError
-from config.options import CLASSIC, TRUTH, base_type, build, check_values, fields_of, flag_of, from_mapping, suggestion
+from common.errors import OptionError, did_you_mean
+from config.options import CLASSIC, TRUTH, base_type, build, check_values, fields_of, flag_of, from_mapping
 from config.preset import preset_names, read_preset
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ class _Parser(argparse.ArgumentParser):
         if not word.startswith("-"):
             self.error(f"unexpected argument {word!r}")
         known = [flag for action in self._actions for flag in action.option_strings]
-        self.error(f"unknown option {word}{suggestion(word.split('=')[0], known)}")
+        self.error(f"unknown option {word}{did_you_mean(word.split('=')[0], known)}")
 
 
 class _Texts(typing.NamedTuple):

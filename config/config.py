@@ -6,16 +6,15 @@
 The names are those of mx.io.ImageDetRecordIter, which ignores a misspelt name; here it is refused.
 """
 
-import difflib
 from collections import UserDict
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
-from common.errors import OptionError
+from common.errors import OptionError, did_you_mean
 from config.augment_options import TrainAugment
 from config.options import from_mapping, option
-from machine.threads import usable_threads
+from machine.cpu import usable_threads
 
 NUM_CROP_SAMPLER = "num_crop_sampler"
 LINEAR = 1
@@ -144,5 +143,4 @@ def _default(field: Any) -> Any:
 
 
 def _suggestion(name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else f"; its names: {', '.join(known)}"
+    return did_you_mean(name, known) or f"; its names: {', '.join(known)}"

@@ -8,7 +8,6 @@ name of the same option.
 """
 
 import dataclasses
-import difflib
 import logging
 import math
 import re
@@ -19,7 +18,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from common.errors import OptionError
+from common.errors import OptionError, did_you_mean
 
 T = TypeVar("T", bound=Any)
 CLASSIC = "classic, checked or without effect"  # the group that --help-all shows last
@@ -190,12 +189,6 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
     return cls(**groups, **left)
 
 
-def suggestion(word: str, known: typing.Iterable[str]) -> str:
-    """` (did you mean X?)` for a word that is nearly one of those known, else ""."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
 def base_type(field: dataclasses.Field) -> Any:
     """The annotation without `| None`: bool, int, float, str or tuple[X, ...]."""
     kind: Any = field.type
@@ -230,7 +223,7 @@ def check_values(cls: type, values: dict[str, Any], origin: str) -> dict[str, An
     own = {alias: name for name, field in fields.items() for alias in (*field.metadata["aliases"], name)}
     for name in values:
         if name not in own:
-            raise OptionError(f"unknown option {name!r}{where}{suggestion(name, fields)}")
+            raise OptionError(f"unknown option {name!r}{where}{did_you_mean(name, fields)}")
     return {own[name]: _check(fields[own[name]], value, where) for name, value in values.items()}
 
 

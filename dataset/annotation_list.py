@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import DataError
-from common.files import write_atomically
-from dataset.darknet_data import find_file, names_in, numbered, report_renamed, text_lines
+from common.files import text_lines, write_atomically
+from dataset.darknet_data import find_file, names_in_folder, numbered_names, report_renamed
 from dataset.imdb import AnnotatedImage
 from dataset.labels import OBJECT_WIDTH
 
@@ -28,10 +28,10 @@ class AnnotationList:
 
         Relative paths are those from the list's folder or from its parent. class_names None takes the one `*.names`
         or `classes.txt` beside the list, else class0, class1, ... DataError names file and line: an image that is
-        missing or stands there twice, an object that is not five numbers, a class without name.
+        missing or is listed twice, an object that is not five numbers, a class without name.
         """
         source = Path(path)
-        own_names = names_in(source.parent)
+        own_names = names_in_folder(source.parent)
         report_renamed(source, class_names, own_names)
         names = tuple(class_names) if class_names else own_names
         self.images: list[AnnotatedImage] = []
@@ -43,7 +43,7 @@ class AnnotationList:
                 continue
             image = find_file(words[0], source.parent, where)
             if seen.setdefault(image, number) != number:
-                raise DataError(f"{where}: {words[0]!r:.200} stands in line {seen[image]} already; join the two lines")
+                raise DataError(f"{where}: {words[0]!r:.200} is already in line {seen[image]}; join the two lines")
             rows = _objects(words[1:], len(names) if names else None, where)
             highest = max([highest, *rows[:, 4].astype(int)])
             name = image.relative_to(source.parent) if image.is_relative_to(source.parent) else image
@@ -51,7 +51,7 @@ class AnnotationList:
             self.images.append(AnnotatedImage(name.as_posix(), image, objects, None, dropped))
         if not self.images:
             raise DataError(f"{source} lists no images")
-        self.class_names = names or numbered(highest + 1)
+        self.class_names = names or numbered_names(highest + 1)
         self.dropped = [line for one in self.images for line in one.dropped]
         self.sources = [source, source.with_name("classes.txt")]  # files that were read
 

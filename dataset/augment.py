@@ -4,6 +4,8 @@ The recipe is that of the classic ImageDetRecordIter (det_aug_default): colours,
 everything that moves pixels is chosen first and drawn in one go (dataset/transforms.py), and the mirror comes last,
 which gives the same distribution since canvas and crop do not prefer a side. Two details differ on purpose: hue wraps
 around (the classic code clips it at red), and colours shift at the lower resolution of the resize.
+
+Mosaics are those of load_mosaic, affine maps those of random_affine (ultralytics/yolov3, utils/datasets.py).
 """
 
 from collections.abc import Sequence
@@ -11,23 +13,25 @@ from collections.abc import Sequence
 import numpy as np
 
 from boxes.geometry import area, intersection
+from common.sizes import Size
 from config.augment_options import OVERLAP, RANDOM_INTERPOLATION, TrainAugment
-from dataset.affine import choose_matrix, map_objects, warp
 from dataset.letterbox import Frame, Resize
-from dataset.mosaic import Tile, compose
 from dataset.transforms import (
     WHOLE,
     ColourShift,
-    Size,
     draw,
     geometry,
     map_boxes,
+    map_objects,
     mirror_objects,
     mirror_pixels,
     place,
+    resize,
     scale_hsv,
     shape_of,
     shift_colours,
+    translation,
+    warp,
 )
 
 MIN_PAD_SCALE = 1.05  # det_aug_default does not pad for less
@@ -37,6 +41,11 @@ INTERPOLATIONS = 5
 STRETCHED = Resize()
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
+TILES = 4
+# Of each tile: where it lies, above (1) or below (0) the centre, and left (1) or right (0) of it.
+SIDES = ((1, 1), (1, 0), (0, 1), (0, 0))
+
+Tile = tuple[np.ndarray, np.ndarray]  # image (h, w, 3) uint8, objects (n, 6) normalised to it
 
 
 def resize_only(image: np.ndarray, objects: np.ndarray, size: Size, resize: Resize = STRETCHED) -> Sample:
@@ -68,8 +77,8 @@ def augment(
 
     Returns:
         The pixels (H, W, 3) uint8 BGR; the objects (k, 6), k <= n, normalised to and clipped at the input: those that
-        the crop keeps and whose sides are at least MIN_SIDE, and that dataset.affine.map_objects keeps; the geometry
-        (6,) of dataset.transforms.geometry, NaN for scale and offset after an affine map.
+        the crop keeps and whose sides are at least MIN_SIDE, and that map_objects of dataset.transforms keeps; the
+        geometry (6,) of dataset.transforms.geometry, NaN for scale and offset after an affine map.
     """
     pixels, found, view = _classic_view(image, objects, size, options, rng, resize)
     if options.affine:
@@ -84,7 +93,7 @@ def augment_mosaic(
 ) -> Sample:
     """A random mosaic of four images; as augment(), with (image, objects) of each tile, the sample's own one first.
 
-    The canvas of dataset.mosaic.compose is twice as large as the input, which shows its middle, moved by the affine
+    The canvas of compose() is twice as large as the input, which shows its middle, moved by the affine
     map. Mirror and colours are those of the classic part.
     """
     canvas, objects = compose(tiles, size, options.fill_value, _interpolation(options, rng), rng, resize)
@@ -148,6 +157,24 @@ def _framed(objects: np.ndarray, frame: Frame) -> np.ndarray:
 def _large(objects: np.ndarray) -> np.ndarray:
     """(n,): is it large enough to be seen?"""
     return (objects[:, 3:5] - objects[:, 1:3] >= MIN_SIDE).all(axis=1)
+
+
+def choose_matrix(source: Size, size: Size, options: TrainAugment, rng: np.random.Generator) -> np.ndarray:
+    """The matrix (3, 3) from an image (h, w) to an input (H, W): the centre goes to the centre, then it is shifted.
+
+    Without a random part it moves by whole pixels.
+    """
+    to_centre = translation(*(-(side // 2) for side in source[::-1]))
+    from_centre = translation(*(side // 2 for side in size[::-1]))
+    if not options.affine:
+        return from_centre @ to_centre
+    angle, scale, *skew = rng.uniform(-1, 1, 4) * (options.degrees, options.scale, options.shear, options.shear)
+    shift = rng.uniform(-1, 1, 2) * options.translate * size[::-1]
+    cosine, sine = (1 + scale) * np.cos(np.radians(angle)), (1 + scale) * np.sin(np.radians(angle))
+    rotation = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
+    slope_x, slope_y = np.tan(np.radians(skew))
+    shear = np.array([[1, slope_x, 0], [slope_y, 1, 0], [0, 0, 1]])
+    return from_centre @ translation(*shift) @ shear @ rotation @ to_centre
 
 
 def choose_colours(options: TrainAugment, rng: np.random.Generator) -> ColourShift:
@@ -257,3 +284,37 @@ def _emitted(crops: np.ndarray, boxes: np.ndarray, common: np.ndarray, options: 
         return common > options.emit_overlap_thresh * area(boxes)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     return ((centres >= crops[:, None, :2]) & (centres < crops[:, None, 2:])).all(axis=2)
+
+
+def compose(
+    tiles: Sequence[Tile], size: Size, fill: int, interpolation: int, rng: np.random.Generator, mode: Resize
+) -> Tile:
+    """The canvas (2 H, 2 W, 3) of an input (H, W) with four images around a point in its middle, and all objects.
+
+    Each image is resized as the input's mode has it, without borders, and touches the point with a corner; what does
+    not fit on the canvas is cut off, and what no image covers has the colour `fill`. The boxes are normalised to the
+    canvas and may reach beyond it.
+    """
+    shape = (2 * size[0], 2 * size[1])
+    canvas = np.full((*shape, 3), fill, np.uint8)
+    centre = (np.array(size) * rng.uniform(0.5, 1.5, 2)).astype(np.int64)  # y, x
+    placed = []
+    for (image, objects), side in zip(tiles, SIDES, strict=True):
+        inner = mode.frame(shape_of(image), size).inner
+        corner = centre - np.array(side) * inner
+        _paste(canvas, resize(image, inner, interpolation), *corner.tolist())
+        placed.append(_place_objects(objects, inner, corner, shape))
+    return canvas, np.concatenate(placed)
+
+
+def _paste(canvas: np.ndarray, image: np.ndarray, y: int, x: int) -> None:
+    """Copies the part of an image that lies on the canvas if its upper left corner is at (y, x)."""
+    top, left = max(y, 0), max(x, 0)
+    visible = image[top - y : canvas.shape[0] - y, left - x : canvas.shape[1] - x]
+    canvas[top : top + visible.shape[0], left : left + visible.shape[1]] = visible
+
+
+def _place_objects(objects: np.ndarray, inner: Size, corner: np.ndarray, canvas: Size) -> np.ndarray:
+    """Objects (n, 6) of an image of size `inner` at `corner` (y, x), float64 normalised to the canvas (h, w)."""
+    scale, offset, unit = (np.tile(pair[::-1], 2) for pair in (inner, corner, canvas))
+    return np.concatenate([objects[:, :1], (objects[:, 1:5] * scale + offset) / unit, objects[:, 5:]], axis=1)

@@ -6,7 +6,6 @@ Category ids, which have gaps, become class ids from 0 in the order of the categ
 Segmentations and areas are not kept.
 """
 
-import difflib
 import json
 import logging
 import re
@@ -18,7 +17,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from common.errors import DataError
+from common.errors import DataError, did_you_mean
+from common.sizes import Size
 from dataset.imdb import AnnotatedImage, require_inside
 
 DEFAULT_SETS = ("train2017",)
@@ -41,7 +41,7 @@ class Image:
 
     id: int
     file_name: str
-    size: tuple[int, int] | None
+    size: Size | None
 
 
 @dataclass(frozen=True)
@@ -254,8 +254,7 @@ def _class_ids(
     names = [categories[category] for category in used.tolist()]
     for name in names:
         if name not in class_names:
-            close = difflib.get_close_matches(name, class_names, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
+            hint = did_you_mean(name, class_names)
             raise DataError(
                 f"{path}: category {name!r} is not among the {len(class_names)} class names{hint}; "
                 "add it to --class-names, or leave its objects out with --only-class-names"

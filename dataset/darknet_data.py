@@ -19,12 +19,12 @@ from typing import NamedTuple
 import numpy as np
 
 from common.errors import DataError
-from common.files import write_atomically
+from common.files import text_lines, write_atomically
+from common.sizes import Size
 from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES, image_header
 from dataset.imdb import AnnotatedImage
 from dataset.labels import OBJECT_WIDTH, TOLERANCE
 
-MAX_TEXT_BYTES = 64 << 20
 MAX_LABEL_BYTES = 4 << 20
 HEADER_BYTES = 1 << 20  # of an image, enough for its size; else all of it is read
 LABEL_COLUMNS = 5
@@ -53,7 +53,7 @@ def read_names(path: str | Path) -> tuple[str, ...]:
     if not names:
         raise DataError(f"{path}: has no class names; write one on each line")
     if repeated:
-        raise DataError(f"{path}: {repeated[0]!r} stands there twice; rename one of them, ids count the lines")
+        raise DataError(f"{path}: {repeated[0]!r} is listed twice; rename one of them, ids count the lines")
     return names
 
 
@@ -130,7 +130,7 @@ class YoloFolder:
         _report_unlabelled(paths)
         rows = [_read_labels(path, len(names) if names else None) for path in paths]
         highest = max((int(objects[:, 0].max()) for objects in rows if len(objects)), default=0)
-        self.class_names = names or numbered(highest + 1)
+        self.class_names = names or numbered_names(highest + 1)
         self.images = [self._image(path, objects) for path, objects in zip(paths, rows, strict=True)]
         self.dropped = [line for image in self.images for line in image.dropped]
         self.sources = [*files, *(label_path(path) for path in paths)]  # files that were read
@@ -162,12 +162,12 @@ def label_path(image: Path) -> Path:
 def _listed(source: Path, sets: Sequence[str]) -> Listing:
     """What a folder, a .data file or a list names."""
     if source.is_dir():
-        return Listing(_in_folder(source, sets), source, names_in(source), [source / CLASSES])
+        return Listing(_in_folder(source, sets), source, names_in_folder(source), [source / CLASSES])
     if source.suffix == ".data":
         return _of_data(source, sets)
     if sets:
         raise DataError(f"{source} is one list of images: --set is for a folder or a .data file")
-    return Listing(_in_list(source), source.parent, names_in(source.parent), [source, source.with_name(CLASSES)])
+    return Listing(_in_list(source), source.parent, names_in_folder(source.parent), [source, source.with_name(CLASSES)])
 
 
 def _of_data(source: Path, sets: Sequence[str]) -> Listing:
@@ -187,7 +187,7 @@ def _of_data(source: Path, sets: Sequence[str]) -> Listing:
     names = read_names(files[-1]) if data.names else None
     if names and len(names) != data.classes:
         raise DataError(f"{source}: classes = {data.classes}, but {data.names} has {len(names)} names")
-    names = names or numbered(data.classes)
+    names = names or numbered_names(data.classes)
     return Listing(list(dict.fromkeys(images)), source.parent, names, files)
 
 
@@ -235,7 +235,7 @@ def find_file(written: str, folder: Path, where: str | Path) -> Path:
     return found
 
 
-def names_in(folder: Path) -> tuple[str, ...] | None:
+def names_in_folder(folder: Path) -> tuple[str, ...] | None:
     """The class names of the one .names file of a folder, or of its classes.txt; None without one."""
     found = sorted(folder.glob("*.names")) or sorted(folder.glob(CLASSES))
     return read_names(found[0]) if len(found) == 1 else None
@@ -243,7 +243,7 @@ def names_in(folder: Path) -> tuple[str, ...] | None:
 
 def report_renamed(source: Path, given: Sequence[str] | None, own: Sequence[str] | None) -> None:
     """A warning where ids get other names than those that stand beside them; names made from numbers are none."""
-    if given and own and tuple(given) != tuple(own) and tuple(own) != numbered(len(given)):
+    if given and own and tuple(given) != tuple(own) and tuple(own) != numbered_names(len(given)):
         logger.warning(
             "%s: its class ids are named by --class-names (%s), not by its own names (%s); --only-class-names chooses "
             "among its own",
@@ -251,7 +251,7 @@ def report_renamed(source: Path, given: Sequence[str] | None, own: Sequence[str]
         )  # fmt: skip
 
 
-def numbered(count: int) -> tuple[str, ...]:
+def numbered_names(count: int) -> tuple[str, ...]:
     """Names for classes that have none."""
     return tuple(f"class{k}" for k in range(count))
 
@@ -301,7 +301,7 @@ def _row(words: list[str], where: str) -> list[float]:
     raise DataError(f"{where}: {' '.join(words)!r:.80} is not `class cx cy w h`; correct the label")
 
 
-def _size(path: Path) -> tuple[int, int] | None:
+def _size(path: Path) -> Size | None:
     """(height, width) by the header; None for a file that cannot be used, which packing names."""
     for count in (HEADER_BYTES, -1):
         try:
@@ -310,17 +310,3 @@ def _size(path: Path) -> tuple[int, int] | None:
         except (DataError, OSError):
             continue
     return None
-
-
-def text_lines(path: Path, limit: int = MAX_TEXT_BYTES) -> list[str]:
-    """The lines of a text file; DataError for one that is not there, larger than `limit` or no UTF-8."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(limit + 1)
-        if len(content) > limit:
-            raise DataError(f"{path}: larger than {limit} bytes, this is not the text that it should be")
-        return content.decode("utf-8-sig").split("\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not text in UTF-8") from error

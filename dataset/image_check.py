@@ -14,13 +14,14 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from common.errors import DataError
+from common.sizes import Size
+from dataset.transforms import DECODE_FLAGS
 from machine.opencv import MAX_PIXELS, cv2
 
 MAX_BYTES = 256 << 20
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 OTHER_SUFFIXES = (".jpe", ".jfif", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".avif", ".heic", ".heif",
                   ".ppm", ".pgm", ".tga", ".dds")  # fmt: skip
-DECODE_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = {b"\xff\xd8\xff": "JPEG", _PNG_SIGNATURE: "PNG"}
 _READABLE = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")  # by Pillow and by OpenCV
@@ -47,7 +48,7 @@ _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright, 5 to 8 exchange height and 
 class ImageInfo:
     """size (height, width) as stored, EXIF orientation 1..8."""
 
-    size: tuple[int, int]
+    size: Size
     orientation: int
 
 
@@ -72,6 +73,14 @@ def image_header(content: bytes) -> ImageInfo:
     return _read(content, _READABLE, "image", load=False)
 
 
+def record_header(content: bytes, where: str) -> ImageInfo:
+    """image_header of the image in a record; DataError naming `where`."""
+    try:
+        return image_header(content)
+    except DataError as error:
+        raise DataError(f"{where}: the image cannot be decoded ({error}); replace it and pack again") from error
+
+
 def _read(content: bytes, formats: tuple[str, ...], kind: str, *, load: bool) -> ImageInfo:
     """Header of an image, or with `load` all of it; DataError with the reason alone."""
     try:
@@ -93,7 +102,7 @@ def _read(content: bytes, formats: tuple[str, ...], kind: str, *, load: bool) ->
 def check_stream(content: bytes) -> ImageInfo:
     """Is a file a complete image, as far as its structure tells? A quick check, in some more formats.
 
-    A JPEG needs an end marker behind the begin of its scan, the chunks of a PNG right checksums (ISO/IEC 15948 section
+    A JPEG needs an end marker after the start of its scan, the chunks of a PNG right checksums (ISO/IEC 15948 section
     5.3). JPEG without the marker and other formats are decoded. Refused with DataError, the reason alone: what is no
     image or not complete, more than 64 megapixels.
     """
@@ -120,7 +129,7 @@ def check_stream(content: bytes) -> ImageInfo:
     return ImageInfo((height, width), orientation)
 
 
-def _plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
+def _plain_jpeg_size(content: bytes) -> Size | None:
     """(height, width) of a usual JPEG without EXIF that ends with its end marker; None for all others: ask Pillow.
 
     A tenth of the time that Pillow takes for it.
@@ -161,7 +170,7 @@ def _has_whole_chunks(content: bytes) -> bool:
     return True
 
 
-def _decode(content: bytes, size: tuple[int, int], kind: str) -> None:
+def _decode(content: bytes, size: Size, kind: str) -> None:
     """Decodes as training does."""
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), DECODE_FLAGS)

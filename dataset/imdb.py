@@ -1,5 +1,9 @@
-"""What every source of annotations gives: class names and annotated images, in pixels of the image as stored."""
+"""What every source of annotations gives: class names and annotated images, in pixels of the image as stored.
 
+Parts of a data set are drawn from it at random: train, val, test.
+"""
+
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +11,12 @@ from typing import Protocol
 
 import numpy as np
 
-from common.errors import DataError
+from common.errors import DataError, OptionError
+from common.sizes import Size
 from dataset.labels import OBJECT_WIDTH
+
+PARTS = ("train", "val", "test")
+_ROUNDING = 1e-9  # 0.81 + 0.09 < 0.9
 
 
 @dataclass(frozen=True)
@@ -24,10 +32,10 @@ class AnnotatedImage:
     name: str
     path: Path
     objects: np.ndarray
-    size: tuple[int, int] | None
+    size: Size | None
     dropped: tuple[str, ...] = ()
 
-    def normalised(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    def normalised(self, size: Size) -> tuple[np.ndarray, np.ndarray]:
         """(objects (m, 6) float32 in [0, 1], kept (n,) bool) for an image of size (height, width).
 
         Boxes are clipped to the image; those that then have no area (they lie outside it) are not kept.
@@ -64,3 +72,38 @@ def require_inside(path: Path, folder: Path, root: Path) -> None:
         raise DataError(f"{str(path)!r}: not a usable file name ({error})") from error
     if not (real.is_relative_to(folder.resolve()) or real.is_relative_to(root.resolve())) or ".." in path.parts:
         raise DataError(f"{path} lies outside {root}; names must stay inside the data set")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some images of a data set, in its order, as an Imdb."""
+
+    class_names: tuple[str, ...]
+    images: Sequence[AnnotatedImage]
+    dropped: Sequence[str] = ()
+
+
+def split_dataset(imdb: Imdb, shares: Sequence[float], seed: int) -> dict[str, Part]:
+    """{train, val and, with three shares, test: its images}; a part of share 0 is left out.
+
+    The images are drawn as the voc_annotation scripts do: train and val together out of all, train out of these,
+    numbers rounded down, by Python's generator with this seed. So the same annotations in the same order make the same
+    parts. OptionError unless there are two or three shares with the sum 1, or if a part would be empty.
+    """
+    if len(shares) not in (2, 3) or abs(sum(shares) - 1) > _ROUNDING:
+        given = ",".join(f"{share:g}" for share in shares)
+        raise OptionError(f"--split {given}: give two or three shares (train, val, test) that add up to 1")
+    total, both = len(imdb.images), shares[0] + shares[1]
+    generator = random.Random(seed)
+    known = generator.sample(range(total), int(total * both + _ROUNDING))
+    train = set(generator.sample(known, int(len(known) * shares[0] / both + _ROUNDING) if both else 0))
+    rest = set(known) - train
+    groups = dict(zip(PARTS, (train, rest, set(range(total)) - set(known)), strict=True))
+    parts = {}
+    for name, share in zip(PARTS, shares, strict=False):
+        if share and not groups[name]:
+            raise OptionError(f"--split: {share:g} of {total} images is none for {name}; give it a larger share")
+        if share:
+            images = [imdb.images[k] for k in sorted(groups[name])]
+            parts[name] = Part(imdb.class_names, images, [line for image in images for line in image.dropped])
+    return parts

@@ -2,26 +2,20 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from boxes.assigners import Assigner
-from common.errors import OptionError, UserError
-from config.augment_options import DEFAULT_FILL, FORCE, LETTERBOX, TrainAugment
-from dataset.labels import parse_label
-from dataset.letterbox import Resize
-from dataset.recordio import RecordReader, unpack
-from dataset.rectangular import find_rectangles
-from dataset.relabelled import RelabelledReader
-from dataset.samples import DATA, GEOMETRY, LABEL, BatchLayout, SampleMaker, label_rows
-from dataset.sidecar import read_sidecar, verify_sidecar
-from dataset.transforms import Size, shape_of
+from common.errors import UserError
+from common.sizes import DataShape, Size
+from config.augment_options import TrainAugment
+from dataset.batch_spec import BatchPlan, BatchSpec, plan_batches
+from dataset.samples import DATA, GEOMETRY, LABEL
+from dataset.transforms import shape_of
 from dataset.workers import InProcess, WorkerPool
 from machine.runtime import mx
-from machine.threads import usable_threads
 
 AHEAD = 2  # batches made ahead, beside those of the current group
 NORMALISER = "normaliser"
@@ -30,7 +24,7 @@ SIZE_STREAM = (0, 1)  # after (seed, epoch): random numbers that no sample and n
 
 
 class RecordIter(mx.io.DataIter, ABC):
-    """The contract of both engines, DetRecordIter and NativeDetRecordIter; the option --engine names one.
+    """The contract of both engines, PythonRecordIter and NativeRecordIter; open_batches() makes one.
 
     Serves a shard of a record file, every record once in an epoch.
 
@@ -52,100 +46,14 @@ class RecordIter(mx.io.DataIter, ABC):
         epoch: the current epoch.
     """
 
-    def __init__(
-        self,
-        path_imgrec: str | Path,
-        batch_size: int,
-        data_shape: int | Sequence[int],
-        *,
-        augment: TrainAugment | None,
-        mean_pixels: Sequence[float] = (123, 117, 104),
-        std: Sequence[float] = (1, 1, 1),
-        max_objects: int | None = None,
-        num_classes: int | None = None,
-        assigner: Assigner | None = None,
-        shuffle: bool = False,
-        seed: int = 0,
-        epoch: int = 0,
-        workers: int | None = None,
-        num_parts: int = 1,
-        part_index: int = 0,
-        label_name: str = LABEL,
-        path_imglist: str | Path | None = None,
-        resize_mode: str = FORCE,
-        fill: int = DEFAULT_FILL,
-        accumulate: int = 1,
-        sizes: Sequence[Size] = (),
-        rect: int = 0,
-    ) -> None:
-        """Opens the record and starts to make batches.
-
-        Args:
-            path_imgrec: the .rec file, with .idx and sidecar .json beside it if there are any.
-            batch_size: B.
-            data_shape: side, (H, W) or (3, H, W).
-            augment: random views for training; None = the whole image resized bilinearly (the classic cfg.valid).
-            mean_pixels, std: RGB; pixels become (value - mean) / std.
-            max_objects: M; None = as many as the record with most objects has, at least 1.
-            num_classes: a label with another class is an error; None = the sidecar's.
-            assigner: makes the targets of a network; None = label alone.
-            shuffle: another order in every epoch.
-            seed, epoch: decide order and augmentation.
-            workers: processes (native: threads); None = usable cores, 0 = work in this process (to debug).
-            num_parts, part_index: serve one of num_parts shards.
-            label_name: name of the first label.
-            path_imglist: a .lst whose labels replace those of the records with the same ids; lines of other records do
-                not matter. None or "" = the record's own labels.
-            resize_mode: force = the image, or its crop, is stretched to the input; letterbox = it keeps its proportions
-                and has borders of the colour `fill` (0 to 255).
-            accumulate: batches whose gradients make one update together. All of them are made before the first is
-                served: memory holds accumulate + AHEAD batches.
-            sizes: inputs (H, W) of which each group has one, chosen by (seed, epoch, number of the group); () = always
-                data_shape. Memory is reserved for the largest.
-            rect: for validation with letterbox: the order is that of the images' proportions, and each batch has the
-                smallest input, in multiples of `rect` pixels, in which its images are as large as in data_shape
-                (dataset/rectangular.py); data_shape's sides must be such multiples. 0 = one size.
-
-        Raises:
-            OptionError: arguments that do not fit together.
-            DataError: a damaged record file, sidecar or list, a list without a line for a record, or too little memory.
-        """
-        super().__init__(batch_size)
-        size = _size(data_shape)
-        if accumulate < 1:
-            raise OptionError(f"accumulate {accumulate}: an update needs at least one batch")
-        if batch_size < 1 or num_parts < 1 or not 0 <= part_index < num_parts:
-            raise OptionError(f"batch_size {batch_size} and part {part_index} of {num_parts} do not make batches")
-        source = open_source(path_imgrec, num_classes, max_objects, path_imglist)
-        if rect and (augment or shuffle or sizes or num_parts > 1 or resize_mode != LETTERBOX):
-            raise OptionError(
-                "--rect-val: rectangular batches are for validation with --resize-mode letterbox, without parts"
-            )
-        self._rectangles = find_rectangles(source.reader, batch_size, size, rect) if rect else None
-        size = self._rectangles.largest if self._rectangles else size
-        self.class_names, self.num_classes = source.class_names, source.num_classes
-        self._maker = SampleMaker(
-            reader=source.reader,
-            size=size,
-            augment=augment,
-            mean=_channels("mean_pixels", mean_pixels),
-            std=_channels("std", std),
-            max_objects=source.max_objects,
-            num_classes=source.num_classes,
-            assigner=_with_room(_importable(assigner), label_rows(source.max_objects, augment)),
-            seed=seed,
-            resize=Resize(resize_mode, fill),
-        )
-        self._accumulate, self._sizes = accumulate, tuple(map(_size, sizes)) or (size,)
+    def __init__(self, plan: BatchPlan, num_examples: int, num_batches: int) -> None:
+        """Of a plan; the engine says how many records its shard has, and how many batches every shard."""
+        super().__init__(plan.spec.batch_size)
+        self._plan, self._maker, self._layout = plan, plan.maker, plan.layout
         self._total: np.ndarray | None = None  # normalisers of the current group
-        self._layout = self._make_layout((size, *(self._rectangles.sizes if self._rectangles else self._sizes)))
-        self._shuffle, self._num_parts, self._part_index = shuffle, num_parts, part_index
-        self._label_name = label_name
-        if len(source.reader) < num_parts:
-            raise OptionError(f"{path_imgrec} holds {len(source.reader)} records, too few for {num_parts} parts")
-        self._workers = min(usable_threads(), batch_size) if workers is None else workers
-        self.num_examples, self.num_batches = self._prepare()
-        self.set_epoch(epoch)
+        self.class_names, self.num_classes = plan.class_names, plan.maker.num_classes
+        self.num_examples, self.num_batches = num_examples, num_batches
+        self.epoch = plan.spec.epoch
 
     @property
     def provide_data(self) -> list[mx.io.DataDesc]:
@@ -168,32 +76,26 @@ class RecordIter(mx.io.DataIter, ABC):
 
     @abstractmethod
     def set_epoch(self, epoch: int) -> None:
-        """Goes to the begin of an epoch."""
+        """Goes to the beginning of an epoch."""
 
     @abstractmethod
     def close(self) -> None:
         """Ends all work in the background and frees its memory; next() would start it again and go on."""
-
-    @abstractmethod
-    def _prepare(self) -> tuple[int, int]:
-        """Gets ready to make batches; returns num_examples and num_batches."""
-
-    def _make_layout(self, sizes: Iterable[Size]) -> BatchLayout:
-        return BatchLayout(self.batch_size, {size: self._maker.resized(size).shapes() for size in sizes})
 
     def _data_desc(self, size: Size) -> list[mx.io.DataDesc]:
         return [mx.io.DataDesc(DATA, (self.batch_size, *self._layout.shapes[size][DATA]), np.float32, "NCHW")]
 
     def _label_desc(self, size: Size) -> list[mx.io.DataDesc]:
         return [
-            mx.io.DataDesc(self._label_name if name == LABEL else name, (self.batch_size, *shape), np.float32)
+            mx.io.DataDesc(self._plan.spec.label_name if name == LABEL else name, (self.batch_size, *shape), np.float32)
             for name, shape in self._layout.shapes[size].items()
             if name not in (DATA, GEOMETRY)
         ]
 
     def _group_end(self, batch: int) -> int:
         """The number of the batch after the group of this one."""
-        return min((batch // self._accumulate + 1) * self._accumulate, self.num_batches)
+        group = self._plan.spec.accumulate
+        return min((batch // group + 1) * group, self.num_batches)
 
     def _batch(self, arrays: dict[str, np.ndarray], positions: np.ndarray, number: int) -> mx.io.DataBatch:
         """Batch `number` of arrays with the samples at `positions` in their first rows, completed by padding and the
@@ -216,7 +118,7 @@ class RecordIter(mx.io.DataIter, ABC):
         return batch
 
 
-class DetRecordIter(RecordIter):
+class PythonRecordIter(RecordIter):
     """The python engine: worker processes that decode and augment with OpenCV.
 
     The order is a permutation of all records that (seed, epoch) decides, and a sample depends on (seed, epoch, its
@@ -225,7 +127,17 @@ class DetRecordIter(RecordIter):
     RuntimeError; next() and reset() then start new ones.
     """
 
-    _pool: WorkerPool | InProcess | None = None
+    def __init__(self, spec: BatchSpec) -> None:
+        """Opens the record and starts the workers; errors as plan_batches has them, DataError for too little memory."""
+        plan = plan_batches(spec)
+        count, part = len(plan.maker.reader), slice(spec.part_index, None, spec.num_parts)
+        num_batches = math.ceil(math.ceil(count / spec.num_parts) / spec.batch_size)
+        super().__init__(plan, num_examples=len(range(count)[part]), num_batches=num_batches)
+        self._part = part
+        self._slots = spec.accumulate + AHEAD
+        self._pool: WorkerPool | InProcess | None = None
+        self._running_pool()
+        self.set_epoch(spec.epoch)
 
     @property
     def worker_pids(self) -> list[int]:
@@ -233,7 +145,7 @@ class DetRecordIter(RecordIter):
         return self._pool.pids if isinstance(self._pool, WorkerPool) else []
 
     def set_epoch(self, epoch: int) -> None:
-        """Goes to the begin of an epoch."""
+        """Goes to the beginning of an epoch."""
         if self._pool is not None:
             self._drain(self._pool)
         self.epoch = epoch
@@ -248,7 +160,7 @@ class DetRecordIter(RecordIter):
         pool = self._running_pool()
         try:
             self._submit(pool)
-            if self._cursor % self._accumulate == 0:
+            if self._cursor % self._plan.spec.accumulate == 0:
                 self._total = self._group_total(pool)
             pool.wait(self._cursor % self._slots)
             batch = self._batch(self._arrays(pool, self._cursor), self._positions(self._cursor), self._cursor)
@@ -268,17 +180,10 @@ class DetRecordIter(RecordIter):
             self._pool.close()
         self._pool, self._submitted = None, self._cursor
 
-    def _prepare(self) -> tuple[int, int]:
-        count = len(self._maker.reader)
-        self._slots = self._accumulate + AHEAD
-        self._part = slice(self._part_index, None, self._num_parts)
-        self._running_pool()
-        return len(range(count)[self._part]), math.ceil(math.ceil(count / self._num_parts) / self.batch_size)
-
     def _running_pool(self) -> WorkerPool | InProcess:
         if self._pool is None:
-            if self._workers:
-                self._pool = WorkerPool(self._maker, self._layout, self._slots, self._workers)
+            if self._plan.workers:
+                self._pool = WorkerPool(self._maker, self._layout, self._slots, self._plan.workers)
             else:
                 self._pool = InProcess(self._maker, self._layout, self._slots)
         return self._pool
@@ -293,20 +198,20 @@ class DetRecordIter(RecordIter):
     def _epoch_order(self) -> np.ndarray:
         """Positions of this shard's samples in the order of the epoch."""
         count = len(self._maker.reader)
-        if self._rectangles:
-            return self._rectangles.order
-        if not self._shuffle:
+        if self._plan.rectangles:
+            return self._plan.rectangles.order
+        if not self._plan.spec.shuffle:
             return np.arange(count)[self._part]
         return np.random.default_rng((self._maker.seed, self.epoch)).permutation(count)[self._part]
 
     def _epoch_sizes(self) -> list[Size]:
         """The input (H, W) of each batch of the epoch, one for each group."""
-        if self._rectangles:
-            return list(self._rectangles.sizes)
-        groups = np.arange(self.num_batches) // self._accumulate
+        if self._plan.rectangles:
+            return list(self._plan.rectangles.sizes)
+        groups = np.arange(self.num_batches) // self._plan.spec.accumulate
         rng = np.random.default_rng((self._maker.seed, self.epoch, *SIZE_STREAM))
-        choices = rng.integers(len(self._sizes), size=self.num_batches)  # (groups or more,)
-        return [self._sizes[k] for k in choices[groups]]
+        choices = rng.integers(len(self._plan.sizes), size=self.num_batches)  # (groups or more,)
+        return [self._plan.sizes[k] for k in choices[groups]]
 
     def _group_total(self, pool: WorkerPool | InProcess) -> np.ndarray | None:
         """Waits for all batches of the group that begins; the sums (k,) of their normalisers, None without any."""
@@ -336,51 +241,29 @@ class DetRecordIter(RecordIter):
             self._submitted += 1
 
 
-@dataclass(frozen=True)
-class Source:
-    """A record file and what must be known of it: class names (None without a sidecar), classes, rows of the label."""
+class DetRecordIter(PythonRecordIter):
+    """The python engine by its classic name and arguments."""
 
-    reader: RecordReader
-    class_names: tuple[str, ...] | None
-    num_classes: int
-    max_objects: int
-
-
-def open_source(
-    path: str | Path, num_classes: int | None, max_objects: int | None, path_imglist: str | Path | None = None
-) -> Source:
-    """Opens a record file; what is None comes from its sidecar, or the number of objects from the record itself.
-
-    The labels of a list replace the record's, and their widest tells the number of objects. OptionError if nothing
-    tells the number of classes, or if the list has more than max_objects in an image; DataError for a damaged file, a
-    sidecar of another record, or a list that has no line for a record.
-    """
-    reader, sidecar = RecordReader(path), read_sidecar(path)
-    if sidecar:
-        verify_sidecar(path, sidecar, hash=False)
-        num_classes = len(sidecar.class_names) if num_classes is None else num_classes
-        max_objects = sidecar.max_objects if max_objects is None and not path_imglist else max_objects
-    if num_classes is None:
-        raise OptionError(f"{path} has no sidecar (.json) that names its classes; give num_classes")
-    if path_imglist:
-        reader = relabelled = RelabelledReader(path, path_imglist, num_classes)
-        if max_objects is not None and relabelled.max_objects > max_objects:
-            raise OptionError(
-                f"{path_imglist}: an image has {relabelled.max_objects} objects, labels have {max_objects} rows"
-            )
-        max_objects = relabelled.max_objects if max_objects is None else max_objects
-    if max_objects is None:
-        max_objects = widest_record(reader)
-    return Source(reader, sidecar.class_names if sidecar else None, num_classes, max(1, max_objects))
+    def __init__(
+        self,
+        path_imgrec: str | Path,
+        batch_size: int,
+        data_shape: DataShape,
+        *,
+        augment: TrainAugment | None,
+        **more: Any,
+    ) -> None:
+        """Arguments are the fields of BatchSpec; errors as in PythonRecordIter."""
+        super().__init__(BatchSpec(path_imgrec, batch_size, data_shape, augment=augment, **more))
 
 
-def widest_record(reader: RecordReader) -> int:
-    """The largest number of objects of a record; reads the whole file. DataError naming a damaged record."""
-    return max(_count(reader.read(k), f"{reader.path}, record {key}") for k, key in enumerate(reader.keys))
+def open_batches(spec: BatchSpec, engine: str = "python") -> RecordIter:
+    """The iterator of an engine, `python` or `native`, over the batches of a spec; errors as its class has them."""
+    if engine == "python":
+        return PythonRecordIter(spec)
+    from dataset.native_iterator import NativeRecordIter
 
-
-def _count(payload: bytes, where: str) -> int:
-    return len(parse_label(unpack(payload, where).label, where))
+    return NativeRecordIter(spec)
 
 
 def group_total(batches: Iterable[tuple[dict[str, np.ndarray], int]]) -> np.ndarray | None:
@@ -395,33 +278,3 @@ def _to_mxnet(array: np.ndarray) -> mx.nd.NDArray:
     result = mx.nd.empty(array.shape, dtype=array.dtype)
     result[:] = array
     return result
-
-
-def _size(data_shape: int | Sequence[int]) -> tuple[int, int]:
-    """(H, W) of a side, (H, W) or (3, H, W)."""
-    shape = (data_shape, data_shape) if isinstance(data_shape, int) else tuple(data_shape)
-    if len(shape) == 3 and shape[0] == 3:
-        shape = shape[1:]
-    if len(shape) != 2 or min(shape) < 1:
-        raise OptionError(f"data_shape {data_shape} is not a side, (height, width) or (3, height, width)")
-    return int(shape[0]), int(shape[1])
-
-
-def _channels(name: str, values: Sequence[float]) -> np.ndarray:
-    array = np.array(values, np.float32)
-    if array.shape != (3,) or (name == "std" and not (array > 0).all()):
-        raise OptionError(f"{name} {tuple(values)} is not one number for each of red, green, blue")
-    return array
-
-
-def _with_room(assigner: Assigner | None, count: int) -> Assigner | None:
-    """The assigner with room for images of `count` objects; one without for_objects() has arrays of its own size."""
-    adapt = getattr(assigner, "for_objects", None)
-    return adapt(count) if adapt else assigner
-
-
-def _importable(assigner: Assigner | None) -> Assigner | None:
-    """Refuses what the workers cannot import."""
-    if type(assigner).__module__ == "__main__":
-        raise OptionError(f"{type(assigner).__name__} is defined in the script itself; move it to a module of its own")
-    return assigner

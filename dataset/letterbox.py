@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.errors import OptionError
+from common.sizes import Size
 from config.augment_options import DEFAULT_FILL, FORCE, LETTERBOX, RESIZE_MODES
-from dataset.transforms import Size
 from machine.opencv import cv2
 
 LESS_BEFORE = 0.1  # an odd border has its larger half behind: round(half - 0.1) before

@@ -2,40 +2,93 @@
 
 Images are read and encoded in threads (OpenCV leaves Python's lock alone meanwhile) and written in the order of the
 list, whatever the number of threads. A list is of detection labels if a label in it has their layout.
+
+An image is stored as it is, or cropped, resized and encoded anew, with the bytes of mxnet's im2rec.
 """
 
 import logging
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import DataError, OptionError
-from dataset.encode import Encoder
-from dataset.image_check import MAX_BYTES
+from dataset.image_check import ImageInfo, check_stream
 from dataset.image_list import ImageRoot, ListEntry, checked_objects, read_list
+from dataset.image_pool import in_order, or_reason, read_image, refuse_unusable
 from dataset.labels import HEADER_WIDTH, MIN_OBJECT_WIDTH
-from dataset.packing import shortened
 from dataset.recordio import RecordWriter, pack, pack_single
-from dataset.sidecar import (
-    Sidecar,
-    drop_sidecar,
-    file_sha256,
-    read_sidecar,
-    sidecar_bytes,
-    sidecar_path,
-    tool_version,
-)
-from machine.signals import held
+from dataset.sidecar import describe_record, drop_sidecar, read_sidecar, sidecar_bytes, sidecar_path
+from machine.opencv import MAX_PIXELS, cv2
 
 logger = logging.getLogger(__name__)
-_CHUNK = 8  # images a thread takes at a time
-_AHEAD = 2  # chunks in flight for each thread: bounds the memory
+DEFAULT_QUALITY = {".jpg": 95, ".png": 9}  # mxnet asks for 95 with either; OpenCV takes it as 9 for PNG
+_QUALITY_FLAG = {".jpg": cv2.IMWRITE_JPEG_QUALITY, ".png": cv2.IMWRITE_PNG_COMPRESSION}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What becomes of an image file.
+
+    Attributes:
+        pass_through: nothing; the rest does not count.
+        center_crop: the square in its middle is cut out.
+        resize: then its shorter edge gets this length in pixels; 0 = no.
+        color: 1 = BGR, 0 = grey, -1 = as stored.
+        encoding: .jpg or .png.
+        quality: of JPEG 1 to 100, compression of PNG 1 to 9.
+    """
+
+    pass_through: bool = False
+    center_crop: bool = False
+    resize: int = 0
+    color: int = 1
+    encoding: str = ".jpg"
+    quality: int = 95
+
+    def __call__(self, content: bytes) -> tuple[bytes, ImageInfo]:
+        """(bytes to store, what is known of the file); DataError, the reason alone, for what is no whole image.
+
+        The EXIF orientation is ignored: labels refer to the pixels as stored. Files passed through are checked for
+        completeness, not decoded.
+        """
+        info = check_stream(content)
+        if self.pass_through:
+            return content, info
+        try:
+            pixels = cv2.imdecode(np.frombuffer(content, np.uint8), self.color | cv2.IMREAD_IGNORE_ORIENTATION)
+            if pixels is None or pixels.shape[:2] != info.size:
+                raise DataError("OpenCV cannot decode it")
+            return self._encode(self._resize(crop_square(pixels) if self.center_crop else pixels)), info
+        except cv2.error as error:
+            raise DataError(f"OpenCV cannot convert it: {error.err}") from error
+
+    def _resize(self, pixels: np.ndarray) -> np.ndarray:
+        if not self.resize:
+            return pixels
+        height, width = pixels.shape[:2]
+        shorter = min(height, width)
+        height, width = height * self.resize // shorter, width * self.resize // shorter
+        if height * width > MAX_PIXELS:
+            raise DataError(f"resized to {width} x {height} it has more than {MAX_PIXELS // 10**6} million pixels")
+        return cv2.resize(pixels, (width, height))
+
+    def _encode(self, pixels: np.ndarray) -> bytes:
+        done, content = cv2.imencode(self.encoding, pixels, [_QUALITY_FLAG[self.encoding], self.quality])
+        if not done:
+            raise DataError(f"OpenCV cannot encode it as {self.encoding}")
+        return content.tobytes()
+
+
+def crop_square(pixels: np.ndarray) -> np.ndarray:
+    """The square in the middle of an image (h, w, ...), with side min(h, w)."""
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side]
 
 
 @dataclass(frozen=True)
@@ -103,7 +156,7 @@ def load_list(path: Path, class_names: tuple[str, ...] | None, check: bool) -> I
 
 
 def has_detection_layout(label: Sequence[float]) -> bool:
-    """Whether a label is [A, B, ...] with header width A >= 2, object width B >= 5 and whole objects behind."""
+    """Whether a label is [A, B, ...] with header width A >= 2, object width B >= 5 and whole objects after it."""
     if len(label) < HEADER_WIDTH or not all(value.is_integer() for value in label[:2]):
         return False
     header, width = int(label[0]), int(label[1])
@@ -131,19 +184,23 @@ def pack_list(
     if pack_label is False and source.counts is not None:
         raise OptionError(f"--no-pack-label: {source.path} has detection labels, which need all their values")
     packed, kept, rec = PackedList(), [], source.path.with_suffix(".rec")
-    with RecordWriter(rec) as writer, _encoded(source.entries, root, encoder, threads) as results:
+    pool, encode = ThreadPoolExecutor(threads), partial(_encode, root=root, encoder=encoder)
+    with RecordWriter(rec) as writer, in_order(pool, threads, encode, source.entries) as results:
         for k, encoded in enumerate(progress(results, len(source.entries))):
             if encoded.reason:
                 packed.bad.append(f"{encoded.entry.path} (line {encoded.entry.line}): {encoded.reason}")
             elif skip_bad or not packed.bad:
                 kept.append(k)
                 _write(writer, encoded, pack_label is not False, packed)
-        _refuse(packed, skip_bad)
+        refuse_unusable(packed.bad, skip_bad, packed.count)
         if source.class_names:
-            sidecar = _sidecar(source, source.class_names, np.array(kept), packed, writer.finish())
+            counts, per_class = _counts(source, source.class_names, np.array(kept))
+            sidecar = describe_record(
+                writer.finish(), source.class_names, counts, per_class, packed.label_width, f"im2rec {source.path.name}"
+            )
             writer.add_file(sidecar_path(rec), sidecar_bytes(sidecar))
     if not source.class_names and drop_sidecar(rec):
-        logger.warning("%s removed: it told of the record that was there before", sidecar_path(rec))
+        logger.warning("%s removed: it described the record that was there before", sidecar_path(rec))
     return packed
 
 
@@ -161,79 +218,18 @@ def _write(writer: RecordWriter, encoded: Encoded, whole: bool, packed: PackedLi
         packed.rotated.append(entry.path)
 
 
-def _refuse(packed: PackedList, skip_bad: bool) -> None:
-    listed = "; ".join(shortened(packed.bad))
-    if packed.bad and not skip_bad:
-        raise DataError(f"images that cannot be used: {len(packed.bad)} (mend or --skip-bad them): {listed}")
-    if packed.count == 0:
-        raise DataError(f"no image can be used, nothing was written: {listed}")
-
-
-def _sidecar(source: ImageList, names: tuple[str, ...], kept: np.ndarray, packed: PackedList, rec: Path) -> Sidecar:
-    """The sidecar of the records of the kept lines (positions); rec: the complete .rec, under whatever name."""
+def _counts(source: ImageList, names: tuple[str, ...], kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Objects of each of the kept lines (positions), and of each class in these."""
     assert source.counts is not None  # only detection labels have names
-    counts = source.counts[kept]
     ids = source.ids[np.isin(np.repeat(np.arange(len(source.counts)), source.counts), kept)]
-    return Sidecar(
-        class_names=names,
-        num_images=len(counts),
-        num_objects=int(counts.sum()),
-        max_objects=int(counts.max()),
-        objects_per_class=tuple(np.bincount(ids, minlength=len(names)).tolist()),
-        label_width=packed.label_width,
-        source=f"im2rec {source.path.name}",
-        sha256=file_sha256(rec),
-        size=rec.stat().st_size,
-        tool_version=tool_version(),
-    )
-
-
-def _encode_some(entries: Sequence[ListEntry], root: ImageRoot, encoder: Encoder) -> list[Encoded]:
-    """Reads and encodes images, in a thread."""
-    return [_encode(entry, root, encoder) for entry in entries]
+    return source.counts[kept], np.bincount(ids, minlength=len(names))
 
 
 def _encode(entry: ListEntry, root: ImageRoot, encoder: Encoder) -> Encoded:
-    try:
-        path = root.find(entry.path)
-        if os.path.getsize(path) > MAX_BYTES:
-            return Encoded(entry, reason=f"larger than {MAX_BYTES >> 20} MiB")
-        with open(path, "rb") as file:
-            content, info = encoder(file.read())
-        return Encoded(entry, content, rotated=info.orientation != 1)
-    except FileNotFoundError:
-        return Encoded(entry, reason="the image is missing")
-    except OSError as error:
-        return Encoded(entry, reason=f"cannot be read ({error.strerror})")
-    except DataError as error:
-        return Encoded(entry, reason=str(error))
+    return or_reason(lambda: _read_and_encode(entry, root, encoder), lambda reason: Encoded(entry, reason=reason))
 
 
-@contextmanager
-def _encoded(
-    entries: Sequence[ListEntry], root: ImageRoot, encoder: Encoder, threads: int
-) -> Iterator[Iterator[Encoded]]:
-    """The encoded images in the order of the entries, a bounded number of them ahead."""
-    pool = ThreadPoolExecutor(threads)
-    try:
-        yield _ahead(pool, entries, root, encoder, _AHEAD * threads)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, entries: Sequence[ListEntry], root: ImageRoot, encoder: Encoder, limit: int
-) -> Iterator[Encoded]:
-    waiting: deque[Future[list[Encoded]]] = deque()
-    for begin in range(0, len(entries), _CHUNK):
-        if len(waiting) == limit:
-            yield from _result(waiting)
-        with held():
-            waiting.append(pool.submit(_encode_some, entries[begin : begin + _CHUNK], root, encoder))
-    while waiting:
-        yield from _result(waiting)
-
-
-def _result(waiting: deque[Future[list[Encoded]]]) -> list[Encoded]:
-    with held():
-        return waiting.popleft().result()
+def _read_and_encode(entry: ListEntry, root: ImageRoot, encoder: Encoder) -> Encoded:
+    """Reads and encodes one image, in a thread; OSError, or DataError with the reason alone."""
+    content, info = encoder(read_image(root.find(entry.path)))
+    return Encoded(entry, content, rotated=info.orientation != 1)

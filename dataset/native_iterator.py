@@ -1,7 +1,11 @@
-"""NativeDetRecordIter: the batches of docs/architecture.md made by mx.io.ImageDetRecordIter, the classic C++ pipeline.
+"""NativeRecordIter: the batches of docs/architecture.md made by mx.io.ImageDetRecordIter, the classic C++ pipeline.
 
 What that iterator does on its own account is kept out: it gets its labels from a list that our reader has checked and
 that tells each sample's place in the file; every epoch is one pass through the file; padding is ours.
+
+A line of the list is `id 3 6 position objects... name` (im2rec's .lst with a header of three): the position in the file
+comes back with each sample. C++ looks labels up by the id in the record and puts [channels, rows, columns, number of
+values] before them. It drops objects without area, so that a dummy of -1 stands for none, which it would refuse.
 """
 
 import os
@@ -9,6 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,12 +21,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from boxes.geometry import clip_to_unit
 from common.errors import DataError, OptionError
-from config.augment_options import FORCE
+from common.sizes import DataShape, Size
+from config.augment_options import FORCE, TrainAugment
 from config.config import classic_arguments
-from dataset.iterator import DetRecordIter, RecordIter, group_total
-from dataset.native_labels import label_width, parse_rows, read_labels, real_objects, split_by_bytes
-from dataset.recordio import unpack
+from dataset.augment import MIN_SIDE
+from dataset.batch_spec import BatchPlan, BatchSpec, plan_batches
+from dataset.image_check import record_header
+from dataset.iterator import RecordIter, group_total
+from dataset.labels import OBJECT_WIDTH
 from dataset.samples import DATA, GEOMETRY, LABEL, BatchLayout, SampleMaker, write_all
 from dataset.transforms import decode
 from machine.runtime import mx
@@ -32,9 +41,14 @@ RECORD, LIST = "records.rec", "labels.lst"
 
 T = TypeVar("T")
 Batch = tuple[dict[str, np.ndarray], np.ndarray]  # arrays, positions of the samples in their first rows
+HEADER_WIDTH = 3
+POSITION = 4 + 2  # in a row: after C++'s four values, the header width and the object width
+OBJECTS = POSITION + 1
+UPRIGHT = 1
+SEEK_ALIGNMENT = 4
 
 
-class NativeDetRecordIter(RecordIter):
+class NativeRecordIter(RecordIter):
     """The native engine: C++ decodes and augments, a thread of this process assigns targets a few batches ahead.
 
     Labels, classes and image headers of the whole shard are checked on construction; a damaged image raises DataError
@@ -55,13 +69,26 @@ class NativeDetRecordIter(RecordIter):
     - Images are stretched to the input: resize_mode letterbox is refused.
     """
 
-    _pass: "Ahead | None" = None
-    _group: Sequence[Batch] = ()  # made, but not yet served
-    _cursor = 0
-    epoch = 0
+    def __init__(self, spec: BatchSpec) -> None:
+        """Opens the record and starts the thread; errors as plan_batches has them, and for what C++ cannot do."""
+        plan = plan_batches(spec)
+        if spec.resize_mode != FORCE:
+            raise OptionError(f"the native engine cannot do {spec.resize_mode}; use --engine python")
+        if plan.sizes != (plan.maker.size,):
+            raise OptionError("the native engine has inputs of one size; use --engine python for --multi-scale")
+        shards = split_by_bytes(plan.maker.reader.bounds, spec.num_parts, _shuffle_blocks(plan))
+        counts = [len(positions) for positions in shards]
+        if min(counts) == 0:
+            raise OptionError(f"{plan.maker.reader.path} has records too large for {spec.num_parts} parts")
+        super().__init__(plan, num_examples=counts[spec.part_index], num_batches=-(-max(counts) // spec.batch_size))
+        self._source = NativeSource(plan.maker, plan.layout, shards[spec.part_index], _arguments(plan))
+        self._pass: Prefetcher | None = None
+        self._group: Sequence[Batch] = ()  # made, but not yet served
+        self._cursor = 0
+        self._begin()
 
     def set_epoch(self, epoch: int) -> None:
-        """Goes to the begin of an epoch."""
+        """Goes to the beginning of an epoch."""
         follows = self._pass is not None and self._cursor == self.num_batches and epoch == self.epoch + 1
         if self._pass is not None and follows:
             self._pass.close()
@@ -88,7 +115,7 @@ class NativeDetRecordIter(RecordIter):
         """Takes the group's batches from the cursor on; the sum of its normalisers is known if some were served."""
         running = self._pass or self._begin()
         self._group = [running.take() for _ in range(self._cursor, self._group_end(self._cursor))]
-        if self._cursor % self._accumulate == 0:
+        if self._cursor % self._plan.spec.accumulate == 0:
             self._total = group_total((arrays, len(positions)) for arrays, positions in self._group)
 
     def close(self) -> None:
@@ -98,51 +125,53 @@ class NativeDetRecordIter(RecordIter):
         self._pass, self._group = None, ()
         self._source.release()
 
-    def _begin(self) -> "Ahead":
+    def _begin(self) -> "Prefetcher":
         """Starts the thread at the batch of the cursor."""
-        self._pass = Ahead(self._source.batches(self.epoch, self._cursor, self.num_batches))
+        self._pass = Prefetcher(self._source.batches(self.epoch, self._cursor, self.num_batches))
         return self._pass
 
-    def _prepare(self) -> tuple[int, int]:
-        if self._maker.resize.mode != FORCE:
-            raise OptionError(f"the native engine cannot do {self._maker.resize.mode}; use --engine python")
-        if self._sizes != (self._maker.size,):
-            raise OptionError("the native engine has inputs of one size; use --engine python for --multi-scale")
-        shards = split_by_bytes(self._maker.reader.bounds, self._num_parts, self._shuffle_blocks())
-        counts = [len(positions) for positions in shards]
-        if min(counts) == 0:
-            raise OptionError(f"{self._maker.reader.path} has records too large for {self._num_parts} parts")
-        self._source = NativeSource(self._maker, self._layout, shards[self._part_index], self._arguments())
-        return counts[self._part_index], -(-max(counts) // self.batch_size)
 
-    def _shuffle_blocks(self) -> int:
-        """The number of blocks of a shard that are served in random order, as C++ computes it."""
-        share = int(self._maker.reader.bounds[-1]) * 1.1 / (self._num_parts * (SHUFFLE_CHUNK_MB << 20))
-        return max(1, int(np.ceil(share))) if self._shuffle else 1
+class NativeDetRecordIter(NativeRecordIter):
+    """The native engine with the arguments of DetRecordIter."""
 
-    def _arguments(self) -> dict[str, Any]:
-        """The arguments of mx.io.ImageDetRecordIter that are the same in all epochs."""
-        maker = self._maker
-        mean = {f"mean_{channel}": float(value) for channel, value in zip("rgb", maker.mean, strict=True)}
-        std = {f"std_{channel}": float(value) for channel, value in zip("rgb", maker.std, strict=True)}
-        return (
-            mean
-            | std
-            | classic_arguments(maker.augment)
-            | {
-                "batch_size": self.batch_size,
-                "data_shape": (3, *maker.size),
-                "label_pad_width": label_width(maker.max_objects),
-                "preprocess_threads": max(1, self._workers),
-                "num_parts": self._num_parts,
-                "part_index": self._part_index,
-                "shuffle": self._shuffle,
-                "shuffle_chunk_size": SHUFFLE_CHUNK_MB if self._shuffle else 0,
-                "round_batch": False,
-                "verbose": False,
-                "ctx": "cpu",
-            }
-        )
+    def __init__(
+        self,
+        path_imgrec: str | Path,
+        batch_size: int,
+        data_shape: DataShape,
+        *,
+        augment: TrainAugment | None,
+        **more: Any,
+    ) -> None:
+        """Arguments are the fields of BatchSpec; errors as in NativeRecordIter."""
+        super().__init__(BatchSpec(path_imgrec, batch_size, data_shape, augment=augment, **more))
+
+
+def _shuffle_blocks(plan: BatchPlan) -> int:
+    """The number of blocks of a shard that are served in random order, as C++ computes it."""
+    share = int(plan.maker.reader.bounds[-1]) * 1.1 / (plan.spec.num_parts * (SHUFFLE_CHUNK_MB << 20))
+    return max(1, int(np.ceil(share))) if plan.spec.shuffle else 1
+
+
+def _arguments(plan: BatchPlan) -> dict[str, Any]:
+    """The arguments of mx.io.ImageDetRecordIter that are the same in all epochs."""
+    spec, maker = plan.spec, plan.maker
+    mean = {f"mean_{channel}": float(value) for channel, value in zip("rgb", maker.mean, strict=True)}
+    std = {f"std_{channel}": float(value) for channel, value in zip("rgb", maker.std, strict=True)}
+    own = {
+        "batch_size": spec.batch_size,
+        "data_shape": (3, *maker.size),
+        "label_pad_width": label_width(maker.max_objects),
+        "preprocess_threads": max(1, plan.workers),
+        "num_parts": spec.num_parts,
+        "part_index": spec.part_index,
+        "shuffle": spec.shuffle,
+        "shuffle_chunk_size": SHUFFLE_CHUNK_MB if spec.shuffle else 0,
+        "round_batch": False,
+        "verbose": False,
+        "ctx": "cpu",
+    }
+    return mean | std | classic_arguments(maker.augment) | own
 
 
 class NativeSource:
@@ -152,7 +181,7 @@ class NativeSource:
         self, maker: SampleMaker, layout: BatchLayout, positions: np.ndarray, arguments: dict[str, Any]
     ) -> None:
         """Reads the labels of the records at `positions`; arguments are those of all passes."""
-        labels = read_labels(maker, positions)
+        labels = label_list(maker, positions)
         self._maker, self._layout, self._positions, self._arguments = maker, layout, positions, arguments
         self._sizes = labels.sizes
         self._record = open(maker.reader.path, "rb")  # noqa: SIM115 - open as long as the passes
@@ -176,7 +205,7 @@ class NativeSource:
             data, positions, objects = self._call(self._take, unserved, bool(unserved.any()))
             unserved[positions] = False
             if len(positions) < len(data) and unserved.any():
-                lost = self._maker.where(int(unserved.argmax()))
+                lost = self._maker.reader.where(int(unserved.argmax()))
                 raise DataError(f"{lost}: MXNet does not find it; pack the data set again")
             if number == 0:
                 first = data[: len(positions)].copy()
@@ -220,7 +249,7 @@ class NativeSource:
         arrays[GEOMETRY][:count] = self._geometry(positions)
         if maker.assigner:
             for row, sample in enumerate(real_objects(objects)):
-                write_all(arrays, row, maker.targets(sample, maker.where(int(positions[row]))))
+                write_all(arrays, row, maker.targets(sample, maker.reader.where(int(positions[row]))))
         return {DATA: data} | arrays
 
     def _geometry(self, positions: np.ndarray) -> np.ndarray:
@@ -236,8 +265,7 @@ class NativeSource:
             return function(*arguments)
         except mx.base.MXNetError as error:
             for position in np.flatnonzero(unserved).tolist():
-                where = self._maker.where(position)
-                decode(unpack(self._maker.reader.read(position), where).image, where)
+                decode(self._maker.reader.record(position).image, self._maker.reader.where(position))
             reason = str(error).strip().splitlines()[-1]
             raise DataError(
                 f"{self._maker.reader.path}: MXNet cannot read it ({reason}); use --engine python"
@@ -249,7 +277,7 @@ def _discard(record: BufferedReader, folder: TemporaryDirectory[str]) -> None:
     folder.cleanup()
 
 
-class Ahead:
+class Prefetcher:
     """Runs an iterator in a thread, AHEAD items before they are taken; garbage collection ends the thread, too."""
 
     def __init__(self, items: Iterator[Batch]) -> None:
@@ -267,6 +295,78 @@ class Ahead:
         self._executor.shutdown(cancel_futures=True)
 
 
-def iterator_class(engine: str) -> type[RecordIter]:
-    """The iterator of an engine, `python` or `native`."""
-    return {"python": DetRecordIter, "native": NativeDetRecordIter}[engine]
+@dataclass(frozen=True)
+class LabelList:
+    """lines: the list; sizes (n, 2) float32: h, w of the image at each position of the file, NaN in other shards."""
+
+    lines: str
+    sizes: np.ndarray
+
+
+def label_width(max_objects: int) -> int:
+    """Values of a label of max_objects >= 1 objects."""
+    return HEADER_WIDTH + OBJECT_WIDTH * max_objects
+
+
+def label_list(maker: SampleMaker, positions: np.ndarray) -> LabelList:
+    """Reads and checks the labels and image headers of the records at `positions`; DataError naming a bad one."""
+    sizes = np.full((len(maker.reader), 2), np.nan, np.float32)
+    lines: dict[int, str] = {}
+    for position in positions.tolist():
+        record, where = maker.reader.record(position), maker.reader.where(position)
+        if record.index in lines:
+            raise DataError(f"{where}: id {record.index} is that of another record, too; pack again with distinct ids")
+        sizes[position] = _size(record.image, where)
+        lines[record.index] = _line(record.index, position, maker.objects(record.label, where))
+    return LabelList("".join(lines.values()), sizes)
+
+
+def _line(index: int, position: int, objects: np.ndarray) -> str:
+    rows = objects if len(objects) else np.full((1, OBJECT_WIDTH), -1, np.float32)
+    values = (f"{value:.9g}" for value in rows.ravel())
+    return "\t".join([str(index), str(HEADER_WIDTH), str(OBJECT_WIDTH), str(position), *values, "image"]) + "\n"
+
+
+def _size(image: bytes, where: str) -> Size:
+    """(h, w) of an encoded image that C++ does not rotate."""
+    info = record_header(image, where)
+    if info.orientation != UPRIGHT:
+        raise DataError(
+            f"{where}: the JPEG asks to be rotated (EXIF orientation {info.orientation}), which the native engine "
+            "would do to the pixels but not to the boxes; use --engine python or remove the tag"
+        )
+    return info.size
+
+
+def parse_rows(rows: np.ndarray, max_objects: int, clip: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Label rows (b, 4 + label_width) of C++ -> positions (b,) int64 and objects (b, max_objects, 6), -1 beyond them.
+
+    clip: boxes end at [0, 1] and those with a side below MIN_SIDE are dropped, as in the python engine's augmentation.
+    """
+    positions = rows[:, POSITION].astype(np.int64)
+    objects = rows[:, OBJECTS:].reshape(len(rows), max_objects, OBJECT_WIDTH)
+    kept = np.arange(max_objects) < ((rows[:, 3:4] - HEADER_WIDTH) // OBJECT_WIDTH)
+    if clip:
+        objects[..., 1:5] = np.where(kept[..., None], clip_to_unit(objects[..., 1:5]), -1)
+        kept &= (objects[..., 3:5] - objects[..., 1:3] >= MIN_SIDE).all(axis=-1)
+        order = np.argsort(~kept, axis=1, kind="stable")
+        objects = np.take_along_axis(objects, order[..., None], axis=1)
+        kept = np.take_along_axis(kept, order, axis=1)
+    return positions, np.where(kept[..., None], objects, np.float32(-1))
+
+
+def split_by_bytes(bounds: np.ndarray, num_parts: int, blocks: int) -> list[np.ndarray]:
+    """Positions of the records of each of num_parts shards, as dmlc::InputSplit divides a file.
+
+    bounds (n + 1,) are the records' offsets and the file's size. A shard of `blocks` blocks ends at a multiple of the
+    block's size, which is rounded up to 4 bytes; a record belongs to where it begins (src/io/input_split_base.cc).
+    """
+    block = -(-int(bounds[-1]) // (num_parts * blocks))
+    shard = -(-block // SEEK_ALIGNMENT) * SEEK_ALIGNMENT * blocks
+    return [np.flatnonzero(bounds[:-1] // shard == part) for part in range(num_parts)]
+
+
+def real_objects(objects: np.ndarray) -> Iterator[np.ndarray]:
+    """The objects (n, 6) of each sample out of padded ones (b, M, 6)."""
+    counts = (objects[..., 0] >= 0).sum(axis=1)
+    return (rows[:count] for rows, count in zip(objects, counts, strict=True))

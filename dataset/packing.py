@@ -1,33 +1,22 @@
 """Annotated images -> NAME.lst, .rec, .idx, .json: images checked in parallel, their bytes stored untouched."""
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import DataError
-from dataset.image_check import MAX_BYTES, ImageInfo, check_image
+from common.sizes import Size
+from dataset.image_check import ImageInfo, check_image
+from dataset.image_pool import in_order, or_reason, process_pool, read_image, refuse_unusable
 from dataset.imdb import AnnotatedImage, Imdb
 from dataset.labels import pack_label, validate
 from dataset.recordio import RecordWriter, pack
-from dataset.sidecar import Sidecar, file_sha256, sidecar_bytes, sidecar_path, tool_version
-from machine.signals import held
-
-SHOWN = 10  # lines of a list in an error or a report
-_CHUNK = 8  # images a worker takes at a time
-_AHEAD = 4  # chunks in flight for each worker: bounds the memory
+from dataset.sidecar import describe_record, sidecar_bytes, sidecar_path
 
 Progress = Callable[[Iterable["Checked"], int], Iterable["Checked"]]
-Chunk = list["Checked"]
 
 
 @dataclass(frozen=True)
@@ -71,11 +60,10 @@ def pack_dataset(
 
     target is the .lst; the other files go beside it. Every image is decoded once, completely. A damaged or missing one
     raises DataError with the list of all such images, after the last; with skip_bad it is left out. Images annotated
-    without objects are left out unless keep_empty. Files appear at the
-    end, the sidecar last; an error or an interruption leaves those of an earlier run as they were. The result depends
-    neither on `workers` nor on timing.
+    without objects are left out unless keep_empty. Files appear at the end, the sidecar last; an error or an
+    interruption leaves those of an earlier run as they were. The result depends neither on `workers` nor on timing.
     """
-    images = _in_order([image for image in imdb.images if keep_empty or len(image.objects)], seed)
+    images = _shuffled([image for image in imdb.images if keep_empty or len(image.objects)], seed)
     report = Report(imdb.class_names, dropped=list(imdb.dropped), empty=len(imdb.images) - len(images))
     report.objects_per_class = np.zeros(len(imdb.class_names), np.int64)
     lines: list[str] = []
@@ -86,13 +74,19 @@ def pack_dataset(
                 report.bad.append(f"{checked.image.name}: {checked.reason}")
             elif skip_bad or not report.bad:
                 lines.append(_add(writer, len(lines), checked, report))
-        _refuse(report, skip_bad, len(lines))
+        if not lines and not report.bad:
+            raise DataError("no image has objects, nothing was written; --true-negative keeps images without objects")
+        refuse_unusable(report.bad, skip_bad, len(lines))
         writer.add_file(target, "".join(lines).encode("utf-8"))
-        writer.add_file(sidecar_path(rec), sidecar_bytes(_sidecar(report, writer.finish(), source)))
+        width = pack_label(np.zeros((max(report.counts), 6))).size
+        sidecar = describe_record(
+            writer.finish(), report.class_names, report.counts, report.objects_per_class, width, source
+        )
+        writer.add_file(sidecar_path(rec), sidecar_bytes(sidecar))
     return report
 
 
-def _in_order(images: Sequence[AnnotatedImage], seed: int | None) -> list[AnnotatedImage]:
+def _shuffled(images: Sequence[AnnotatedImage], seed: int | None) -> list[AnnotatedImage]:
     if seed is None:
         return list(images)
     return [images[k] for k in np.random.default_rng(seed).permutation(len(images))]
@@ -114,115 +108,33 @@ def _add(writer: RecordWriter, index: int, checked: Checked, report: Report) -> 
         for row in np.flatnonzero(~kept)
     ]
     if image.size not in (None, info.size):
-        report.resized.append(f"{image.name}: {_by(image.size)} annotated, {_by(info.size)} decoded")
+        report.resized.append(
+            f"{image.name}: {_width_by_height(image.size)} annotated, {_width_by_height(info.size)} decoded"
+        )
     if info.orientation != 1:
         report.rotated.append(image.name)
     return "\t".join([str(index), *(f"{value:.9g}" for value in label), image.name]) + "\n"
 
 
-def _by(size: tuple[int, int] | None) -> str:
+def _width_by_height(size: Size | None) -> str:
     return f"{size[1]} x {size[0]}" if size else "unknown"
 
 
-def _refuse(report: Report, skip_bad: bool, packed: int) -> None:
-    listed = "; ".join(shortened(report.bad))
-    if report.bad and not skip_bad:
-        raise DataError(f"images that cannot be used: {len(report.bad)} (mend or --skip-bad them): {listed}")
-    if packed == 0 and not report.bad:
-        raise DataError("no image has objects, nothing was written; --true-negative keeps images without objects")
-    if packed == 0:
-        raise DataError(f"no image can be used, nothing was written: {listed}")
-
-
-def shortened(lines: Sequence[str]) -> list[str]:
-    """The first ten lines and how many more there are."""
-    rest = len(lines) - SHOWN
-    return [*lines[:SHOWN], *([f"... and {rest} more"] if rest > 0 else [])]
-
-
-def _sidecar(report: Report, rec: Path, source: str) -> Sidecar:
-    """The sidecar of what was packed; rec: the complete .rec, under whatever name."""
-    most = max(report.counts)
-    return Sidecar(
-        class_names=report.class_names,
-        num_images=len(report.counts),
-        num_objects=sum(report.counts),
-        max_objects=most,
-        objects_per_class=tuple(report.objects_per_class.tolist()),
-        label_width=pack_label(np.zeros((most, 6))).size,
-        source=source,
-        sha256=file_sha256(rec),
-        size=rec.stat().st_size,
-        tool_version=tool_version(),
-    )
+def _checked(images: list[AnnotatedImage], workers: int) -> AbstractContextManager[Iterator[Checked]]:
+    """The checked images in order, from `workers` processes; 1, or no image at all, works in this one."""
+    if workers == 1 or not images:
+        return nullcontext(map(_check, images))
+    return in_order(process_pool(workers), workers, _check, images)
 
 
 def _check(image: AnnotatedImage) -> Checked:
-    """Reads and decodes one image, in a worker."""
-    try:
-        if os.path.getsize(image.path) > MAX_BYTES:
-            return Checked(image, reason=f"larger than {MAX_BYTES >> 20} MiB")
-        content = image.path.read_bytes()
-        info = check_image(content)
-    except FileNotFoundError:
-        return Checked(image, reason="the image is missing")
-    except OSError as error:
-        return Checked(image, reason=f"cannot be read ({error.strerror})")
-    except DataError as error:
-        return Checked(image, reason=str(error))
+    return or_reason(lambda: _read_and_check(image), lambda reason: Checked(image, reason=reason))
+
+
+def _read_and_check(image: AnnotatedImage) -> Checked:
+    """Reads and decodes one image, in a worker; OSError, or DataError with the reason alone."""
+    content = read_image(image.path)
+    info = check_image(content)
     if info.orientation >= 5 and image.size == info.size[::-1] != info.size:
-        return Checked(
-            image, reason=f"annotated as rotated by its EXIF orientation {info.orientation}; store it upright"
-        )
+        raise DataError(f"annotated as rotated by its EXIF orientation {info.orientation}; store it upright")
     return Checked(image, content, info)
-
-
-def _check_chunk(images: list[AnnotatedImage]) -> Chunk:
-    return [_check(image) for image in images]
-
-
-@contextmanager
-def _checked(images: list[AnnotatedImage], workers: int) -> Iterator[Iterator[Checked]]:
-    """The checked images in order, from `workers` processes; 1, or no image at all, works in this one."""
-    chunks = [images[k : k + _CHUNK] for k in range(0, len(images), _CHUNK)]
-    if workers == 1 or not chunks:
-        yield (checked for chunk in chunks for checked in _check_chunk(chunk))
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(chunks)), context, _start_worker)
-    try:
-        yield (checked for chunk in _ahead(pool, chunks, _AHEAD * workers) for checked in chunk)
-    except BrokenProcessPool as error:
-        raise DataError("a worker process died, perhaps for lack of memory; try fewer with --num-thread") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Leaves Ctrl-C to the main process, and ends with it even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _ahead(pool: ProcessPoolExecutor, chunks: list[list[AnnotatedImage]], limit: int) -> Iterator[Chunk]:
-    """pool.map with at most `limit` chunks submitted and not yet consumed."""
-    waiting: deque[Future[Chunk]] = deque()
-    for chunk in chunks:
-        if len(waiting) == limit:
-            yield _result(waiting)
-        with held():
-            waiting.append(pool.submit(_check_chunk, chunk))
-    while waiting:
-        yield _result(waiting)
-
-
-def _result(waiting: deque[Future[Chunk]]) -> Chunk:
-    with held():
-        return waiting.popleft().result()

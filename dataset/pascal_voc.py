@@ -6,7 +6,6 @@ image of width w, (1, w), has edges 0 and w. That is pixel_origin=1. With pixel_
 edges measured from 0, as they stand, which is how labelImg, CVAT and most converters write them.
 """
 
-import difflib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from xml.etree.ElementTree import Element, ParseError  # noqa: S405 - types only
 import defusedxml.ElementTree
 import numpy as np
 
-from common.errors import DataError
-from dataset.darknet_data import text_lines
+from common.errors import DataError, did_you_mean
+from common.files import text_lines
+from common.sizes import Size
 from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from dataset.imdb import AnnotatedImage, require_inside
 
@@ -40,7 +40,7 @@ class _Annotation:
 
     path: Path
     image: Path
-    size: tuple[int, int] | None
+    size: Size | None
     names: tuple[str, ...]
     boxes: np.ndarray
     difficult: np.ndarray
@@ -108,8 +108,7 @@ class PascalVoc:
 
     def _class_id(self, name: str, path: Path) -> int:
         if name not in self.class_names:
-            close = difflib.get_close_matches(name, self.class_names, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
+            hint = did_you_mean(name, self.class_names)
             raise DataError(
                 f"{path}: class {name!r} is not among the {len(self.class_names)} class names{hint}; "
                 "add it to --class-names, leave its objects out with --only-class-names, or correct the annotation"
@@ -253,7 +252,7 @@ def _images_by_stem(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(found, key=order, reverse=True)}
 
 
-def _size(tree: Element, path: Path) -> tuple[int, int] | None:
+def _size(tree: Element, path: Path) -> Size | None:
     """(height, width), None if it is not given or 0."""
     element = tree.find("size")
     if element is None:

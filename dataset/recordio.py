@@ -164,6 +164,14 @@ class RecordReader:
             offset += 8 + _aligned(length)
         return MAGIC_BYTES.join(parts)
 
+    def where(self, position: int) -> str:
+        """How errors name the position-th record: by the file and its id."""
+        return f"{self.path}, record {self.keys[position]}"
+
+    def record(self, position: int) -> Record:
+        """The position-th record, unpacked."""
+        return unpack(self.read(position), self.where(position))
+
     def image_ids(self) -> np.ndarray:
         """The ids in the headers of the image records, int64 (n,): the keys, where there is an .idx."""
         return np.array([self._image_id(position) for position in range(len(self))], np.int64)
@@ -262,11 +270,11 @@ def _read_index(path: Path, rec_path: Path, bounds: np.ndarray) -> np.ndarray:
 def _check_index(path: Path, rec_path: Path, rows: np.ndarray, bounds: np.ndarray, remedy: str) -> None:
     ids, counts = np.unique(rows[:, 0], return_counts=True)
     if (counts > 1).any():
-        raise DataError(f"{path}: id {ids[counts > 1][0]} stands there more than once; {remedy}")
+        raise DataError(f"{path}: id {ids[counts > 1][0]} is listed more than once; {remedy}")
     wrong = ~np.isin(rows[:, 1], bounds[:-1])
     if wrong.any():
         index, offset = rows[wrong][0]
-        what = "past the end" if offset >= bounds[-1] else "not the begin of a record"
+        what = "past the end" if offset >= bounds[-1] else "not the beginning of a record"
         raise DataError(f"{path}: record id {index} at offset {offset} of {rec_path.name} is {what}; {remedy}")
     if len(rows) != len(bounds) - 1:
         raise DataError(f"{path}: lists {len(rows)} records, {rec_path.name} holds {len(bounds) - 1}; {remedy}")

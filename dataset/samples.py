@@ -10,13 +10,13 @@ import numpy as np
 
 from boxes.assigners import Assigner, AssignerError
 from common.errors import DataError
+from common.sizes import Size
 from config.augment_options import TrainAugment
-from dataset.augment import Sample, augment, augment_mosaic, resize_only
+from dataset.augment import TILES, Sample, Tile, augment, augment_mosaic, resize_only
 from dataset.labels import OBJECT_WIDTH, parse_label, validate
 from dataset.letterbox import Resize
-from dataset.mosaic import TILES, Tile
-from dataset.recordio import RecordReader, unpack
-from dataset.transforms import Size, decode, normalise
+from dataset.recordio import RecordReader
+from dataset.transforms import decode, normalise
 
 Arrays = Mapping[str, np.ndarray]
 DATA, LABEL, GEOMETRY = "data", "label", "geometry"
@@ -59,10 +59,6 @@ class SampleMaker:
         """The same for inputs of another (H, W)."""
         return self if size == self.size else replace(self, size=size)
 
-    def where(self, position: int) -> str:
-        """How errors name a record."""
-        return f"{self.reader.path}, record {self.reader.keys[position]}"
-
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each float32 array of one sample."""
         own = {DATA: (3, *self.size), LABEL: (label_rows(self.max_objects, self.augment), OBJECT_WIDTH), GEOMETRY: (6,)}
@@ -86,7 +82,7 @@ class SampleMaker:
         label = arrays[LABEL][row]
         label[: len(objects)] = objects
         label[len(objects) :] = -1
-        write_all(arrays, row, self.targets(objects, self.where(position)))
+        write_all(arrays, row, self.targets(objects, self.reader.where(position)))
 
     def view(self, epoch: int, position: int) -> Sample:
         """Pixels (H, W, 3) uint8 BGR, objects (n, 6), geometry (6,) of a sample; DataError naming a damaged record."""
@@ -101,8 +97,7 @@ class SampleMaker:
 
     def read(self, position: int) -> Tile:
         """The image (h, w, 3) and the objects (n, 6) of a record; DataError naming it if it is damaged."""
-        where = self.where(position)
-        record = unpack(self.reader.read(position), where)
+        record, where = self.reader.record(position), self.reader.where(position)
         objects = self.objects(record.label, where)
         return decode(record.image, where), objects
 

@@ -1,16 +1,16 @@
 """The sidecar NAME.json beside NAME.rec: class names, counts, checksum; no later step asks the user for them."""
 
-import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
+
 from common.errors import DataError
-from common.files import write_atomically
+from common.files import file_sha256, write_atomically
 from common.signed_json import SignedKind
 from common.version import __version__
 from dataset.recordio import RecordReader
-
-_HASH_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Sidecar:
     tool_version: str
 
     def __post_init__(self) -> None:
-        """ValueError for counts below 0, and for class names that stand there twice or have no count each."""
+        """ValueError for counts below 0, and for class names that are listed twice or have no count each."""
         counts = {"objects_per_class": min(self.objects_per_class, default=0)}
         counts |= {field.name: getattr(self, field.name) for field in fields(self) if field.type is int}
         negative = next((name for name, count in counts.items() if count < 0), None)
@@ -38,10 +38,33 @@ class Sidecar:
         if len(self.objects_per_class) != len(self.class_names):
             raise ValueError("class_names and objects_per_class differ in length")
         if len(set(self.class_names)) != len(self.class_names):
-            raise ValueError("class_names: a name stands there twice")
+            raise ValueError("class_names: a name is listed twice")
 
 
 SIDECAR_FILE = SignedKind(Sidecar, "sidecar", format=2)  # earlier ones had no number
+
+
+def describe_record(
+    rec: Path,
+    class_names: tuple[str, ...],
+    counts: Sequence[int] | np.ndarray,
+    objects_per_class: np.ndarray,
+    label_width: int,
+    source: str,
+) -> Sidecar:
+    """The sidecar of a complete .rec, under whatever name; counts: the objects of each record."""
+    return Sidecar(
+        class_names=class_names,
+        num_images=len(counts),
+        num_objects=int(sum(counts)),
+        max_objects=int(max(counts)),
+        objects_per_class=tuple(objects_per_class.tolist()),
+        label_width=label_width,
+        source=source,
+        sha256=file_sha256(rec),
+        size=rec.stat().st_size,
+        tool_version=__version__,
+    )
 
 
 def sidecar_path(rec_path: str | Path) -> Path:
@@ -95,17 +118,3 @@ def verify_sidecar(rec_path: str | Path, sidecar: Sidecar, hash: bool) -> None:
         raise DataError(
             f"{path}: its sha256 is not that of {sidecar_path(path).name}: damaged or changed; pack the data set again"
         )
-
-
-def file_sha256(path: str | Path) -> str:
-    """The sha256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_HASH_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def tool_version() -> str:
-    """The version of this project."""
-    return __version__

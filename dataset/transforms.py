@@ -1,24 +1,33 @@
-"""What augmentation does to pixels and boxes, once it is decided: place, resize, shift colours, mirror, normalise.
+"""What augmentation does to pixels and boxes, once it is decided: place, resize, map, shift colours, mirror, normalise.
 
 A random expand (Liu et al. 2016, section 3.6) followed by a crop is one rectangle of the source image, which may reach
 beyond it. It is drawn by one resize of the part that shows the image; the expanded canvas itself never exists.
+
+Matrices (3, 3) of affine maps map edges, in pixels, x first: pixel k reaches from k to k + 1, as boxes have it. Three
+details differ from the reference (random_affine of ultralytics/yolov3) on purpose: shear leaves the centre where it is;
+shifts are parts of the input's own sides; and how much of an object is left is judged by its whole area as it is mapped
+(there by what a mosaic's canvas shows of it, times the scale once).
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from boxes.geometry import clip_to_unit
+from boxes.geometry import area, clip_to_unit
 from common.errors import DataError
+from common.sizes import Size
 from config.augment_options import AUTO_INTERPOLATION
 from machine.opencv import MAX_PIXELS, cv2
 
-Size = tuple[int, int]
 Span = tuple[int, int]
 DECODE_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 DECODE_FLAGS_RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 HUE_RANGE = 180  # of OpenCV's 8-bit HLS
 WHOLE = np.array([0.0, 0.0, 1.0, 1.0])
+MIN_PIXELS = 4  # an object keeps more than this of each side,
+MIN_AREA = 0.2  # more than this part of its area,
+MAX_ASPECT = 10  # and less than this ratio of its sides (ultralytics/yolov3, random_affine)
+HALF_PIXEL = 0.5  # OpenCV's coordinates are those of the pixels' centres
 
 
 @dataclass(frozen=True)
@@ -203,3 +212,42 @@ def normalise(image: np.ndarray, mean: np.ndarray, std: np.ndarray, out: np.ndar
         target -= mean[channel]
         if std[channel] != 1:
             target /= std[channel]
+
+
+def translation(x: float, y: float) -> np.ndarray:
+    """The matrix (3, 3) of a shift by x and y pixels."""
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
+
+
+def warp(image: np.ndarray, matrix: np.ndarray, size: Size, fill: int) -> np.ndarray:
+    """The input (H, W, 3) uint8 that shows an image (h, w, 3) mapped by the matrix, bilinearly; `fill` is around it."""
+    x, y = (-matrix[:2, 2]).astype(np.int64)
+    inside = min(x, y) >= 0 and y + size[0] <= image.shape[0] and x + size[1] <= image.shape[1]
+    if inside and (matrix == translation(-x, -y)).all():
+        return image[y : y + size[0], x : x + size[1]]
+    centres = translation(-HALF_PIXEL, -HALF_PIXEL) @ matrix @ translation(HALF_PIXEL, HALF_PIXEL)
+    return cv2.warpAffine(image, centres[:2], size[::-1], flags=cv2.INTER_LINEAR, borderValue=(fill,) * 3)
+
+
+def map_objects(objects: np.ndarray, source: Size, matrix: np.ndarray, size: Size) -> np.ndarray:
+    """Objects of an image mapped to an input, each with the box around its mapped corners, clipped at the input.
+
+    Args:
+        objects: (n, 6), boxes normalised to the image; they may reach beyond it, where there is nothing to see.
+        source: (h, w) of the image.
+        matrix: (3, 3) from the image's pixels to the input's.
+        size: (H, W) of the input.
+
+    Returns:
+        (k, 6) float32 normalised to the input: those of which enough is left (MIN_PIXELS, MIN_AREA, MAX_ASPECT).
+    """
+    boxes = objects[:, 1:5].astype(np.float64)
+    whole = area(boxes * np.tile(source[::-1], 2)) * abs(np.linalg.det(matrix))  # (n,)
+    corners = np.clip(boxes, 0, 1)[:, [[0, 1], [2, 1], [2, 3], [0, 3]]] * source[::-1]  # (n, 4 corners, xy)
+    mapped = corners @ matrix[:2, :2].T + matrix[:2, 2]
+    limits = np.tile(size[::-1], 2)
+    found = np.clip(np.concatenate([mapped.min(axis=1), mapped.max(axis=1)], axis=1), 0, limits)  # (n, 4)
+    sides = found[:, 2:] - found[:, :2]
+    kept = (sides > MIN_PIXELS).all(axis=1) & (area(found) > MIN_AREA * whole)
+    kept &= sides.max(axis=1, initial=0) < MAX_ASPECT * sides.min(axis=1, initial=np.inf)
+    return np.concatenate([objects[:, :1], found / limits, objects[:, 5:]], axis=1)[kept].astype(np.float32)

@@ -1,9 +1,10 @@
 """Processes that fill batches in shared memory: started from scratch, never forked, so that mxnet is not in them.
 
-A worker is `python -m dataset.worker_main`; the user's script is not imported again. All workers share one socket
-(SOCK_SEQPACKET keeps messages whole): whoever is free takes the next task, a few rows of a batch. Arrays never go
-through it; they are written to anonymous memory (memfd) that has no name to leave behind and does not count against
-/dev/shm. When the parent closes the socket or dies, in whatever way, the workers see its end and leave.
+A worker is `python -m dataset.workers SOCKET MEMORY OFFSET` (two descriptors, a number of bytes); the user's script is
+not imported again. All workers share one socket (SOCK_SEQPACKET keeps messages whole): whoever is free takes the next
+task, a few rows of a batch. Arrays never go through it; they are written to anonymous memory (memfd) that has no name
+to leave behind and does not count against /dev/shm. When the parent closes the socket or dies, in whatever way, the
+workers see its end and leave.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import select
 import socket
 import subprocess
 import sys
+import traceback
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +25,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from common.errors import DataError
+from common.sizes import Size
 from dataset.samples import Arrays, BatchLayout, SampleMaker
-from dataset.transforms import Size
 
 ROOT = Path(__file__).parent.parent
 MAX_TASKS = 96  # of all slots together, few enough for the socket's buffer
@@ -32,6 +34,7 @@ MAX_MESSAGE = 1 << 16
 CHECK_MILLISECONDS = 500  # how often a waiting parent looks whether its workers live
 STOP_SECONDS = 5.0
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+MAX_TEXT = 8192
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,12 @@ class Reply:
         return DataError(self.error) if self.data else RuntimeError(f"a data worker failed\n{self.error}")
 
 
-def encode(message: Task | Reply) -> bytes:
+def to_bytes(message: Task | Reply) -> bytes:
     """A message as bytes for the socket."""
     return json.dumps(vars(message)).encode()
 
 
-def split(slot: int, epoch: int, positions: np.ndarray, size: Size, limit: int) -> list[Task]:
+def split_batch(slot: int, epoch: int, positions: np.ndarray, size: Size, limit: int) -> list[Task]:
     """The tasks of a batch, at most `limit`."""
     rows = -(-len(positions) // limit)
     return [Task(slot, k, epoch, positions[k : k + rows].tolist(), *size) for k in range(0, len(positions), rows or 1)]
@@ -157,13 +160,13 @@ class WorkerPool:
 
         With more slots than MAX_TASKS it may wait until tasks are done: a full socket would block both ends for ever.
         """
-        tasks = split(slot, epoch, positions, size, max(1, MAX_TASKS // len(self._open)))
+        tasks = split_batch(slot, epoch, positions, size, max(1, MAX_TASKS // len(self._open)))
         while any(self._open) and sum(self._open) + len(tasks) > MAX_TASKS:
             self._receive()
         self._open[slot], self._failures[slot] = len(tasks), []
         with contextlib.suppress(ConnectionError):  # no worker is left: wait() says so
             for task in tasks:
-                self._socket.sendall(encode(task))
+                self._socket.sendall(to_bytes(task))
 
     def wait(self, slot: int) -> None:
         """Waits for the slot's batch. Raises its first DataError, or RuntimeError if a worker failed or died."""
@@ -204,10 +207,10 @@ class WorkerPool:
         for process in self._processes:
             status = process.poll()
             if status is not None:
-                raise RuntimeError(f"data worker {process.pid} {_death(status)}")
+                raise RuntimeError(f"data worker {process.pid} {_cause_of_death(status)}")
 
 
-def _death(status: int) -> str:
+def _cause_of_death(status: int) -> str:
     if status == -9:
         return "was killed (signal 9), perhaps because memory ran out: use fewer workers or a smaller batch"
     return f"died of signal {-status}" if status < 0 else f"ended with status {status}, see its message above"
@@ -221,7 +224,7 @@ def _reserve(size: int) -> int:
     except OSError as error:
         os.close(descriptor)
         raise DataError(
-            f"{size / 2**20:.0f} MB of shared memory for batches cannot be had ({error.strerror}): use a smaller "
+            f"{size / 2**20:.0f} MB of shared memory for batches cannot be reserved ({error.strerror}): use a smaller "
             "batch_size or data_shape, or give this machine or container more memory"
         ) from error
     return descriptor
@@ -231,7 +234,7 @@ def _start(connection: int, memory: int, specification: int) -> subprocess.Popen
     """Starts a worker in a process group of its own: Ctrl-C in the terminal is the parent's business."""
     paths = [str(ROOT), *(path for path in sys.path if path)]
     return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        [sys.executable, "-P", "-m", "dataset.worker_main", str(connection), str(memory), str(specification)],
+        [sys.executable, "-P", "-m", "dataset.workers", str(connection), str(memory), str(specification)],
         stdin=subprocess.DEVNULL,
         pass_fds=(connection, memory),
         process_group=0,
@@ -247,3 +250,31 @@ def _stop(connection: socket.socket, processes: list[subprocess.Popen[Any]]) -> 
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def run_task(task: Task, maker: SampleMaker, layout: BatchLayout, memory: memoryview) -> Reply:
+    """Runs a task; what goes wrong is in the reply."""
+    try:
+        task.perform(maker, layout.arrays(memory, task.slot, task.size))
+    except DataError as error:
+        return Reply(task.slot, task.row, str(error)[:MAX_TEXT], data=True)
+    except Exception:  # a bug: the parent raises it, with this traceback
+        return Reply(task.slot, task.row, traceback.format_exc()[-MAX_TEXT:])
+    return Reply(task.slot, task.row)
+
+
+def main(connection: int, memory: int, specification: int) -> None:
+    """Performs tasks until the parent closes its end of the connection."""
+    shared = mmap.mmap(memory, 0)
+    maker, layout = pickle.loads(shared[specification:])  # noqa: S301 - written by our parent
+    memory_view = memoryview(shared)
+    with socket.socket(fileno=connection) as parent:
+        try:
+            while message := parent.recv(MAX_MESSAGE):
+                parent.sendall(to_bytes(run_task(Task(**json.loads(message)), maker, layout, memory_view)))
+        except ConnectionError:  # the parent has gone
+            return
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

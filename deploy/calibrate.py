@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from common.contract import DATA
+from common.sizes import DATA
 from config.deploy_options import NAIVE
 from graph.number_formats import Fused, Thresholds, to_int8
 from graph.symbol_graph import bound, outputs

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import OptionError
-from common.prefix import check_prefix
+from common.files import check_prefix
 from config.command_line import parse_options
 from config.deploy_options import DeployOptions
 from config.idle_options import idle_deploy_options
 from config.options import joined_options
-from machine import threads
+from machine.cpu import configure_threads
 from machine.signals import exit_on_sigterm
 from model.manifest import FLOAT32, INT8, ONNX_INT8, Manifest, check_checkpoint
 from symbol.registry import detection_options_class, given_detection
@@ -49,8 +49,8 @@ def main(argv: list[str]) -> int:
     check_prefix(options.prefix)
     check_int8(options)
     check_onnx(options)
-    threads.configure()
-    from common.terminal_log import log_to_terminal
+    configure_threads()
+    from machine.terminal import log_to_terminal
     from model.checkpoint import load_checkpoint
     from model.folder import check_replaceable, inference_model, model_from_checkpoint, write_model_folder
 

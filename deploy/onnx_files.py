@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.contract import DATA, DET
 from common.errors import InstallError, OptionError
+from common.sizes import DATA, DET
 from deploy.precision import METRIC, RunBatch, mean_ap
 from engines.mxnet_engine import fused_model
 from graph.number_formats import Fused

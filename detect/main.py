@@ -13,8 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import DataError, OptionError
-from common.output_file import check_output_file
-from common.terminal_log import log_to_terminal
+from common.files import check_output_file
 from config.command_line import boolean_flags, parse_options
 from config.demo_options import DemoOptions
 from config.groups import DeviceOptions
@@ -25,8 +24,9 @@ from detect.statistics import benchmark
 from detect.video import Video, VideoFile, VideoFrame, frame_size
 from drawing.boxes import draw, draw_heatmap, score_map
 from engines.preprocess import ImageInput, read_image
-from machine import threads
+from machine.cpu import configure_threads
 from machine.signals import exit_on_sigterm
+from machine.terminal import log_to_terminal
 
 if TYPE_CHECKING:
     from detect.detector import Detector
@@ -175,7 +175,7 @@ def main(argv: list[str]) -> int:
     jobs = _plan(sources, options)
     if options.json and not options.benchmark:
         check_output_file("--json", options.json, make_folders=True)
-    threads.configure()
+    configure_threads()
     log_to_terminal()
     exit_on_sigterm()
     window = Window() if options.show else None

@@ -26,9 +26,8 @@ from common.files import write_atomically
 from common.version import __version__, installed_version
 from config.groups import DeviceOptions
 from engines.preprocess import InputWriter
-from machine.amx import ISA
+from machine.cpu import ISA, cpu_model, engine_threads
 from machine.gpus import CUDA_WHEEL, usable_gpus
-from machine.threads import cpu_model, engine_threads
 from model.manifest import MANIFEST, ONNX, Manifest, check_options, is_model_folder, read_manifest
 
 if TYPE_CHECKING:

@@ -14,12 +14,10 @@ from config.groups import DeviceOptions
 from engines.engine import MXNET, EngineRequest
 from graph.number_formats import Fused, fuse, supports_bfloat16, to_bfloat16, to_int8
 from graph.onednn import has_squeeze_excitation, pad_predictions, suit_onednn
-from graph.symbol_graph import bound, run
-from machine.devices import contexts
-from machine.runtime import mx
+from graph.symbol_graph import Params, bound, run
+from machine.runtime import contexts, mx
 from model.folder import Model, load_model
 from model.manifest import BFLOAT16, FLOAT32, UINT8_NHWC
-from model.params_file import Params
 from model.symbol_check import last_line
 
 logger = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from common.contract import DATA, DET
 from common.errors import CheckpointError, InstallError
+from common.sizes import DATA, DET
 from engines.engine import ONNXRUNTIME, OPENVINO
-from machine.threads import engine_threads
+from machine.cpu import engine_threads
 from model.manifest import BFLOAT16, INT8, ONNX, ONNX_INT8, Manifest, check_size, damaged
 
 ROW = 6  # numbers of a detection

@@ -8,12 +8,13 @@ import numpy as np
 from PIL import Image
 
 from common.errors import DataError
+from common.sizes import Size
 from dataset.augment import STRETCHED, resize_only
-from dataset.image_check import MAX_BYTES, MAX_PIXELS, load_strictly
+from dataset.image_check import MAX_BYTES, load_strictly
 from dataset.labels import OBJECT_WIDTH
 from dataset.letterbox import Resize
-from dataset.transforms import Size, decode
-from machine.opencv import cv2
+from dataset.transforms import decode
+from machine.opencv import MAX_PIXELS, cv2
 from model.manifest import UINT8_NHWC, Manifest
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")

@@ -9,17 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import DataError, OptionError
-from dataset.iterator import RecordIter
-from dataset.native_iterator import iterator_class
+from common.errors import DataError, OptionError, out_of_memory_hint
+from dataset.batch_spec import BatchSpec
+from dataset.iterator import RecordIter, open_batches
 from dataset.sidecar import read_sidecar
 from evaluate.coco_metric import COCOResult
 from evaluate.eval_metric import ValidationMetric
 from evaluate.scoring import inference_module, score_detections
 from evaluate.voc_eval import VOCResult
-from machine.devices import check_batch_size
-from machine.memory import told_exhaustion
-from machine.runtime import mx
+from machine.runtime import check_batch_size, mx
 from model.checkpoint import Checkpoint
 from symbol.symbol_factory import check_any_size, get_symbol, ineffective_options, rebuilding_options
 
@@ -101,10 +99,10 @@ def evaluate_net(
     rect = meta.rect if rect is None else rect
     if rect:
         check_any_size(meta.network, meta.data_shape, "--rect-val")
-    iterator = iterator_class(engine)(
+    spec = BatchSpec(
         rec_path,
         batch_size,
-        (3, *meta.data_shape),
+        meta.data_shape,
         augment=None,
         **meta.pixels,
         num_classes=len(meta.class_names),
@@ -112,6 +110,7 @@ def evaluate_net(
         path_imglist=list_path,
         rect=rect,
     )
+    iterator = open_batches(spec, engine)
     kinds = tuple(metrics or meta.metrics)
     overlap = meta.overlap if overlap is None else overlap
     use_difficult = meta.use_difficult if use_difficult is None else use_difficult
@@ -119,7 +118,7 @@ def evaluate_net(
     metric = ValidationMetric(needed, meta.class_names, overlap, use_difficult)
     served: list[tuple[np.ndarray, np.ndarray]] = []
     try:
-        with told_exhaustion("lower --batch-size"):
+        with out_of_memory_hint("lower --batch-size"):
             module = _inference_module(checkpoint, devices, iterator, detection_options)
             started = time.monotonic()
             score_detections(module, _noted(iterator, served), metric, num_batch)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import OptionError
-from common.output_file import check_output_file
+from common.files import check_output_file
 from config.classic_options import ExpectedModel
 from config.command_line import parse_options
 from config.groups import RECT_MULTIPLES, DataOptions, DeviceOptions, ValidationOptions, metric_kinds, obsolete
 from config.idle_options import COCO_ALONE, ONE_SIZE, sentences
 from config.options import fields_of, joined_options, option, same_option
-from machine import threads
+from machine.cpu import configure_threads
 from symbol.registry import detection_options_class, given_detection
 
 logger = logging.getLogger(__name__)
@@ -80,11 +80,11 @@ def main(argv: list[str]) -> int:
         first=FIRST,
     )
     _check_outputs(options)
-    threads.configure(options.cpus)
+    configure_threads(options.cpus)
     from dataset.recordio import RecordReader
     from evaluate.evaluate_net import evaluate_net
     from evaluate.reports import save_pr_curves
-    from machine.devices import contexts
+    from machine.runtime import contexts
     from model.checkpoint import load_checkpoint
     from model.manifest import check_checkpoint
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 
 from evaluate.eval_metric import frames_of
 from graph.onednn import has_squeeze_excitation, suit_onednn
+from graph.symbol_graph import Params
 from machine.runtime import mx
-from model.params_file import Params
 
 LOGGER = logging.getLogger(__name__)
 

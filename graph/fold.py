@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from common.contract import DATA
+from common.sizes import DATA
 from graph.symbol_graph import VARIABLE, Edge, Params, SymbolGraph, SymbolNode, graph_of, outputs, symbol_of
 from machine.runtime import mx
 

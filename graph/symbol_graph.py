@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.contract import DATA
-from machine.memory import told_exhaustion
+from common.errors import out_of_memory_hint
+from common.sizes import DATA
 from machine.runtime import SYMBOL_ATTRIBUTES, mx
 
 VARIABLE = "null"
@@ -130,7 +130,7 @@ def bound(
     """An executor in ctx (None: the CPU) for data of this shape and type; weights that the symbol does not read are
     left out."""
     types = None if np.dtype(dtype) == np.float32 else {DATA: np.dtype(dtype).name}  # with types none is a default
-    with told_exhaustion(_REMEDY):
+    with out_of_memory_hint(_REMEDY):
         executor = symbol.simple_bind(ctx or mx.cpu(), grad_req="null", type_dict=types, **{DATA: shape})
         executor.copy_params_from(arg_params, aux_params, allow_extra_params=True)
         return executor
@@ -138,7 +138,7 @@ def bound(
 
 def run(executor: mx.executor.Executor, data: np.ndarray | mx.nd.NDArray) -> list[np.ndarray]:
     """The outputs for data of the executor's shape."""
-    with told_exhaustion(_REMEDY):
+    with out_of_memory_hint(_REMEDY):
         executor.arg_dict[DATA][:] = data
         return [output.asnumpy() for output in executor.forward(is_train=False)]
 

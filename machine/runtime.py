@@ -1,8 +1,8 @@
-"""Process set-up and the only import of mxnet: threads, numpy aliases, CUDA libraries, then `import mxnet`.
+"""Process set-up and the only import of mxnet: threads, numpy aliases, CUDA libraries, then `import mxnet`; devices.
 
 Everything else obtains it by `from machine.runtime import mx`. That alone loads nothing: mxnet is imported when one of
 its names is first asked for, so that options are read, and a table of networks is looked up, without it. A command that
-knows how many CPU contexts it will use calls machine.threads.configure() before.
+knows how many CPU contexts it will use calls machine.cpu.configure_threads() before.
 """
 
 import builtins
@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -18,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import InstallError
+from common.errors import InstallError, OptionError
 from common.version import installed_version
-from machine import amx, threads
-from machine.gpus import CUDA_WHEEL, INSTALL_CUDA
+from machine.cpu import configure_threads, forget_amx, request_amx
+from machine.gpus import CUDA_WHEEL, INSTALL_CUDA, usable_gpus
 from machine.libraries import named_library, remedy
 
 __all__ = ["load_mxnet", "mx"]
@@ -43,13 +44,14 @@ _CUDA_LIBRARIES = (
     ("cudnn", "libcudnn.so.8"),
     ("nccl", "libnccl.so.2"),
 )
+logger = logging.getLogger(__name__)
 
 
 def _set_environment() -> None:
     if "mxnet" in sys.modules:
-        logging.getLogger(__name__).warning("mxnet was imported before machine.runtime: it may use too few threads")
+        logger.warning("mxnet was imported before machine.runtime: it may use too few threads")
     elif "OMP_NUM_THREADS" not in os.environ:
-        threads.configure()
+        configure_threads()
     # Idle OpenMP threads give their core to the data workers after a fraction of a millisecond instead of several.
     # Figures of benchmarks/train_step.py with this and other settings are in docs/results.md.
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -105,14 +107,14 @@ def _reason(error: Exception) -> str:
 
 def _import_with_amx() -> ModuleType:
     """mxnet, whose oneDNN uses AMX where there is any: it reads the setting in its first operator."""
-    granted = amx.request() if "mxnet" not in sys.modules else False
+    granted = request_amx() if "mxnet" not in sys.modules else False
     try:
         mxnet = _import_mxnet()
         if granted:
             mxnet.nd.Activation(mxnet.nd.zeros((1, 1, 1, 1)), act_type="relu").wait_to_read()
     finally:
         if granted:
-            amx.forget()
+            forget_amx()
     return mxnet
 
 
@@ -138,3 +140,35 @@ class _MXNet(ModuleType):
 
 mx: Any = _MXNet("mxnet")
 SYMBOL_ATTRIBUTES = {"mxnet_version": ["int", 10901]}  # of a symbol's JSON; load_json converts older ones
+
+
+def contexts(gpus: str | None = None, cpu: bool = False, cpus: int = 1) -> "list[mx.Context]":
+    """Contexts of --gpus, --cpu and --cpus: the GPUs named, else all usable GPUs, else N CPU contexts (said in one
+    line)."""
+    if cpu:
+        return [mx.cpu(k) for k in range(cpus)]
+    usable, problem = usable_gpus()
+    if gpus is None:
+        if not usable:
+            logger.info("running on the CPU: %s", problem)
+        return [mx.gpu(k) for k in usable] or [mx.cpu(k) for k in range(cpus)]
+    try:
+        wanted = [int(part) for part in gpus.split(",") if part.strip()]
+    except ValueError:
+        raise OptionError(f"--gpus {gpus!r}: expected numbers like 0,1") from None
+    missing = [k for k in wanted if k not in usable]
+    if missing:
+        reason = problem or f"usable are {', '.join(map(str, usable))}"
+        raise OptionError(
+            f"--gpus {gpus}: GPU {missing[0]} cannot be used ({reason}); leave --gpus out to use what there is"
+        )
+    return [mx.gpu(k) for k in wanted] or [mx.cpu(k) for k in range(cpus)]
+
+
+def check_batch_size(batch_size: int, devices: "Sequence[mx.Context]") -> None:
+    """OptionError where a batch has less than one image for each device."""
+    if batch_size < len(devices):
+        raise OptionError(
+            f"--batch-size {batch_size} is too small for {len(devices)} devices: each needs an image; raise it or use "
+            "fewer devices"
+        )

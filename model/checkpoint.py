@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 
 from common.errors import CheckpointError
-from common.files import AtomicFile, publish_all, write_atomically
-from common.prefix import check_prefix
+from common.files import AtomicFile, check_prefix, file_sha256, publish_all, write_atomically
 from common.signed_json import SignedKind
 from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES
 from config.groups import METRICS
-from dataset.sidecar import file_sha256
+from graph.symbol_graph import Params
 from model.manifest import FileRecord
-from model.params_file import Params, read_arrays, read_params, stage_arrays, with_kinds
+from model.params_file import read_arrays, read_params, stage_arrays, with_kinds
 
 _LENGTHS = {"mean_pixels": 3, "std": 3, "data_shape": 2, "origin": 3}
 _PIXEL_FIELDS = ("mean_pixels", "std", "resize_mode", "fill")

@@ -16,11 +16,12 @@ from types import MappingProxyType
 from typing import Any
 
 from common.errors import CheckpointError, OptionError
-from common.files import write_atomically
+from common.files import file_sha256, write_atomically
+from common.sizes import input_size
 from common.version import versions
 from config.options import from_mapping, to_mapping
-from dataset.sidecar import file_sha256
 from graph.fold import fold_batch_norm, fold_constants, with_pixel_input
+from graph.symbol_graph import Params
 from machine.runtime import mx
 from machine.signals import held
 from model.checkpoint import Checkpoint, list_epochs, load_checkpoint
@@ -40,10 +41,10 @@ from model.manifest import (
     read_manifest,
     verify_file,
 )
-from model.params_file import Params, read_params, write_params
+from model.params_file import read_params, write_params
 from model.symbol_check import check_shapes, last_line, load_symbol
 from symbol.registry import family_of, network_options_class
-from symbol.symbol_factory import get_symbol, ineffective_options, input_size, rebuilding_options
+from symbol.symbol_factory import get_symbol, ineffective_options, rebuilding_options
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import CheckpointError, OptionError
+from common.files import file_sha256
 from common.signed_json import SignedKind
 from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES
 from config.classic_options import ExpectedModel
 from dataset.class_names import read_class_names
-from dataset.sidecar import file_sha256
 
 if TYPE_CHECKING:
     from model.checkpoint import Checkpoint

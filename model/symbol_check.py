@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from common.contract import DATA
 from common.errors import CheckpointError
+from common.sizes import DATA
 from machine.runtime import SYMBOL_ATTRIBUTES, mx
 from model.manifest import MAX_SYMBOL_BYTES
 

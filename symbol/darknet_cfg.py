@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import DataError
+from common.sizes import Size
 from symbol.darknet_sections import (
     ACTIVATIONS,
     Anchor,
@@ -85,7 +86,7 @@ def parse_cfg(text: str, origin: str) -> Sections:
     return sections
 
 
-def format_cfg(sections: Sections, size: tuple[int, int]) -> str:
+def format_cfg(sections: Sections, size: Size) -> str:
     """The .cfg text of sections, which parse_cfg reads back as the same; size (height, width) goes into [net]."""
     net = {"width": size[1], "height": size[0], "channels": 3}
     blocks = [("net", net), *((type(section).__name__.lower(), _values(section)) for section in sections)]

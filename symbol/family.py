@@ -5,12 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from boxes.assigners import Assigner
+from common.sizes import SMALLEST_SIDE, Size
 from symbol.layers import Symbol
 from symbol.network_options import CommonOptions
 
 # Of an input; sides of training on several sizes are multiples of it, unless a family says otherwise.
-SMALLEST_SIDE = 32
-Size = tuple[int, int]  # (height, width)
 
 
 class FeatureMap(NamedTuple):

@@ -3,12 +3,11 @@
 A new family is one file in symbol/detector/ and a line here; a new network is a row in its family's table.
 """
 
-import difflib
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from common.errors import OptionError
+from common.errors import OptionError, did_you_mean
 from config.options import fields_of, joined_options, optional_class
 from symbol.detector.efficientdet import ROWS as EFFDET_ROWS
 from symbol.detector.efficientdet import EfficientDet
@@ -41,10 +40,10 @@ def family_of(network: str) -> Family:
     found = next((family for family in _families if family.has(network)), None)
     if found is None:
         names = list_networks()
-        close = difflib.get_close_matches(network, names, n=1)
-        meant = f"did you mean {close[0]}? " if close else ""
         patterns = [family.pattern for family in _families if family.pattern]
-        raise OptionError(f"--network {network}: unknown ({meant}known: {', '.join([*names, *patterns])})")
+        raise OptionError(
+            f"--network {network}: unknown{did_you_mean(network, names)}; known: {', '.join([*names, *patterns])}"
+        )
     return found
 
 

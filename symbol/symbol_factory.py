@@ -6,9 +6,10 @@ from typing import Any
 
 from boxes.assigners import Assigner
 from common.errors import OptionError
+from common.sizes import DataShape, Size, input_size
 from config.options import from_mapping
 from machine.runtime import mx
-from symbol.family import SMALLEST_SIDE, Family, FeatureMap, Size
+from symbol.family import Family, FeatureMap
 from symbol.layers import Symbol
 from symbol.network_options import CommonOptions
 from symbol.registry import family_of, list_networks, network_options_class
@@ -31,11 +32,10 @@ __all__ = [
     "ineffective_options",
 ]
 
-Shape = int | tuple[int, ...]
 Wanted = tuple[str, Any, Size, int, CommonOptions]
 
 
-def get_symbol_train(network: str, data_shape: Shape, num_classes: int, **options: Any) -> Symbol:
+def get_symbol_train(network: str, data_shape: DataShape, num_classes: int, **options: Any) -> Symbol:
     """Training symbol of a network; its outputs are losses and, last, det (see `training` of symbol/detector/).
 
     data_shape is an int, (H, W) or (3, H, W); num_classes counts the objects' classes without background. Options
@@ -47,7 +47,7 @@ def get_symbol_train(network: str, data_shape: Shape, num_classes: int, **option
         return family.training(*wanted)
 
 
-def get_symbol(network: str, data_shape: Shape, num_classes: int, **options: Any) -> Symbol:
+def get_symbol(network: str, data_shape: DataShape, num_classes: int, **options: Any) -> Symbol:
     """Detection symbol: det (B, N, 6) rows [id, score, xmin, ymin, xmax, ymax], id -1 = no detection."""
     with mx.name.NameManager():
         family, wanted = _wanted(network, data_shape, num_classes, options)
@@ -55,7 +55,7 @@ def get_symbol(network: str, data_shape: Shape, num_classes: int, **options: Any
 
 
 def get_assigner(
-    network: str, data_shape: Shape, num_classes: int, *, sizes: Sequence[tuple[int, int]] = (), **options: Any
+    network: str, data_shape: DataShape, num_classes: int, *, sizes: Sequence[Size] = (), **options: Any
 ) -> Assigner | None:
     """The assigner whose arrays the training symbol reads, or None where the graph matches by itself
     (targets=mxnet).
@@ -73,14 +73,14 @@ def label_names(network: str, **options: Any) -> tuple[str, ...]:
     return family.label_names(_checked(family, network, options))
 
 
-def feature_maps(network: str, data_shape: Shape, **options: Any) -> list[FeatureMap]:
+def feature_maps(network: str, data_shape: DataShape, **options: Any) -> list[FeatureMap]:
     """The maps that the heads read, with the number of anchors at each place."""
     with mx.name.NameManager():
         family, (name, row, size, _, checked) = _wanted(network, data_shape, 1, options)
         return family.feature_maps(name, row, size, checked)
 
 
-def tap_names(network: str, data_shape: Shape, **options: Any) -> tuple[str, ...]:
+def tap_names(network: str, data_shape: DataShape, **options: Any) -> tuple[str, ...]:
     """Names of what the heads read from the body, for a table of networks."""
     with mx.name.NameManager():
         family, (name, row, size, _, checked) = _wanted(network, data_shape, 1, options)
@@ -122,7 +122,7 @@ def ineffective_options(network: str, options: Mapping[str, Any], given: Contain
     ]
 
 
-def check_any_size(network: str, data_shape: Shape, option: str) -> None:
+def check_any_size(network: str, data_shape: DataShape, option: str) -> None:
     """OptionError naming `option` unless the network's symbol takes inputs of other sizes than data_shape, too."""
     reason = family_of(network).only_size(network, data_shape)
     if reason:
@@ -139,21 +139,7 @@ def freeze_pattern(network: str, freeze: str) -> str:
     return family_of(network).freeze.get(freeze, freeze)
 
 
-def input_size(data_shape: Shape) -> tuple[int, int]:
-    """(height, width) of an int, (H, W) or (3, H, W); anything else, or a side below 32, raises OptionError."""
-    shape = (data_shape, data_shape) if isinstance(data_shape, int) else tuple(data_shape)
-    if len(shape) == 3 and shape[0] == 3:
-        shape = shape[1:]
-    if len(shape) == 1:
-        shape = shape * 2
-    if len(shape) != 2 or min(shape) < SMALLEST_SIDE:
-        raise OptionError(
-            f"data shape {data_shape}: expected a side, (H, W) or (3, H, W) with sides of at least {SMALLEST_SIDE}"
-        )
-    return int(shape[0]), int(shape[1])
-
-
-def _wanted(network: str, data_shape: Shape, num_classes: int, options: dict[str, Any]) -> tuple[Family, Wanted]:
+def _wanted(network: str, data_shape: DataShape, num_classes: int, options: dict[str, Any]) -> tuple[Family, Wanted]:
     """The family, and what its methods take: network, row, size, classes, checked options."""
     if num_classes < 1:
         raise OptionError(f"{num_classes} classes: a detector needs at least one")

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from boxes.overlap import EPSILON
+from boxes.geometry import EPSILON
 from boxes.yolo_assigner import COLUMNS
 from machine.runtime import mx
 from symbol.layers import Symbol

@@ -209,7 +209,7 @@ def test_a_mistake_is_one_sentence_and_status_2(script, words, expected):
 def status_and_error(monkeypatch, capsys, main, words):
     """run_command in this process: (exit status, last line of stderr)."""
     monkeypatch.setattr(sys, "argv", ["train.py", *words])
-    monkeypatch.setattr("common.terminal_log.log_to_terminal", lambda: None)
+    monkeypatch.setattr("machine.terminal.log_to_terminal", lambda: None)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     with pytest.raises(SystemExit) as end:
         run_command(main)
@@ -223,7 +223,7 @@ def status_and_error(monkeypatch, capsys, main, words):
     [
         ({"num_class": 20}, "--num-class 20, but there are 3 class names (red, green, blue)"),
         ({"class_names": ("one", "two")}, "leave the option out"),
-        ({"network": "vgg"}, "--network vgg: unknown (known: "),
+        ({"network": "vgg"}, "--network vgg: unknown; known: "),
         ({"gpus": "0"}, "--gpus 0: GPU 0 cannot be used"),
         ({"resume": "9"}, "no checkpoint of epoch 9"),
         ({"prefix": "/proc/x/t"}, "--prefix /proc/x/t: /proc/x cannot be written"),

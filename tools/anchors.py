@@ -25,20 +25,20 @@ from boxes.anchors import AnchorLayer, cell_centres, multibox_prior
 from boxes.geometry import iou
 from common.errors import DataError, OptionError
 from common.files import write_atomically
+from common.sizes import Size, input_size
 from config.anchors_options import AnchorsOptions
 from config.command_line import parse_options
 from config.options import from_mapping
 from config.preset import read_preset
 from dataset.letterbox import Resize
-from dataset.object_boxes import object_boxes
+from dataset.record_source import object_boxes
 from dataset.sidecar import read_sidecar
-from dataset.transforms import Size
 from drawing.figures import save_figure
 from machine.command import run_command
 from symbol.darknet_sections import Yolo
 from symbol.detector.yolo import customise
 from symbol.registry import family_of
-from symbol.symbol_factory import get_assigner, input_size
+from symbol.symbol_factory import get_assigner
 from train.options import TrainOptions, network_options, train_options_class
 
 CHUNK = 256  # objects compared with all placed anchors at a time

@@ -16,7 +16,7 @@ if not __package__:
 import numpy as np
 
 from common.errors import CheckpointError, OptionError
-from common.prefix import check_prefix
+from common.files import check_prefix
 from config.command_line import boolean_flags, parse_options
 from config.convert_options import DEFAULT_NETWORK, ConvertOptions
 from config.groups import pixel_options
@@ -199,7 +199,7 @@ def _class_names(options: ConvertOptions, arg: Arrays) -> tuple[str, ...]:
 
 def _classes_of_heads(options: ConvertOptions, arg: Arrays) -> int | None:
     """Classes without background by the sizes of a map's heads, or of YOLO's or EfficientDet's one; None without."""
-    from boxes.effdet_anchors import PER_CELL
+    from boxes.effdet_assigner import PER_CELL
     from symbol.symbol_factory import feature_maps
 
     for name, bias in arg.items():
@@ -258,8 +258,9 @@ def _write_checkpoint(
     aux: dict[str, Any],
 ) -> None:
     """A checkpoint of epoch 0, as training writes them, so that evaluate.py, deploy.py and demo.py run it."""
+    from common.sizes import input_size
     from model.checkpoint import CheckpointMeta, save_checkpoint
-    from symbol.symbol_factory import get_symbol_train, input_size
+    from symbol.symbol_factory import get_symbol_train
     from train.stages import symbol_digest
 
     assert options.data_shape  # main() has put the source's in

@@ -25,6 +25,7 @@ from common.version import installed_version, versions
 from config.command_line import parse_options
 from config.options import option
 from machine.command import run_command
+from machine.cpu import configure_threads, cpu_quota, physical_cores
 from machine.gpus import (
     CUDA_WHEEL,
     HIGHEST_CAPABILITY,
@@ -36,7 +37,6 @@ from machine.gpus import (
 )
 from machine.libraries import missing_packages
 from machine.runtime import load_mxnet, mx
-from machine.threads import configure, cpu_quota, physical_cores
 
 # Instruction sets that decide the speed of float32, bfloat16 and int8 networks.
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
 
 def collect() -> dict[str, Any]:
     """The whole report as plain values: versions, features, cpu, memory (bytes), gpu, problems (sentences)."""
-    configure()
+    configure_threads()
     problems = [problem for problem in (_problem(_load_opencv), _mxnet_problem()) if problem]
     if installed_version("mxnet") and installed_version(CUDA_WHEEL):
         problems.append(f"both mxnet and {CUDA_WHEEL} are installed and overwrite each other: uninstall both, then one")

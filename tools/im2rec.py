@@ -19,13 +19,11 @@ from common.files import AtomicFile, publish_all, staged
 from config.command_line import parse_options
 from config.im2rec_options import Im2recOptions
 from dataset.class_names import read_class_names
-from dataset.encode import DEFAULT_QUALITY, Encoder
-from dataset.image_folder import find_images, split
-from dataset.image_list import ImageRoot, format_list
-from dataset.list_packing import ImageList, PackedList, load_list, pack_list
+from dataset.image_list import ImageRoot, find_images, format_list, split_images
+from dataset.list_packing import DEFAULT_QUALITY, Encoder, ImageList, PackedList, load_list, pack_list
 from machine.command import run_command
+from machine.cpu import usable_threads
 from machine.signals import exit_on_sigterm
-from machine.threads import usable_threads
 from tools.prepare_dataset import print_list, progress
 
 _MADE_LISTS = r"(_\d+)?(_train|_val|_test)?\.lst"  # what --list appends to PREFIX
@@ -49,7 +47,7 @@ def main(argv: list[str]) -> None:
 def make_lists(options: Im2recOptions) -> None:
     """Writes PREFIX.lst, or the lists of the chunks and ratios: all of them or none."""
     images, classes = find_images(options.root, options.exts, options.recursive, options.follow_links)
-    lists = split(images, options.chunks, options.train_ratio, options.test_ratio, options.shuffle)
+    lists = split_images(images, options.chunks, options.train_ratio, options.test_ratio, options.shuffle)
     stem = _stem(options.prefix)
     stem.parent.mkdir(parents=True, exist_ok=True)
     contents = {

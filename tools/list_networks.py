@@ -110,7 +110,7 @@ def main(argv: list[str]) -> int:
 
 def table() -> str:
     """Two tables in Markdown, sizes and taps, without anything around them."""
-    from symbol.symbol_factory import list_networks
+    from symbol.registry import list_networks
 
     found = {
         network: {size: describe(network, size) for size in sizes_of(network)}

@@ -26,17 +26,16 @@ from common.errors import DataError, OptionError
 from config.command_line import parse_options
 from config.prepare_options import PrepareOptions
 from dataset.annotation_list import AnnotationList, listed_path, write_annotation_list
-from dataset.chosen_classes import choose_classes
-from dataset.class_names import read_class_names
+from dataset.class_names import choose_classes, read_class_names
 from dataset.coco import Coco
 from dataset.darknet_data import YoloFolder
-from dataset.imdb import Imdb
-from dataset.packing import Report, pack_dataset, shortened
+from dataset.image_pool import shortened
+from dataset.imdb import Imdb, split_dataset
+from dataset.packing import Report, pack_dataset
 from dataset.pascal_voc import PascalVoc
-from dataset.splits import split
 from machine.command import run_command
+from machine.cpu import usable_threads
 from machine.signals import exit_on_sigterm
-from machine.threads import usable_threads
 
 AnnotationSource = PascalVoc | Coco | YoloFolder | AnnotationList
 T = TypeVar("T")
@@ -53,7 +52,7 @@ def main(argv: list[str]) -> None:
     names = _names(options)
     source, bad = _read(options, None if options.only_class_names else names)
     imdb = _only(source, names) if options.only_class_names and names else source
-    parts = split(imdb, options.split, options.seed) if options.split else {}
+    parts = split_dataset(imdb, options.split, options.seed) if options.split else {}
     targets = {name: target.with_name(f"{target.stem}_{name}.lst") for name in parts}
     for path in targets.values() if parts else [target]:
         _refuse_sources(path, source.sources, options)

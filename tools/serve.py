@@ -17,12 +17,12 @@ if not __package__:
     importlib.import_module("as_module")
 
 from common.errors import InstallError, OptionError
-from common.terminal_log import log_to_terminal
 from config.command_line import parse_options
 from config.serve_options import ServeOptions
-from machine import threads
 from machine.command import run_command
+from machine.cpu import configure_threads
 from machine.signals import exit_on_sigterm
+from machine.terminal import log_to_terminal
 
 if TYPE_CHECKING:
     from detect.service.app import Service
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     _check_installed()
     log_to_terminal()
     with bind(options.host, options.port) as listener:
-        threads.configure()
+        configure_threads()
         exit_on_sigterm()
         _serve(_service(options), listener, round(2 * options.timeout) + 1)
 

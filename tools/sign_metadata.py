@@ -17,8 +17,7 @@ if not __package__:
 
 from common.errors import DataError, OptionError
 from common.files import write_atomically
-from common.signed_json import DIGEST, FORMAT, UNSIGNED, SignedKind, is_unsigned, read_text
-from common.typed_json import parse_json
+from common.signed_json import DIGEST, FORMAT, UNSIGNED, SignedKind, is_unsigned, parse_json, read_text
 from config.command_line import parse_options
 from dataset.sidecar import SIDECAR_FILE
 from detect.inputs import split_words

@@ -60,7 +60,8 @@ def visualize_options_class() -> type[VisualizeOptions]:
 
 def build(options: VisualizeOptions) -> tuple[Any, dict[str, tuple[int, ...]]]:
     """The symbol and the shapes of its inputs for one image."""
-    from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, input_size
+    from common.sizes import input_size
+    from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train
 
     size, settings = (
         input_size(options.data_shape),

@@ -14,8 +14,7 @@ if not __package__:
     importlib.import_module("as_module")
 
 from common.errors import CheckpointError, DataError, OptionError
-from common.files import write_all
-from common.prefix import check_prefix
+from common.files import check_prefix, write_all
 from config.augment_options import FORCE
 from config.command_line import parse_options
 from config.options import from_mapping, option

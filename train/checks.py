@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from common.errors import CheckpointError, DataError
-from common.prefix import check_prefix
+from common.files import check_prefix
 from config.augment_options import CENTER, TrainAugment
 from config.groups import validation_kinds
 from config.idle_options import COCO_ALONE, ONE_SIZE, sentences

@@ -2,7 +2,7 @@
 
 from config.command_line import parse_options
 from config.hyp_file import read_hyp
-from machine import threads
+from machine.cpu import configure_threads
 from machine.signals import exit_on_sigterm
 from train.checks import check_early
 from train.options import train_options_class
@@ -28,8 +28,8 @@ def main(argv: list[str]) -> int:
         first=FIRST,
     )
     check_early(options)
-    threads.configure(options.device.cpus)
-    from common.terminal_log import log_to_terminal
+    configure_threads(options.device.cpus)
+    from machine.terminal import log_to_terminal
     from train.training import run_training
 
     log_to_terminal()

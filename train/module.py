@@ -9,8 +9,8 @@ import numpy as np
 
 from common.errors import CheckpointError
 from evaluate.scoring import inference_module, is_rewritten, score_detections
+from graph.symbol_graph import Params
 from machine.runtime import mx
-from model.params_file import Params
 from train.metric import LossMetric
 from train.recipe import Recipe, WeightAverage
 

@@ -16,8 +16,7 @@ from config.options import replace_options
 from dataset.class_names import read_class_names
 from dataset.sidecar import Sidecar, read_sidecar, verify_sidecar
 from evaluate.eval_metric import ValidationMetric
-from machine.devices import check_batch_size, contexts
-from machine.runtime import mx
+from machine.runtime import check_batch_size, contexts, mx
 from model.checkpoint import list_epochs, read_meta
 from model.weights.fit import expected_shapes
 from symbol.registry import family_of

@@ -7,8 +7,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from graph.symbol_graph import Params
 from machine.runtime import mx
-from model.params_file import Params
 
 NDArray: TypeAlias = mx.nd.NDArray
 RAMP_UPDATES = 2000.0

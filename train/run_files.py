@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from common.errors import OptionError
-from common.files import write_atomically
-from common.output_file import check_output_file
+from common.files import check_output_file, write_atomically
+from common.version import __version__
 from config.options import to_mapping
-from dataset.sidecar import tool_version
 from machine.runtime import mx
 from train.options import TrainOptions
 
@@ -145,7 +144,7 @@ def write_run_file(prefix: str, options: TrainOptions) -> None:
         "command": shlex.join(sys.argv),
         "continue": command_to_continue(is_saved=True),
         "options": to_mapping(options),
-        "versions": {"trainer": tool_version(), "mxnet": mx.__version__, "python": platform.python_version()},
+        "versions": {"trainer": __version__, "mxnet": mx.__version__, "python": platform.python_version()},
         "threads": os.environ.get("OMP_NUM_THREADS"),
     }
     write_atomically(Path(f"{prefix}-run.json"), (json.dumps(content, indent=1) + "\n").encode())

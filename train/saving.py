@@ -6,9 +6,9 @@ from dataclasses import astuple
 from typing import Any
 
 from common.errors import OptionError
+from common.sizes import input_size
 from config.groups import pixel_options, rect_multiple, validation_kinds
 from model.checkpoint import CheckpointMeta, drop_after, list_epochs, remove_checkpoint, save_checkpoint
-from symbol.symbol_factory import input_size
 from train.callbacks import finite_values
 from train.metric import LossMetric
 from train.module import DetectionModule

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from common.errors import CheckpointError, OptionError
+from common.sizes import input_size
 from config.augment_options import FORCE
 from config.groups import OutputOptions, pixel_options
+from graph.symbol_graph import Params
 from machine.runtime import mx
 from model.checkpoint import (
     Checkpoint,
@@ -21,10 +23,10 @@ from model.checkpoint import (
     params_path,
     read_meta,
 )
-from model.params_file import Params, read_params
+from model.params_file import read_params
 from model.weights.fit import expected_shapes
 from symbol.layers import matches
-from symbol.symbol_factory import freeze_pattern, input_size
+from symbol.symbol_factory import freeze_pattern
 from train.module import RAW
 from train.options import TrainOptions, network_options
 from train.run_files import is_own_prefix

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from common.errors import OptionError
+from common.sizes import input_size
 from config.options import from_mapping
 from machine.runtime import mx
 from train.options import train_options_class
@@ -83,7 +84,7 @@ def train_net(
         "train_path": train_path,
         "num_class": num_classes,
         "batch_size": batch_size,
-        "data_shape": _size(data_shape),
+        "data_shape": input_size(data_shape),
         **_means(mean_pixels),
         "resume": str(resume) if resume == "auto" or int(resume) > 0 else "-1",
         "finetune": finetune if finetune > 0 else -1,
@@ -117,14 +118,6 @@ def train_net(
         "log": log_file or "",
     }
     run_training(from_mapping(train_options_class(), values | options, "train_net"))
-
-
-def _size(data_shape: int | Sequence[int]) -> tuple[int, ...]:
-    """A side, (height, width) or (3, height, width) -> (side,) or (height, width); OptionError for anything else."""
-    sides = (data_shape,) if isinstance(data_shape, int) else tuple(data_shape or ())
-    if len(sides) not in (1, 2, 3) or (len(sides) == 3 and sides[0] != 3):
-        raise OptionError(f"data_shape {data_shape}: expected a side, (height, width) or (3, height, width)")
-    return sides[-2:]
 
 
 def _means(mean_pixels: Sequence[float]) -> dict[str, float]:

@@ -6,25 +6,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.errors import OptionError
+from common.errors import OptionError, out_of_memory_hint
+from common.sizes import input_size
 from config.groups import DataOptions, batches_per_update, pixel_options, rect_multiple
 from config.options import obsolete_options
-from dataset.input_sizes import input_sizes
-from dataset.iterator import RecordIter
+from dataset.batch_spec import BatchSpec
+from dataset.input_sizes import multi_scale_sizes
+from dataset.iterator import RecordIter, open_batches
 from dataset.labels import HEADER_WIDTH, OBJECT_WIDTH
-from dataset.native_iterator import iterator_class
 from dataset.sidecar import Sidecar
-from machine.memory import told_exhaustion
 from machine.runtime import mx
-from symbol.symbol_factory import (
-    get_assigner,
-    get_symbol,
-    get_symbol_train,
-    input_size,
-    label_names,
-    mean_losses,
-    size_multiple,
-)
+from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, label_names, mean_losses, size_multiple
 from train.callbacks import FiniteGuard, Progress, make_monitor
 from train.epoch_end import EpochEnd, seed_epoch
 from train.metric import make_metric
@@ -131,7 +123,7 @@ def _fit(
 def _hints_at_the_end(epoch_end: EpochEnd, start: Start) -> Iterator[None]:
     """Says how to continue where training is interrupted, and what to change where its memory is exhausted."""
     try:
-        with told_exhaustion(
+        with out_of_memory_hint(
             "lower --batch-size (--accumulate keeps the images of an update) or --data-shape; checkpoints are kept"
         ):
             yield
@@ -245,15 +237,14 @@ def _iterators(stage: Stage, plan: Plan, epoch: int) -> tuple[RecordIter, Record
     network, size, settings = options.input.network, input_size(options.input.data_shape), network_options(options)
     common: dict[str, Any] = {
         "batch_size": data.batch_size,
-        "data_shape": (3, *size),
+        "data_shape": size,
         **pixel_options(options.input),
         "max_objects": _label_rows(data, plan.sidecars),
         "num_classes": num_classes,
         "workers": data.workers,
     }
-    sizes = input_sizes(size, data.multi_scale, size_multiple(network))
-    kind = iterator_class(data.data_engine)
-    train = kind(
+    sizes = multi_scale_sizes(size, data.multi_scale, size_multiple(network))
+    train_spec = BatchSpec(
         data.train_path,
         path_imglist=data.train_list,
         augment=augment_options(options),
@@ -265,12 +256,14 @@ def _iterators(stage: Stage, plan: Plan, epoch: int) -> tuple[RecordIter, Record
         sizes=sizes,
         **common,
     )
+    train_iter = open_batches(train_spec, data.data_engine)
     if not data.val_path:
-        return train, None
+        return train_iter, None
     if options.validation.val_loss:
         common["assigner"] = get_assigner(network, size, num_classes, **settings)
     rect = rect_multiple(options.validation)
-    return train, kind(data.val_path, path_imglist=data.val_list, augment=None, rect=rect, **common)
+    val_spec = BatchSpec(data.val_path, path_imglist=data.val_list, augment=None, rect=rect, **common)
+    return train_iter, open_batches(val_spec, data.data_engine)
 
 
 def _label_rows(data: DataOptions, sidecars: Sequence[Sidecar | None]) -> int | None:

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from common.contract import DATA, DET
 from common.errors import OptionError
+from common.sizes import DATA, DET
 from deploy.onnx_export import arithmetic, arrays, detection, layers
 from deploy.onnx_export.graph import VARIES, OnnxGraph, OperatorNode, PartialShape, Tensor, TranslationError
 from machine.runtime import SYMBOL_ATTRIBUTES, mx

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from symbol.symbol_factory import Shape, get_symbol, input_size
+from common.sizes import DataShape, input_size
+from symbol.symbol_factory import get_symbol
 
 Shapes = dict[str, tuple[int, ...]]
 VARIANCE = "_moving_var"
@@ -46,7 +47,7 @@ class FitReport:
         return f"{name} (shape {found} in the file, {wanted} in the network)"
 
 
-def expected_shapes(network: str, data_shape: Shape, num_classes: int, **options: Any) -> tuple[Shapes, Shapes]:
+def expected_shapes(network: str, data_shape: DataShape, num_classes: int, **options: Any) -> tuple[Shapes, Shapes]:
     """({parameter: shape}, {auxiliary state: shape}) of a network.
 
     Taken from the detection symbol, which has all parameters and no label: MultiBoxTarget cannot do without its shape.

@@ -7,11 +7,10 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from common.errors import OptionError
+from common.errors import OptionError, did_you_mean
 from machine.runtime import SYMBOL_ATTRIBUTES, load_mxnet, mx
 from symbol.layers import Layers, Symbol, Tap
 from symbol.network_options import SSDOptions
@@ -97,9 +96,8 @@ def _find_model(model: str) -> Any:
         ) from error
     classifiers = [name for name in get_model_list() if not _NO_CLASSIFIER.match(name)]
     if model not in classifiers:
-        near = get_close_matches(model, classifiers, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "take a name of gluoncv's classification model zoo"
-        raise OptionError(f"--network {PREFIX}{model}: gluoncv has no classifier of that name; {hint}")
+        hint = did_you_mean(model, classifiers, most=3) or "; take a name of gluoncv's classification model zoo"
+        raise OptionError(f"--network {PREFIX}{model}: gluoncv has no classifier of that name{hint}")
     # googlenet alone would otherwise fetch weights of its base.
     return get_model(model, pretrained=False, **({"pretrained_base": False} if model == "googlenet" else {}))
 

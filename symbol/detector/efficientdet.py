@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from boxes.effdet_anchors import PER_CELL, RATIOS, SCALES, STRIDES
-from boxes.effdet_assigner import EffDetAssigner
+from boxes.effdet_assigner import PER_CELL, RATIOS, SCALES, STRIDES, EffDetAssigner
 from common.errors import OptionError
+from common.sizes import Size
 from machine.runtime import mx
 from symbol.backbone.efficientnet import EfficientNet, efficientnet
 from symbol.detector.bifpn import bifpn
-from symbol.family import Family, FeatureMap, Size
+from symbol.family import Family, FeatureMap
 from symbol.layers import Layers, SharedSeparable, Symbol, swish
 from symbol.losses import EFFDET_LABELS, effdet_losses
 from symbol.network_options import EffDetOptions
@@ -241,7 +241,7 @@ def decode(offsets: Symbol, anchors: tuple[Symbol, Symbol, Symbol, Symbol]) -> S
 def anchors_of(numbers: Symbol, finest: Symbol, levels: int, scale: float) -> tuple[Symbol, Symbol, Symbol, Symbol]:
     """Centre x, y, width and height in pixels, each as numbers (B, K), of the anchors that have these numbers.
 
-    The order is that of boxes.effdet_anchors; finest: the map of stride 8. All numbers are below 2^24, so that
+    The order is that of effdet_anchors; finest: the map of stride 8. All numbers are below 2^24, so that
     float32 is exact.
     """
     rows, columns = (mx.sym.reshape(_count(finest, axis), shape=(1, 1)) for axis in (2, 3))

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from boxes.anchors import AnchorLayer
+from boxes.anchors import AnchorLayer, expand_variances
 from boxes.assigners import SSDAssigner
-from boxes.coders import expand_variances
 from common.errors import OptionError
+from common.sizes import Size
 from machine.runtime import mx
 from symbol.backbone.gluon_body import PREFIX as GLUONCV
 from symbol.detector.ssd_rows import Rows, Sizes, SSDRow, gluoncv_rows
-from symbol.family import Family, FeatureMap, Size
+from symbol.family import Family, FeatureMap
 from symbol.layers import Layers, Symbol, Tap, l2_normalise
 from symbol.losses import multibox_loss
 from symbol.network_options import SSDOptions

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 from boxes.yolo_assigner import YOLOAssigner
 from common.errors import CheckpointError, OptionError
+from common.sizes import Size
 from machine.runtime import mx
 from symbol.backbone.darknet import Level, darknet, yolov3, yolov3_tiny
 from symbol.darknet_cfg import load_cfg, parse_anchors, parse_cfg
 from symbol.darknet_sections import BOX_VALUES, Sections, trace, with_anchors, with_width
-from symbol.family import Family, FeatureMap, Size
+from symbol.family import Family, FeatureMap
 from symbol.layers import Layers, Symbol
 from symbol.network_options import YOLOOptions
 from symbol.post_process import take_rows

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from boxes.anchors import AnchorLayer, multibox_prior
+from boxes.anchors import AnchorLayer, decode, multibox_prior
 from boxes.assigners import SSDAssigner, match
-from boxes.coders import decode
 from boxes.geometry import corners_to_centres, iou
 from tests.boxes.strategies import corner_boxes
 

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from boxes.effdet_anchors import LEVELS, PER_CELL, STRIDES, decode_effdet, effdet_anchors, encode_effdet
-from boxes.effdet_assigner import EffDetAssigner
+from boxes.effdet_assigner import (
+    LEVELS,
+    PER_CELL,
+    STRIDES,
+    EffDetAssigner,
+    decode_effdet,
+    effdet_anchors,
+    encode_effdet,
+)
 from boxes.geometry import centres_to_corners, iou
 from tests.boxes.strategies import corner_boxes
 

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 
 from boxes.assigners import AssignerError
-from boxes.geometry import centres_to_corners, corners_to_centres
-from boxes.overlap import wh_iou
+from boxes.geometry import centres_to_corners, corners_to_centres, wh_iou
 from boxes.yolo_assigner import COLUMNS, YOLOAssigner
 from tests.boxes.strategies import corner_boxes
 

@@ -1,10 +1,13 @@
-"""Files that are written whole or not at all, alone or as a group."""
+"""Files that are written whole or not at all, alone or as a group, and the prefixes of their names."""
 
 import errno
 
 import pytest
 
-from common.files import write_all
+from common.errors import OptionError
+from common.files import check_prefix, write_all
+from train.checks import check_early
+from train.options import train_options
 
 
 def test_a_group_replaces_older_files(tmp_path):
@@ -30,3 +33,16 @@ def test_a_failure_leaves_none_of_a_group_and_names_the_file(tmp_path, monkeypat
         write_all({tmp_path / "a": b"1", last: b"2"})
     assert caught.value.filename == str(last)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("prefix", ["", "/", "run/", "a/b/"])
+def test_one_without_name_is_refused(prefix):
+    with pytest.raises(OptionError, match="--prefix .*: its files would have no name"):
+        check_prefix(prefix)
+    with pytest.raises(OptionError, match="--prefix .*: its files would have no name"):
+        check_early(train_options(prefix=prefix))
+
+
+def test_others_are_taken():
+    for prefix in ("run", "a/run", "./run", "a/."):
+        check_prefix(prefix)

@@ -7,8 +7,8 @@ import pytest
 from common.errors import OptionError
 from config.augment_options import TrainAugment
 from config.config import CLASSIC_NAMES, cfg, classic_arguments, iterator_options
+from machine.cpu import usable_threads
 from machine.runtime import mx
-from machine.threads import usable_threads
 
 
 @pytest.fixture

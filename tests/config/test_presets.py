@@ -12,7 +12,8 @@ NAMES = sorted(path.stem for path in PRESET_FOLDER.glob("*.yaml"))
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_makes_a_network_and_an_augmentation(name):
-    from symbol.symbol_factory import get_assigner, get_symbol_train, input_size
+    from common.sizes import input_size
+    from symbol.symbol_factory import get_assigner, get_symbol_train
 
     options = from_mapping(train_options_class(), read_preset(train_options_class(), name))
     network = network_options(options)

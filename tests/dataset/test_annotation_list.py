@@ -56,7 +56,7 @@ def test_boxes_without_area_are_dropped_and_listed(folder):
         ("a.jpg 1,2,3,4,0.5\n", r"list\.txt:1: .*the class is not one of"),
         ("my picture.jpg 1,2,3,4,0\n", r"list\.txt:1: 'my' is missing"),
         ("\0 1,2,3,4,0\n", r"list\.txt:1: .* is not a path"),
-        ("a.jpg\nb.jpg\n\na.jpg 1,2,3,4,0\n", r"list\.txt:4: 'a\.jpg' stands in line 1 already"),
+        ("a.jpg\nb.jpg\n\na.jpg 1,2,3,4,0\n", r"list\.txt:4: 'a\.jpg' is already in line 1"),
         ("\n \n", "lists no images"),
     ],
 )

@@ -6,7 +6,8 @@ import pytest
 from common.errors import DataError, OptionError
 from config.augment_options import TrainAugment
 from config.groups import DATA_ENGINES as ENGINES
-from dataset.native_iterator import iterator_class
+from dataset.batch_spec import BatchSpec
+from dataset.iterator import open_batches
 from dataset.workers import WorkerPool
 from tests.dataset.test_iterator import COUNT, FIRST_ID, SIZE, assert_same, epoch_of, ids, write
 from tests.dataset.toy_assigner import ColumnAssigner
@@ -28,7 +29,7 @@ def make(record):
 
     def build(path=record, engine="python", **options):
         options = {"augment": None, "num_classes": 3, "workers": 0, "assigner": ColumnAssigner()} | options
-        iterators.append(iterator_class(engine)(path, BATCH, SIZE, **options))
+        iterators.append(open_batches(BatchSpec(path, BATCH, SIZE, **options), engine))
         return iterators[-1]
 
     yield build

@@ -126,7 +126,7 @@ def test_wrong_lists_and_data_files_are_named(folder):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("cat\ndog\ncat\n", "'cat' stands there twice; rename one"), ("\n", "no class names; write one")],
+    [("cat\ndog\ncat\n", "'cat' is listed twice; rename one"), ("\n", "no class names; write one")],
 )
 def test_wrong_names_are_told_with_the_remedy(tmp_path, text, message):
     path = tmp_path / "my.names"

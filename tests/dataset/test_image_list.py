@@ -45,7 +45,7 @@ def test_detection_and_classification_lines(write):
         ("1\t\ta.jpg", "line 2: the label ''"),
         ("1\t0\t", "line 2: the path '' is not a file name"),
         ("1\t0\ta\0.jpg", "line 2: the path"),
-        ("0\t0\ta.jpg", "line 2: index 0 stands in line 1 already"),
+        ("0\t0\ta.jpg", "line 2: index 0 is already in line 1"),
     ],
 )
 def test_a_wrong_line_is_named(write, line, message):

@@ -18,9 +18,9 @@ from boxes.yolo_assigner import YOLOAssigner
 from common.errors import DataError, OptionError
 from config.augment_options import TrainAugment
 from config.groups import DATA_ENGINES as ENGINES
-from dataset.iterator import DetRecordIter
+from dataset.batch_spec import BatchSpec
+from dataset.iterator import DetRecordIter, open_batches
 from dataset.labels import pack_label
-from dataset.native_iterator import iterator_class
 from dataset.recordio import RecordWriter, pack
 from dataset.sidecar import Sidecar, write_sidecar
 from dataset.transforms import decode
@@ -79,7 +79,7 @@ def make(record, engine):
 
     def build(path=record, batch_size=4, data_shape=SIZE, **options):
         options = {"augment": None, "num_classes": CLASSES, "workers": 0} | options
-        iterators.append(iterator_class(engine)(path, batch_size, data_shape, **options))
+        iterators.append(open_batches(BatchSpec(path, batch_size, data_shape, **options), engine))
         return iterators[-1]
 
     yield build
@@ -413,7 +413,7 @@ def test_too_little_memory_is_one_sentence(record):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
     try:
-        with pytest.raises(DataError, match="MB of shared memory for batches cannot be had.*batch_size"):
+        with pytest.raises(DataError, match="MB of shared memory for batches cannot be reserved.*batch_size"):
             DetRecordIter(record, 64, 300, augment=None, num_classes=CLASSES, workers=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)

@@ -8,11 +8,10 @@ import pytest
 from common.errors import DataError, OptionError
 from config.augment_options import TrainAugment
 from config.config import NO_AUGMENT, classic_arguments, iterator_options
-from dataset.affine import choose_matrix, map_objects, warp
-from dataset.augment import augment, augment_mosaic
+from dataset.augment import augment, augment_mosaic, choose_matrix
 from dataset.iterator import DetRecordIter
 from dataset.letterbox import Resize
-from dataset.transforms import scale_hsv
+from dataset.transforms import map_objects, scale_hsv, warp
 from tests.dataset.test_iterator import COUNT, FIRST_ID, assert_same, epoch_of, write
 from tests.dataset.toy_assigner import ColumnAssigner
 

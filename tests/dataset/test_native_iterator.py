@@ -18,9 +18,10 @@ from config.groups import DATA_ENGINES as ENGINES
 from config.options import option
 from dataset import native_iterator
 from dataset.augment import MIN_SIDE
+from dataset.batch_spec import BatchSpec
+from dataset.iterator import open_batches
 from dataset.labels import pack_label
-from dataset.native_iterator import NativeDetRecordIter, iterator_class
-from dataset.native_labels import split_by_bytes
+from dataset.native_iterator import NativeDetRecordIter, split_by_bytes
 from dataset.recordio import RecordReader, RecordWriter, pack
 from machine.opencv import cv2
 from tests.dataset.test_iterator import (
@@ -64,7 +65,7 @@ def test_both_engines_see_the_same_photographs(bccd_dir, tmp_path):
         for k, path in enumerate(images):
             writer.write(k, pack(pack_label(objects_of(k)), path.read_bytes(), k))
     options = {"augment": None, "num_classes": CLASSES, "std": (58, 57, 57), "workers": 1}
-    python, c = (by_id(iterator_class(e)(tmp_path / "photos.rec", 5, (288, 384), **options)) for e in ENGINES)
+    python, c = (by_id(open_batches(BatchSpec(tmp_path / "photos.rec", 5, (288, 384), **options), e)) for e in ENGINES)
     assert python.keys() == c.keys()
     assert len(c) == 12
     for index, (pixels, label, geometry) in c.items():

@@ -151,9 +151,9 @@ def test_any_damage_is_a_data_error_or_read(tmp_path_factory, data):
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ("0\t0\n0\t20\n", "id 0 stands there more than once"),
+        ("0\t0\n0\t20\n", "id 0 is listed more than once"),
         ("0\t0\n1\t4000\n", "past the end"),
-        ("0\t0\n1\t22\n", "not the begin of a record"),
+        ("0\t0\n1\t22\n", "not the beginning of a record"),
         ("0\t0\n", "lists 1 records"),
         ("0 0\n1 20\n", "id TAB offset"),
         ("", "id TAB offset|lists 0 records"),

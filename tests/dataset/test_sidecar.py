@@ -5,16 +5,10 @@ import dataclasses
 import pytest
 
 from common.errors import DataError
+from common.files import file_sha256
+from common.version import __version__
 from dataset.recordio import RecordWriter
-from dataset.sidecar import (
-    Sidecar,
-    file_sha256,
-    read_sidecar,
-    sidecar_path,
-    tool_version,
-    verify_sidecar,
-    write_sidecar,
-)
+from dataset.sidecar import Sidecar, read_sidecar, sidecar_path, verify_sidecar, write_sidecar
 from tests.signing import earlier, edit, flips
 
 
@@ -26,7 +20,7 @@ def rec(tmp_path):
         writer.write(1, b"12345678")
     names, counts = ("cat", "chât"), (3, 4)
     size = path.stat().st_size
-    write_sidecar(path, Sidecar(names, 2, 7, 5, counts, 32, "VOC", file_sha256(path), size, tool_version()))
+    write_sidecar(path, Sidecar(names, 2, 7, 5, counts, 32, "VOC", file_sha256(path), size, __version__))
     return path
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from common.errors import DataError, OptionError
 from deploy.main import main
-from model.folder import read_manifest
+from model.manifest import read_manifest
 from tests.model.tiny import save_tiny
 from tests.train.tiny import write_record
 

@@ -15,8 +15,8 @@ from engines.mxnet_engine import bind
 from graph.number_formats import fuse, to_int8
 from machine.runtime import mx
 from model.checkpoint import load_checkpoint
-from model.folder import MANIFEST, inference_model, model_from_checkpoint, read_model_folder
-from model.manifest import Accuracy
+from model.folder import inference_model, model_from_checkpoint, read_model_folder
+from model.manifest import MANIFEST, Accuracy
 from tests.model.made_up import images, made_up, run
 from tests.model.tiny import picture, save_tiny
 from tests.signing import edit

@@ -6,9 +6,10 @@ import pytest
 from model.weights import darknet, pytorch
 from symbol.darknet_cfg import format_cfg
 from symbol.darknet_sections import with_anchors, with_classes
-from symbol.detector.yolo import by_anchor, levels
 from symbol.detector.yolo import find_row as find_yolo_row
+from symbol.detector.yolo import levels
 from symbol.network_options import YOLOOptions
+from symbol.yolo_losses import by_anchor
 from tests.golden import yolo
 from tests.golden.loader import assert_close, case_of, cases, formula_parameters
 from tests.golden.test_yolo_network import run

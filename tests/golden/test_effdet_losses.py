@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boxes.effdet_anchors import RATIOS, SCALES, STRIDES, decode_effdet, effdet_anchors
-from boxes.effdet_assigner import EffDetAssigner
+from boxes.effdet_assigner import RATIOS, SCALES, STRIDES, EffDetAssigner, decode_effdet, effdet_anchors
 from boxes.geometry import centres_to_corners, corners_to_centres
 from tests.golden.loader import Case, assert_close, assert_outputs, cases
 from tests.symbol.effdet_loss_runner import Labels, batch_labels, run_effdet_losses

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boxes.effdet_anchors import RATIOS, SCALES, STRIDES, effdet_anchors
+from boxes.effdet_assigner import RATIOS, SCALES, STRIDES, effdet_anchors
 from boxes.geometry import centres_to_corners, corners_to_centres
 from machine.runtime import mx
 from symbol.backbone.efficientnet import SQUEEZE, efficientnet

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boxes.anchors import AnchorLayer, multibox_prior, ssd_priors
+from boxes.anchors import AnchorLayer, decode, encode, multibox_prior, ssd_priors
 from boxes.assigners import match
-from boxes.coders import decode, encode
 from boxes.geometry import centres_to_corners, corners_to_centres, intersection, iou, log_sum_exp
 from boxes.nms import nms
 from tests.golden.loader import Case, assert_close, assert_outputs, cases

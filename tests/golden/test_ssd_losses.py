@@ -5,9 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boxes.anchors import ssd_priors
+from boxes.anchors import encode, ssd_priors
 from boxes.assigners import match
-from boxes.coders import encode
 from boxes.geometry import centres_to_corners
 from machine.runtime import mx
 from symbol.layers import l2_normalise

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boxes.coders import expand_variances
+from boxes.anchors import expand_variances
 from boxes.geometry import centres_to_corners
 from machine.runtime import mx
 from model.weights import pytorch

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from boxes.geometry import centres_to_corners, corners_to_centres, iou
-from boxes.overlap import PAIRED_OVERLAPS, wh_iou
+from boxes.geometry import PAIRED_OVERLAPS, centres_to_corners, corners_to_centres, iou, wh_iou
 from boxes.yolo_assigner import YOLOAssigner
 from tests.golden.loader import Case, assert_close, cases
 

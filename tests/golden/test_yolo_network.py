@@ -10,8 +10,9 @@ from machine.runtime import mx
 from symbol.backbone.darknet import Level
 from symbol.darknet_sections import Convolutional, MaxPool, Route, Section, Shortcut, Upsample, Yolo, with_classes
 from symbol.detector.yolo import ROWS as YOLO_NETWORKS
-from symbol.detector.yolo import by_anchor, decode, suppress
+from symbol.detector.yolo import decode, suppress
 from symbol.network_options import YOLOOptions
+from symbol.yolo_losses import by_anchor
 from tests.golden import yolo
 from tests.golden.loader import Case, assert_outputs, cases
 

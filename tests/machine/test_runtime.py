@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from machine.threads import physical_cores
+from machine.cpu import physical_cores
 
 ROOT = Path(__file__).parents[2]
 THREADS = "ctypes.CDLL('libgomp.so.1').omp_get_max_threads()"
@@ -59,19 +59,19 @@ load_mxnet()
 
 def test_cpu_contexts_share_the_threads_and_cannot_be_configured_late():
     code = f"""
-from machine import threads
-threads.configure(1000)
+from machine import cpu
+cpu.configure_threads(1000)
 from machine.runtime import load_mxnet
 load_mxnet()
-threads.usable_threads = lambda contexts: 999
+cpu.usable_threads = lambda contexts: 999
 try:
-    threads.configure(1)
+    cpu.configure_threads(1)
 except RuntimeError as error:
     message = str(error)
 [{THREADS}, message, os.environ['MXNET_UPDATE_ON_KVSTORE']]"""
     asked, message, kvstore = values(code)
     assert (asked, kvstore) == (1, "0")
-    assert "OMP_NUM_THREADS=1; configure(1) came after its import" in message
+    assert "OMP_NUM_THREADS=1; configure_threads(1) came after its import" in message
 
 
 def test_reading_options_and_the_table_of_networks_loads_no_mxnet():
@@ -87,7 +87,7 @@ assert {'nms', 'iou_t', 'focal_gamma', 'targets'} <= set(options.__dataclass_fie
 
 
 def test_the_rest_of_config_needs_neither_mxnet_nor_opencv():
-    code = "import config.options, machine.threads, machine.gpus, machine.libraries, common.version\n"
+    code = "import config.options, machine.cpu, machine.gpus, machine.libraries, common.version\n"
     assert values(code + "[name for name in ('mxnet', 'cv2', 'numpy') if name in sys.modules]") == []
 
 

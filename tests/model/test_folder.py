@@ -14,7 +14,8 @@ from deploy.main import export
 from machine.runtime import mx
 from model import folder as model_folder
 from model.checkpoint import load_checkpoint
-from model.folder import MANIFEST, PARAMS, SYMBOL, inference_model, load_model, model_from_checkpoint, read_model_folder
+from model.folder import inference_model, load_model, model_from_checkpoint, read_model_folder
+from model.manifest import MANIFEST, PARAMS, SYMBOL
 from tests import signing
 from tests.model.tiny import CLASSES, MEAN, OPTIONS, SIZE, save_tiny, tiny_params
 

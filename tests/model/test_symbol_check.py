@@ -9,15 +9,8 @@ import pytest
 
 from common.errors import CheckpointError
 from machine.runtime import mx
-from model.symbol_check import (
-    MAX_SYMBOL_BYTES,
-    OPERATORS,
-    VARIABLE,
-    check_shapes,
-    checked_json,
-    load_symbol,
-    num_outputs,
-)
+from model.manifest import MAX_SYMBOL_BYTES
+from model.symbol_check import OPERATORS, VARIABLE, check_shapes, checked_json, load_symbol, num_outputs
 from symbol.symbol_factory import get_symbol
 from tests.model.tiny import tiny_symbol
 from tests.symbol.network_cases import ALL

@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.sizes import input_size
 from machine.runtime import mx
 from symbol.detector.ssd_rows import ROWS as SSD_NETWORKS
 from symbol.detector.yolo import ROWS as YOLO_NETWORKS
-from symbol.symbol_factory import input_size, label_names
+from symbol.symbol_factory import label_names
 
 Symbol = Any
 

@@ -6,21 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boxes.effdet_anchors import effdet_anchors
+from boxes.effdet_assigner import effdet_anchors
 from common.errors import OptionError
+from common.sizes import input_size
 from machine.runtime import mx
 from model.symbol_check import load_symbol
 from symbol.detector.efficientdet import CLASS_BIAS
 from symbol.detector.efficientdet import ROWS as EFFDET_NETWORKS
-from symbol.symbol_factory import (
-    check_any_size,
-    feature_maps,
-    get_assigner,
-    get_symbol,
-    get_symbol_train,
-    input_size,
-    label_names,
-)
+from symbol.symbol_factory import check_any_size, feature_maps, get_assigner, get_symbol, get_symbol_train, label_names
 from tests.symbol.network_cases import CLASSES, parameter_shapes, without_det
 
 EFFDETS = pytest.mark.parametrize("network", list(EFFDET_NETWORKS))

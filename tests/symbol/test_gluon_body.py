@@ -93,7 +93,7 @@ def test_freezing_the_body_leaves_the_heads() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("resnet50_v1x", "no classifier of that name; did you mean resnet50_v1"),
+        ("resnet50_v1x", "no classifier of that name .did you mean resnet50_v1"),
         ("ssd_300_vgg16_atrous_voc", "no classifier of that name"),
         ("yolo3_darknet53_coco", "no classifier of that name"),
         ("", "take a name of gluoncv's classification model zoo"),

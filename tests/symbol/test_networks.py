@@ -7,15 +7,10 @@ import pytest
 
 from boxes.anchors import AnchorLayer, multibox_prior, ssd_priors
 from boxes.geometry import corners_to_centres
+from common.sizes import input_size
 from machine.runtime import mx
 from symbol.detector.ssd import clip_centre_form
-from symbol.symbol_factory import (
-    get_assigner,
-    get_symbol,
-    get_symbol_train,
-    input_size,
-    label_names,
-)
+from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, label_names
 from tests.symbol.network_cases import (
     CLASSES,
     NETWORKS,

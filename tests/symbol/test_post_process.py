@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boxes.coders import decode
+from boxes.anchors import decode
 from boxes.geometry import corners_to_centres, iou
 from boxes.nms import nms
 from common.errors import OptionError

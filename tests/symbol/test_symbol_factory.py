@@ -17,14 +17,7 @@ from symbol.detector.efficientdet import ROWS as EFFDET_NETWORKS
 from symbol.detector.yolo import ROWS as YOLO_NETWORKS
 from symbol.layers import Layers
 from symbol.registry import family_of
-from symbol.symbol_factory import (
-    get_assigner,
-    get_symbol,
-    get_symbol_train,
-    input_size,
-    label_names,
-    rebuilding_options,
-)
+from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, label_names, rebuilding_options
 from tests.symbol.network_cases import ALL, NETWORKS, objects, small_options, small_size, without_det
 from train.options import network_options, train_options_class
 
@@ -144,14 +137,7 @@ def test_a_network_without_classes_is_refused(door: Any) -> None:
     ],
 )
 def test_a_data_shape_is_a_side_or_height_and_width(data_shape: Any, size: tuple[int, int]) -> None:
-    assert input_size(data_shape) == size
     assert get_symbol("mobilenet", data_shape, 3).tojson() == get_symbol("mobilenet", size, 3).tojson()
-
-
-@pytest.mark.parametrize("data_shape", [16, 0, -300, (300, 8), (1, 300, 300), (3, 3, 300, 300), ()])
-def test_other_data_shapes_are_refused(data_shape: Any) -> None:
-    with pytest.raises(OptionError, match="expected a side"):
-        input_size(data_shape)
 
 
 @DOORS

@@ -7,17 +7,11 @@ import numpy as np
 import pytest
 
 from common.errors import OptionError
+from common.sizes import input_size
 from machine.runtime import mx
 from model.symbol_check import load_symbol
 from symbol.backbone.darknet import prior_bias
-from symbol.symbol_factory import (
-    feature_maps,
-    get_assigner,
-    get_symbol,
-    get_symbol_train,
-    input_size,
-    label_names,
-)
+from symbol.symbol_factory import feature_maps, get_assigner, get_symbol, get_symbol_train, label_names
 from tests.symbol.network_cases import CLASSES, SMALLEST, YOLOS, parameter_shapes, without_det
 
 SIZES = [320, 512, (320, 384)]

@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from boxes.geometry import centres_to_corners
-from boxes.overlap import PAIRED_OVERLAPS
+from boxes.geometry import PAIRED_OVERLAPS, centres_to_corners
 from boxes.yolo_assigner import COLUMNS, YOLOAssigner
 from machine.runtime import mx
 from symbol.network_options import YOLOOptions

@@ -11,9 +11,9 @@ from boxes.anchors import AnchorLayer
 from common.errors import DataError, OptionError
 from config.preset import read_preset
 from dataset.letterbox import Resize
-from dataset.object_boxes import object_boxes
 from dataset.packing import pack_dataset
 from dataset.pascal_voc import PascalVoc
+from dataset.record_source import object_boxes
 from tests.dataset.voc import add, image_set, xml_object
 from tools.anchors import SSDFamily, main, pixel_sizes
 from train.options import train_options_class

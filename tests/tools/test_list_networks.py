@@ -2,7 +2,7 @@
 
 import pytest
 
-from symbol.symbol_factory import list_networks
+from symbol.registry import list_networks
 from tools import list_networks as tool
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common.errors import OptionError
-from dataset.input_sizes import input_sizes
+from dataset.input_sizes import multi_scale_sizes
 from dataset.iterator import DetRecordIter
 from machine.runtime import mx
 from symbol.symbol_factory import get_assigner
@@ -102,11 +102,11 @@ def test_an_ssd_has_targets_for_each_size():
 
 
 def test_anchors_at_fixed_steps_are_refused():
-    sizes = input_sizes((300, 300), (0.7, 1.3))
+    sizes = multi_scale_sizes((300, 300), (0.7, 1.3))
     for targets in ("paper", "mxnet"):
         with pytest.raises(OptionError, match=r"vgg16_reduced have fixed steps at data shape 300,300.*--multi-scale"):
             get_assigner("vgg16_reduced", 300, 3, sizes=sizes, targets=targets)
-    assert get_assigner("vgg16_reduced", 320, 3, sizes=input_sizes((320, 320), (1, 1.1)))
+    assert get_assigner("vgg16_reduced", 320, 3, sizes=multi_scale_sizes((320, 320), (1, 1.1)))
 
 
 def test_a_resumed_run_of_several_inputs_ends_with_the_same_bits(options, tmp_path):

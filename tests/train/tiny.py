@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from common.files import file_sha256
 from config.options import to_mapping
 from dataset.labels import pack_label
 from dataset.recordio import RecordWriter, pack
-from dataset.sidecar import Sidecar, file_sha256, write_sidecar
+from dataset.sidecar import Sidecar, write_sidecar
 from machine.opencv import cv2
 from train.options import TrainOptions, train_options
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import OptionError
+from common.sizes import Size
 from config.options import option
 from machine.runtime import mx
-from symbol.family import Family, FeatureMap, Size
+from symbol.family import Family, FeatureMap
 from symbol.layers import Layers, Symbol
 from symbol.network_options import CommonOptions
 from tests.train.families.retina_assigner import STRIDE, RetinaAssigner

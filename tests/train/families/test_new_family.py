@@ -20,7 +20,8 @@ from symbol.detector.ssd import SSD
 from symbol.detector.ssd_rows import SSDRow
 from symbol.layers import Tap
 from symbol.network_options import CommonOptions
-from symbol.symbol_factory import get_assigner, get_symbol, list_networks
+from symbol.registry import list_networks
+from symbol.symbol_factory import get_assigner, get_symbol
 from tests.train.families.retina import Retina
 from tests.train.families.retina_assigner import RetinaAssigner
 from tests.train.tiny import BATCH, CLASSES, SIDE, draw, metrics, objects_of

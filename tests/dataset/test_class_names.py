@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from common.errors import DataError
-from dataset.chosen_classes import choose_classes
-from dataset.imdb import AnnotatedImage
-from dataset.splits import Part
+from dataset.class_names import choose_classes
+from dataset.imdb import AnnotatedImage, Part
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import OptionError
-from dataset.imdb import AnnotatedImage
-from dataset.splits import Part, split
+from dataset.imdb import AnnotatedImage, Part, split_dataset
 
 
 def data_of(count: int) -> Part:
@@ -30,7 +29,7 @@ def test_the_parts_are_those_of_voc_annotation(count, seed, percents):
     generator = random.Random(seed)
     both = generator.sample(range(count), int(count * trainval))
     first = generator.sample(both, int(len(both) * train))
-    parts = split(data_of(count), (trainval * train, trainval * (1 - train), 1 - trainval), seed)
+    parts = split_dataset(data_of(count), (trainval * train, trainval * (1 - train), 1 - trainval), seed)
     assert numbers(parts["train"]) == sorted(first)
     assert numbers(parts["val"]) == sorted(set(both) - set(first))
     assert numbers(parts["test"]) == sorted(set(range(count)) - set(both))
@@ -38,30 +37,30 @@ def test_the_parts_are_those_of_voc_annotation(count, seed, percents):
 
 @given(st.integers(2, 200), st.integers(0, 9))
 def test_two_shares_make_two_parts_of_all_images(count, seed):
-    parts = split(data_of(count), (0.5, 0.5), seed)
+    parts = split_dataset(data_of(count), (0.5, 0.5), seed)
     assert list(parts) == ["train", "val"]
     assert sorted(numbers(parts["train"]) + numbers(parts["val"])) == list(range(count))
-    assert numbers(split(data_of(count), (0.5, 0.5), seed)["train"]) == numbers(parts["train"])
+    assert numbers(split_dataset(data_of(count), (0.5, 0.5), seed)["train"]) == numbers(parts["train"])
 
 
 def test_each_part_tells_of_its_own_dropped_boxes() -> None:
     images = [replace(one, dropped=(one.name,)) for one in data_of(10).images]
-    parts = split(Part(("cat",), images), (0.6, 0.4), 0)
+    parts = split_dataset(Part(("cat",), images), (0.6, 0.4), 0)
     assert {name: len(part.dropped) for name, part in parts.items()} == {"train": 6, "val": 4}
     assert all(part.dropped == [image.name for image in part.images] for part in parts.values())
 
 
 def test_a_share_of_0_makes_no_part() -> None:
-    assert list(split(data_of(10), (0.9, 0.0, 0.1), 0)) == ["train", "test"]
+    assert list(split_dataset(data_of(10), (0.9, 0.0, 0.1), 0)) == ["train", "test"]
 
 
 @pytest.mark.parametrize("shares", [(1.0,), (0.5, 0.4), (0.5, 0.5, 0.5), (0.25,) * 4])
 def test_shares_that_are_no_split_are_refused(shares) -> None:
     with pytest.raises(OptionError, match="--split .*add up to 1"):
-        split(data_of(10), shares, 0)
+        split_dataset(data_of(10), shares, 0)
 
 
 @pytest.mark.parametrize(("count", "shares", "name"), [(1, (0.9, 0.1), "train"), (3, (0.3, 0.1, 0.6), "train")])
 def test_a_part_without_images_is_refused(count, shares, name) -> None:
     with pytest.raises(OptionError, match=f"none for {name}; give it a larger share"):
-        split(data_of(count), shares, 0)
+        split_dataset(data_of(count), shares, 0)

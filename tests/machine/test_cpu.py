@@ -1,4 +1,4 @@
-"""The number of threads from affinity, topology and cgroup quota, over made-up /proc and /sys folders."""
+"""OpenMP threads from affinity, topology and cgroups; AMX is asked for where the CPU has it and nobody else decided."""
 
 import os
 import sys
@@ -7,7 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from machine import threads
+from machine import cpu
+from machine.cpu import ISA, request_amx
+from tests.machine.test_runtime import run
+
+ALL_FLAGS = "flags\t\t: fpu amx_tile amx_int8 amx_bf16 avx512_bf16 avx512_vnni\n"
 
 
 def machine(root, siblings=(), cgroup="", mountinfo="", files=()):
@@ -23,14 +27,14 @@ def machine(root, siblings=(), cgroup="", mountinfo="", files=()):
 
 def test_hyper_threads_count_as_one_core(tmp_path):
     root = machine(tmp_path, siblings=["0,4", "1,5", "2,6", "3,7", "0,4", "1,5", "2,6", "3,7"])
-    assert threads.physical_cores(set(range(8)), root) == 4
-    assert threads.physical_cores({0, 4}, root) == 1
-    assert threads.physical_cores({0, 5}, root) == 2
-    assert threads.physical_cores({0, 99}, root) == 2  # no topology known: a core of its own
+    assert cpu.physical_cores(set(range(8)), root) == 4
+    assert cpu.physical_cores({0, 4}, root) == 1
+    assert cpu.physical_cores({0, 5}, root) == 2
+    assert cpu.physical_cores({0, 99}, root) == 2  # no topology known: a core of its own
 
 
 def test_without_topology_logical_cpus_count(tmp_path):
-    assert threads.physical_cores({0, 1, 6}, tmp_path) == 3
+    assert cpu.physical_cores({0, 1, 6}, tmp_path) == 3
 
 
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
@@ -68,11 +72,11 @@ V1_DOCKER = "32 31 0:29 /docker/ab /sys/fs/cgroup/cpu rw,relatime shared:9 - cgr
     ],
 )
 def test_the_tightest_quota_of_the_own_cgroups_counts(tmp_path, cgroup, mountinfo, files, quota):
-    assert threads.cpu_quota(machine(tmp_path, cgroup=cgroup, mountinfo=mountinfo, files=files)) == quota
+    assert cpu.cpu_quota(machine(tmp_path, cgroup=cgroup, mountinfo=mountinfo, files=files)) == quota
 
 
 def test_a_machine_without_proc_has_no_quota(tmp_path):
-    assert threads.cpu_quota(tmp_path) is None
+    assert cpu.cpu_quota(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -82,7 +86,7 @@ def test_a_machine_without_proc_has_no_quota(tmp_path):
 def test_cores_quota_and_contexts_together(tmp_path, monkeypatch, quota, contexts, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
     root = machine(tmp_path, cgroup="0::/", mountinfo=V2, files={"sys/fs/cgroup/cpu.max": f"{quota} 100000"})
-    assert threads.usable_threads(contexts, root) == expected
+    assert cpu.usable_threads(contexts, root) == expected
 
 
 @settings(deadline=None)  # other processes may hold the CPU
@@ -90,39 +94,60 @@ def test_cores_quota_and_contexts_together(tmp_path, monkeypatch, quota, context
 def test_there_is_at_least_one_thread_and_no_more_than_cpus(cpus, contexts):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "sched_getaffinity", lambda _: cpus)
-        assert 1 <= threads.usable_threads(contexts) <= max(1, len(cpus) // contexts)
+        assert 1 <= cpu.usable_threads(contexts) <= max(1, len(cpus) // contexts)
 
 
 def test_configure_keeps_the_users_choice(monkeypatch):
     monkeypatch.delitem(sys.modules, "mxnet", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.setattr(threads, "_USER_CHOICE", "7")
-    threads.configure(2)
+    monkeypatch.setattr(cpu, "_USER_CHOICE", "7")
+    cpu.configure_threads(2)
     assert os.environ["OMP_NUM_THREADS"] == "7"
 
 
 def test_configure_may_be_repeated_until_mxnet_is_there(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "")
-    monkeypatch.setattr(threads, "_USER_CHOICE", None)
-    monkeypatch.setattr(threads, "usable_threads", lambda contexts: 12 // contexts)
+    monkeypatch.setattr(cpu, "_USER_CHOICE", None)
+    monkeypatch.setattr(cpu, "usable_threads", lambda contexts: 12 // contexts)
     monkeypatch.delitem(sys.modules, "mxnet", raising=False)
-    threads.configure(1)
-    threads.configure(3)
+    cpu.configure_threads(1)
+    cpu.configure_threads(3)
     assert os.environ["OMP_NUM_THREADS"] == "4"
-    monkeypatch.setitem(sys.modules, "mxnet", threads)
-    threads.configure(3)
+    monkeypatch.setitem(sys.modules, "mxnet", cpu)
+    cpu.configure_threads(3)
     with pytest.raises(RuntimeError, match="OMP_NUM_THREADS=4"):
-        threads.configure(2)
+        cpu.configure_threads(2)
 
 
 @pytest.mark.parametrize(("setting", "expected"), [("3", 3), ("4,2", 4), (" 2 ", 2), ("", 5), ("x", 5), ("0", 5)])
 def test_other_libraries_get_as_many_threads(monkeypatch, setting, expected):
     monkeypatch.setenv("OMP_NUM_THREADS", setting)
-    monkeypatch.setattr(threads, "usable_threads", lambda: 5)
-    assert threads.engine_threads() == expected
+    monkeypatch.setattr(cpu, "usable_threads", lambda: 5)
+    assert cpu.engine_threads() == expected
 
 
 def test_the_cpu_has_a_name(tmp_path):
     root = machine(tmp_path, files=[("proc/cpuinfo", "processor : 0\nmodel name\t: A CPU @ 2: fast\nmodel name : B")])
-    assert threads.cpu_model(root) == "A CPU @ 2: fast"
-    assert threads.cpu_model(tmp_path / "none") == "unknown"
+    assert cpu.cpu_model(root) == "A CPU @ 2: fast"
+    assert cpu.cpu_model(tmp_path / "none") == "unknown"
+
+
+@pytest.mark.parametrize("content", ["", "flags\t\t: fpu avx2 avx512_vnni\n", "processor\t: 0\n"])
+def test_other_cpus_are_left_alone(tmp_path, monkeypatch, content):
+    monkeypatch.delenv(ISA, raising=False)
+    (tmp_path / "cpuinfo").write_text(content)
+    assert not request_amx(tmp_path / "cpuinfo")
+    assert not request_amx(tmp_path / "none")
+    assert ISA not in os.environ
+
+
+def test_the_users_choice_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv(ISA, "AVX2")
+    (tmp_path / "cpuinfo").write_text(ALL_FLAGS)
+    assert not request_amx(tmp_path / "cpuinfo")
+    assert os.environ[ISA] == "AVX2"
+
+
+def test_child_processes_do_not_inherit_it():
+    done = run(f"from machine.runtime import mx\nprint(os.environ.get('{ISA}'))")
+    assert done.stdout.strip() == "None", done.stderr

@@ -1,0 +1,170 @@
+"""What batches are made: BatchSpec says what is wanted, BatchPlan what both engines know once the record is open."""
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from boxes.assigners import Assigner
+from common.errors import OptionError
+from common.sizes import DataShape, Size, input_size
+from config.augment_options import DEFAULT_FILL, FORCE, LETTERBOX, TrainAugment
+from dataset.input_sizes import Rectangles, find_rectangles
+from dataset.letterbox import Resize
+from dataset.record_source import open_source
+from dataset.samples import LABEL, BatchLayout, SampleMaker, label_rows
+from machine.cpu import usable_threads
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """Which batches of which record; OptionError for values that do not fit together.
+
+    Attributes:
+        path_imgrec: the .rec file, with .idx and sidecar .json beside it if there are any.
+        batch_size: B.
+        data_shape: side, (H, W) or (3, H, W).
+        augment: random views for training; None = the whole image resized bilinearly (the classic cfg.valid).
+        mean_pixels, std: RGB; pixels become (value - mean) / std.
+        max_objects: M; None = as many as the record with most objects has, at least 1.
+        num_classes: a label with another class is an error; None = the sidecar's.
+        assigner: makes the targets of a network; None = label alone.
+        shuffle: another order in every epoch.
+        seed, epoch: decide order and augmentation.
+        workers: processes (native: threads); None = usable cores, 0 = work in this process (to debug).
+        num_parts, part_index: serve one of num_parts shards.
+        label_name: name of the first label.
+        path_imglist: a .lst whose labels replace those of the records with the same ids; lines of other records do
+            not matter. None or "" = the record's own labels.
+        resize_mode: force = the image, or its crop, is stretched to the input; letterbox = it keeps its proportions
+            and has borders of the colour `fill` (0 to 255).
+        accumulate: batches whose gradients make one update together. All of them are made before the first is
+            served: memory holds these and dataset.iterator.AHEAD more.
+        sizes: inputs (H, W) of which each group has one, chosen by (seed, epoch, number of the group); () = always
+            data_shape. Memory is reserved for the largest.
+        rect: for validation with letterbox: the order is that of the images' proportions, and each batch has the
+            smallest input, in multiples of `rect` pixels, in which its images are as large as in data_shape
+            (dataset/input_sizes.py); data_shape's sides must be such multiples. 0 = one size.
+    """
+
+    path_imgrec: str | Path
+    batch_size: int
+    data_shape: DataShape
+    _: KW_ONLY
+    augment: TrainAugment | None
+    mean_pixels: Sequence[float] = (123, 117, 104)
+    std: Sequence[float] = (1, 1, 1)
+    max_objects: int | None = None
+    num_classes: int | None = None
+    assigner: Assigner | None = None
+    shuffle: bool = False
+    seed: int = 0
+    epoch: int = 0
+    workers: int | None = None
+    num_parts: int = 1
+    part_index: int = 0
+    label_name: str = LABEL
+    path_imglist: str | Path | None = None
+    resize_mode: str = FORCE
+    fill: int = DEFAULT_FILL
+    accumulate: int = 1
+    sizes: Sequence[Size] = ()
+    rect: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked without the record."""
+        input_size(self.data_shape, smallest=1)
+        if self.accumulate < 1:
+            raise OptionError(f"accumulate {self.accumulate}: an update needs at least one batch")
+        if self.batch_size < 1 or self.num_parts < 1 or not 0 <= self.part_index < self.num_parts:
+            raise OptionError(
+                f"batch_size {self.batch_size} and part {self.part_index} of {self.num_parts} do not make batches"
+            )
+        several = self.augment or self.shuffle or self.sizes or self.num_parts > 1
+        if self.rect and (several or self.resize_mode != LETTERBOX):
+            raise OptionError(
+                "--rect-val: rectangular batches are for validation with --resize-mode letterbox, without parts"
+            )
+        if type(self.assigner).__module__ == "__main__":
+            raise OptionError(
+                f"{type(self.assigner).__name__} is defined in the script itself, where no worker can import it; move "
+                "it to a module of its own"
+            )
+
+    @property
+    def size(self) -> Size:
+        """(H, W) of data_shape."""
+        return input_size(self.data_shape, smallest=1)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """A spec whose record is open.
+
+    Attributes:
+        spec: what was asked for.
+        class_names: from the sidecar, None without one.
+        maker: makes the samples; its size is that of data_shape, with `rect` that of the largest batch.
+        layout: of the batches in memory.
+        sizes: (H, W) of which each group has one.
+        rectangles: order and inputs with `rect`, otherwise None.
+        workers: their number.
+    """
+
+    spec: BatchSpec
+    class_names: tuple[str, ...] | None
+    maker: SampleMaker
+    layout: BatchLayout
+    sizes: tuple[Size, ...]
+    rectangles: Rectangles | None
+    workers: int
+
+
+def plan_batches(spec: BatchSpec) -> BatchPlan:
+    """Opens the record.
+
+    OptionError for a record that does not fit the spec; DataError for a damaged record file, sidecar or list, or a list
+    without a line for a record.
+    """
+    source = open_source(spec.path_imgrec, spec.num_classes, spec.max_objects, spec.path_imglist)
+    if len(source.reader) < spec.num_parts:
+        raise OptionError(f"{spec.path_imgrec} holds {len(source.reader)} records, too few for {spec.num_parts} parts")
+    rectangles = find_rectangles(source.reader, spec.batch_size, spec.size, spec.rect) if spec.rect else None
+    size = rectangles.largest if rectangles else spec.size
+    maker = SampleMaker(
+        reader=source.reader,
+        size=size,
+        augment=spec.augment,
+        mean=_channels("mean_pixels", spec.mean_pixels),
+        std=_channels("std", spec.std),
+        max_objects=source.max_objects,
+        num_classes=source.num_classes,
+        assigner=_with_room(spec.assigner, label_rows(source.max_objects, spec.augment)),
+        seed=spec.seed,
+        resize=Resize(spec.resize_mode, spec.fill),
+    )
+    sizes = tuple(input_size(one, smallest=1) for one in spec.sizes) or (size,)
+    inputs = (size, *(rectangles.sizes if rectangles else sizes))
+    return BatchPlan(
+        spec=spec,
+        class_names=source.class_names,
+        maker=maker,
+        layout=BatchLayout(spec.batch_size, {one: maker.resized(one).shapes() for one in inputs}),
+        sizes=sizes,
+        rectangles=rectangles,
+        workers=min(usable_threads(), spec.batch_size) if spec.workers is None else spec.workers,
+    )
+
+
+def _channels(name: str, values: Sequence[float]) -> np.ndarray:
+    array = np.array(values, np.float32)
+    if array.shape != (3,) or (name == "std" and not (array > 0).all()):
+        raise OptionError(f"{name} {tuple(values)} is not one number for each of red, green, blue")
+    return array
+
+
+def _with_room(assigner: Assigner | None, count: int) -> Assigner | None:
+    """The assigner with room for images of `count` objects; one without for_objects() has arrays of its own size."""
+    adapt = getattr(assigner, "for_objects", None)
+    return adapt(count) if adapt else assigner

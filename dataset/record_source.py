@@ -1,0 +1,96 @@
+"""A record file as it is read: its classes, its labels or those of a list, and its objects as boxes in an input."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import OptionError
+from common.sizes import Size
+from dataset.image_check import record_header
+from dataset.image_list import read_labels
+from dataset.labels import parse_label, validate
+from dataset.letterbox import Resize
+from dataset.recordio import RecordReader, pack, unpack
+from dataset.sidecar import read_sidecar, verify_sidecar
+
+
+@dataclass(frozen=True)
+class Source:
+    """A record file and what must be known of it: class names (None without a sidecar), classes, rows of the label."""
+
+    reader: RecordReader
+    class_names: tuple[str, ...] | None
+    num_classes: int
+    max_objects: int
+
+
+def open_source(
+    path: str | Path, num_classes: int | None, max_objects: int | None, path_imglist: str | Path | None = None
+) -> Source:
+    """Opens a record file; what is None comes from its sidecar, or the number of objects from the record itself.
+
+    The labels of a list replace the record's, and their widest tells the number of objects. OptionError if nothing
+    tells the number of classes, or if the list has more than max_objects in an image; DataError for a damaged file, a
+    sidecar of another record, or a list that has no line for a record.
+    """
+    reader, sidecar = RecordReader(path), read_sidecar(path)
+    if sidecar:
+        verify_sidecar(path, sidecar, hash=False)
+        num_classes = len(sidecar.class_names) if num_classes is None else num_classes
+        max_objects = sidecar.max_objects if max_objects is None and not path_imglist else max_objects
+    if num_classes is None:
+        raise OptionError(f"{path} has no sidecar (.json) that names its classes; give num_classes")
+    if path_imglist:
+        reader = relabelled = RelabelledReader(path, path_imglist, num_classes)
+        if max_objects is not None and relabelled.max_objects > max_objects:
+            raise OptionError(
+                f"{path_imglist}: an image has {relabelled.max_objects} objects, labels have {max_objects} rows"
+            )
+        max_objects = relabelled.max_objects if max_objects is None else max_objects
+    if max_objects is None:
+        max_objects = widest_record(reader)
+    return Source(reader, sidecar.class_names if sidecar else None, num_classes, max(1, max_objects))
+
+
+def widest_record(reader: RecordReader) -> int:
+    """The largest number of objects of a record; reads the whole file. DataError naming a damaged record."""
+    return max(len(parse_label(reader.record(k).label, reader.where(k))) for k in range(len(reader)))
+
+
+class RelabelledReader(RecordReader):
+    """A RecordReader whose payloads carry the labels that a list gives the ids in the records' headers.
+
+    Attributes:
+        max_objects: the largest number of objects of a record.
+    """
+
+    def __init__(self, path: str | Path, path_imglist: str | Path, num_classes: int | None) -> None:
+        """Reads and checks the labels of all records; lines of other records do not matter.
+
+        DataError names a record without a line, or a line whose label cannot be trained on.
+        """
+        super().__init__(path)
+        self._labels = read_labels(path_imglist, self.image_ids(), num_classes)
+        self.max_objects = self._labels.max_objects
+
+    def read(self, position: int) -> bytes:
+        """The payload of the position-th record with the list's label."""
+        record = unpack(super().read(position), self.where(position))
+        return pack(self._labels.of(position), record.image, record.index)
+
+
+def object_boxes(rec_path: str | Path, num_classes: int | None, size: Size, resize: Resize) -> list[np.ndarray]:
+    """Corner boxes (n, 4) float32 of each record, normalised to an input of `size` that its image fills as `resize`.
+
+    DataError names a record whose label or image header cannot be used.
+    """
+    reader = RecordReader(rec_path)
+    boxes = []
+    for position in range(len(reader)):
+        record, where = reader.record(position), reader.where(position)
+        objects = parse_label(record.label, where)
+        validate(objects, num_classes, where)
+        frame = resize.frame(record_header(record.image, where).size, size)
+        boxes.append(frame.move_boxes(objects[:, 1:5]))
+    return boxes
