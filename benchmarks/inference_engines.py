@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from detect.detector import Detector, class_thresholds, select
-from detect.statistics import StepStatistics
+from detect.detector import Detector, StepStatistics, class_thresholds, select
 from engines.engine import AUTO, ENGINES, MXNET, ONNXRUNTIME, OPENVINO, EngineRequest
 from engines.preprocess import InputWriter, read_image
 from machine.cpu import engine_threads

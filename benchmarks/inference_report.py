@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.common import median_ratio, print_table
 from benchmarks.inference_engines import BFLOAT16, CHANNELS_LAST, DETECTOR, FLOAT32, INT8, TORCH
-from detect.statistics import DECODING, POST, PRE
+from detect.detector import DECODING, POST, PRE
 from engines.engine import AUTO, MXNET, ONNXRUNTIME, OPENVINO
 
 NETWORK, END_TO_END = "network", "end-to-end"

@@ -25,7 +25,7 @@ from model.symbol_check import last_line
 
 TOLERANCE = 1e-4  # of scores and normalised coordinates
 logger = logging.getLogger(__name__)
-_INSTALL = 'pip install "mxnet-detector-trainer[onnx]"'
+_INSTALL = "pip install -e '.[onnx]'"
 _TRIAL_BATCH = 2  # of a file that takes any number of images
 _SQUARE = 16  # pixels of one colour in the trial pictures
 # Detections that may differ: where scores or overlaps are equal but for rounding, either order is right.

@@ -1,9 +1,13 @@
-"""Images in, boxes out: Detector("model folder or prefix").detect("image.jpg")."""
+"""Images in, boxes out: Detector("model folder or prefix").detect("image.jpg"); and how long its steps take."""
 
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +16,66 @@ import numpy as np
 from common.errors import CheckpointError, OptionError
 from config.groups import DeviceOptions
 from dataset.transforms import to_image
-from detect.statistics import DECODING, NETWORK, POST, PRE, StepStatistics, Timings
 from engines.engine import AUTO, EngineRequest, open_engine
 from engines.preprocess import ImageInput, InputWriter, read_image
 
 if TYPE_CHECKING:
     from machine.runtime import mx
 
+WINDOW = 1024  # latest values of a step that its figures are of
+DECODING, PRE, NETWORK, POST = STEPS = ("decoding", "pre-processing", "network", "post-processing")
 DEFAULT_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class StepStatistics:
+    """How often a step ran, and the seconds that it took in the latest WINDOW of these times; NaN if it never ran."""
+
+    count: int
+    mean: float
+    median: float
+    p99: float
+
+
+class Timings:
+    """A ring buffer of the latest seconds of each step; any number of threads may add to it."""
+
+    def __init__(self) -> None:
+        """Starts with nothing."""
+        self._lock = threading.Lock()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        with self._lock:
+            self._seconds = {step: np.zeros(WINDOW) for step in STEPS}
+            self._counts = dict.fromkeys(STEPS, 0)
+
+    @contextmanager
+    def measure(self, step: str) -> Iterator[None]:
+        """Adds the time that a `with` block takes, unless it raises."""
+        begin = time.perf_counter()
+        yield
+        self.add(step, time.perf_counter() - begin)
+
+    def add(self, step: str, seconds: float) -> None:
+        """Adds one run of a step of STEPS."""
+        with self._lock:
+            self._seconds[step][self._counts[step] % WINDOW] = seconds
+            self._counts[step] += 1
+
+    def summary(self) -> dict[str, StepStatistics]:
+        """The figures of each step of STEPS."""
+        with self._lock:
+            latest = {step: (n, self._seconds[step][: min(n, WINDOW)].copy()) for step, n in self._counts.items()}
+        return {step: _statistics(count, seconds) for step, (count, seconds) in latest.items()}
+
+
+def _statistics(count: int, seconds: np.ndarray) -> StepStatistics:
+    if not count:
+        return StepStatistics(0, *[float("nan")] * 3)
+    median, p99 = np.percentile(seconds, [50, 99])
+    return StepStatistics(count, float(seconds.mean()), float(median), float(p99))
 
 
 class Detector:

@@ -20,7 +20,6 @@ from config.groups import DeviceOptions
 from dataset.transforms import shape_of
 from detect.inputs import InputSource, distinct_files, find_images, is_video, plan_outputs, split_words, with_values
 from detect.outputs import ImageFile, PictureRecord, Records, Sink, Window, make_record, summary, write_crops
-from detect.statistics import benchmark
 from detect.video import Video, VideoFile, VideoFrame, frame_size
 from drawing.boxes import draw, draw_heatmap, score_map
 from engines.preprocess import ImageInput, read_image
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from detect.detector import Detector
 
 logger = logging.getLogger(__name__)
+WARM_BATCHES = 5  # of --benchmark, not counted
 MAX_BENCHMARK_FRAMES = 50  # of a video; they are held in memory
 UNREADABLE_STATUS, INTERRUPTED_STATUS = 2, 130
 _DEFAULTS = {"--camera": "0", "--benchmark": "100"}  # of flags that may stand alone
@@ -292,3 +292,24 @@ def _pictures(sources: Sequence[InputSource], options: DemoOptions) -> list[Imag
             read_image(source.path, str(source.path))
             pictures.append(source.path.read_bytes())
     return pictures
+
+
+def benchmark(detector: "Detector", images: Sequence[ImageInput], count: int) -> list[str]:
+    """Lines of a table: median and p99 of each step over `count` detections, and images a second of all together.
+
+    The images are taken in turn, as often as need be. The first WARM_BATCHES batches are not counted.
+    """
+    endless = itertools.cycle(images)
+    for _ in detector.stream(itertools.islice(endless, WARM_BATCHES * detector.batch_size)):
+        pass
+    detector.reset_statistics()
+    started = time.perf_counter()
+    for _ in detector.stream(itertools.islice(endless, count)):
+        pass
+    seconds = time.perf_counter() - started
+    size = detector.batch_size
+    lines = [f"engine {detector.engine}, {count} images in batches of {size}", f"{'':18}{'median':>12}{'p99':>12}"]
+    for step, figures in detector.statistics().items():
+        label = f"{step} ({size})" if step == "network" and size > 1 else step
+        lines.append(f"{label:18}{figures.median * 1e3:9.2f} ms{figures.p99 * 1e3:9.2f} ms")
+    return [*lines, f"{count / seconds:.1f} images/s from encoded image to boxes"]

@@ -259,10 +259,11 @@ def check_model(
     data_shape is the model's (height, width), mean_pixels its mean of red, green and blue.
     """
     side = expected.data_shape
+    names = read_class_names(expected.class_names) if expected.class_names else None
     given: dict[str, tuple[Any, Any]] = {
         "network": (expected.network or None, network),
         "num-class": (expected.num_class, len(class_names)),
-        "class-names": (read_class_names(expected.class_names), tuple(class_names)),
+        "class-names": (names, tuple(class_names)),
         "data-shape": (side and (side * 2 if len(side) == 1 else side[-2:]), tuple(data_shape)),
     }
     for flag, (wanted, found) in given.items():

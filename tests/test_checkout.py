@@ -175,6 +175,6 @@ def test_only_packages_that_exist_are_advised():
 
 
 def test_the_extras_of_the_engines_exist():
-    from engines import open as engines
+    from engines import engine as engines
 
     assert set(engines._EXTRAS.values()) <= PROJECT["optional-dependencies"].keys()

@@ -106,7 +106,7 @@ def _sections(prefix: str, meta: "CheckpointMeta") -> "Sections":
 def _differences(prefix: str, meta: "CheckpointMeta", border_error: float) -> list[str]:
     """A sentence for each way in which Darknet's input differs from that of the training.
 
-    border_error: of the first convolution's outputs at the border (for_unit_pixels).
+    border_error: of the first convolution's outputs at the border (rescaled_for_unit_pixels).
     """
     found = []
     if border_error:

@@ -18,8 +18,7 @@ import numpy as np
 from common.version import __version__
 from config.groups import DeviceOptions
 from config.serve_options import ServeOptions
-from detect.detector import Detector
-from detect.statistics import StepStatistics
+from detect.detector import Detector, StepStatistics
 
 Rows = np.ndarray
 WARM_UPS, TRIALS = 2, 5

@@ -21,7 +21,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from detect.statistics import DECODING, StepStatistics
+from detect.detector import DECODING, StepStatistics
 
 __all__ = ["CONTENT_TYPE", "Measured", "Metrics"]
 Steps = Mapping[int, Mapping[str, StepStatistics]]

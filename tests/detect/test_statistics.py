@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 
-from detect import statistics
-from detect.detector import Detector
-from detect.statistics import NETWORK, STEPS, Timings
+from detect import detector
+from detect.detector import NETWORK, STEPS, Detector, Timings
 from tests.model.tiny import picture, save_tiny
 
 
 def test_figures_are_those_of_the_latest_values(monkeypatch):
-    monkeypatch.setattr(statistics, "WINDOW", 100)
+    monkeypatch.setattr(detector, "WINDOW", 100)
     timings = Timings()
     for k in range(250):
         timings.add(NETWORK, float(k))

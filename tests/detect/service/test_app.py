@@ -17,10 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from config.serve_options import ServeOptions
 from deploy.main import export
-from detect.detector import Detector
+from detect.detector import Detector, StepStatistics
 from detect.service.app import Limits, Service
 from detect.service.batching import describe, load_runner
-from detect.statistics import StepStatistics
 from drawing.boxes import draw
 from engines.preprocess import encode_image, read_image
 from tests.model.tiny import CLASSES, picture, save_tiny
