@@ -29,14 +29,13 @@ from benchmarks.inference_engines import (
     TORCH_SYMBOL,
 )
 from benchmarks.inference_models import NETWORKS, make_model, raw_outputs, read_inputs
-from config.deploy_options import NAIVE
 from deploy.calibrate import calibrate
 from deploy.onnx_export.export import to_onnx
 from deploy.onnx_files import int8_onnx
 from engines.mxnet_engine import fused_model
 from machine.runtime import mx
 from model.folder import Model, inference_model, write_model_folder
-from model.manifest import ONNX, ONNX_INT8, Calibration
+from model.manifest import NAIVE, ONNX, ONNX_INT8, Calibration
 
 MODEL_IMAGES = 4  # whose statistics the weights are made for
 # Those of ONNX Runtime's int8 operators that networks have; SSD's L2 normalisation stays float32.

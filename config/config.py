@@ -127,12 +127,14 @@ def classic_arguments(augment: TrainAugment | None) -> dict[str, Any]:
     augment = augment or NO_AUGMENT
     for field in fields(augment):
         if field.name not in CLASSIC_NAMES and getattr(augment, field.name) != _default(field):
-            raise OptionError(f"{field.name} is unknown to the native engine; use --engine python")
+            raise OptionError(f"{field.name} is unknown to the native engine; use --data-engine python")
     if augment.inter_method == 0:
-        raise OptionError("inter_method 0 (nearest) is unknown to the native engine; use another or --engine python")
+        raise OptionError(
+            "inter_method 0 (nearest) is unknown to the native engine; use another or --data-engine python"
+        )
     if any(a >= b for a, b in zip(augment.min_crop_scales, augment.max_crop_scales, strict=True)):
         raise OptionError(
-            "the native engine needs min_crop_scales below max_crop_scales; change them or use --engine python"
+            "the native engine needs min_crop_scales below max_crop_scales; change them or use --data-engine python"
         )
     values = {name: getattr(augment, name) for name in CLASSIC_NAMES}
     return {name: value for name, value in values.items() if value != ()} | {NUM_CROP_SAMPLER: augment.num_crop_sampler}

@@ -13,6 +13,9 @@ from config.options import CLASSIC, option
 DATA_ENGINES = ("python", "native")
 RECT_MULTIPLES = (32, 64, 128)  # strides of detectors' deepest maps
 METRICS = ("voc07", "voc", "coco")
+# Why options of the validation have no effect.
+COCO_ALONE = "with --metrics coco, which has its own"
+ONE_SIZE = "without --rect-val"
 SCHEDULES = ("steps", "step_epochs", "cosine", "cosine_epochs", "plateau")
 
 

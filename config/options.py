@@ -13,7 +13,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -268,3 +268,18 @@ def _converted(kind: Any, value: Any, flag: str) -> Any:
     except (TypeError, KeyError, ValueError, OverflowError):
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
         raise OptionError(f"{flag} takes {names[kind]}, not {value!r:.80}") from None
+
+
+def without_effect(options: Any, groups: Iterable[tuple[tuple[str, ...], str]]) -> list[str]:
+    """A sentence for each option that is not at its default although another one keeps it from having an effect.
+
+    groups: names of options, and why they have none (`with --dtype float32`).
+    """
+    values = flat_values(options)
+    given = {name for name, field in fields_of(type(options)).items() if values[name] != field.default}
+    return [
+        f"--{name.replace('_', '-')} has no effect {reason}"
+        for names, reason in groups
+        for name in names
+        if name in given
+    ]

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from common.errors import DataError
 from dataset.image_check import MAX_BYTES
-from machine.signals import held
+from machine.command import held
 
 SHOWN = 10  # lines of a list in an error or a report
 _CHUNK = 8  # images a worker takes at a time

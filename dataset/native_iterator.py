@@ -73,9 +73,9 @@ class NativeRecordIter(RecordIter):
         """Opens the record and starts the thread; errors as plan_batches has them, and for what C++ cannot do."""
         plan = plan_batches(spec)
         if spec.resize_mode != FORCE:
-            raise OptionError(f"the native engine cannot do {spec.resize_mode}; use --engine python")
+            raise OptionError(f"the native engine cannot do {spec.resize_mode}; use --data-engine python")
         if plan.sizes != (plan.maker.size,):
-            raise OptionError("the native engine has inputs of one size; use --engine python for --multi-scale")
+            raise OptionError("the native engine has inputs of one size; use --data-engine python for --multi-scale")
         shards = split_by_bytes(plan.maker.reader.bounds, spec.num_parts, _shuffle_blocks(plan))
         counts = [len(positions) for positions in shards]
         if min(counts) == 0:
@@ -268,7 +268,7 @@ class NativeSource:
                 decode(self._maker.reader.record(position).image, self._maker.reader.where(position))
             reason = str(error).strip().splitlines()[-1]
             raise DataError(
-                f"{self._maker.reader.path}: MXNet cannot read it ({reason}); use --engine python"
+                f"{self._maker.reader.path}: MXNet cannot read it ({reason}); use --data-engine python"
             ) from error
 
 
@@ -333,7 +333,7 @@ def _size(image: bytes, where: str) -> Size:
     if info.orientation != UPRIGHT:
         raise DataError(
             f"{where}: the JPEG asks to be rotated (EXIF orientation {info.orientation}), which the native engine "
-            "would do to the pixels but not to the boxes; use --engine python or remove the tag"
+            "would do to the pixels but not to the boxes; use --data-engine python or remove the tag"
         )
     return info.size
 

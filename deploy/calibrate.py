@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from common.sizes import DATA
-from config.deploy_options import NAIVE
 from graph.number_formats import Fused, Thresholds, to_int8
 from graph.symbol_graph import bound, outputs
 from machine.runtime import mx
+from model.manifest import NAIVE
 
 logger = logging.getLogger(__name__)
 _BINS = 8001  # of a histogram from -limit to limit, as in mxnet.contrib.quantization

@@ -3,23 +3,59 @@
 import logging
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import OptionError
 from common.files import check_prefix
+from config.classic_options import ExpectedModel
 from config.command_line import parse_options
-from config.deploy_options import DeployOptions
-from config.idle_options import idle_deploy_options
-from config.options import joined_options
+from config.options import joined_options, option, without_effect
+from machine.command import exit_on_sigterm
 from machine.cpu import configure_threads
-from machine.signals import exit_on_sigterm
-from model.manifest import FLOAT32, INT8, ONNX_INT8, Manifest, check_checkpoint
+from model.manifest import CALIBRATION_MODES, FLOAT32, INT8, NAIVE, ONNX_INT8, Manifest, check_checkpoint
 from symbol.registry import detection_options_class, given_detection
 
 if TYPE_CHECKING:
     from model.folder import Model
+
+
+@dataclass(frozen=True)
+class DeployOptions(ExpectedModel):
+    """What to export; what is not given is the checkpoint's own, so that the model detects as validation did."""
+
+    prefix: str = option("output/ssd", "prefix of the checkpoint", "model")
+    epoch: str = option("auto", "epoch of the checkpoint; auto = the newest, best = the best one", "model")
+    data_shape: tuple[int, ...] | None = option(
+        None, "input side, or height,width (default: as in training)", "model", minimum=32, maximum=8192
+    )
+    output: str = option("", "folder to write (default: PREFIX-deploy)", "output")
+    dtype: str = option(
+        "float32",
+        "how the network computes on CPUs: float32, bfloat16, int8 (which needs --calib-rec)",
+        "output",
+        choices=("float32", "bfloat16", "int8"),
+    )
+    uint8_input: bool = option(False, "the network takes uint8 RGB pixels (height, width, 3)", "output")
+    eval_rec: str = option(
+        "", "labelled record on which accuracy is measured (default for int8: the one of --calib-rec)", "accuracy"
+    )
+    calib_rec: str = option("", "record of images from which int8 takes the ranges of its numbers", "int8")
+    calib_mode: str = option(
+        NAIVE, "naive = the extremes, entropy = the ranges of least divergence", "int8", choices=CALIBRATION_MODES
+    )
+    num_calib: int = option(48, "images to calibrate with: the record's first ones", "int8", minimum=1)
+    max_loss: float = option(
+        0.01, "mAP (1 = all) that int8 may lose; layers return to float32 until it does", "int8", minimum=0.0
+    )
+    onnx: bool = option(
+        False,
+        "write model.onnx, too: the same network for ONNX Runtime and OpenVINO; with int8 also model-int8.onnx",
+        "onnx",
+    )
+    onnx_batch: int = option(0, "images that model.onnx takes at a time; 0 = any number", "onnx", minimum=0)
+
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +66,12 @@ FIRST = (
     *("prefix", "epoch", "output", "data_shape", "nms", "score_threshold", "onnx", "dtype", "calib_rec", "eval_rec"),
     *("max_loss", "uint8_input"),
 )
+
+
+def idle_deploy_options(options: DeployOptions) -> list[str]:
+    """A sentence for each option of deploy.py that another one keeps from having an effect."""
+    int8 = ("calib_mode", "num_calib", "max_loss")
+    return without_effect(options, [] if options.dtype == "int8" else [(int8, f"with --dtype {options.dtype}")])
 
 
 def deploy_options_class() -> type[DeployOptions]:
@@ -50,7 +92,7 @@ def main(argv: list[str]) -> int:
     check_int8(options)
     check_onnx(options)
     configure_threads()
-    from machine.terminal import log_to_terminal
+    from machine.command import log_to_terminal
     from model.checkpoint import load_checkpoint
     from model.folder import check_replaceable, inference_model, model_from_checkpoint, write_model_folder
 

@@ -12,9 +12,17 @@ from common.errors import OptionError
 from common.files import check_output_file
 from config.classic_options import ExpectedModel
 from config.command_line import parse_options
-from config.groups import RECT_MULTIPLES, DataOptions, DeviceOptions, ValidationOptions, metric_kinds, obsolete
-from config.idle_options import COCO_ALONE, ONE_SIZE, sentences
-from config.options import fields_of, joined_options, option, same_option
+from config.groups import (
+    COCO_ALONE,
+    ONE_SIZE,
+    RECT_MULTIPLES,
+    DataOptions,
+    DeviceOptions,
+    ValidationOptions,
+    metric_kinds,
+    obsolete,
+)
+from config.options import fields_of, joined_options, option, same_option, without_effect
 from machine.cpu import configure_threads
 from symbol.registry import detection_options_class, given_detection
 
@@ -134,7 +142,7 @@ def idle_evaluate_options(options: EvaluateOptions, kinds: tuple[str, ...], rect
         groups.append((("overlap",), COCO_ALONE))
     if not rect:
         groups.append((("rect_multiple",), ONE_SIZE))
-    return sentences(options, groups)
+    return without_effect(options, groups)
 
 
 def _rect(options: EvaluateOptions, trained: int) -> int:

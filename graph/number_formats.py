@@ -12,8 +12,8 @@ from typing import Any
 
 from common.errors import CheckpointError
 from graph.symbol_graph import Edge, Params, SymbolNode, graph_of, symbol_of
+from machine.quiet import quiet
 from machine.runtime import mx
-from machine.terminal import quiet
 
 BFLOAT16, FLOAT32 = "bfloat16", "float32"
 _DTYPE_NUMBER = "12"  # of bfloat16 in a variable's __dtype__

@@ -1,13 +1,23 @@
-"""How a command ends: exit status, and one sentence for a mistake of the user."""
+"""How a command runs: its log, signals that are never lost, and one sentence for a mistake of the user."""
 
 import errno
+import logging
 import os
 import select
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+from tqdm import tqdm
 
 from common.errors import UserError
-from machine.signals import keep_interrupts
+
+AGAIN_SECONDS = 0.01
+TERMINATED = 128 + signal.SIGTERM
 
 
 def run_command(main: Callable[[list[str]], int | None]) -> None:
@@ -60,3 +70,71 @@ def _reader_is_gone() -> bool:
     for stream in (sys.stdout, sys.stderr):
         poll.register(stream.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def exit_on_sigterm() -> None:
+    """Makes SIGTERM raise SystemExit with status 143."""
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(TERMINATED)
+
+
+def keep_interrupts() -> None:
+    """Sends a signal again whose exception Python dropped.
+
+    Python ignores what is raised within __del__ (MXNet's arrays have one) and within callbacks of C code: a signal that
+    arrives there would be shown as a traceback and forgotten.
+    """
+    sys.unraisablehook = _send_again
+
+
+def _send_again(unraisable: Any) -> None:
+    error = unraisable.exc_value
+    lost_term = isinstance(error, SystemExit) and error.code == TERMINATED
+    if sys.is_finalizing() or not (lost_term or isinstance(error, KeyboardInterrupt)):
+        sys.__unraisablehook__(unraisable)
+        return
+    number = signal.SIGTERM if lost_term else signal.SIGINT
+    timer = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Lets SIGINT and SIGTERM wait for the end of the block.
+
+    For calls that take locks which other threads need, those of concurrent.futures for instance: an exception in the
+    wrong place would leave them locked for ever. Does nothing outside of the main thread, which alone gets signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    found: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, lambda arrived, _: found.append(arrived)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        if found:
+            os.kill(os.getpid(), found[0])
+
+
+class _BarHandler(logging.Handler):
+    """Writes log lines to stderr above a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def log_to_terminal() -> None:
+    """Sends the log to stderr, above progress bars; called by the commands."""
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    handler = _BarHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    root.addHandler(handler)

@@ -22,8 +22,8 @@ from common.version import versions
 from config.options import from_mapping, to_mapping
 from graph.fold import fold_batch_norm, fold_constants, with_pixel_input
 from graph.symbol_graph import Params
+from machine.command import held
 from machine.runtime import mx
-from machine.signals import held
 from model.checkpoint import Checkpoint, list_epochs, load_checkpoint
 from model.manifest import (
     FILES,

@@ -20,6 +20,7 @@ MAX_SIDE = 8192  # of the network input
 MAX_THRESHOLD = 1e30
 # Of dtype: how the network computes. The weights in the folder are float32 in each.
 FLOAT32, BFLOAT16, INT8 = DTYPES = ("float32", "bfloat16", "int8")
+NAIVE, _ = CALIBRATION_MODES = ("naive", "entropy")  # of a calibration
 # Of input_format: float32 (B, 3, H, W) RGB less mean, over std; or uint8 (B, H, W, 3) RGB pixels as they are.
 FLOAT32_NCHW, UINT8_NHWC = INPUT_FORMATS = ("float32_nchw", "uint8_nhwc")
 _CHOICES = {

@@ -9,13 +9,13 @@ import pytest
 
 from common.errors import OptionError
 from config.command_line import boolean_flags, parse_options
-from config.demo_options import DemoOptions
 from config.options import flat_values, from_mapping
-from config.prepare_options import PrepareOptions
 from deploy.main import deploy_options_class
 from detect.inputs import split_words
+from detect.main import DemoOptions
 from evaluate.main import evaluate_options_class
 from model.manifest import check_model
+from tools.prepare_dataset import PrepareOptions
 from tools.visualize_net import VisualizeOptions
 from train.options import train_options_class
 

@@ -18,14 +18,12 @@ import numpy as np
 from common.errors import CheckpointError, OptionError
 from common.files import check_prefix
 from config.command_line import boolean_flags, parse_options
-from config.convert_options import DEFAULT_NETWORK, ConvertOptions
 from config.groups import pixel_options
-from config.options import from_mapping, to_mapping
+from config.options import from_mapping, option, to_mapping
 from dataset.class_names import read_class_names
 from dataset.pascal_voc import VOC_CLASSES
 from detect.inputs import split_words
-from machine.command import run_command
-from machine.signals import exit_on_sigterm
+from machine.command import exit_on_sigterm, run_command
 from symbol.registry import family_of, network_options_class
 from train.options import train_options
 
@@ -34,6 +32,47 @@ if TYPE_CHECKING:
     from model.weights.fit import FitReport
 
 Arrays = dict[str, np.ndarray]
+DEFAULT_NETWORK = "vgg16_ssd_voc"
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What to convert, for which network; a word that belongs to no flag is the file."""
+
+    from_: str = option(
+        "ssd.pytorch",
+        "project that the weights come from: ssd.pytorch, torchvision, caffe, gluon, classic, darknet, "
+        "yolov3-spp.pytorch or efficientdet.pytorch",
+        "source",
+    )
+    file: str = option("", "file to convert; a word without a flag is it, too", "source")
+    network: str = option(
+        "",
+        "network to make weights for, see docs/networks.md (default: what the symbol of --from classic says, else "
+        f"{DEFAULT_NETWORK})",
+        "network",
+    )
+    data_shape: tuple[int, ...] | None = option(
+        None,
+        "input side, or height,width (default: the classic symbol's, else 300, of YOLO 416, of EfficientDet its own)",
+        "network",
+        minimum=32,
+        maximum=8192,
+    )
+    width: float = option(1.0, "width multiplier of mobilenet and YOLOv3", "network", minimum=0.125, maximum=2.0)
+    yolo_anchors: str = option("", "anchors of a YOLOv3 in pixels; '' = the network's", "network")
+    num_class: int | None = option(
+        None, "classes of the network (default: those of the heads in the file, else 20)", "network", minimum=1
+    )
+    class_names: tuple[str, ...] = option(
+        (),
+        "names of the classes, a list or a file (default: VOC's if there are 20, else class0, class1, ...)",
+        "network",
+    )
+    prefix: str = option("", "writes PREFIX-0000.params (default: the file without its suffix)", "output")
+    overwrite: bool = option(False, "replace files of that prefix, never the file to convert", "output")
+
+
 YOLO_BIAS = re.compile(r"pred_\d+_conv_bias")
 YOLO_VALUES = 5  # of a box: x, y, w, h, objectness
 CLS_BIAS, LOC_BIAS = "_cls_pred_conv_bias", "_loc_pred_conv_bias"

@@ -18,11 +18,9 @@ if not __package__:
 
 from common.errors import InstallError, OptionError
 from config.command_line import parse_options
-from config.serve_options import ServeOptions
-from machine.command import run_command
+from detect.service.batching import ServeOptions
+from machine.command import exit_on_sigterm, log_to_terminal, run_command
 from machine.cpu import configure_threads
-from machine.signals import exit_on_sigterm
-from machine.terminal import log_to_terminal
 
 if TYPE_CHECKING:
     from detect.service.app import Service

@@ -7,8 +7,8 @@ from pathlib import Path
 from common.errors import CheckpointError, DataError
 from common.files import check_prefix
 from config.augment_options import CENTER, TrainAugment
-from config.groups import validation_kinds
-from config.idle_options import COCO_ALONE, ONE_SIZE, sentences
+from config.groups import COCO_ALONE, ONE_SIZE, validation_kinds
+from config.options import without_effect
 from symbol.registry import family_of
 from train.options import TrainOptions, split_stages
 
@@ -42,7 +42,7 @@ def check_records(options: TrainOptions) -> None:
 
 def idle_options(options: TrainOptions) -> list[str]:
     """A sentence for each option of a training run that another one keeps from having an effect."""
-    return sentences(options, _idle(options))
+    return without_effect(options, _idle(options))
 
 
 def _idle(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -12,8 +12,8 @@ import numpy as np
 
 from config.groups import best_metric
 from evaluate.voc_eval import VOCResult, best_f1
+from machine.command import held
 from machine.runtime import mx
-from machine.signals import held
 from model.checkpoint import drop_after, list_epochs, write_best
 from train.callbacks import Progress, finite_values
 from train.curves import LiveCurves

@@ -2,8 +2,8 @@
 
 from config.command_line import parse_options
 from config.hyp_file import read_hyp
+from machine.command import exit_on_sigterm
 from machine.cpu import configure_threads
-from machine.signals import exit_on_sigterm
 from train.checks import check_early
 from train.options import train_options_class
 
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     )
     check_early(options)
     configure_threads(options.device.cpus)
-    from machine.terminal import log_to_terminal
+    from machine.command import log_to_terminal
     from train.training import run_training
 
     log_to_terminal()

@@ -77,8 +77,7 @@ def train_net(
     Raises:
         UserError: a mistake, before the first batch, as train.py reports it.
     """
-    if options.get("kv_store", "") is None:  # apache's default
-        del options["kv_store"]
+    options = {name: value for name, value in options.items() if value is not None}  # apache's kv_store
     values: dict[str, Any] = {
         "network": net,
         "train_path": train_path,

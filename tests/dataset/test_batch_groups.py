@@ -131,7 +131,7 @@ def test_many_open_batches_do_not_fill_the_socket(make):
     ("options", "message"),
     [
         ({"accumulate": 0}, "accumulate 0"),
-        ({"sizes": [(32, 32)], "engine": "native"}, "--engine python for --multi-scale"),
+        ({"sizes": [(32, 32)], "engine": "native"}, "--data-engine python for --multi-scale"),
     ],
 )
 def test_wrong_options(make, options, message):

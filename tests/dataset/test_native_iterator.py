@@ -129,7 +129,7 @@ NO_PIXELS = jpeg()[: jpeg().index(b"\xff\xc0") + 20]
 
 BAD = {
     "image": ({"images": {6: b"not an image"}}, "record 106.*decoded"),
-    "rotated": ({"images": {6: jpeg(orientation=6)}}, "record 106.*EXIF orientation 6.*--engine python"),
+    "rotated": ({"images": {6: jpeg(orientation=6)}}, "record 106.*EXIF orientation 6.*--data-engine python"),
     "class": ({"labels": {6: np.array([[CLASSES, 0, 0, 1, 1, 0]], np.float32)}}, "record 106.*class"),
     "pixels": ({"labels": {6: np.array([[0, 10, 20, 50, 60, 0]], np.float32)}}, "record 106.*pixel"),
 }
@@ -269,7 +269,7 @@ class LaterAugment(TrainAugment):
     [
         (TrainAugment(inter_method=0), "inter_method 0"),
         (TrainAugment(min_crop_scales=(1.0,) * 5), "min_crop_scales"),
-        (LaterAugment(mosaic_prob=0.5), "mosaic_prob.*--engine python"),
+        (LaterAugment(mosaic_prob=0.5), "mosaic_prob.*--data-engine python"),
     ],
 )
 def test_what_c_cannot_do_is_refused_by_name(record, augment, message):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from common.errors import CheckpointError, DataError, OptionError
-from config.deploy_options import CALIBRATION_MODES
 from deploy.calibrate import calibrate, rank_layers
 from deploy.main import main
 from deploy.precision import Int8Options, _calibration_batches, _with_fewest_float32_layers, with_dtype
@@ -16,7 +15,7 @@ from graph.number_formats import fuse, to_int8
 from machine.runtime import mx
 from model.checkpoint import load_checkpoint
 from model.folder import inference_model, model_from_checkpoint, read_model_folder
-from model.manifest import MANIFEST, Accuracy
+from model.manifest import CALIBRATION_MODES, MANIFEST, Accuracy
 from tests.model.made_up import images, made_up, run
 from tests.model.tiny import picture, save_tiny
 from tests.signing import edit

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from config.deploy_options import DeployOptions
-from config.idle_options import idle_deploy_options
 from config.options import from_mapping, replace_options
 from config.preset import PRESET_FOLDER, read_preset
+from deploy.main import DeployOptions, idle_deploy_options
 from evaluate.main import EvaluateOptions, idle_evaluate_options
 from symbol.symbol_factory import ineffective_options
 from train.checks import idle_options

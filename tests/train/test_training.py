@@ -300,7 +300,7 @@ def test_a_second_run_under_the_same_prefix_is_refused(options):
         ({"gpus": "9"}, OptionError, "--gpus 9"),
         ({"network": "resnet"}, OptionError, "resnet"),
         ({"freeze": "("}, OptionError, "--freeze"),
-        ({"resize_mode": "letterbox", "data_engine": "native"}, OptionError, "--engine python"),
+        ({"resize_mode": "letterbox", "data_engine": "native"}, OptionError, "--data-engine python"),
         ({"rect_val": True}, OptionError, "--rect-val needs --resize-mode letterbox; give it, or leave"),
         ({"network": "darknet:"}, DataError, "--network darknet: names no file; add that of the network"),
         ({"resize_mode": "letterbox", "rect_val": True}, OptionError, "--rect-val: the anchors of mobilenet"),

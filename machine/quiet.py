@@ -1,13 +1,10 @@
-"""What appears on the terminal: the log, above progress bars; not the lines that MXNet's C++ code writes by itself."""
+"""Lines that MXNet's C++ code writes by itself, kept from the terminal."""
 
-import logging
 import os
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from tqdm import tqdm
 
 _STDERR = 2
 
@@ -69,19 +66,3 @@ def _redirect() -> int | None:
         os.close(saved)
         raise
     return saved
-
-
-class _BarHandler(logging.Handler):
-    """Writes log lines to stderr above a progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
-
-
-def log_to_terminal() -> None:
-    """Sends the log to stderr, above progress bars; called by the commands."""
-    root = logging.getLogger()
-    root.setLevel(logging.INFO)
-    handler = _BarHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    root.addHandler(handler)
