@@ -151,5 +151,5 @@ def test_a_damaged_header_is_named_at_once(tmp_path):
 
 @pytest.mark.parametrize("rect", [0, 32])
 def test_the_native_engine_refuses(record, rect):
-    with pytest.raises(OptionError, match="--engine python"):
+    with pytest.raises(OptionError, match="--data-engine python"):
         open_batches(BatchSpec(record, BATCH, SIDE, **(LETTERBOX | {"workers": 1, "rect": rect})), "native")
