@@ -102,6 +102,12 @@ class StartOptions:
     finetune: int = option(
         -1, "train the weights of this epoch of the prefix further with another schedule, data or classes", "start"
     )
+    finetune_freeze: str = option(
+        "none",
+        "what --finetune keeps as it is, in place of --freeze: classic = all that the checkpoint has but predictions",
+        "start",
+        choices=("none", "classic"),
+    )
 
 
 @dataclass(frozen=True)

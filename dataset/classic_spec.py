@@ -40,7 +40,7 @@ def _views(settings: Mapping[str, Any], has_augment: bool) -> dict[str, Any]:
         if beside:
             raise OptionError(f"augment and {beside} exclude each other; give one TrainAugment, or settings of cfg")
         return dict(settings)
-    found = iterator_options(quiet_settings() | settings)
+    found = iterator_options(quiet_settings() | dict(settings))
     return found if "preprocess_threads" in settings else found | {"workers": None}
 
 
