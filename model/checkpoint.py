@@ -237,9 +237,9 @@ def load_checkpoint(prefix: str, epoch: int | str = "auto") -> Checkpoint:
     epochs, plain = list_epochs(prefix), plain_epoch(prefix, epoch)
     if plain is not None:
         raise CheckpointError(
-            f"{params_path(prefix, plain)} has no .json beside it, so that it is weights alone; train from them with "
-            f"--pretrained {prefix} --epoch {plain}, or make a checkpoint of them by `python tools/convert_weights.py "
-            f"--from classic {params_path(prefix, plain)} --prefix NEW`"
+            f"{prefix}: no checkpoint there but weights, {params_path(prefix, plain)} has no .json; train from it with "
+            f"--pretrained {prefix} --epoch {plain}, or with its symbol make a checkpoint of it by `python "
+            f"tools/convert_weights.py --from classic {params_path(prefix, plain)} --prefix NEW`"
         )
     if not epochs:
         raise CheckpointError(f"{prefix}: no checkpoint there (looked for {prefix}-NNNN.json); check the prefix")

@@ -134,6 +134,8 @@ def _options_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     values["force_nms"] = values["force_nms"] or suppress
     if values["num_example"] is None:
         del values["num_example"]
+    if not values["pretrained"]:  # a classic call always gives it
+        del values["epoch"]
     for name in ("pretrained", "freeze_layer_pattern", "train_list", "val_path", "val_list", "log_file"):
         values[name] = values[name] or ""
     values["class_names"] = values["class_names"] or ()

@@ -1,4 +1,4 @@
-"""Checkpoints without our .json: PREFIX-symbol.json and PREFIX-0012.params, as mx.callback.do_checkpoint leaves them."""
+"""Checkpoints without our .json: PREFIX-symbol.json and PREFIX-0012.params as mx.callback.do_checkpoint leaves them."""
 
 import logging
 from collections.abc import Sequence
