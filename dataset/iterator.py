@@ -1,4 +1,4 @@
-"""DetRecordIter: batches of a record file for a Module, made by worker processes (docs/architecture.md, Batch)."""
+"""DetRecordIter: batches of a record file for a Module, made by worker processes (docs/contracts.md, Batch)."""
 
 import math
 from abc import ABC, abstractmethod
