@@ -1,11 +1,7 @@
-<<<<<<< HEAD
-"""DetRecordIter: batches of a record file for a Module, made by worker processes (docs/contracts.md, Batch)."""
-=======
-"""Batches of a record file for a Module (docs/architecture.md, Batch): open_batches(), and the contract of iterators.
+"""Batches of a record file for a Module (docs/contracts.md, Batch): open_batches(), and the contract of iterators.
 
 The engine `python`, worker processes, is here, too; its classic name is DetRecordIter.
 """
->>>>>>> h-data2
 
 import math
 from abc import ABC, abstractmethod
