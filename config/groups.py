@@ -16,6 +16,7 @@ METRICS = ("voc07", "voc", "coco")
 # Why options of the validation have no effect.
 COCO_ALONE = "with --metrics coco, which has its own"
 ONE_SIZE = "without --rect-val"
+SMALLEST_FACTOR = 1e-6  # of a learning rate: a factor of 0 would end all learning
 SCHEDULES = ("steps", "step_epochs", "cosine", "cosine_epochs", "plateau")
 
 
@@ -101,6 +102,12 @@ class StartOptions:
     finetune: int = option(
         -1, "train the weights of this epoch of the prefix further with another schedule, data or classes", "start"
     )
+    finetune_freeze: str = option(
+        "none",
+        "what --finetune keeps as it is, in place of --freeze: classic = all that the checkpoint has but predictions",
+        "start",
+        choices=("none", "classic"),
+    )
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,9 @@ class ScheduleOptions:
         pattern=(r"\d+i|\d+(\.\d*)?([eE]\d+)?", "epochs like 80 or updates like 80000i"),
     )
     lr_step_epochs: int = option(1, "epochs from one step of step_epochs to the next", "schedule", minimum=1)
-    lr_factor: float = option(0.1, "factor at each of these epochs; >= 1 = constant rate", "schedule", minimum=0.0)
+    lr_factor: float = option(
+        0.1, "factor, above 0, at each of these epochs; >= 1 = constant rate", "schedule", minimum=SMALLEST_FACTOR
+    )
     lr_patience: int = option(
         10, "validations in a row without a lower loss that plateau tolerates", "schedule", minimum=0
     )

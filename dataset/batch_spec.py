@@ -16,6 +16,8 @@ from dataset.record_source import open_source
 from dataset.samples import LABEL, BatchLayout, SampleMaker, label_rows
 from machine.cpu import usable_threads
 
+MEAN_PIXELS = (123, 117, 104)  # RGB, the classic train.py's
+
 
 @dataclass(frozen=True)
 class BatchSpec:
@@ -26,7 +28,7 @@ class BatchSpec:
         batch_size: B.
         data_shape: side, (H, W) or (3, H, W).
         augment: random views for training; None = the whole image resized bilinearly (the classic cfg.valid).
-        mean_pixels, std: RGB; pixels become (value - mean) / std.
+        mean_pixels, std: RGB, a number stands for three; pixels become (value - mean) / std.
         max_objects: M; None = as many as the record with most objects has, at least 1.
         num_classes: a label with another class is an error; None = the sidecar's.
         assigner: makes the targets of a network; None = label alone.
@@ -53,8 +55,8 @@ class BatchSpec:
     data_shape: DataShape
     _: KW_ONLY
     augment: TrainAugment | None
-    mean_pixels: Sequence[float] = (123, 117, 104)
-    std: Sequence[float] = (1, 1, 1)
+    mean_pixels: float | Sequence[float] = MEAN_PIXELS
+    std: float | Sequence[float] = (1, 1, 1)
     max_objects: int | None = None
     num_classes: int | None = None
     assigner: Assigner | None = None
@@ -157,10 +159,15 @@ def plan_batches(spec: BatchSpec) -> BatchPlan:
     )
 
 
-def _channels(name: str, values: Sequence[float]) -> np.ndarray:
-    array = np.array(values, np.float32)
-    if array.shape != (3,) or (name == "std" and not (array > 0).all()):
-        raise OptionError(f"{name} {tuple(values)} is not one number for each of red, green, blue")
+def _channels(name: str, values: float | Sequence[float]) -> np.ndarray:
+    try:
+        array = np.array(values, np.float32)
+    except (TypeError, ValueError):  # texts, rows of different lengths
+        array = np.empty(0, np.float32)
+    if array.ndim == 0:
+        array = np.repeat(array, 3)
+    if array.shape != (3,) or not np.isfinite(array).all() or (name == "std" and not (array > 0).all()):
+        raise OptionError(f"{name} {values} is not one number for each of red, green, blue; give three, or one for all")
     return array
 
 

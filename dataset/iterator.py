@@ -5,7 +5,7 @@ The engine `python`, worker processes, is here, too; its classic name is DetReco
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ import numpy as np
 
 from common.errors import UserError
 from common.sizes import DataShape, Size
-from config.augment_options import TrainAugment
-from dataset.batch_spec import BatchPlan, BatchSpec, plan_batches
+from dataset.batch_spec import MEAN_PIXELS, BatchPlan, BatchSpec, plan_batches
+from dataset.classic_spec import classic_spec
 from dataset.samples import DATA, GEOMETRY, LABEL
 from dataset.transforms import shape_of
 from dataset.workers import InProcess, WorkerPool
@@ -33,13 +33,14 @@ class RecordIter(mx.io.DataIter, ABC):
 
     A batch is an mx.io.DataBatch whose arrays belong to the caller: data [(B, 3, H, W) RGB], label [(B, M, 6) rows
     [id, corners normalised to the input, difficult], -1 beyond the objects, then the assigner's arrays]; pad, index
-    (B,) int64 ids of the records; and geometry (B, 6) float32: h, w of the image, scale y, x, offset y, x with input
-    pixel = image pixel * scale + offset (scale x < 0: mirrored). The last `pad` rows are no samples: geometry 0, label
-    -1, index -1, ignored targets, and the pixels of the epoch's first samples, as batch norm sees them. The batches of
-    an epoch form groups of `accumulate`, the last one may be smaller; completes_update is true in the last batch of a
-    group, and the label `normaliser` (B, k) holds in each row the sums of the assigner's normalisers (k,) over all
-    samples of the group. H and W may differ between batches, as provide_data and provide_label of each batch say. A
-    damaged record raises DataError with its id; reset() goes on with the next epoch.
+    (B,) int64 ids of the records; and geometry (B, 6) float32: h, w of the image, scale y, x, offset y, x with
+    input pixel = image pixel * scale + offset (scale x < 0: mirrored). The last `pad` rows are no samples: geometry
+    0, label -1 (in the last column PADDING), index -1, ignored targets, and the pixels of the epoch's first
+    samples, as batch norm sees them. The batches of an epoch form groups of `accumulate`, the last one may be
+    smaller; completes_update is true in the last batch of a group, and the label `normaliser` (B, k) holds in each
+    row the sums of the assigner's normalisers (k,) over all samples of the group. H and W may differ between
+    batches, as provide_data and provide_label of each batch say. A damaged record raises DataError with its id;
+    reset() goes on with the next epoch.
 
     Attributes:
         class_names: from the sidecar, None without one.
@@ -253,11 +254,19 @@ class DetRecordIter(PythonRecordIter):
         batch_size: int,
         data_shape: DataShape,
         *,
-        augment: TrainAugment | None,
+        mean_pixels: float | Sequence[float] = MEAN_PIXELS,
+        label_pad_width: int = 0,
+        path_imglist: str | Path | None = None,
         **more: Any,
     ) -> None:
-        """Arguments are the fields of BatchSpec; errors as in PythonRecordIter."""
-        super().__init__(BatchSpec(path_imgrec, batch_size, data_shape, augment=augment, **more))
+        """label_pad_width: numbers in a label, 350 = 58 objects of 6 and 2 more; 0 or -1 = what the record needs.
+
+        more: fields of BatchSpec, or settings by their names in cfg (`**cfg.train`, `**cfg.valid`); what is given of
+        neither is not done. preprocess_threads is a limit: no more workers than usable cores. A name that is neither
+        raises OptionError; other errors as in PythonRecordIter.
+        """
+        more |= {"mean_pixels": mean_pixels, "path_imglist": path_imglist}
+        super().__init__(classic_spec(path_imgrec, batch_size, data_shape, label_pad_width, **more))
 
 
 def open_batches(spec: BatchSpec, engine: str = "python") -> RecordIter:

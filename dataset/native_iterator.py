@@ -24,10 +24,11 @@ import numpy as np
 from boxes.geometry import clip_to_unit
 from common.errors import DataError, OptionError
 from common.sizes import DataShape, Size
-from config.augment_options import FORCE, TrainAugment
+from config.augment_options import FORCE
 from config.config import classic_arguments
 from dataset.augment import MIN_SIDE
-from dataset.batch_spec import BatchPlan, BatchSpec, plan_batches
+from dataset.batch_spec import MEAN_PIXELS, BatchPlan, BatchSpec, plan_batches
+from dataset.classic_spec import classic_spec
 from dataset.image_check import record_header
 from dataset.iterator import RecordIter, group_total
 from dataset.labels import OBJECT_WIDTH
@@ -140,11 +141,14 @@ class NativeDetRecordIter(NativeRecordIter):
         batch_size: int,
         data_shape: DataShape,
         *,
-        augment: TrainAugment | None,
+        mean_pixels: float | Sequence[float] = MEAN_PIXELS,
+        label_pad_width: int = 0,
+        path_imglist: str | Path | None = None,
         **more: Any,
     ) -> None:
-        """Arguments are the fields of BatchSpec; errors as in NativeRecordIter."""
-        super().__init__(BatchSpec(path_imgrec, batch_size, data_shape, augment=augment, **more))
+        """Arguments as DetRecordIter has them; errors as in NativeRecordIter."""
+        more |= {"mean_pixels": mean_pixels, "path_imglist": path_imglist}
+        super().__init__(classic_spec(path_imgrec, batch_size, data_shape, label_pad_width, **more))
 
 
 def _shuffle_blocks(plan: BatchPlan) -> int:

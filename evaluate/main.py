@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import OptionError
 from common.files import check_output_file
@@ -25,6 +25,9 @@ from config.groups import (
 from config.options import fields_of, joined_options, option, same_option, without_effect
 from machine.cpu import configure_threads
 from symbol.registry import detection_options_class, given_detection
+
+if TYPE_CHECKING:
+    from model.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +96,9 @@ def main(argv: list[str]) -> int:
     from evaluate.evaluate_net import evaluate_net
     from evaluate.reports import save_pr_curves
     from machine.runtime import contexts
-    from model.checkpoint import load_checkpoint
     from model.manifest import check_checkpoint
 
-    checkpoint = load_checkpoint(options.prefix, options.epoch)
+    checkpoint = _checkpoint(options)
     check_checkpoint(options, checkpoint)
     class_names = checkpoint.meta.class_names
     kinds = metric_kinds(options.metrics, options.voc07, checkpoint.meta.metrics)
@@ -133,6 +135,19 @@ def main(argv: list[str]) -> int:
     if options.curves:
         save_pr_curves(evaluation.result, options.curves)
     return 0
+
+
+def _checkpoint(options: EvaluateOptions) -> "Checkpoint":
+    """The checkpoint that is named, with or without our .json."""
+    from dataset.sidecar import read_sidecar
+    from model.checkpoint import load_checkpoint, plain_epoch
+    from model.weights.plain import load_plain
+
+    plain = plain_epoch(options.prefix, options.epoch)
+    if plain is None:
+        return load_checkpoint(options.prefix, options.epoch)
+    sidecar = read_sidecar(options.rec_path) if Path(options.rec_path).is_file() else None
+    return load_plain(options.prefix, plain, options, sidecar.class_names if sidecar else ())
 
 
 def idle_evaluate_options(options: EvaluateOptions, kinds: tuple[str, ...], rect: int) -> list[str]:

@@ -90,6 +90,8 @@ def _idle_of_start(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str
     if options.start.resume not in (*NOT_RESUMED, "auto"):
         yield ("begin_epoch",), "with --resume"
         return
+    if options.start.resume in NOT_RESUMED and options.start.finetune < 0:
+        yield ("finetune_freeze",), "without --finetune"
     if options.start.finetune > 0:
         yield ("begin_epoch",), "with --finetune"
     if options.start.finetune >= 0:

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from symbol.registry import family_of
 from symbol.symbol_factory import check_any_size, embedded_options
 from train.callbacks import make_monitor
 from train.checks import check_records, idle_options
+from train.freezing import settle_freeze
 from train.options import TrainOptions, network_options
-from train.run_files import changed_options, check_lock
+from train.run_files import changed_options, check_lock, command_to_continue
 from train.saving import SavePlan
 from train.schedule import warm_up_of_others
 from train.stages import Stage, make_stages, without_end
@@ -49,6 +50,7 @@ class Plan:
         stages: with their symbols, in their order.
         devices: where it runs.
         start: where the first stage to train begins, with the weights.
+        way_to_continue: what to tell who interrupts it, given whether there is a checkpoint to go on from.
     """
 
     options: TrainOptions
@@ -57,6 +59,7 @@ class Plan:
     stages: Sequence[Stage]
     devices: Sequence[mx.Context]
     start: Start
+    way_to_continue: Callable[[bool], str] = command_to_continue
 
 
 def preflight(options: TrainOptions) -> Plan:
@@ -69,6 +72,9 @@ def preflight(options: TrainOptions) -> Plan:
     sidecars = read_sidecars(options)
     classes = class_names(options, sidecars[0])
     stages = make_stages(without_end(options), classes)
+    settled = settle_freeze(options, classes)
+    if settled != options:
+        options, stages = settled, make_stages(without_end(settled), classes)
     for stage in stages:
         check_recipe(stage.options)
         check_batch_size(stage.options.data.batch_size, devices)

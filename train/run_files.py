@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -139,11 +139,13 @@ def command_to_continue(is_saved: bool, argv: Sequence[str] | None = None) -> st
     return shlex.join(["python", *kept, "--resume", "auto"])
 
 
-def write_run_file(prefix: str, options: TrainOptions) -> None:
-    """PREFIX-run.json: options, command and versions."""
+def write_run_file(
+    prefix: str, options: TrainOptions, way_to_continue: Callable[[bool], str] = command_to_continue
+) -> None:
+    """PREFIX-run.json: options, command and versions; way_to_continue: of a run with a checkpoint."""
     content = {
         "command": shlex.join(sys.argv),
-        "continue": command_to_continue(is_saved=True),
+        "continue": way_to_continue(True),
         "options": to_mapping(options),
         "versions": {"trainer": __version__, "mxnet": mx.__version__, "python": platform.python_version()},
         "threads": os.environ.get("OMP_NUM_THREADS"),

@@ -1,6 +1,7 @@
 """Schedules: learning rate, its warm-up, momentum and the biases' rate as functions of the number of updates alone, so
 that a resumed run continues on the same curve; `Plateau` alone has a state, which the checkpoints hold."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,12 +9,15 @@ from typing import Any, TypeAlias
 
 from common.errors import CheckpointError, OptionError
 from config.groups import ScheduleOptions, batches_per_update
+from config.options import from_mapping
 from machine.runtime import mx
 from train.recipe import no_change
 
 Scheduler: TypeAlias = mx.lr_scheduler.LRScheduler
 BIASES = ("_bias", "_beta")
 WITH_MOMENTUM = ("sgd", "nag")
+ADJUSTED = "Adjusted learning rate to %g for epoch %d"
+logger = logging.getLogger(__name__)
 
 
 def cosine_factor(x: float, length: float, final: float) -> float:
@@ -85,7 +89,7 @@ class Rates(Scheduler):
 
 def get_lr_scheduler(
     learning_rate: float,
-    lr_refactor_step: Sequence[float | str],
+    lr_refactor_step: str | float | Sequence[float | str],
     lr_refactor_ratio: float,
     num_example: int,
     batch_size: int,
@@ -94,12 +98,17 @@ def get_lr_scheduler(
 ) -> tuple[float, Scheduler | None]:
     """(start rate, scheduler): the rate is multiplied by the ratio at each of these epochs, or updates ("80000i").
 
-    Updates are counted from begin_epoch on: steps that lie behind it lower the start rate, those ahead become relative.
-    A ratio >= 1, or no step left, means a constant rate (scheduler None, unless there is a warm-up). batch_size: images
-    of an update. Source: apache's example/ssd, train/train_net.py.
+    lr_refactor_step: a text like "80, 160" (the whole of "36" is one epoch), a number, or a sequence of them; "" =
+    none. Updates are counted from begin_epoch on: steps that lie behind it lower the start rate, which is logged, those
+    ahead become relative. A ratio >= 1, or no step left, means a constant rate (scheduler None, unless there is a
+    warm-up). batch_size: images of an update. An epoch has ceil(num_example / batch_size) updates, as the iterators
+    serve the last images, too. OptionError for a ratio that is not above 0, and for steps of another form. Source:
+    apache's example/ssd, train/train_net.py.
     """
+    given = {"lr_steps": lr_refactor_step, "lr_factor": lr_refactor_ratio}
+    checked = from_mapping(ScheduleOptions, given, "get_lr_scheduler")
     updates = max(1, math.ceil(num_example / batch_size))
-    return _steps(learning_rate, lr_refactor_step, lr_refactor_ratio, updates, begin_epoch, warm_up)
+    return _steps(learning_rate, checked.lr_steps, checked.lr_factor, updates, begin_epoch, warm_up)
 
 
 def make_schedule(
@@ -214,6 +223,8 @@ def _steps(
     places = {_updates(step, updates) - updates * begin_epoch - _shift(step, shift) for step in steps if ratio < 1}
     ahead = sorted(place for place in places if place > 0)
     rate = learning_rate * ratio ** (len(places) - len(ahead))
+    if rate != learning_rate:
+        logger.info(ADJUSTED, rate, begin_epoch)
     if not ahead and not warm_up.updates:
         return rate, None
     return rate, Rates(rate, lambda u: rate * ratio ** sum(u > place for place in ahead), warm_up)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from machine.runtime import mx
 from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, label_names, mean_losses, size_multiple
 from train.callbacks import FiniteGuard, Progress, make_monitor
 from train.epoch_end import EpochEnd, seed_epoch
-from train.metric import make_metric
+from train.metric import loss_rule, make_metric
 from train.module import DetectionModule
 from train.options import TrainOptions, augment_options, network_options
 from train.preflight import Plan, preflight, validation_metric
@@ -33,15 +34,17 @@ from train.start import Start, after_stage
 logger = logging.getLogger(__name__)
 
 
-def run_training(options: TrainOptions) -> None:
+def run_training(options: TrainOptions, way_to_continue: Callable[[bool], str] = command_to_continue) -> None:
     """Trains, validates each epoch and leaves checkpoints, metrics and pictures under options.output.prefix.
+
+    way_to_continue: what to tell of it, given whether there is a checkpoint to go on from.
 
     Mistakes raise a UserError before anything is written. On one CPU context a resumed run ends with the same bits as
     an uninterrupted one (same threads, batch size and CPU type), unless the data engine is native
     (dataset/native_iterator.py).
     """
     with remembered_log() as lines:
-        plan = preflight(options)
+        plan = replace(preflight(options), way_to_continue=way_to_continue)
     fit(plan, lines)
 
 
@@ -65,7 +68,7 @@ def _train_stage(stage: Stage, plan: Plan, start: Start) -> None:
         train_iter, val_iter = _iterators(stage, plan, start.epoch)
         for iterator in filter(None, (train_iter, val_iter)):
             stack.callback(iterator.close)
-        write_run_file(plan.options.output.prefix, plan.options)
+        write_run_file(plan.options.output.prefix, plan.options, plan.way_to_continue)
         stage, batches = limit_updates(stage, start.num_update, start.epoch, train_iter)
         _announce(stage, train_iter, start.epoch)
         _fit(stage, plan, start, train_iter, batches, val_iter)
@@ -96,7 +99,7 @@ def _fit(
     epoch_end = EpochEnd(writer, saves, metric, start.kept_epochs, progress, validates)
     snapshots = Snapshots(writer, metric, start.num_update)
     seed_epoch(options.data.seed, start.epoch)
-    with _hints_at_the_end(epoch_end, start):
+    with _hints_at_the_end(epoch_end, start, plan.way_to_continue):
         module.fit(
             batches,
             eval_data=val_iter,
@@ -120,7 +123,7 @@ def _fit(
 
 
 @contextmanager
-def _hints_at_the_end(epoch_end: EpochEnd, start: Start) -> Iterator[None]:
+def _hints_at_the_end(epoch_end: EpochEnd, start: Start, way_to_continue: Callable[[bool], str]) -> Iterator[None]:
     """Says how to continue where training is interrupted, and what to change where its memory is exhausted."""
     try:
         with out_of_memory_hint(
@@ -128,8 +131,8 @@ def _hints_at_the_end(epoch_end: EpochEnd, start: Start) -> Iterator[None]:
         ):
             yield
     except (KeyboardInterrupt, SystemExit):
-        command = command_to_continue(epoch_end.is_saved or start.follows_stage)
-        logger.warning("interrupted; continue with: %s", command)
+        way = way_to_continue(epoch_end.is_saved or start.follows_stage)
+        logger.warning("interrupted; continue with: %s", way)
         raise
 
 
@@ -187,10 +190,18 @@ def _announce(stage: Stage, train_iter: RecordIter, epoch: int) -> None:
         which = "second" if schedule.end_epoch == stage.run_end else "first"
         text = "%s stage: batch size %d, learning rate %g, %d frozen parameters"
         logger.info(text, which, data.batch_size, schedule.lr, len(stage.frozen))
+    logger.info("frozen: %s", _frozen(stage))
+    if loss_rule(stage.losses):
+        logger.info(loss_rule(stage.losses))
     logger.info(
         "%d images in %d batches an epoch, epochs %d to %d; all that is written begins with %s",
         train_iter.num_examples, train_iter.num_batches, epoch, schedule.end_epoch - 1, stage.options.output.prefix,
     )  # fmt: skip
+
+
+def _frozen(stage: Stage) -> str:
+    """What stays as it is: `nothing`, or how many parameters and their names."""
+    return f"{len(stage.frozen)} parameters: {' '.join(stage.frozen)}" if stage.frozen else "nothing"
 
 
 def _origin(start: Start, updates: int) -> Origin:
