@@ -102,6 +102,29 @@ class LossMetric(mx.metric.EvalMetric):
         self._count += values[losses]
 
 
+class RecentMeans:
+    """Means of the losses since the last time that they were taken; waits for nothing, so that the newest batch may be
+    missing."""
+
+    def __init__(self, metric: LossMetric) -> None:
+        """metric: the training metric."""
+        self._metric = metric
+        self.reset()
+
+    def reset(self) -> None:
+        """At the start of an epoch, where the metric forgets everything."""
+        self._sums, self._count = np.zeros(len(self._metric.names)), 0.0
+
+    def take(self) -> dict[str, float]:
+        """{name: mean}, {} where nothing has been read since."""
+        sums, count = self._metric.totals()
+        if count <= self._count:
+            return {}
+        means = (sums - self._sums) / (count - self._count)
+        self._sums, self._count = sums, count
+        return {name: float(mean) for name, mean in zip(self._metric.names, means, strict=True) if np.isfinite(mean)}
+
+
 class ClassicMetric(LossMetric):
     """CrossEntropy per valid anchor and the smooth L1 sum over the same number, of the outputs of targets=mxnet, as in
     apache's example/ssd."""

@@ -12,10 +12,10 @@ import pytest
 
 from common.errors import OptionError
 from config.options import replace_options
-from train.callbacks import Progress
 from train.curves import LiveCurves, save_curves
 from train.metric import LossMetric
 from train.options import train_options
+from train.progress import Progress
 from train.run_files import (
     MetricsFile,
     changed_options,
