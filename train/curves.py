@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 CURVES_EVERY_SECONDS = 30.0  # a picture costs a fraction of a second
 MAX_POINTS = 2000  # twice as many are thinned out
 DPI = 90
+LEGEND_ROWS = 10  # of the scores, that the legend stays within its axes
 MEANS = {"mAP": (2.5, "black"), "AP": (2.5, "tab:red")}  # line width and colour; other values are thin
 
 
@@ -162,4 +163,5 @@ def _draw_scores(scores: Axes, records: Sequence[dict[str, Any]]) -> None:
         scores.plot(epochs, values, label=name, linewidth=width, color=colour, marker=".")
     scores.set(xlabel="epoch", title="validation average precision", ylim=(0, 1))
     if validated:
-        scores.legend()
+        columns = -(-len(scores.lines) // LEGEND_ROWS)
+        scores.legend(ncols=columns, fontsize="medium" if columns == 1 else "x-small")

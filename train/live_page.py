@@ -8,7 +8,7 @@ REFRESH_SECONDS = 20
 ROWS = 20  # newest epochs in the table
 STYLE = (
     "body{font:14px sans-serif;margin:2em;max-width:75em;color:#222}svg{width:100%;height:auto}"
-    "table{border-collapse:collapse;margin-top:1em}"
+    "div{overflow-x:auto}table{border-collapse:collapse;margin-top:1em}"
     "td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}"
 )
 
@@ -38,7 +38,7 @@ def _table(records: Sequence[Mapping[str, Any]]) -> str:
         return ""
     heads = "".join(f"<th>{escape(name)}</th>" for name in names)
     lines = ["".join(f"<td>{_cell(row.get(name))}</td>" for name in names) for row in reversed(rows)]
-    return f"<table><tr>{heads}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+    return f"<div><table><tr>{heads}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>"
 
 
 def _cell(value: float | None) -> str:

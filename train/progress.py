@@ -19,7 +19,6 @@ QUIET_SECONDS = 30.0  # longest time without a line while batches are done
 REDRAWN_SECONDS = 0.1
 MEGABYTE = 1 << 20
 KILOBYTES = 1 << 10  # in a megabyte
-NARROWEST = 40  # columns
 
 
 class MeasuredIter(mx.io.DataIter):
@@ -180,15 +179,13 @@ class Progress:
 
 
 def fitting(parts: Sequence[str], columns: int) -> str:
-    """Epoch, batch, losses, speed and time left in so many columns: where these are too few, first the speed goes, then
-    the losses are cut."""
+    """Epoch, batch, losses, speed and time left in so many columns: where these are too few, without the speed, then
+    without the last losses."""
     epoch, batch, losses, speed, left = parts
-    for kept in ((epoch, batch, losses, speed, left), (epoch, batch, losses, left)):
-        line = " ".join(filter(None, kept))
-        if len(line) <= columns:
-            return line
-    room = max(columns, NARROWEST) - len(f"{epoch} {batch}  {left}")
-    return " ".join(filter(None, (epoch, batch, losses[: max(0, room)].rstrip(), left)))
+    words = losses.split(" ")
+    shorter = ((epoch, batch, *words[: len(words) - k], left) for k in range(len(words) + 1))
+    lines = [" ".join(filter(None, kept)) for kept in (tuple(parts), *shorter)]
+    return next((line for line in lines if len(line) <= columns), lines[-1])
 
 
 def shown_losses(metric: LossMetric) -> str:

@@ -11,8 +11,10 @@ from machine.runtime import mx
 from train.metric import LossMetric, RecentMeans
 from train.module import DetectionModule
 
+BAR = "\\|"  # in a cell of a table
 MOST_IMAGES = 16  # of a picture
 SHOWN_SCORE = 0.25  # least score of a detection in a picture
+READABLE_SIDE = 320  # pixels: images are enlarged by a whole factor up to it, so that labels do not hide them
 
 
 class TensorBoard:
@@ -58,7 +60,7 @@ class TensorBoard:
 
     def options(self, values: Mapping[str, Any]) -> None:
         """Writes the options of the run as a table."""
-        rows = [f"| {name} | {value} |" for name, value in values.items()]
+        rows = [f"| {name} | {str(value).replace('|', BAR)} |" for name, value in values.items()]
         self._writer.add_text("options", "\n".join(["| option | value |", "|---|---|", *rows]))
 
     def epoch(self, record: Mapping[str, Any]) -> None:
@@ -96,7 +98,9 @@ class TensorBoard:
         would queue behind the training's."""
         count = min(MOST_IMAGES, batch.data[0].shape[0] - (batch.pad or 0))
         pixels = batch.data[0].asnumpy()[:count].transpose(0, 2, 3, 1)  # (n, H, W, 3)
-        return list(np.rint(np.clip(pixels * self._std + self._mean, 0, 255)).astype(np.uint8))
+        images = np.rint(np.clip(pixels * self._std + self._mean, 0, 255)).astype(np.uint8)
+        factor = max(1, READABLE_SIDE // max(images.shape[1:3]))
+        return list(images.repeat(factor, axis=1).repeat(factor, axis=2))
 
     def _picture(self, name: str, pictures: Sequence[np.ndarray], step: int) -> None:
         if pictures:
