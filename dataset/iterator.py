@@ -1,4 +1,7 @@
-"""DetRecordIter: batches of a record file for a Module, made by worker processes (docs/architecture.md, Batch)."""
+"""Batches of a record file for a Module (docs/contracts.md, Batch): open_batches(), and the contract of iterators.
+
+The engine `python`, worker processes, is here, too; its classic name is DetRecordIter.
+"""
 
 import math
 from abc import ABC, abstractmethod

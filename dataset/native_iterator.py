@@ -1,4 +1,4 @@
-"""NativeRecordIter: the batches of docs/architecture.md made by mx.io.ImageDetRecordIter, the classic C++ pipeline.
+"""NativeRecordIter: the batches of docs/contracts.md made by mx.io.ImageDetRecordIter, the classic C++ pipeline.
 
 What that iterator does on its own account is kept out: it gets its labels from a list that our reader has checked and
 that tells each sample's place in the file; every epoch is one pass through the file; padding is ours.

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -19,7 +20,16 @@ from config.command_line import boolean_flags, parse_options
 from config.groups import DeviceOptions, obsolete
 from config.options import option, same_option
 from dataset.transforms import shape_of
-from detect.inputs import InputSource, distinct_files, find_images, is_video, plan_outputs, split_words, with_values
+from detect.inputs import (
+    InputSource,
+    ask_for_images,
+    distinct_files,
+    find_images,
+    is_video,
+    plan_outputs,
+    split_words,
+    with_values,
+)
 from detect.outputs import ImageFile, PictureRecord, Records, Sink, Window, make_record, summary, write_crops
 from detect.video import Video, VideoFile, VideoFrame, frame_size
 from drawing.boxes import draw, draw_heatmap, score_map
@@ -274,13 +284,16 @@ def _load(options: DemoOptions) -> "Detector":
 
 
 def _sources(words: Sequence[str], options: DemoOptions) -> list[InputSource]:
-    """The camera, images and videos that the options name, each file once."""
+    """The camera, images and videos that the options name, each file once; a terminal is asked where they name none."""
     if options.frame_resize:
         frame_size(options.frame_resize, (1, 1))
     images = [*words, options.images]
     found = [InputSource(int(options.camera), True)] if options.camera else []
-    if any(images) or options.dir or not (found or options.video):
-        found += [InputSource(path, is_video(path)) for path in find_images(images, options.dir, options.ext)]
+    named = any(images) or bool(options.dir)
+    if named or not (found or options.video):
+        ask = not named and sys.stdin.isatty()
+        paths = ask_for_images(input, options.ext) if ask else find_images(images, options.dir, options.ext)
+        found += [InputSource(path, is_video(path)) for path in paths]
     if options.video:
         found += [InputSource(path, True) for path in find_images([options.video])]
     return list({source.path: source for source in found}.values())
@@ -332,7 +345,10 @@ def _report(run: DetectionRun, options: DemoOptions, seconds: float) -> None:
     pictures, found = run.records.pictures, run.records.detections
     if options.json:
         logger.info("detections: %s", options.json)
-    for name, folder in (("pictures", options.output), ("heat maps", options.heatmap), ("cut-outs", options.crop)):
+    if options.crop and pictures and not found:
+        logger.info("cut-outs: none, as nothing was found with a score of %g or more (--thresh)", options.thresh)
+    crops = options.crop if found else ""
+    for name, folder in (("pictures", options.output), ("heat maps", options.heatmap), ("cut-outs", crops)):
         if folder and pictures:
             logger.info("%s: %s", name, folder)
     logger.info("%d images, %d detections, %.2f s, engine %s", pictures, found, seconds, run.detector.engine)

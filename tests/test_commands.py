@@ -209,7 +209,7 @@ def test_a_mistake_is_one_sentence_and_status_2(script, words, expected):
 def status_and_error(monkeypatch, capsys, main, words):
     """run_command in this process: (exit status, last line of stderr)."""
     monkeypatch.setattr(sys, "argv", ["train.py", *words])
-    monkeypatch.setattr("machine.terminal.log_to_terminal", lambda: None)
+    monkeypatch.setattr("machine.command.log_to_terminal", lambda: None)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     with pytest.raises(SystemExit) as end:
         run_command(main)

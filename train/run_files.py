@@ -47,6 +47,7 @@ def remembered_log() -> Iterator[list[logging.LogRecord]]:
     lines: list[logging.LogRecord] = []
     handler = _ListHandler(lines)
     root = logging.getLogger()
+    root.setLevel(logging.INFO)
     root.addHandler(handler)
     try:
         yield lines

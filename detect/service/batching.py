@@ -17,54 +17,11 @@ import numpy as np
 
 from common.version import __version__
 from config.groups import DeviceOptions
-from config.options import option
 from detect.detector import Detector, StepStatistics
+from detect.service.options import ServeOptions
 
 Rows = np.ndarray
 WARM_UPS, TRIALS = 2, 5
-
-
-@dataclass(frozen=True)
-class ServeOptions:
-    """Which model is served where, and what a request may cost."""
-
-    model: str = option("output/ssd", "model folder (of deploy.py), or prefix of a checkpoint", "model")
-    epoch: str = option("auto", "epoch of a checkpoint; auto = the newest, best = the best one", "model")
-    gpus: str | None = option(
-        None, "GPU to run on, the first of several; '' = the CPU (default: a usable one, else the CPU)", "model"
-    )
-    cpu: bool = option(False, "run on the CPU whatever --gpus says", "model")
-    engine: str = option(
-        "auto",
-        "what runs the network; auto = mxnet for checkpoints and GPUs, else the fastest one that is installed",
-        "model",
-        choices=("auto", "mxnet", "onnxruntime", "openvino"),
-    )
-    thresh: float = option(
-        0.5, "lowest score of an answer, unless a request says another", "model", minimum=0, maximum=1
-    )
-    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 = all of this machine's", "server")
-    port: int = option(
-        8000, "port to listen on; 0 = a free one, which the log tells", "server", minimum=0, maximum=65535
-    )
-    workers: int = option(2, "threads that decode images and draw pictures", "server", minimum=1, maximum=64)
-    batch_size: int = option(
-        8, "most images that the network runs at a time; 1 = no batches", "batches", minimum=1, maximum=256
-    )
-    max_wait_ms: float = option(
-        5.0,
-        "milliseconds that an image waits for others which are being decoded, to share a batch with them",
-        "batches",
-        minimum=0,
-        maximum=10_000,
-    )
-    queue: int = option(64, "requests in progress; who comes then is told to come again (503)", "limits", minimum=1)
-    max_size: float = option(16.0, "largest image file, MB", "limits", minimum=0.001, maximum=1024)
-    max_pixels: float = option(25.0, "largest image, millions of pixels", "limits", minimum=0.001, maximum=64)
-    timeout: float = option(
-        30.0, "seconds for an image to arrive, and again until its answer is ready", "limits", minimum=0.001
-    )
-
 
 logger = logging.getLogger(__name__)
 

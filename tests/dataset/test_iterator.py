@@ -1,4 +1,4 @@
-"""The batch contract of docs/architecture.md, whatever the number of workers, and what happens when something dies."""
+"""The batch contract of docs/contracts.md, whatever the number of workers, and what happens when something dies."""
 
 import gc
 import os

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 BODY = """
 import os, signal, time
 from machine.command import run_command
-from machine.signals import exit_on_sigterm
+from machine.command import exit_on_sigterm
 
 class Dies:
     def __del__(self):
@@ -40,7 +40,7 @@ def test_a_signal_within_del_is_not_lost(name, status):
 def test_other_errors_within_del_are_shown():
     done = run(BODY.format(name="SIGINT", body="return") + "\n").stderr
     assert done == ""
-    code = "from machine.signals import keep_interrupts\nkeep_interrupts()\nclass A:\n def __del__(self): 1 / 0\nA()"
+    code = "from machine.command import keep_interrupts\nkeep_interrupts()\nclass A:\n def __del__(self): 1 / 0\nA()"
     assert "ZeroDivisionError" in run(code).stderr
 
 

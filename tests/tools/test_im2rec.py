@@ -163,7 +163,7 @@ def test_a_record_without_classes_has_no_sidecar_of_an_older_one(root, detection
     detection.write_text("".join(detection.read_text().splitlines(keepends=True)[:4]))
     im2rec(detection, root, "--pack-label", "--no-check-labels")
     assert read_sidecar(rec) is None
-    assert "det.json removed: it told of the record that was there before" in caplog.text
+    assert "det.json removed: it described the record that was there before" in caplog.text
     rec.with_suffix(".json").write_text('{"images": []}')
     im2rec(detection, root, "--pack-label", "--no-check-labels")
     assert rec.with_suffix(".json").read_text() == '{"images": []}'
