@@ -3,6 +3,7 @@
 A command's option class is made of such groups (train/options.py) or of its own fields; flags and presets are flat.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +36,16 @@ class DataOptions:
     multi_scale: tuple[float, ...] = option(
         (),
         "smallest and largest input to train on, as factors of --data-shape (0.67,1.5) or as longer sides in pixels "
-        "(288,608): each update has a random multiple of 32 (EfficientDet: 128) between them",
+        "(288,608), or one factor with both limits rounded down (1.5: 320 to 736 at 512): each update has a random "
+        "multiple of 32 (EfficientDet: 128) between them",
         "data",
         minimum=0.01,
         maximum=8192,
+    )
+    rect: bool = option(
+        False,
+        "train on images of like proportions together, in inputs that are no larger than they need (with letterbox)",
+        "data",
     )
     label_width: int = option(
         0, "numbers in the label of an image: 2 and 6 for each object; 0 = as many as needed", "data", minimum=0
@@ -131,6 +138,13 @@ class ScheduleOptions:
     accumulate: int = option(
         1, "batches whose gradients are added up before each update", "schedule", minimum=1, maximum=4096
     )
+    warmup_accumulate: int | None = option(
+        None,
+        "batches of an update in the epochs of the warm-up (default: as later)",
+        "schedule",
+        minimum=1,
+        maximum=4096,
+    )
     nominal_batch: int = option(
         0, "images of an update: --accumulate becomes round(nominal / batch size); 0 = off", "schedule", minimum=0
     )
@@ -159,6 +173,13 @@ class ScheduleOptions:
         0.0, "learning rate at the end of the cosine; the lowest one of plateau", "schedule", minimum=0.0
     )
     warmup_epochs: float = option(0.0, "epochs over which the learning rate rises linearly", "schedule", minimum=0.0)
+    warmup_updates: int = option(
+        0,
+        "updates over which the learning rate rises, in place of --warmup-epochs: at most those of the first epoch but "
+        "one",
+        "schedule",
+        minimum=0,
+    )
     warmup_factor: float = option(
         0.0, "share of the learning rate at which the warm-up begins", "schedule", minimum=0.0, maximum=1.0
     )
@@ -214,7 +235,7 @@ class ValidationOptions:
     )
     rect_multiple: int = option(
         RECT_MULTIPLES[0],
-        "what sides of the inputs of --rect-val are multiples of",
+        "what sides of the inputs of --rect and --rect-val are multiples of",
         "validation",
         choices=RECT_MULTIPLES,
     )
@@ -244,7 +265,12 @@ class OutputOptions:
     overwrite: bool = option(False, "start anew although the prefix has files, which are lost", "output")
     keep: int = option(0, "checkpoints to keep beside the best one; 0 = all", "output", minimum=0)
     frequent: int = option(20, "batches between log lines", "output", minimum=1)
-    tensorboard: bool = option(False, "write TensorBoard scalars to PREFIX-tensorboard", "output")
+    tensorboard: bool = option(
+        False, "write losses, rate, scores and pictures for TensorBoard to PREFIX-tensorboard", "output"
+    )
+    live: bool = option(
+        False, "write PREFIX-live.html, a page with the curves that a browser shows while the run goes on", "output"
+    )
     log: str = option("", "log file (default: PREFIX-train.log)", "output")
     save_every: str = option(
         "1",
@@ -294,6 +320,11 @@ def pixel_options(options: InputOptions) -> dict[str, Any]:
 def rect_multiple(options: ValidationOptions) -> int:
     """What the sides of rectangular validation batches are multiples of; 0 = all batches have the same size."""
     return options.rect_multiple if options.rect_val else 0
+
+
+def warmup_span(options: ScheduleOptions) -> int:
+    """Epochs that the warm-up of a stage touches, from its first one on; 0 = there is none."""
+    return 1 if options.warmup_updates else math.ceil(options.warmup_epochs)
 
 
 def metric_kinds(metrics: tuple[str, ...], voc07: bool | None, trained: tuple[str, ...] = ()) -> tuple[str, ...]:

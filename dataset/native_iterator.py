@@ -116,7 +116,7 @@ class NativeRecordIter(RecordIter):
         """Takes the group's batches from the cursor on; the sum of its normalisers is known if some were served."""
         running = self._pass or self._begin()
         self._group = [running.take() for _ in range(self._cursor, self._group_end(self._cursor))]
-        if self._cursor % self._plan.spec.accumulate == 0:
+        if self._cursor % self.group_size == 0:
             self._total = group_total((arrays, len(positions)) for arrays, positions in self._group)
 
     def close(self) -> None:

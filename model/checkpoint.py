@@ -27,7 +27,7 @@ from graph.symbol_graph import Params
 from model.manifest import FileRecord
 from model.params_file import read_arrays, read_params, stage_arrays, with_kinds
 
-_LENGTHS = {"mean_pixels": 3, "std": 3, "data_shape": 2, "origin": 3}
+_LENGTHS = {"mean_pixels": (3,), "std": (3,), "data_shape": (2,), "origin": (3, 5)}
 _PIXEL_FIELDS = ("mean_pixels", "std", "resize_mode", "fill")
 logger = logging.getLogger(__name__)
 
@@ -85,9 +85,9 @@ class CheckpointMeta:
 
     def __post_init__(self) -> None:
         """ValueError for a field with a value that no checkpoint has."""
-        wrong = [name for name, length in _LENGTHS.items() if len(getattr(self, name)) != length]
+        wrong = [name for name, lengths in _LENGTHS.items() if len(getattr(self, name)) not in lengths]
         wrong += ["data_shape"] if any(side < 1 for side in self.data_shape) else []
-        wrong += ["origin"] if any(number < 0 for number in self.origin[:2]) else []
+        wrong += ["origin"] if any(number < 0 for number in (*self.origin[:2], *self.origin[3:])) else []
         wrong += ["class_names"] if not self.class_names else []
         wrong += ["metrics"] if not self.metrics or not set(self.metrics) <= set(METRICS) else []
         wrong += ["resize_mode"] if self.resize_mode not in RESIZE_MODES else []

@@ -24,10 +24,10 @@ from symbol.symbol_factory import check_any_size, embedded_options
 from train.callbacks import make_monitor
 from train.checks import check_records, idle_options
 from train.freezing import settle_freeze
-from train.options import TrainOptions, network_options
+from train.options import TrainOptions, augment_options, network_options
 from train.run_files import changed_options, check_lock, command_to_continue
 from train.saving import SavePlan
-from train.schedule import warm_up_of_others
+from train.schedule import warm_up_of, warm_up_of_others
 from train.stages import Stage, make_stages, without_end
 from train.start import Start, find_start, is_resumed
 
@@ -78,8 +78,7 @@ def preflight(options: TrainOptions) -> Plan:
     for stage in stages:
         check_recipe(stage.options)
         check_batch_size(stage.options.data.batch_size, devices)
-    if options.validation.rect_val:
-        _check_rectangular(options)
+    _check_rectangular(options)
     make_monitor(options.output.monitor, options.output.pattern)
     validation_metric(options, classes)
     for line in idle_options(options):
@@ -191,6 +190,7 @@ def check_recipe(options: TrainOptions) -> None:
     """OptionError where options of the recipe do not fit together."""
     schedule, validation = options.schedule, options.validation
     batches_per_update(schedule, options.data.batch_size)
+    warm_up_of(schedule, updates=1)
     warm_up_of_others(schedule, updates=1)
     SavePlan(options, 0)
     if validation.val_loss and not options.data.val_path:
@@ -200,10 +200,24 @@ def check_recipe(options: TrainOptions) -> None:
 
 
 def _check_rectangular(options: TrainOptions) -> None:
-    """OptionError where --rect-val cannot be: with stretched images, or a network of inputs of one size."""
-    if options.input.resize_mode != LETTERBOX:
-        raise OptionError(f"--rect-val needs --resize-mode {LETTERBOX}; give it, or leave --rect-val out")
-    check_any_size(options.input.network, options.input.data_shape, "--rect-val")
+    """OptionError where --rect or --rect-val cannot be: with stretched images, or a network of inputs of one size;
+    --rect with mosaics or several input sizes, too."""
+    for flag, is_given in (("--rect", options.data.rect), ("--rect-val", options.validation.rect_val)):
+        if not is_given:
+            continue
+        if options.input.resize_mode != LETTERBOX:
+            raise OptionError(f"{flag} needs --resize-mode {LETTERBOX}; give it, or leave {flag} out")
+        check_any_size(options.input.network, options.input.data_shape, flag)
+    if not options.data.rect:
+        return
+    if options.data.multi_scale:
+        raise OptionError("--rect and --multi-scale exclude each other: both choose the inputs; leave one of them out")
+    augmentation = augment_options(options)
+    if augmentation and augmentation.mosaic_prob:
+        raise OptionError(
+            "--rect and --mosaic-prob exclude each other: a mosaic fills its input; give --mosaic-prob 0, or leave "
+            "--rect out"
+        )
 
 
 def validation_metric(options: TrainOptions, classes: Sequence[str]) -> ValidationMetric:

@@ -40,6 +40,7 @@ class Start:
     """First epoch, weights (None = initialise), and for an exact continuation the number of updates and optimizer
     state.
 
+    learning_rate: of the update before, None in a new stage.
     averages: of the weights, where those of arg_params and aux_params are saved beside them (--ema).
     earlier_updates: those of num_update that were made in earlier stages, by other optimizers.
     plateau: state of the schedule of that name. origin: what a schedule by updates counts from.
@@ -55,6 +56,7 @@ class Start:
     arg_params: Params | None = None
     aux_params: Params | None = None
     num_update: int = 0
+    learning_rate: float | None = None
     optimizer_state: dict[str, np.ndarray] | None = None
     averages: tuple[Params, Params] | None = None
     earlier_updates: int = 0
@@ -121,8 +123,8 @@ def _resume(plan: Sequence[Stage]) -> Start:
     _refuse_other_run(trained_by, checkpoint)
     if checkpoint.epoch >= run.schedule.end_epoch:
         raise OptionError(
-            f"{run.output.prefix} is trained up to epoch {checkpoint.epoch}; raise --end-epoch above it to train "
-            "further"
+            f"{run.output.prefix} is trained up to epoch {checkpoint.epoch}, and --end-epoch is "
+            f"{run.schedule.end_epoch}; raise --end-epoch to {checkpoint.epoch + 1} or more to train further"
         )
     logger.info("continuing %s after epoch %d", run.output.prefix, checkpoint.epoch)
     if stage_at(plan, checkpoint.epoch) is not trained_by:
@@ -154,6 +156,7 @@ def _same_stage(options: TrainOptions, checkpoint: Checkpoint) -> Start:
         checkpoint.meta.begun,
         *(raw or averages),
         num_update=checkpoint.meta.num_update,
+        learning_rate=checkpoint.meta.learning_rate,
         optimizer_state=state,
         averages=averages if raw else None,
         earlier_updates=checkpoint.meta.earlier_updates,

@@ -4,34 +4,38 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from common.errors import OptionError, out_of_memory_hint
 from common.sizes import input_size
-from config.groups import DataOptions, batches_per_update, pixel_options, rect_multiple
+from config.groups import DataOptions, batches_per_update, pixel_options, rect_multiple, warmup_span
 from config.options import obsolete_options
 from dataset.batch_spec import BatchSpec
+from dataset.image_list import image_names
 from dataset.input_sizes import multi_scale_sizes
 from dataset.iterator import RecordIter, open_batches
 from dataset.labels import HEADER_WIDTH, OBJECT_WIDTH
 from dataset.sidecar import Sidecar
 from machine.runtime import mx
 from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, label_names, mean_losses, size_multiple
-from train.callbacks import FiniteGuard, Progress, make_monitor
+from train.callbacks import FiniteGuard, FitLog, make_monitor
 from train.epoch_end import EpochEnd, seed_epoch
 from train.metric import loss_rule, make_metric
 from train.module import DetectionModule
 from train.options import TrainOptions, augment_options, network_options
 from train.preflight import Plan, preflight, validation_metric
+from train.progress import MeasuredIter, Progress
 from train.recipe import Recipe
 from train.run_files import command_to_continue, lock_prefix, log_to_file, remembered_log, write_run_file
 from train.saving import CheckpointWriter, SavePlan, Snapshots
-from train.schedule import Origin, Plateau, make_plateau, make_schedule, warm_up_of_others
+from train.schedule import Origin, Pace, Plateau, make_plateau, make_schedule, warm_up_of_others
 from train.stages import Stage, limit_updates
 from train.start import Start, after_stage
 
 logger = logging.getLogger(__name__)
+NO_JUMP = 0.01  # relative change of the learning rate that is none
 
 
 def run_training(options: TrainOptions, way_to_continue: Callable[[bool], str] = command_to_continue) -> None:
@@ -65,11 +69,11 @@ def fit(plan: Plan, lines: list[logging.LogRecord]) -> None:
 def _train_stage(stage: Stage, plan: Plan, start: Start) -> None:
     """Trains one stage from a start in it to its end."""
     with ExitStack() as stack:
-        train_iter, val_iter = _iterators(stage, plan, start.epoch)
+        train_iter, val_iter = _iterators(stage, plan, start)
         for iterator in filter(None, (train_iter, val_iter)):
             stack.callback(iterator.close)
         write_run_file(plan.options.output.prefix, plan.options, plan.way_to_continue)
-        stage, batches = limit_updates(stage, start.num_update, start.epoch, train_iter)
+        stage, batches = limit_updates(stage, start.num_update, start.epoch, train_iter, _first_epoch(start))
         _announce(stage, train_iter, start.epoch)
         _fit(stage, plan, start, train_iter, batches, val_iter)
 
@@ -83,29 +87,40 @@ def _fit(
     val_iter: RecordIter | None,
 ) -> None:
     """Everything that mx.mod.Module.fit needs, then fit on batches, which train_iter serves."""
-    options, updates = stage.options, stage.updates_per_epoch(train_iter.num_examples)
+    options, pace = stage.options, _pace(stage, start, train_iter.num_examples)
     validates = validated_epochs(options)
-    origin = _origin(start, updates)
-    optimizer_params = _optimizer_params(options, start, origin, updates, len(plan.devices))
-    recipe = make_recipe(options, start, updates, validates)
+    origin = _origin(start, pace)
+    optimizer_params = _optimizer_params(options, start, origin, pace, len(plan.devices))
+    _tell_jump(options, start, optimizer_params)
+    recipe = make_recipe(options, start, pace.first, validates)
     validated = val_iter.smallest_size if val_iter else input_size(options.input.data_shape)
     module = _make_module(stage, plan, start, validated, recipe)
     metric = make_metric(stage.losses, len(plan.devices))
-    progress = Progress(options.data.batch_size, options.output.frequent, train_iter.num_batches, stage.run_end)
+    source = MeasuredIter(batches)
+    progress = Progress(
+        options.data.batch_size,
+        options.output.frequent,
+        train_iter.num_batches,
+        stage.run_end,
+        stage.last_batches,
+        source,
+        plan.devices,
+    )
     scheduler = optimizer_params["lr_scheduler"]
     plateau = scheduler if isinstance(scheduler, Plateau) else None
     writer = CheckpointWriter(stage, module, plateau, origin, start.begun)
     saves = SavePlan(options, start.num_update)
     epoch_end = EpochEnd(writer, saves, metric, start.kept_epochs, progress, validates)
     snapshots = Snapshots(writer, metric, start.num_update)
+    names = partial(image_names, options.data.train_path, options.data.train_list)
     seed_epoch(options.data.seed, start.epoch)
     with _hints_at_the_end(epoch_end, start, plan.way_to_continue):
         module.fit(
-            batches,
+            source,
             eval_data=val_iter,
             eval_metric=metric,
             validation_metric=validation_metric(options, stage.classes),
-            batch_end_callback=[FiniteGuard(), progress, snapshots, epoch_end.curves],
+            batch_end_callback=[FiniteGuard(names), progress, snapshots, *epoch_end.watchers],
             epoch_end_callback=epoch_end.without_validation,
             eval_end_callback=epoch_end.with_validation,
             kvstore=options.device.kv_store,
@@ -130,10 +145,15 @@ def _hints_at_the_end(epoch_end: EpochEnd, start: Start, way_to_continue: Callab
             "lower --batch-size (--accumulate keeps the images of an update) or --data-shape; checkpoints are kept"
         ):
             yield
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as end:
+        epoch_end.progress.close()
         way = way_to_continue(epoch_end.is_saved or start.follows_stage)
         logger.warning("interrupted; continue with: %s", way)
+        if isinstance(end, KeyboardInterrupt):
+            raise KeyboardInterrupt(way) from end  # the text says that it has been told
         raise
+    finally:
+        epoch_end.progress.close()
 
 
 def _make_module(stage: Stage, plan: Plan, start: Start, validated: tuple[int, int], recipe: Recipe) -> DetectionModule:
@@ -148,14 +168,14 @@ def _make_module(stage: Stage, plan: Plan, start: Start, validated: tuple[int, i
         plan.devices,
         fixed_param_names=stage.frozen,
         optimizer_state=start.optimizer_state,
-        logger=logger,
+        logger=FitLog(logger),
         recipe=recipe,
         validation_losses=make_metric(stage.losses) if with_losses else None,
     )
 
 
 def make_recipe(options: TrainOptions, start: Start, updates: int, validates: Callable[[int], bool]) -> Recipe:
-    """updates: of an epoch; validates: whether the epoch of this number is validated."""
+    """updates: of the first epoch; validates: whether the epoch of this number is validated."""
     schedule = options.schedule
     return Recipe(
         means=mean_losses(options.input.network, **network_options(options)),
@@ -195,7 +215,7 @@ def _announce(stage: Stage, train_iter: RecordIter, epoch: int) -> None:
         logger.info(loss_rule(stage.losses))
     logger.info(
         "%d images in %d batches an epoch, epochs %d to %d; all that is written begins with %s",
-        train_iter.num_examples, train_iter.num_batches, epoch, schedule.end_epoch - 1, stage.options.output.prefix,
+        train_iter.num_examples, train_iter.num_batches, epoch + 1, schedule.end_epoch, stage.options.output.prefix,
     )  # fmt: skip
 
 
@@ -204,9 +224,27 @@ def _frozen(stage: Stage) -> str:
     return f"{len(stage.frozen)} parameters: {' '.join(stage.frozen)}" if stage.frozen else "nothing"
 
 
-def _origin(start: Start, updates: int) -> Origin:
+def _first_epoch(start: Start) -> int:
+    """The epoch at which the stage of a start began, from which its warm-up counts."""
+    return start.origin.first_epoch if start.origin.updates else start.epoch
+
+
+def _continues_early_version(start: Start) -> bool:
+    """Whether it goes on from a checkpoint that does not tell the pace: it has no early epochs."""
+    return not start.origin.updates and start.num_update > start.earlier_updates
+
+
+def _pace(stage: Stage, start: Start, num_example: int) -> Pace:
+    """Updates of the stage's epochs."""
+    pace = stage.pace(num_example)
+    return Pace(pace.updates) if _continues_early_version(start) else pace
+
+
+def _origin(start: Start, pace: Pace) -> Origin:
     """Where the schedule counts from. A resumed run counts from where its first part did: same schedule."""
-    origin = start.origin.continued(start.epoch, start.num_update - start.earlier_updates, updates)
+    updates = pace.updates
+    done = start.num_update - start.earlier_updates
+    origin = start.origin.continued(start.epoch, done, updates, pace.early_epochs, pace.early)
     if start.origin.updates not in (0, updates):
         logger.warning(
             "an epoch has %d updates now, before it had %d: the schedule goes on by epochs",
@@ -216,15 +254,29 @@ def _origin(start: Start, updates: int) -> Origin:
     return origin
 
 
+def _tell_jump(options: TrainOptions, start: Start, optimizer_params: dict[str, Any]) -> None:
+    """A line where the rate of a resumed run is not the one that its last update had."""
+    before, done = start.learning_rate, optimizer_params["begin_num_update"]
+    schedule, scheduler = options.schedule, optimizer_params["lr_scheduler"]
+    if before is None or schedule.lr_schedule == "plateau":  # which may have changed it since
+        return
+    now = scheduler(done) if scheduler else optimizer_params["learning_rate"]
+    if abs(now - before) > NO_JUMP * max(now, before):
+        logger.warning(
+            "the learning rate jumps from %.4g to %.4g: --lr-schedule %s with its options as they are now, to epoch "
+            "%d, is another curve than that of the run so far", before, now, schedule.lr_schedule, schedule.end_epoch,
+        )  # fmt: skip
+
+
 def _optimizer_params(
-    options: TrainOptions, start: Start, origin: Origin, updates: int, num_contexts: int
+    options: TrainOptions, start: Start, origin: Origin, pace: Pace, num_contexts: int
 ) -> dict[str, Any]:
-    """Arguments of the optimizer; updates: of an epoch."""
+    """Arguments of the optimizer."""
     schedule = options.schedule
     rate, scheduler = (
-        (schedule.lr, make_plateau(schedule, updates, start.plateau))
+        (schedule.lr, make_plateau(schedule, pace.first, start.plateau))
         if schedule.lr_schedule == "plateau"
-        else make_schedule(schedule, updates, origin)
+        else make_schedule(schedule, pace.updates, origin)
     )
     # The paper's losses are divided by the positives of the global batch: gradients of the contexts add up. The classic
     # outputs are normalised in each context.
@@ -242,8 +294,8 @@ def _optimizer_params(
     return params
 
 
-def _iterators(stage: Stage, plan: Plan, epoch: int) -> tuple[RecordIter, RecordIter | None]:
-    """The training iterator at its epoch and the validation iterator."""
+def _iterators(stage: Stage, plan: Plan, start: Start) -> tuple[RecordIter, RecordIter | None]:
+    """The training iterator at its first epoch and the validation iterator."""
     options, data, num_classes = stage.options, stage.options.data, len(stage.classes)
     network, size, settings = options.input.network, input_size(options.input.data_shape), network_options(options)
     common: dict[str, Any] = {
@@ -255,6 +307,7 @@ def _iterators(stage: Stage, plan: Plan, epoch: int) -> tuple[RecordIter, Record
         "workers": data.workers,
     }
     sizes = multi_scale_sizes(size, data.multi_scale, size_multiple(network))
+    groups = batches_per_update(options.schedule, data.batch_size)
     train_spec = BatchSpec(
         data.train_path,
         path_imglist=data.train_list,
@@ -262,9 +315,12 @@ def _iterators(stage: Stage, plan: Plan, epoch: int) -> tuple[RecordIter, Record
         assigner=get_assigner(network, size, num_classes, sizes=sizes, **settings),
         shuffle=True,
         seed=data.seed,
-        epoch=epoch,
-        accumulate=batches_per_update(options.schedule, data.batch_size),
+        epoch=start.epoch,
+        accumulate=groups,
+        warmup_accumulate=options.schedule.warmup_accumulate or groups,
+        warmup_end=0 if _continues_early_version(start) else _first_epoch(start) + warmup_span(options.schedule),
         sizes=sizes,
+        rect=options.validation.rect_multiple if data.rect else 0,
         **common,
     )
     train_iter = open_batches(train_spec, data.data_engine)

@@ -34,6 +34,7 @@ def run(body: str, **options) -> subprocess.CompletedProcess:
         ("open('/nowhere/x.rec')", 2, "error: /nowhere/x.rec: No such file or directory\n"),
         ("raise OSError(28, 'No space left on device')", 2, "error: No space left on device\n"),
         ("raise KeyboardInterrupt", 130, "interrupted\n"),
+        ("raise KeyboardInterrupt('told')", 130, ""),
         ("sys.exit(0)", 0, ""),
     ],
 )

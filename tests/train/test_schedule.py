@@ -10,7 +10,16 @@ from config.preset import read_preset
 from machine.runtime import mx
 from train.options import train_options, train_options_class
 from train.preflight import check_recipe
-from train.schedule import Origin, get_lr_scheduler, make_schedule, updates_per_epoch, warm_up_of_others
+from train.schedule import (
+    Origin,
+    Pace,
+    get_lr_scheduler,
+    make_schedule,
+    pace_of,
+    updates_per_epoch,
+    warm_up_of,
+    warm_up_of_others,
+)
 
 EXAMPLES, BATCH, BATCHES = 95, 10, 10
 
@@ -251,3 +260,91 @@ def test_a_warm_up_may_be_a_part_of_an_epoch(epochs, updates):
 def test_warm_ups_that_cannot_be_are_refused(changes, words):
     with pytest.raises(OptionError, match=words):
         warm_up_of_others(options(**changes).schedule, BATCHES)
+
+
+# Ten batches an epoch: one update each in the first epoch, then groups of four.
+EARLY = {"accumulate": 4, "warmup_updates": 1000, "warmup_factor": 0.001, "warmup_accumulate": 1}
+
+
+def test_the_pace_of_a_warm_up_without_accumulation():
+    run = options(**EARLY)
+    pace = pace_of(run.schedule, BATCH, EXAMPLES)
+    assert (pace.updates, pace.early_epochs, pace.early, pace.first) == (3, 1, 10, 10)
+    assert [pace.before(k) for k in range(4)] == [0, 10, 13, 16]
+    assert [pace.epoch_of(u) for u in (0, 1, 10, 11, 13, 14, 16, 17)] == [0, 0, 0, 1, 1, 2, 2, 3]
+    longer = options(accumulate=4, warmup_epochs=2.5, warmup_accumulate=2)
+    assert [pace_of(longer.schedule, BATCH, EXAMPLES).before(k) for k in (1, 3, 5)] == [5, 15, 21]
+    assert pace_of(options(accumulate=4).schedule, BATCH, EXAMPLES) == Pace(3)
+    assert pace_of(options(warmup_epochs=1, warmup_accumulate=1).schedule, BATCH, EXAMPLES) == Pace(10)
+
+
+def trainer_rates(epochs, lr, final, batches=BATCHES, accumulate=4):
+    """The YOLOv3-SPP trainer's rate at each update, with groups that begin anew in each epoch."""
+    found = []
+    for epoch in range(epochs):
+        rate = lr * ((1 + np.cos(epoch * np.pi / epochs)) / 2 * (1 - final) + final)
+        for i in range(batches):
+            share = min(i / min(1000, batches - 1), 1.0)
+            factor = 0.001 * (1 - share) + share if epoch == 0 else 1.0
+            if epoch == 0 or (i + 1) % accumulate == 0 or i + 1 == batches:
+                found.append(rate * factor)
+    return found
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_the_rates_of_the_trainer_with_its_warm_up(first):
+    run = options(lr_schedule="cosine_epochs", lr_final=0.005, end_epoch=5 + first, **EARLY)
+    pace = pace_of(run.schedule, BATCH, EXAMPLES)
+    origin = Origin().continued(first, 0, pace.updates, pace.early_epochs, pace.early)
+    expected = trainer_rates(5, 0.5, 0.01)
+    np.testing.assert_allclose(rates(make_schedule(run.schedule, pace.updates, origin), len(expected)), expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lr_schedule": "cosine", "lr_final": 0.01},
+        {"lr_schedule": "cosine_epochs", "lr_final": 0.01},
+        {"lr_schedule": "step_epochs", "lr_step_epochs": 2},
+        {"lr_steps": ("3", "5.5")},
+    ],
+)
+@pytest.mark.parametrize("first", [0, 2])
+def test_epochs_of_another_length_at_the_begin_move_what_epochs_say(changes, first):
+    """From the second epoch on rates are those of a run of short epochs alone, but later by those of the first."""
+    run = options(lr_factor=0.1, **changes)
+    origin = Origin().continued(first, 0, 3, 1, 10)
+    with_early, without = make_schedule(run.schedule, 3, origin), make_schedule(run.schedule, 3, Origin(first, 3))
+    count = (8 - first) * 3
+    found, expected = rates(with_early, count + 7), rates(without, count)
+    if changes.get("lr_schedule") == "cosine":  # it is as long as all updates
+        whole = 0.5 * np.array([0.02 + 0.98 * (1 + np.cos(np.pi * u / (count + 7))) / 2 for u in range(1, count + 8)])
+        np.testing.assert_allclose(found, whole)
+        return
+    np.testing.assert_allclose(found[10:], expected[3:])
+    np.testing.assert_allclose(found[:10], expected[0])
+
+
+def test_a_run_that_is_resumed_with_another_pace_goes_on_by_epochs():
+    origin = Origin().continued(0, 0, 3, 1, 10)
+    assert origin.numbers() == (0, 3, 0, 1, 10)
+    assert origin.continued(2, 13, 3, 1, 10) == Origin(*origin.numbers())
+    assert origin.continued(2, 13, 5, 1, 10).shift == 15 - 13
+    assert origin.continued(2, 13, 3).shift == 6 - 13
+    assert Origin(0, 3).continued(2, 6, 3, 1, 10).shift == 13 - 6
+    assert Origin(0, 3, 4).numbers() == (0, 3, 4)
+
+
+@pytest.mark.parametrize(("updates", "rising"), [(10, 9), (5, 5), (1, 0)])
+def test_a_warm_up_of_updates_ends_within_the_first_epoch(updates, rising):
+    """With the trainer's factor it begins with the first update, and the one after it has the full rate."""
+    run = options(lr_factor=1.0, warmup_updates=min(updates, 5) if rising == 5 else 1000, warmup_factor=0.1)
+    found = warm_up_of(run.schedule, 10 if rising == 5 else updates)
+    expected = [0.1 * (1 - k / rising) + k / rising for k in range(rising)] if rising else []
+    np.testing.assert_allclose([found.at(u) for u in range(1, rising + 1)], expected)
+    assert found.at(rising + 1) == 1.0
+
+
+def test_two_lengths_of_the_warm_up_are_refused():
+    with pytest.raises(OptionError, match="--warmup-updates 9 and --warmup-epochs 1 exclude each other; set one"):
+        check_recipe(options(warmup_updates=9, warmup_epochs=1))
