@@ -40,9 +40,14 @@ class RecordIter(mx.io.DataIter, ABC):
     `group_size`, the last one may be smaller; completes_update is true in the last batch of a group, and the label
     `normaliser` (B, k) holds in each row the sums of the assigner's normalisers (k,) over all samples of the group.
     H and W may differ between batches, as provide_data and provide_label of each batch say. A damaged record raises
-    DataError with its id; reset() goes on with the next epoch.  Attributes: class_names: from the sidecar, None
-    without one. num_classes: valid class ids are below it. num_examples: records of this shard. num_batches:
-    batches of an epoch, the same for all shards. epoch: the current epoch.
+    DataError with its id; reset() goes on with the next epoch.
+
+    Attributes:
+        class_names: from the sidecar, None without one.
+        num_classes: valid class ids are below it.
+        num_examples: records of this shard.
+        num_batches: batches of an epoch, the same for all shards.
+        epoch: the current epoch.
     """
 
     def __init__(self, plan: BatchPlan, num_examples: int, num_batches: int) -> None:
