@@ -286,6 +286,15 @@ class DetRecordIter(PythonRecordIter):
         super().__init__(classic_spec(path_imgrec, batch_size, data_shape, label_pad_width, **more))
 
 
+def check_batches(spec: BatchSpec, engine: str = "python") -> None:
+    """The errors of open_batches for a spec that cannot be served, without starting anything."""
+    plan = plan_batches(spec)
+    if engine == "native":
+        from dataset.native_iterator import check_native
+
+        check_native(plan)
+
+
 def open_batches(spec: BatchSpec, engine: str = "python") -> RecordIter:
     """The iterator of an engine, `python` or `native`, over the batches of a spec; errors as its class has them."""
     if engine == "python":

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from common.errors import CheckpointError, DataError, OptionError
+from common.files import check_output_file
 from config.augment_options import LETTERBOX
-from config.groups import batches_per_update, validation_kinds
+from config.groups import OutputOptions, batches_per_update, validation_kinds
 from config.options import replace_options
 from dataset.class_names import read_class_names
 from dataset.sidecar import Sidecar, read_sidecar, verify_sidecar
@@ -21,15 +22,17 @@ from model.checkpoint import list_epochs, read_meta
 from model.weights.fit import expected_shapes
 from symbol.registry import family_of
 from symbol.symbol_factory import check_any_size, embedded_options
+from train.batches import check_stage_batches
 from train.callbacks import make_monitor
 from train.checks import check_records, idle_options
 from train.freezing import settle_freeze
 from train.options import TrainOptions, augment_options, network_options
-from train.run_files import changed_options, check_lock, command_to_continue
+from train.run_files import MetricsFile, changed_options, check_lock, command_to_continue
 from train.saving import SavePlan
 from train.schedule import warm_up_of, warm_up_of_others
-from train.stages import Stage, make_stages, without_end
+from train.stages import Stage, make_stages, stage_at, without_end
 from train.start import Start, find_start, is_resumed
+from train.tensorboard import check_tensorboard
 
 # Arrays of the size of a parameter that an optimizer keeps for it.
 OPTIMIZER_STATES = {"sgd": 1, "nag": 1, "adam": 2, "rmsprop": 1, "adadelta": 2}
@@ -50,7 +53,9 @@ class Plan:
         stages: with their symbols, in their order.
         devices: where it runs.
         start: where the first stage to train begins, with the weights.
+        found_epochs: those of the checkpoints under the prefix when it was checked.
         way_to_continue: what to tell who interrupts it, given whether there is a checkpoint to go on from.
+        lines: what was logged before there was a log file.
     """
 
     options: TrainOptions
@@ -59,7 +64,9 @@ class Plan:
     stages: Sequence[Stage]
     devices: Sequence[mx.Context]
     start: Start
+    found_epochs: tuple[int, ...]
     way_to_continue: Callable[[bool], str] = command_to_continue
+    lines: Sequence[logging.LogRecord] = ()
 
 
 def preflight(options: TrainOptions) -> Plan:
@@ -83,13 +90,19 @@ def preflight(options: TrainOptions) -> Plan:
     validation_metric(options, classes)
     for line in idle_options(options):
         logger.warning(line)
-    check_lock(options.output.prefix)
+    check_outputs(options.output)
     check_disk_space(options, len(classes))
+    found_epochs = tuple(list_epochs(options.output.prefix))
     start = find_start(stages)
+    MetricsFile(options.output.prefix, start.kept_epochs)
+    _check_limit(options, start)
+    for stage in stages:
+        if start.epoch < stage.options.schedule.end_epoch:
+            check_stage_batches(stage, sidecars, start if stage is stage_at(stages, start.epoch) else Start())
     told = (*changed_options(options.output.prefix, options), *changed_files(options))
     for line in (*told, *objects_missing(options, classes, sidecars[0])):
         logger.warning(line)
-    return Plan(options, classes, sidecars, stages, devices, start)
+    return Plan(options, classes, sidecars, stages, devices, start, found_epochs)
 
 
 def with_embedded_files(options: TrainOptions) -> TrainOptions:
@@ -184,6 +197,24 @@ def objects_missing(options: TrainOptions, classes: Sequence[str], sidecar: Side
         return []
     which = "any class" if len(missing) == len(classes) else ", ".join(missing)
     return [f"{options.data.train_path}: holds no object of {which}, which the network therefore cannot learn"]
+
+
+def check_outputs(output: OutputOptions) -> None:
+    """OptionError where another run writes under the prefix, or something that this run writes cannot be written."""
+    check_lock(output.prefix)
+    check_output_file("--log" if output.log else "--prefix", output.log or f"{output.prefix}-train.log", True)
+    if output.tensorboard:
+        check_tensorboard()
+
+
+def _check_limit(options: TrainOptions, start: Start) -> None:
+    """OptionError where a run has made all the updates of --max-iter."""
+    limit = options.schedule.max_iter
+    if limit and start.num_update >= limit:
+        raise OptionError(
+            f"{options.output.prefix} has made {start.num_update} updates; raise --max-iter to train further "
+            f"({start.num_update + 1} or more)"
+        )
 
 
 def check_recipe(options: TrainOptions) -> None:

@@ -96,17 +96,12 @@ def limit_updates(
     """(stage with the end that --max-iter means, iterator that ends there), for a start at an epoch.
 
     Updates are counted as the schedule does, which begins at first_epoch: on from those of the run that is continued.
-    OptionError if that has made all of them.
     """
     options = stage.options
-    limit, prefix = options.schedule.max_iter, options.output.prefix
+    limit = options.schedule.max_iter
     if not limit:
         return stage, iterator
     left = limit - updates_made
-    if left <= 0:
-        raise OptionError(
-            f"{prefix} has made {updates_made} updates; raise --max-iter to train further ({updates_made + 1} or more)"
-        )
     pace = stage.pace(iterator.num_examples)
     end = pace.before(epoch - first_epoch) + left
     last = pace.epoch_of(end)  # from first_epoch on

@@ -17,6 +17,19 @@ SHOWN_SCORE = 0.25  # least score of a detection in a picture
 READABLE_SIDE = 320  # pixels: images are enlarged by a whole factor up to it, so that labels do not hide them
 
 
+def check_tensorboard() -> None:
+    """OptionError where tensorboardX is not installed."""
+    _summary_writer()
+
+
+def _summary_writer() -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise OptionError("--tensorboard needs tensorboardX: pip install 'tensorboardX>=2.6.5'") from error
+    return SummaryWriter
+
+
 class TensorBoard:
     """Batch-end callback and writer of PREFIX-tensorboard; what it shows is on the host already, or is read once.
 
@@ -35,11 +48,8 @@ class TensorBoard:
     ) -> None:
         """batches: of an epoch; pixels: mean_pixels and std of the input. OptionError where tensorboardX is not
         installed."""
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise OptionError("--tensorboard needs tensorboardX: pip install 'tensorboardX>=2.6.5'") from error
-        self._writer = SummaryWriter(f"{prefix}-tensorboard")
+        writer = _summary_writer()
+        self._writer = writer(f"{prefix}-tensorboard")
         self._module, self._recent = module, RecentMeans(metric)
         self._batches, self._frequent, self._class_names = batches, frequent, class_names
         self._mean, self._std = (np.array(pixels[name], np.float32) for name in ("mean_pixels", "std"))

@@ -1,7 +1,7 @@
 """Trains what preflight has checked: hands over to mx.mod.Module.fit, stage by stage."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -10,21 +10,18 @@ from typing import Any
 
 from common.errors import OptionError, out_of_memory_hint
 from common.sizes import input_size
-from config.groups import DataOptions, batches_per_update, pixel_options, rect_multiple, warmup_span
 from config.options import obsolete_options
-from dataset.batch_spec import BatchSpec
 from dataset.image_list import image_names
-from dataset.input_sizes import multi_scale_sizes
 from dataset.iterator import RecordIter, open_batches
-from dataset.labels import HEADER_WIDTH, OBJECT_WIDTH
-from dataset.sidecar import Sidecar
 from machine.runtime import mx
-from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, label_names, mean_losses, size_multiple
+from model.checkpoint import list_epochs
+from symbol.symbol_factory import get_symbol, get_symbol_train, label_names, mean_losses
+from train.batches import batch_specs, continues_early_version, first_epoch
 from train.callbacks import FiniteGuard, FitLog, make_monitor
 from train.epoch_end import EpochEnd, seed_epoch
 from train.metric import loss_rule, make_metric
 from train.module import DetectionModule
-from train.options import TrainOptions, augment_options, network_options
+from train.options import TrainOptions, network_options
 from train.preflight import Plan, preflight, validation_metric
 from train.progress import MeasuredIter, Progress
 from train.recipe import Recipe
@@ -48,32 +45,52 @@ def run_training(options: TrainOptions, way_to_continue: Callable[[bool], str] =
     (dataset/native_iterator.py).
     """
     with remembered_log() as lines:
-        plan = replace(preflight(options), way_to_continue=way_to_continue)
-    fit(plan, lines)
+        plan = preflight(options)
+    fit(replace(plan, way_to_continue=way_to_continue, lines=tuple(lines)))
 
 
-def fit(plan: Plan, lines: list[logging.LogRecord]) -> None:
-    """Trains the stages of a plan that are not done yet; lines: what was logged before there was a log file."""
+def fit(plan: Plan) -> None:
+    """Trains the stages of a plan that are not done yet.
+
+    OptionError where another run trains under the prefix, or has done so since the plan was made.
+    """
     output, start = plan.options.output, plan.start
     with ExitStack() as stack:
         stack.enter_context(lock_prefix(output.prefix))
+        if tuple(list_epochs(output.prefix)) != plan.found_epochs:
+            raise OptionError(f"--prefix {output.prefix}: another run has written there since this one was checked")
         log = Path(output.log or f"{output.prefix}-train.log")
-        stack.enter_context(log_to_file(log, obsolete_options(plan.options), lines))
-        for stage in plan.stages:
-            if start.epoch < stage.options.schedule.end_epoch:
-                _train_stage(stage, plan, start)
-                if stage is not plan.stages[-1]:
-                    start = after_stage(stage)
+        stack.enter_context(log_to_file(log, obsolete_options(plan.options), plan.lines))
+        try:
+            for stage in plan.stages:
+                if start.epoch < stage.options.schedule.end_epoch:
+                    _train_stage(stage, plan, start)
+                    if stage is not plan.stages[-1]:
+                        start = after_stage(stage)
+        except (KeyboardInterrupt, SystemExit) as end:
+            if not getattr(end, "told", False):  # before the first batch of a stage, or after its last
+                _tell_interrupt(plan, start.follows_stage)
+            raise
+
+
+def _tell_interrupt(plan: Plan, is_saved: bool) -> str:
+    way = plan.way_to_continue(is_saved)
+    logger.warning("interrupted; continue with: %s", way)
+    return way
 
 
 def _train_stage(stage: Stage, plan: Plan, start: Start) -> None:
     """Trains one stage from a start in it to its end."""
     with ExitStack() as stack:
-        train_iter, val_iter = _iterators(stage, plan, start)
-        for iterator in filter(None, (train_iter, val_iter)):
-            stack.callback(iterator.close)
+        train_spec, val_spec = batch_specs(stage, plan.sidecars, start)
+        engine = stage.options.data.data_engine
+        train_iter = open_batches(train_spec, engine)
+        stack.callback(train_iter.close)
+        val_iter = open_batches(val_spec, engine) if val_spec else None
+        if val_iter:
+            stack.callback(val_iter.close)
+        stage, batches = limit_updates(stage, start.num_update, start.epoch, train_iter, first_epoch(start))
         write_run_file(plan.options.output.prefix, plan.options, plan.way_to_continue)
-        stage, batches = limit_updates(stage, start.num_update, start.epoch, train_iter, _first_epoch(start))
         _announce(stage, train_iter, start.epoch)
         _fit(stage, plan, start, train_iter, batches, val_iter)
 
@@ -114,7 +131,7 @@ def _fit(
     snapshots = Snapshots(writer, metric, start.num_update)
     names = partial(image_names, options.data.train_path, options.data.train_list)
     seed_epoch(options.data.seed, start.epoch)
-    with _hints_at_the_end(epoch_end, start, plan.way_to_continue):
+    with _hints_at_the_end(epoch_end, start, plan):
         module.fit(
             source,
             eval_data=val_iter,
@@ -138,7 +155,7 @@ def _fit(
 
 
 @contextmanager
-def _hints_at_the_end(epoch_end: EpochEnd, start: Start, way_to_continue: Callable[[bool], str]) -> Iterator[None]:
+def _hints_at_the_end(epoch_end: EpochEnd, start: Start, plan: Plan) -> Iterator[None]:
     """Says how to continue where training is interrupted, and what to change where its memory is exhausted."""
     try:
         with out_of_memory_hint(
@@ -147,11 +164,11 @@ def _hints_at_the_end(epoch_end: EpochEnd, start: Start, way_to_continue: Callab
             yield
     except (KeyboardInterrupt, SystemExit) as end:
         epoch_end.progress.close()
-        way = way_to_continue(epoch_end.is_saved or start.follows_stage)
-        logger.warning("interrupted; continue with: %s", way)
-        if isinstance(end, KeyboardInterrupt):
-            raise KeyboardInterrupt(way) from end  # the text says that it has been told
-        raise
+        way = _tell_interrupt(plan, epoch_end.is_saved or start.follows_stage)
+        # The text of a KeyboardInterrupt says that it has been told.
+        told = KeyboardInterrupt(way) if isinstance(end, KeyboardInterrupt) else SystemExit(end.code)
+        told.told = True  # type: ignore[union-attr]
+        raise told from end
     finally:
         epoch_end.progress.close()
 
@@ -224,20 +241,10 @@ def _frozen(stage: Stage) -> str:
     return f"{len(stage.frozen)} parameters: {' '.join(stage.frozen)}" if stage.frozen else "nothing"
 
 
-def _first_epoch(start: Start) -> int:
-    """The epoch at which the stage of a start began, from which its warm-up counts."""
-    return start.origin.first_epoch if start.origin.updates else start.epoch
-
-
-def _continues_early_version(start: Start) -> bool:
-    """Whether it goes on from a checkpoint that does not tell the pace: it has no early epochs."""
-    return not start.origin.updates and start.num_update > start.earlier_updates
-
-
 def _pace(stage: Stage, start: Start, num_example: int) -> Pace:
     """Updates of the stage's epochs."""
     pace = stage.pace(num_example)
-    return Pace(pace.updates) if _continues_early_version(start) else pace
+    return Pace(pace.updates) if continues_early_version(start) else pace
 
 
 def _origin(start: Start, pace: Pace) -> Origin:
@@ -292,57 +299,3 @@ def _optimizer_params(
     if options.schedule.clip_gradient:
         params["clip_gradient"] = options.schedule.clip_gradient
     return params
-
-
-def _iterators(stage: Stage, plan: Plan, start: Start) -> tuple[RecordIter, RecordIter | None]:
-    """The training iterator at its first epoch and the validation iterator."""
-    options, data, num_classes = stage.options, stage.options.data, len(stage.classes)
-    network, size, settings = options.input.network, input_size(options.input.data_shape), network_options(options)
-    common: dict[str, Any] = {
-        "batch_size": data.batch_size,
-        "data_shape": size,
-        **pixel_options(options.input),
-        "max_objects": _label_rows(data, plan.sidecars),
-        "num_classes": num_classes,
-        "workers": data.workers,
-    }
-    sizes = multi_scale_sizes(size, data.multi_scale, size_multiple(network))
-    groups = batches_per_update(options.schedule, data.batch_size)
-    train_spec = BatchSpec(
-        data.train_path,
-        path_imglist=data.train_list,
-        augment=augment_options(options),
-        assigner=get_assigner(network, size, num_classes, sizes=sizes, **settings),
-        shuffle=True,
-        seed=data.seed,
-        epoch=start.epoch,
-        accumulate=groups,
-        warmup_accumulate=options.schedule.warmup_accumulate or groups,
-        warmup_end=0 if _continues_early_version(start) else _first_epoch(start) + warmup_span(options.schedule),
-        sizes=sizes,
-        rect=options.validation.rect_multiple if data.rect else 0,
-        **common,
-    )
-    train_iter = open_batches(train_spec, data.data_engine)
-    if not data.val_path:
-        return train_iter, None
-    if options.validation.val_loss:
-        common["assigner"] = get_assigner(network, size, num_classes, **settings)
-    rect = rect_multiple(options.validation)
-    val_spec = BatchSpec(data.val_path, path_imglist=data.val_list, augment=None, rect=rect, **common)
-    return train_iter, open_batches(val_spec, data.data_engine)
-
-
-def _label_rows(data: DataOptions, sidecars: Sequence[Sidecar | None]) -> int | None:
-    """Rows of the labels: as many as both records need unless given; None where a record without sidecar must be
-    searched for it, or a list."""
-    needed = max((sidecar.max_objects for sidecar in sidecars if sidecar), default=0)
-    rows = (data.label_width - HEADER_WIDTH) // OBJECT_WIDTH
-    if data.train_list or data.val_list:
-        return rows if data.label_width else None
-    if data.label_width and rows < max(1, needed):
-        raise OptionError(
-            f"--label-width {data.label_width} has room for {max(0, rows)} objects, but an image of the records has "
-            f"{needed}; give {HEADER_WIDTH + OBJECT_WIDTH * max(1, needed)} or leave the option out"
-        )
-    return rows if data.label_width else (needed if all(sidecars) else None)

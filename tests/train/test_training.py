@@ -283,8 +283,13 @@ def test_a_second_run_under_the_same_prefix_is_refused(options):
         ({"freeze": ".*"}, OptionError, "--freeze '.*' matches every parameter"),
         ({"freeze": "^(conv1_|conv2_).*"}, OptionError, "matches no parameter (there is conv_1_conv2d_weight)"),
         ({"taps": ("conv_99", "conv_12_relu")}, OptionError, "conv_99"),
-        ({"log": "/proc/nowhere/log"}, OptionError, "--log /proc/nowhere/log"),
-        ({"prefix": "/proc/nowhere/t"}, OptionError, "--prefix /proc/nowhere/t"),
+        ({"log": "/dev/null/log"}, OptionError, "--log /dev/null/log"),
+        ({"prefix": "/dev/null/t"}, OptionError, "--prefix /dev/null/t"),
+        ({"multi_scale": (33, 34)}, OptionError, "--multi-scale"),
+        ({"augment": "ssd", "mosaic_prob": 0.5, "data_engine": "native"}, OptionError, "--data-engine python"),
+        ({"train_list": "nowhere.lst"}, DataError, "nowhere.lst"),
+        ({"iou_t": 1.0}, OptionError, "--iou-t"),
+        ({"tensorboard": True, "log": "/dev/null/log"}, OptionError, "--log /dev/null/log"),
     ],
 )
 def test_mistakes_are_found_before_the_first_batch(options, changes, error, words):
@@ -293,7 +298,7 @@ def test_mistakes_are_found_before_the_first_batch(options, changes, error, word
         run_training(run)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert list_epochs(run.output.prefix) == []
+    assert not Path(run.output.prefix).parent.is_dir()  # nothing has been written
 
 
 def test_records_of_different_classes_are_refused(options, tmp_path):
