@@ -105,7 +105,7 @@ class Progress:
             f"Epoch {param.epoch + 1}/{self.end_epoch}",
             f"{done}/{total}",
             shown_losses(param.eval_metric),
-            f"{self.images_per_second:.1f} images/s",
+            f"{self.images_per_second:.1f} images/s" if self.images_per_second else "",
             f"ends in {self._left(param.epoch, done)}",
         ]
         words = ("epoch", "batch", "losses", "speed", "run ends in")
@@ -134,11 +134,11 @@ class Progress:
         return self.last_batches if epoch + 1 >= self.end_epoch else self.batches
 
     def _begin_epoch(self, now: float) -> None:
-        """The first batch is done; it alone may tell how fast batches are, where an epoch has one."""
+        """The first batch is done; of several it tells no speed, as the device may still work on it."""
         begun = self._source.begun if self._source else self._ended
         self._first_ended = now
         self._told = (begun, 0, self._told[2])
-        if not self.images_per_second or self.batches == 1:
+        if self.batches == 1:
             self.images_per_second = self.batch_size / max(now - begun, 1e-9)
 
     def _costs(self, now: float, done: int) -> str:
@@ -160,7 +160,9 @@ class Progress:
         return f"memory {' + '.join(map(str, used))} MB"
 
     def _left(self, epoch: int, done: int) -> str:
-        """Time to the end of the run, validation left out."""
+        """Time to the end of the run, validation left out; "?" while no speed is known."""
+        if not self.images_per_second:
+            return "?"
         later = max(0, self.end_epoch - 1 - epoch)  # epochs, of which the last one may be shorter
         batches = self._batches_of(epoch) - done + later * self.batches
         batches -= self.batches - self.last_batches if later else 0

@@ -33,7 +33,8 @@ def _summary_writer() -> Any:
 class TensorBoard:
     """Batch-end callback and writer of PREFIX-tensorboard; what it shows is on the host already, or is read once.
 
-    Values of batches (`batch/...`) stand at the number of batches done, those of epochs at the number of epochs.
+    Values of batches (`batch/...`, every `frequent` and at the end of an epoch) stand at the number of batches done,
+    those of epochs at the number of epochs.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class TensorBoard:
             self._first_batch(param.locals["data_batch"])
         self._epoch = param.epoch + 1
         done = param.nbatch + 1
-        if done % self._frequent == 0:
+        if done % self._frequent == 0 or done == self._batches:
             self._scalars("batch", self._recent.take(), param.epoch * self._batches + done)
 
     def options(self, values: Mapping[str, Any]) -> None:
