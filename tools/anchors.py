@@ -25,9 +25,9 @@ from boxes.anchor_sets import AnchorSet, pixel_sizes
 from common.errors import DataError, OptionError
 from common.files import write_atomically
 from common.sizes import Size, input_size
-from config.augment_options import RESIZE_MODES
 from config.command_line import parse_options
-from config.options import from_mapping, option
+from config.groups import InputOptions
+from config.options import from_mapping, option, same_option
 from config.preset import read_preset
 from dataset.letterbox import Resize
 from dataset.record_source import object_boxes
@@ -38,6 +38,8 @@ from symbol.registry import family_of
 from symbol.symbol_factory import get_anchors
 from train.options import TrainOptions, network_options, train_options_class
 
+EXAMPLE = "python tools/anchors.py --train-path data/train.rec --network yolov3_spp --data-shape 416 --output my.yaml"
+
 
 @dataclass(frozen=True)
 class AnchorsOptions:
@@ -47,16 +49,9 @@ class AnchorsOptions:
     preset: str = option(
         "", "preset to copy, a name or file: its network, input and anchors are those before; '' = defaults", "network"
     )
-    network: str | None = option(None, "network (default: the preset's)", "network")
-    data_shape: tuple[int, ...] | None = option(
-        None, "input side, or height,width (default: the preset's)", "network", minimum=32, maximum=8192
-    )
-    resize_mode: str | None = option(
-        None,
-        "how images fill the input: force or letterbox (default: the preset's)",
-        "network",
-        choices=RESIZE_MODES,
-    )
+    network: str | None = same_option(InputOptions, "network", "the preset's")
+    data_shape: tuple[int, ...] | None = same_option(InputOptions, "data_shape", "the preset's")
+    resize_mode: str | None = same_option(InputOptions, "resize_mode", "the preset's")
     threshold: float | None = option(
         None,
         "IoU above which an anchor counts as recalling an object (default: the one from which the network learns it)",
@@ -123,7 +118,9 @@ class Objects:
 
 def main(argv: list[str]) -> None:
     """Fits anchors, prints how well they cover the objects before and after, and writes preset and picture."""
-    options = parse_options(AnchorsOptions, argv, "Fits a network's anchors to the objects of a record.")
+    options = parse_options(
+        AnchorsOptions, argv, "Fits a network's anchors to the objects of a record.", example=EXAMPLE
+    )
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     values = preset_values(options)
     run = from_mapping(train_options_class(), values)

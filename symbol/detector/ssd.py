@@ -20,8 +20,8 @@ from symbol.losses import multibox_loss
 from symbol.network_options import SSDOptions
 from symbol.post_process import per_class_detection
 
-# Labels that the training symbols read, by target rule.
 NO_OVERLAP = 1e-37  # a normal float32; MultiBoxDetection neither suppresses nor sorts with the threshold 0
+# Labels that the training symbols read, by target rule.
 LABELS = {"paper": ("cls_target", "loc_target", "normaliser"), "mxnet": ("label",)}
 HEAD_LR_MULT = 2.0  # biases of the heads learn twice as fast (apache example/ssd)
 EXTRA_KERNEL = 3
