@@ -9,9 +9,11 @@ from typing import Any
 
 from common.errors import OptionError
 from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES
-from config.options import CLASSIC, option
+from config.options import CLASSIC, DATA_SHAPE_FORM, option
 
 DATA_ENGINES = ("python", "native")
+# Of --engine, which everywhere else says who runs the model.
+_ENGINE = "takes python or native here, as --data-engine (MXNet runs the network; demo.py has a choice of engines)"
 RECT_MULTIPLES = (32, 64, 128)  # strides of detectors' deepest maps
 METRICS = ("voc07", "voc", "coco")
 # Why options of the validation have no effect.
@@ -65,7 +67,7 @@ class DataOptions:
         "who prepares batches: worker processes, or native = MXNet's C++ threads",
         "data",
         choices=DATA_ENGINES,
-        aliases=("engine",),
+        hidden={"engine": _ENGINE},
     )
     augment: str = option(
         "ssd", "training augmentation: ssd = the classic one, none = resize only", "data", choices=("ssd", "none")
@@ -81,7 +83,9 @@ class InputOptions:
     """Input of the network."""
 
     network: str = option("vgg16_reduced", "network (see docs/networks.md)", "network")
-    data_shape: tuple[int, ...] = option((300,), "input side, or height,width", "network", minimum=32, maximum=8192)
+    data_shape: tuple[int, ...] = option(
+        (300,), "input side, or height,width", "network", minimum=32, maximum=8192, form=DATA_SHAPE_FORM
+    )
     mean_r: float = option(123.0, "mean of red", "network")
     mean_g: float = option(117.0, "mean of green", "network")
     mean_b: float = option(104.0, "mean of blue", "network")
@@ -293,6 +297,37 @@ class DeviceOptions:
     )
     cpu: bool = option(False, "run on the CPU whatever --gpus says", "devices")
     cpus: int = option(1, "CPU contexts, when no GPU is used", "devices", minimum=1, maximum=64)
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """Which checkpoint."""
+
+    prefix: str = option("output/ssd", "prefix of the checkpoint", "model")
+    epoch: str = option("auto", "epoch of the checkpoint; auto = the newest, best = the best one", "model")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model detects, and who runs it."""
+
+    model: str = option(
+        "output/ssd", "model folder (of deploy.py), or prefix of a checkpoint", "model", aliases=("prefix",)
+    )
+    epoch: str = option("auto", "epoch of a checkpoint; auto = the newest, best = the best one", "model")
+    gpus: str | None = option(
+        None,
+        "GPU to run on, the first of several; '' = the CPU (default: a usable one, else the CPU)",
+        "model",
+        aliases=("gpu",),
+    )
+    cpu: bool = option(False, "run on the CPU whatever --gpus says", "model")
+    engine: str = option(
+        "auto",
+        "what runs the network; auto = mxnet for checkpoints and GPUs, else the fastest one that is installed",
+        "model",
+        choices=("auto", "mxnet", "onnxruntime", "openvino"),
+    )
 
 
 @dataclass(frozen=True)

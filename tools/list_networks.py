@@ -100,7 +100,12 @@ class NetworkFigures(NamedTuple):
 
 def main(argv: list[str]) -> int:
     """Prints Markdown, a row per network and input size and one for its taps, or writes it into the page."""
-    options = parse_options(ListOptions, argv, "List the networks with their anchors and parameters.")
+    options = parse_options(
+        ListOptions,
+        argv,
+        "Lists the networks with their anchors and parameters.",
+        example="python tools/list_networks.py",
+    )
     if options.write:
         PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), table()), encoding="utf-8")
     else:

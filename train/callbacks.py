@@ -1,4 +1,4 @@
-"""Callbacks of mx.mod.Module.fit: the guard against non-finite losses and the monitor; what fit itself logs."""
+"""What mx.mod.Module.fit is given: the guard against non-finite losses, the monitor, the logger of its lines."""
 
 import logging
 import math
