@@ -339,7 +339,7 @@ def test_flags_in_running_text_exist(monkeypatch):
     for script in COMMANDS:
         with monkeypatch.context() as patch, pytest.raises(Parsed):
             stopped_main(script, patch, seen)([])
-    known = {"--help", "--config", "--hyp"} | {flag for cls in seen for flag in flags_of(cls)}
+    known = {"--help", "--help-all", "--config", "--hyp"} | {flag for cls in seen for flag in flags_of(cls)}
     for place, text in (span for file in SPEAKING for span in spans(file)):
         for flag in re.findall(r"(?:^| )(--[a-z][\w-]*)", text):
             assert flag.replace("_", "-") in known, f"{place}: no command has {flag}"

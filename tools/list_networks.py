@@ -158,7 +158,6 @@ def with_table(page: str, text: str) -> str:
 def describe(network: str, size: int) -> NetworkFigures:
     """What the table says about a network at a square input."""
     from symbol.symbol_factory import feature_maps, get_symbol, tap_names
-    from tools.list_networks import summarise, totals
 
     maps = feature_maps(network, size)
     layers = summarise(get_symbol(network, size, NUM_CLASSES), {"data": (1, 3, size, size)})
