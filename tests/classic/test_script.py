@@ -65,8 +65,8 @@ def test_the_example_of_the_document_runs(folder):
     assert process.returncode == 0, log
     for words in (
         "Epoch 1/2 3/3 CrossEntropy=",
-        "Epoch[1] Train-CrossEntropy=",
-        "Epoch[1] Validation-mAP=",
+        "Epoch[2] Train-CrossEntropy=",
+        "Epoch[2] Validation-mAP=",
         "frozen: nothing",
     ):
         assert words in log
