@@ -16,6 +16,7 @@ METRICS = ("voc07", "voc", "coco")
 # Why options of the validation have no effect.
 COCO_ALONE = "with --metrics coco, which has its own"
 ONE_SIZE = "without --rect-val"
+IMAGENET = "imagenet"  # the word of --pretrained
 SCHEDULES = ("steps", "step_epochs", "cosine", "cosine_epochs", "plateau")
 
 
@@ -93,8 +94,15 @@ class InputOptions:
 class StartOptions:
     """Which weights a run begins with."""
 
-    pretrained: str = option("", "prefix of a checkpoint whose weights are the start; '' = from scratch", "start")
-    epoch: int = option(1, "epoch of --pretrained", "start", minimum=0)
+    pretrained: str = option(
+        "",
+        "weights to start from: the prefix of a checkpoint, imagenet (docs/networks.md says for which networks), or a "
+        "state_dict FILE.pth; '' = from scratch",
+        "start",
+    )
+    epoch: str = option(
+        "1", "epoch of --pretrained PREFIX, or best", "start", pattern=(r"\d+|best", "an epoch or `best`")
+    )
     resume: str = option(
         "-1", "continue this prefix from the checkpoint of an epoch, or `auto` = the newest sound one", "start"
     )
@@ -270,6 +278,11 @@ class TrainDeviceOptions(DeviceOptions):
         "devices",
         pattern=(r"local|device", "local or device (training on several machines is not built yet)"),
     )
+
+
+def is_foreign(pretrained: str) -> bool:
+    """Whether --pretrained names `imagenet` or a file of torch, no prefix of a checkpoint."""
+    return pretrained == IMAGENET or pretrained.endswith((".pth", ".pt"))
 
 
 def pixel_options(options: InputOptions) -> dict[str, Any]:

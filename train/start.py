@@ -11,7 +11,7 @@ import numpy as np
 from common.errors import CheckpointError, OptionError
 from common.sizes import input_size
 from config.augment_options import FORCE
-from config.groups import OutputOptions, pixel_options
+from config.groups import OutputOptions, is_foreign, pixel_options
 from graph.symbol_graph import Params
 from machine.runtime import mx
 from model.checkpoint import (
@@ -27,8 +27,10 @@ from model.params_file import read_params
 from model.weights.fit import expected_shapes
 from symbol.layers import matches
 from symbol.symbol_factory import freeze_pattern
+from train.checks import BEST
 from train.module import RAW
 from train.options import TrainOptions, network_options
+from train.pretrained import epoch_of, foreign_weights, small_share
 from train.run_files import is_own_prefix
 from train.schedule import Origin
 from train.stages import Stage, stage_at
@@ -101,10 +103,13 @@ def _begin(plan: Sequence[Stage]) -> Start:
     weights: tuple[Params | None, Params | None] = (None, None)
     if options.start.finetune >= 0:
         weights = _from_weights(options, classes, options.output.prefix, options.start.finetune)
+    elif is_foreign(options.start.pretrained):
+        weights = _fitted(options, classes, *foreign_weights(options))
     elif options.start.pretrained:
-        weights = _from_weights(options, classes, options.start.pretrained, options.start.epoch)
+        epoch = epoch_of(options.start.pretrained, options.start.epoch)
+        weights = _from_weights(options, classes, options.start.pretrained, epoch)
         newest = max(list_epochs(options.start.pretrained), default=0)
-        if newest > options.start.epoch:
+        if newest > epoch and options.start.epoch != BEST:
             logger.warning("%s has checkpoints up to epoch %d; --epoch chooses one", options.start.pretrained, newest)
     return Start(first, kept, first, *weights)
 
@@ -240,13 +245,19 @@ def _from_weights(options: TrainOptions, classes: Sequence[str], prefix: str, ep
     """The weights of a checkpoint that fit by name and shape; they and those to initialise are listed."""
     if not params_path(prefix, epoch).is_file():
         raise CheckpointError(f"{params_path(prefix, epoch)}: no such file; check the prefix and the epoch")
-    arg_params, aux_params = read_params(params_path(prefix, epoch))
+    for line in _other_input(prefix, epoch, options, classes):
+        logger.warning(line)
+    return _fitted(options, classes, str(params_path(prefix, epoch)), *read_params(params_path(prefix, epoch)))
+
+
+def _fitted(
+    options: TrainOptions, classes: Sequence[str], source: str, arg_params: Params, aux_params: Params
+) -> tuple[Params, Params]:
+    """Those of the weights that fit by name and shape; source: what they are, for messages."""
     settings = network_options(options)
     wanted, wanted_aux = expected_shapes(options.input.network, options.input.data_shape, len(classes), **settings)
     kept_arg, kept_aux = _fitting(arg_params, wanted), _fitting(aux_params, wanted_aux)
-    for line in _other_input(prefix, epoch, options, classes):
-        logger.warning(line)
-    _report(prefix, epoch, {**wanted, **wanted_aux}, {**arg_params, **aux_params}, {**kept_arg, **kept_aux}, options)
+    _report(source, {**wanted, **wanted_aux}, {**arg_params, **aux_params}, {**kept_arg, **kept_aux}, options)
     return kept_arg, kept_aux
 
 
@@ -275,19 +286,18 @@ def _fitting(params: Params, wanted: dict[str, tuple[int, ...]]) -> Params:
     return {name: array for name, array in params.items() if name in wanted and array.shape == wanted[name]}
 
 
-def _report(
-    prefix: str, epoch: int, wanted: dict[str, Any], found: Params, kept: Params, options: TrainOptions
-) -> None:
+def _report(source: str, wanted: dict[str, Any], found: Params, kept: Params, options: TrainOptions) -> None:
     """Logs what was loaded, re-initialised, unused and frozen; nothing loaded at all is an error."""
     if not kept:
-        raise CheckpointError(
-            f"{params_path(prefix, epoch)}: none of its {len(found)} parameters fits --network {options.input.network}"
-        )
+        raise CheckpointError(f"{source}: none of its {len(found)} parameters fits --network {options.input.network}")
     fresh = [name for name in wanted if name not in kept]
     unused = [name for name in found if name not in kept and name not in wanted]
     pattern = freeze_pattern(options.input.network, options.net.freeze)
     frozen = [name for name in wanted if matches(pattern, name)]
-    logger.info("%s: %d of %d parameters loaded", params_path(prefix, epoch), len(kept), len(wanted))
+    logger.info("%s: %d of %d parameters loaded", source, len(kept), len(wanted))
+    little = small_share(source, wanted, kept, options)
+    if little:
+        logger.warning(little)
     for title, names in (("initialised anew", fresh), ("in the file but unused", unused), ("frozen", frozen)):
         if names:
             logger.info("%s (%d): %s", title, len(names), " ".join(names))

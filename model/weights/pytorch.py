@@ -51,6 +51,7 @@ YOLO_KINDS = {
     ("BatchNorm2d", "running_mean"): "_bn_moving_mean",
     ("BatchNorm2d", "running_var"): "_bn_moving_var",
 }
+LITE = "efficientnet_lite"  # SSD on the body of an EfficientDet-Lite
 UNUSED = "num_batches_tracked"  # a counter that no computation reads
 NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var"}
 EFFDET_HEADS = {"regressor": "box", "classifier": "cls"}
@@ -94,11 +95,23 @@ def rename_ssd(arrays: Mapping[str, np.ndarray], network: str, options: Mapping[
     network and options change nothing: every network here with the body of VGG16 has the same names. CheckpointError
     for other state_dicts.
     """
+    named, is_scaled = vgg_body(arrays)
+    return vgg.shape_scale(_for_pixels(named) if is_scaled else named), {}
+
+
+def vgg_body(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, bool]:
+    """Arrays of a VGG16 under our names, and whether they are for torchvision's scaled images, not for pixels.
+
+    A classifier becomes fc6 and fc7; one of NaN is dropped, with the pixels that its body is for. CheckpointError for
+    other state_dicts.
+    """
     named = {ssd_name(name): array for name, array in arrays.items()}
     vgg.check_body(named, "PyTorch")
-    if any(name.startswith("features.") for name in arrays):
-        named = _for_pixels(vgg.reduce_classifier(named), is_scaled=_has_classifier(named))
-    return vgg.shape_scale(named), {}
+    if not any(name.startswith("features.") for name in arrays):
+        return named, False
+    if _has_classifier(named):
+        return vgg.reduce_classifier(named), True
+    return {name: array for name, array in named.items() if not name.startswith(("fc6", "fc7"))}, False
 
 
 def ssd_name(name: str) -> str:
@@ -134,15 +147,12 @@ def _has_classifier(named: Mapping[str, np.ndarray]) -> bool:
     return "fc6_weight" not in named or bool(np.isfinite(named["fc6_weight"]).all())
 
 
-def _for_pixels(named: Arrays, is_scaled: bool) -> Arrays:
-    """Arrays for pixels of 0..255 less MEAN_PIXELS.
+def _for_pixels(named: Arrays) -> Arrays:
+    """Arrays for pixels of 0..255 less MEAN_PIXELS, of those for torchvision's scaled images.
 
-    is_scaled: the file is for torchvision's scaled images, so the first convolution takes the scale; the difference of
-    the means goes to its bias, which leaves a small error at the border of the image. Without it, the file is for
-    pixels already, and its classifier, which is NaN, is dropped.
+    The first convolution takes the scale; the difference of the means goes to its bias, which leaves a small error at
+    the border of the image.
     """
-    if not is_scaled:
-        return {name: array for name, array in named.items() if not name.startswith(("fc6", "fc7"))}
     weight = named[vgg.FIRST_WEIGHT]
     shift = (weight * ((MEAN_PIXELS / 255 - MEAN) / STD)[:, None, None]).sum(axis=(1, 2, 3))
     scaled = {vgg.FIRST_WEIGHT: (weight / (255 * STD)[:, None, None]).astype(np.float32)}
@@ -178,7 +188,7 @@ def rename_effdet(arrays: Mapping[str, np.ndarray], network: str, options: Mappi
     CheckpointError for another network or state_dict.
     """
     del options
-    if not isinstance(family_of(network), EfficientDet):
+    if not isinstance(family_of(network), EfficientDet) and not network.startswith(LITE):
         raise CheckpointError(f"--network {network}: these weights are for efficientdet_d0 and the like")
     named = {effdet_name(name): array for name, array in arrays.items() if not name.endswith(UNUSED)}
     if "body_stem_conv_weight" not in named:

@@ -104,8 +104,13 @@ def _six_maps(backbone: Backbone, taps: tuple[str, ...], filters: tuple[int, ...
 
 
 def _lite(backbone: Backbone) -> SSDRow:
-    """EfficientNet-Lite; its halvings are even where sides are multiples of 32."""
-    return replace(_six_maps(backbone, ("c3", "c4", "c5"), FILTERS_3), usual_sizes=(256, 320, 512))
+    """EfficientNet-Lite; its halvings are even where sides are multiples of 32.
+
+    Its maps have no activation, and with ImageNet's weights values of tens: they are L2-normalised, as relu4_3 is.
+    """
+    return replace(
+        _six_maps(backbone, ("c3", "c4", "c5"), FILTERS_3), l2_scales=(10.0, 10.0, 10.0), usual_sizes=(256, 320, 512)
+    )
 
 
 def _inception(*blocks: str, filters: tuple[int, ...]) -> SSDRow:
