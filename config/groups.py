@@ -20,6 +20,7 @@ METRICS = ("voc07", "voc", "coco")
 COCO_ALONE = "with --metrics coco, which has its own"
 ONE_SIZE = "without --rect-val"
 SMALLEST_FACTOR = 1e-6  # of a learning rate: a factor of 0 would end all learning
+IMAGENET = "imagenet"  # the word of --pretrained
 SCHEDULES = ("steps", "step_epochs", "cosine", "cosine_epochs", "plateau")
 
 
@@ -105,8 +106,15 @@ class InputOptions:
 class StartOptions:
     """Which weights a run begins with."""
 
-    pretrained: str = option("", "prefix of a checkpoint whose weights are the start; '' = from scratch", "start")
-    epoch: int = option(1, "epoch of --pretrained", "start", minimum=0)
+    pretrained: str = option(
+        "",
+        "weights to start from: the prefix of a checkpoint, imagenet (docs/networks.md says for which networks), or a "
+        "state_dict FILE.pth; '' = from scratch",
+        "start",
+    )
+    epoch: str = option(
+        "1", "epoch of --pretrained PREFIX, or best", "start", pattern=(r"\d+|best", "an epoch or `best`")
+    )
     resume: str = option(
         "-1", "continue this prefix from the checkpoint of an epoch, or `auto` = the newest sound one", "start"
     )
@@ -340,6 +348,11 @@ class TrainDeviceOptions(DeviceOptions):
         "devices",
         pattern=(r"local|device", "local or device (training on several machines is not built yet)"),
     )
+
+
+def is_foreign(pretrained: str) -> bool:
+    """Whether --pretrained names `imagenet` or a file of torch, no prefix of a checkpoint."""
+    return pretrained == IMAGENET or pretrained.endswith((".pth", ".pt"))
 
 
 def pixel_options(options: InputOptions) -> dict[str, Any]:

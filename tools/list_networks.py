@@ -1,4 +1,4 @@
-"""Prints the tables of networks: feature maps, anchors, parameters and GFLOP at their usual input sizes; taps.
+"""Prints the tables of networks: feature maps, anchors, parameters and GFLOP at their usual input sizes; taps; weights.
 
 Usage: python -m tools.list_networks [--write]
 """
@@ -114,7 +114,7 @@ def main(argv: list[str]) -> int:
 
 
 def table() -> str:
-    """Two tables in Markdown, sizes and taps, without anything around them."""
+    """Three tables in Markdown, sizes, taps and weights to start from, without anything around them."""
     from symbol.registry import list_networks
 
     found = {
@@ -134,7 +134,20 @@ def table() -> str:
         same = len({d.taps for d in by_size.values()}) == 1
         taps = {network if same else f"{network}, {size}": d.taps for size, d in by_size.items()}
         lines += [f"| {name} | {_listed(values)} |" for name, values in taps.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *weights_table()]) + "\n"
+
+
+def weights_table() -> list[str]:
+    """Lines of the table of networks whose bodies have weights of an ImageNet classifier."""
+    from model.weights.imagenet import SAME_AS_TORCHVISION, file_source, imagenet_source
+    from symbol.registry import list_networks
+
+    lines = ["| network | `--pretrained imagenet` | `--pretrained FILE.pth` |", "|---|---|---|"]
+    for network in dict.fromkeys((*list_networks(), *SAME_AS_TORCHVISION)):
+        sources = imagenet_source(network), file_source(network)
+        if any(sources):
+            lines.append(f"| {network} | {' | '.join(source or '-' for source in sources)} |")
+    return lines
 
 
 def _listed(values: Iterable[object]) -> str:

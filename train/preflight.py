@@ -27,6 +27,7 @@ from train.callbacks import make_monitor
 from train.checks import check_records, idle_options
 from train.freezing import settle_freeze
 from train.options import TrainOptions, augment_options, network_options
+from train.pretrained import with_pixels
 from train.run_files import MetricsFile, changed_options, check_lock, command_to_continue
 from train.saving import SavePlan
 from train.schedule import warm_up_of, warm_up_of_others
@@ -75,7 +76,7 @@ def preflight(options: TrainOptions) -> Plan:
     Every mistake raises a UserError; what may be meant, but perhaps is not, is logged as a warning.
     """
     devices = contexts(options.device.gpus, options.device.cpu, options.device.cpus)
-    options = with_embedded_files(options)
+    options = with_pixels(with_embedded_files(options))
     sidecars = read_sidecars(options)
     classes = class_names(options, sidecars[0])
     stages = make_stages(without_end(options), classes)

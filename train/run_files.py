@@ -163,7 +163,8 @@ def changed_options(prefix: str, options: TrainOptions) -> list[str]:
     now = to_mapping(options)
     before = {_RENAMED.get(name, name): value for name, value in _earlier_options(prefix).items()}
     may_change = MAY_CHANGE - (_FOLLOWED if options.schedule.lr_schedule == "plateau" else set())
-    names = [name for name in before if name in now and name not in may_change and before[name] != now[name]]
+    # Texts of both, as --epoch was a number before it could be `best`.
+    names = [name for name in before if name in now and name not in may_change and str(before[name]) != str(now[name])]
     return [f"--{name.replace('_', '-')} is now {now[name]}, was {before[name]} in the run so far" for name in names]
 
 

@@ -120,6 +120,10 @@ class SSD(Family):
         """The layers of the body that heads read."""
         return customise(row, options).taps
 
+    def usual_sizes(self, network: str) -> tuple[int, ...]:
+        """Those of its row."""
+        return self._rows(network)[0][1].usual_sizes if network in self.rows else super().usual_sizes(network)
+
     def only_size(self, network: str, data_shape: Any) -> str:
         """Anchors are fractions of the input that the symbol was built for."""
         return f"the anchors of {network} are fractions of an input of one size, {data_shape}"
