@@ -15,7 +15,7 @@ from dataset.image_pool import in_order, or_reason, process_pool, read_image, re
 from dataset.imdb import AnnotatedImage, Imdb
 from dataset.labels import pack_label, validate
 from dataset.recordio import RecordWriter, pack
-from dataset.sidecar import describe_record, sidecar_bytes, sidecar_path
+from dataset.sidecar import describe_record, image_digest, sidecar_bytes, sidecar_path
 
 Progress = Callable[[Iterable["Checked"], int], Iterable["Checked"]]
 
@@ -28,6 +28,7 @@ class Checked:
     content: bytes = b""
     info: ImageInfo | None = None
     fitted: Fitted | None = None
+    digest: str = ""
     reason: str = ""
 
 
@@ -38,7 +39,7 @@ class Report:
 
     Lists: dropped boxes; bad images; images of another size than annotated, whose boxes were scaled; rotated ones;
     boxes far outside, thin (less than two pixels), there twice, nearly twice; images that lost all their boxes.
-    clipped: boxes.
+    clipped: boxes. digests: of the images packed.
     """
 
     class_names: tuple[str, ...]
@@ -53,6 +54,7 @@ class Report:
     twice: list[str] = field(default_factory=list)
     alike: list[str] = field(default_factory=list)
     emptied: list[str] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
     clipped: int = 0
     empty: int = 0
     images: list[AnnotatedImage] = field(default_factory=list)
@@ -95,7 +97,7 @@ def pack_dataset(
         writer.add_file(target, "".join(lines).encode("utf-8"))
         width = pack_label(np.zeros((max(report.counts), 6))).size
         sidecar = describe_record(
-            writer.finish(), report.class_names, report.counts, report.objects_per_class, width, source
+            writer.finish(), report.class_names, report.counts, report.objects_per_class, width, source, report.digests
         )
         writer.add_file(sidecar_path(rec), sidecar_bytes(sidecar))
     return report
@@ -127,6 +129,7 @@ def _add(writer: RecordWriter, index: int, checked: Checked, report: Report, kee
     writer.write(index, pack(label, checked.content, index))
     report.images.append(_in_pixels(image, fitted))
     report.counts.append(len(objects))
+    report.digests.append(checked.digest)
     report.objects_per_class += np.bincount(objects[:, 0].astype(int), minlength=len(report.class_names))
     if info.orientation != 1:
         report.rotated.append(image.name)
@@ -158,4 +161,4 @@ def _read_and_check(image: AnnotatedImage, rules: Rules) -> Checked:
     """Reads and decodes one image, in a worker; OSError, or DataError with the reason alone."""
     content = read_image(image.path)
     info = check_image(content)
-    return Checked(image, content, info, fit_objects(image, info, rules))
+    return Checked(image, content, info, fit_objects(image, info, rules), image_digest(content))

@@ -115,6 +115,9 @@ class PrepareOptions:
         "output",
     )
     target: str = option("data/train.lst", "list to write; .rec, .idx and .json go beside it", "output")
+    overwrite: bool = option(
+        False, "replace the record, index, list and sidecar that are there, all at once at the end", "output"
+    )
     shuffle: bool = option(True, "shuffle the images; --no-shuffle keeps the order of the sets", "output")
     seed: int = option(233, "seed of the shuffle and of --split", "output", minimum=0)
     skip_bad: bool = option(
@@ -148,6 +151,7 @@ def main(argv: list[str]) -> None:
     targets = {name: target.with_name(f"{target.stem}_{name}.lst") for name in parts}
     for path in targets.values() if parts else [target]:
         _refuse_sources(path, source.sources, options)
+        _refuse_earlier(path, options)
     if not parts:
         _pack(imdb, target, options, kind, source.bad)
         return
@@ -197,6 +201,13 @@ def _refuse_sources(target: Path, sources: Sequence[Path], options: PrepareOptio
         for output in outputs:
             if source.exists() and output.samefile(source):
                 raise OptionError(f"--target {target}: {output} would replace {source}, which is read; choose another")
+
+
+def _refuse_earlier(target: Path, options: PrepareOptions) -> None:
+    """OptionError for a target with files of an earlier set, unless they are to be replaced."""
+    there = next((path for path in map(target.with_suffix, (".rec", ".lst", ".idx", ".json")) if path.exists()), None)
+    if there and not options.overwrite:
+        raise OptionError(f"--target {options.target}: {there} is there; choose another name, or give --overwrite")
 
 
 def _names(options: PrepareOptions) -> tuple[str, ...] | None:

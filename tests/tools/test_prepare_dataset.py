@@ -132,6 +132,18 @@ def test_the_two_commands_of_prepare_coco(tmp_path, caplog):
     assert len(lines[1]) == 4  # a label without objects
 
 
+@pytest.mark.parametrize("suffix", [".lst", ".rec", ".idx", ".json"])
+def test_an_earlier_set_is_replaced_only_if_asked_for(root, tmp_path, suffix, capsys):
+    target = tmp_path / "t.lst"
+    (tmp_path / f"t{suffix}").write_text("mine")
+    words = ["--root", str(root), "--target", str(target), "--num-thread", "1"]
+    with pytest.raises(OptionError, match=rf"t\{suffix} is there; choose another name, or give --overwrite"):
+        main(words)
+    assert [path.name for path in tmp_path.glob("t.*")] == [f"t{suffix}"]
+    main([*words, "--overwrite"])
+    assert read_sidecar(target).num_images == 4
+
+
 def test_unwritable_target_is_named(root, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"file.*cannot be written"):

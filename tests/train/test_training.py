@@ -187,7 +187,7 @@ def test_the_records_of_a_batch_with_a_loss_that_is_not_finite_are_named(options
 @pytest.mark.parametrize("changes", [{}, {"targets": "mxnet"}, {"min_neg_samples": 5}])
 def test_images_without_objects_train_without_nan(options, tmp_path, changes):
     empty = write_record(tmp_path / "empty.rec", 10, empty=True)
-    run = options(train_path=empty, val_path=empty, **changes)
+    run = options(train_path=empty, val_path=empty, allow_same_record=True, **changes)
     run_training(run)
     found = losses(run.output.prefix)
     assert len(found) == 4
