@@ -43,7 +43,7 @@ class AnnotationList:
         lines = text_lines(source)
         if source.suffix.lower() in (".yaml", ".yml", ".json", ".xml"):
             raise DataError(f"{source}: is no list of `path x1,y1,x2,y2,class` lines; --dataset auto says what it is")
-        own_names, file = names_beside(source.parent)
+        own_names, file = names_beside(source.parent, strict=not class_names)
         report_renamed(source, class_names, own_names)
         names = tuple(class_names) if class_names else own_names
         if names is None:

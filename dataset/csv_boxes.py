@@ -17,7 +17,7 @@ from common.errors import DataError, did_you_mean
 from common.files import text_lines
 from common.sizes import Size
 from dataset.folder_files import files_in, find_file
-from dataset.imdb import AnnotatedImage
+from dataset.imdb import AnnotatedImage, require_inside
 from dataset.labels import OBJECT_WIDTH
 from dataset.mistakes import Mistakes
 
@@ -167,14 +167,11 @@ def _header(cells: Sequence[str], file: Path) -> dict[str, int] | None:
 def _path(written: str, file: Path, images: Path | None, where: str) -> Path:
     if not written:
         raise DataError(f"{where}: has no path of an image; {_FORM}")
-    if images is not None:
-        return find_file(written, images, where)
-    try:
-        return find_file(written, file.parent, where)
-    except DataError:
-        if (file.parent / "images" / written).is_file():
-            return file.parent / "images" / written
-        raise
+    base = images or file.parent
+    inner = base / "images" / written
+    found = inner if images is None and inner.is_file() else find_file(written, base, where)
+    require_inside(found, base, base.absolute().parent if images is None else base)
+    return found
 
 
 def _size(cells: Mapping[str, str]) -> Size | None:

@@ -116,11 +116,11 @@ def _of_json(path: Path) -> tuple[str, ...]:
     return checked(names_of_mapping(content, path), path)
 
 
-def names_beside(folder: Path) -> tuple[tuple[str, ...] | None, Path | None]:
+def names_beside(folder: Path, strict: bool = True) -> tuple[tuple[str, ...] | None, Path | None]:
     """(class names of a folder with labels, the file that has them); (None, None) without one.
 
     Looked for: the one *.names, classes.txt in the folder, in labels/ or in images/, data.yaml. DataError where two of
-    these disagree.
+    these disagree; not strict: the first of them.
     """
     found: dict[Path, tuple[str, ...]] = {}
     own = sorted(path for path in folder.glob("*.names") if not path.name.startswith("._"))
@@ -128,7 +128,7 @@ def names_beside(folder: Path) -> tuple[tuple[str, ...] | None, Path | None]:
     for path in (*places, *(folder / name for name in DATA_YAML)):
         if path.is_file() and (path.suffix not in YAML_SUFFIXES or _has_names(path)):
             found[path] = names_in_file(path)
-    if len(set(found.values())) > 1:
+    if strict and len(set(found.values())) > 1:
         files = ", ".join(str(path) for path in found)
         raise DataError(f"the names of the classes differ: {files}; choose one of these files with --class-names")
     return next(((names, path) for path, names in found.items()), (None, None))

@@ -92,13 +92,14 @@ def _yolo(wanted: Wanted) -> Source:
     if wanted.years:
         logger.warning("--year has no effect: folders and lists of yolo have no years")
     return YoloFolder(
-        wanted.images or wanted.root,
+        wanted.root,
         wanted.sets,
         wanted.names,
         wanted.skip_bad,
         wanted.every,
         wanted.polygons,
         wanted.annotations,
+        wanted.images,
     )
 
 

@@ -18,7 +18,7 @@ from dataset.image_check import image_header
 from dataset.imdb import AnnotatedImage
 from dataset.labels import OBJECT_WIDTH, PIXELS_ABOVE
 from dataset.mistakes import Mistakes
-from dataset.yolo_folders import listed_images
+from dataset.yolo_folders import listed_images, listed_in
 
 MAX_LABEL_BYTES = 4 << 20
 HEADER_BYTES = 1 << 20  # of an image, enough for its size; else all of it is read
@@ -46,6 +46,7 @@ class YoloFolder:
         every: bool = False,
         polygons: str = "refuse",
         labels: Path | None = None,
+        images: Path | None = None,
     ) -> None:
         """Reads everything but the images' pixels.
 
@@ -53,13 +54,17 @@ class YoloFolder:
         paths, or a folder (sets then name folders in images/: none = all of it; or before images/: none = train).
         every: without sets all of them. class_names name the ids (a warning tells other names that are there); None
         takes the names that stand beside the labels (dataset/names_file.py). polygons: what becomes of rows of corners
-        `class x1 y1 x2 y2 x3 y3 ...`; box makes the box around them. labels: the folder of the labels, where it is no
-        usual one. DataError names all files and lines that are wrong, images if none of them has a label, and a set
-        whose classes have no names; with skip_bad images with wrong labels are left out, and named in `bad`.
+        `class x1 y1 x2 y2 x3 y3 ...`; box makes the box around them. labels, images: the folders of these, where
+        they are no usual ones. DataError names all files and lines that are wrong, images if none of them has a label,
+        and a set whose classes have no names; with skip_bad images with wrong labels are left out, and named in `bad`.
         """
         source = Path(root)
         names = tuple(class_names) if class_names else None
-        paths, self.root, own_names, files = listed_images(source, sets, every)
+        if images is not None:
+            listing = listed_in(images, [folder for folder in (labels, source) if folder], strict=names is None)
+        else:
+            listing = listed_images(source, sets, every, strict=names is None)
+        paths, self.root, own_names, files = listing
         report_renamed(source, names, own_names)
         names = names or own_names
         if names is None:

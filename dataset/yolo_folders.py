@@ -39,24 +39,33 @@ class Listing(NamedTuple):
     files: list[Path]
 
 
-def listed_images(source: Path, sets: Sequence[str], every: bool = False) -> Listing:
+def listed_images(source: Path, sets: Sequence[str], every: bool = False, strict: bool = True) -> Listing:
     """What a folder, a .data file, a data.yaml or a list names; every: of a folder all its sets unless some are named.
 
-    DataError for what is not there.
+    DataError for what is not there; if strict, for names of classes beside it that disagree.
     """
     if source.is_dir():
-        return _of_folder(source, sets, every)
+        return _of_folder(source, sets, every, strict)
     if source.suffix == ".data":
         return _of_data(source, sets, every)
     if source.suffix.lower() in YAML_SUFFIXES:
         return _of_yaml(source, sets, every)
     if sets:
         raise DataError(f"{source} is one list of images: --set is for a folder, a .data file or a data.yaml")
-    names, file = names_beside(source.parent)
+    names, file = names_beside(source.parent, strict)
     return Listing(_in_list(source), source.parent, names, [source, *([file] if file else [])])
 
 
-def _of_folder(source: Path, sets: Sequence[str], every: bool) -> Listing:
+def listed_in(images: Path, folders: Sequence[Path], strict: bool = True) -> Listing:
+    """The images below a folder that the user names; names of classes from the first of the folders that has some."""
+    if not images.is_dir():
+        raise DataError(f"--images {images}: no such folder")
+    found = (names_beside(folder, strict) for folder in (*folders, images))
+    names, file = next((one for one in found if one[0]), (None, None))
+    return Listing(_images_below(images), images, names, [file] if file else [])
+
+
+def _of_folder(source: Path, sets: Sequence[str], every: bool, strict: bool) -> Listing:
     """A folder; what an export's own file says of it is taken from there."""
     for name in DATA_YAML:
         if (source / name).is_file() and _has_sets(source / name):
@@ -64,7 +73,7 @@ def _of_folder(source: Path, sets: Sequence[str], every: bool) -> Listing:
     own = sorted(source.glob("*.data"))
     if len(own) == 1 and not (source / "images").is_dir():
         return _of_data(own[0], sets, every)
-    names, file = names_beside(source)
+    names, file = names_beside(source, strict)
     return Listing(_in_folder(source, sets, every), source, names, [file or source / CLASSES])
 
 

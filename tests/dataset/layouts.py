@@ -175,6 +175,12 @@ def _label_studio_yolo(root: Path) -> None:
     write(root / "notes.json", '{"categories": [{"id": 0, "name": "cat"}], "info": {}}')
 
 
+def _yolo_elsewhere(root: Path) -> None:
+    images(root, "pictures/one/a.jpg")
+    yolo(root, "boxes/a.txt")
+    write(root / "boxes/classes.txt", "cat\ndog\n")
+
+
 def _yolo_beside(root: Path) -> None:
     images(root, "images/a.jpg")
     yolo(root, "images/a.txt")
@@ -238,6 +244,10 @@ LAYOUTS = (
     Layout("Label Studio's YOLO", "`classes.txt` `images/` `labels/`", _label_studio_yolo, "yolo"),
     Layout("YOLO, labels beside", "`images/a.jpg` `images/a.txt`", _yolo_beside, "yolo"),
     Layout("YOLO, all in one folder", "`a.JPG` `a.JPG.TXT` `classes.txt`", _yolo_flat, "yolo"),
+    Layout(
+        "YOLO, anywhere", "any two folders", _yolo_elsewhere, "yolo",
+        "--root FOLDER --annotations FOLDER/boxes --images FOLDER/pictures",
+    ),
     Layout("LabelMe", "`a.jpg` `a.json`", _labelme_beside, "labelme"),
     Layout("CSV without header", "`path,x1,y1,x2,y2,class`", _csv, "csv"),
     Layout("CSV with header", "`filename,width,height,class,xmin,...`", _csv_header, "csv"),

@@ -121,3 +121,23 @@ def test_the_same_image_in_two_roots_is_refused(tmp_path):
 def test_a_root_with_a_comma_in_its_name_is_one(tmp_path):
     layouts._csv(tmp_path / "one,two")
     assert len(objects_of(pack(tmp_path, ["--root", str(tmp_path / "one,two")]))) == 1
+
+
+def test_a_csv_of_strangers_leads_nowhere_else(tmp_path):
+    images(tmp_path, "secret/a.jpg", "set/b.jpg")
+    for path in (f"{tmp_path}/secret/a.jpg", "../secret/a.jpg"):
+        write(tmp_path / "deep/set/boxes.csv", f"{path},1,1,9,9,cat\n")
+        with pytest.raises(DataError, match="lies outside|is missing"):
+            pack(tmp_path, ["--root", str(tmp_path / "deep/set")])
+    write(tmp_path / "deep/set/boxes.csv", f"{tmp_path}/secret/a.jpg,1,1,9,9,cat\n")
+    words = ["--root", str(tmp_path / "deep/set"), "--images", str(tmp_path / "secret")]
+    assert len(objects_of(pack(tmp_path, words))) == 1
+
+
+def test_names_that_disagree_are_decided_by_the_user(tmp_path):
+    layouts._yolo_beside(tmp_path / "set")
+    write(tmp_path / "set/my.names", "dog\ncat\n")
+    words = ["--root", str(tmp_path / "set")]
+    with pytest.raises(DataError, match=r"names of the classes differ: .*my\.names, .*classes\.txt; choose one"):
+        pack(tmp_path, words)
+    assert len(objects_of(pack(tmp_path, [*words, "--class-names", str(tmp_path / "set/images/classes.txt")]))) == 1
