@@ -155,7 +155,8 @@ def entered_by_commands(root: Path) -> dict[str, Entered]:
         shapes, prefix, record = f"{folder}/shapes", f"{folder}/run/tiny", f"{folder}/train"
         _run(root, ["tools/make_shapes.py", "--output", shapes, "--train", "16", "--test", "1", "--size", "96"])
         _run(root, ["tools/prepare_dataset.py", "--root", shapes, "--set", "trainval", "--target", f"{record}.lst"])
-        data = ["--train-path", f"{record}.rec", "--val-path", f"{record}.rec", "--batch-size", "8"]
+        records = ["--train-path", f"{record}.rec", "--val-path", f"{record}.rec", "--allow-same-record"]
+        data = [*records, "--batch-size", "8"]
         commands = {
             "train.py": [*INPUT, *data, "--end-epoch", "1", "--prefix", prefix],
             "deploy.py": ["--prefix", prefix, "--output", f"{folder}/model"],

@@ -32,6 +32,7 @@ PROBE = Path(__file__).with_name("commit_probe.py")
 OLD, NEW = SIDES = ("old", "new")
 EQUAL = "equal bit for bit"
 TOLD = 3  # differences of one item that the table names
+VALIDATION = "val.rec"  # beside the training record
 EPOCHS = 3
 SSD = (
     "--network mobilenet --width 0.125 --data-shape 64 --taps conv_6_relu,conv_12_relu --extra-filters= "
@@ -184,17 +185,19 @@ def run_both(work: Path, sources: Mapping[str, Path]) -> None:
 
 
 def make_record(side: Side, folder: Path) -> tuple[Path, Path]:
-    """A record of ten images, and the folder of the images."""
+    """A record of ten images, with one of as many others beside it (VALIDATION), and the folder of the images."""
     shapes, target = folder / "shapes", folder / "train.lst"
-    sizes = ["--train", "10", "--test", "1", "--size", "96"]
+    sizes = ["--train", "10", "--test", "10", "--size", "96"]
     side.run("tools/make_shapes.py", "--output", str(shapes), *sizes)
-    side.run("tools/prepare_dataset.py", "--root", str(shapes), "--set", "trainval", "--target", str(target))
+    for name, path in (("trainval", target), ("test", target.with_name(VALIDATION).with_suffix(".lst"))):
+        side.run("tools/prepare_dataset.py", "--root", str(shapes), "--set", name, "--target", str(path))
     return target.with_suffix(".rec"), shapes / "JPEGImages"
 
 
 def train(side: Side, prefix: Path, record: Path, words: str, epochs: int, *more: str) -> None:
     """A short run of train.py."""
-    data = ["--train-path", str(record), "--val-path", str(record), "--batch-size", "4", "--workers", "1", "--cpu"]
+    val = str(record.with_name(VALIDATION))
+    data = ["--train-path", str(record), "--val-path", val, "--batch-size", "4", "--workers", "1", "--cpu"]
     last = ["--prefix", str(prefix), "--end-epoch", str(epochs)]
     side.run("train.py", *data, *words.split(), *last, *more)
 

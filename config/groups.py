@@ -60,6 +60,9 @@ class DataOptions:
     verify_data: bool = option(
         True, "compare the records with the sha256 in their sidecars first, about a second for each GB", "data"
     )
+    allow_same_record: bool = option(
+        False, "validate on the training record, which tells nothing of unseen images, instead of refusing", "data"
+    )
     workers: int | None = option(
         None, "processes, or native threads, that prepare batches (default: one per usable core)", "data", minimum=0
     )

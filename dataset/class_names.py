@@ -1,4 +1,4 @@
-"""Class names as --class-names gives them (a list, a text file, the sidecar of a record), and classes chosen by them.
+"""Class names as --class-names gives them (a list, or a file of several forms), and classes chosen by them.
 
 Objects of classes that are not chosen are left out, as the classic readers leave them out.
 """
@@ -12,40 +12,38 @@ import numpy as np
 
 from common.errors import DataError, OptionError, did_you_mean
 from dataset.imdb import AnnotatedImage, Imdb
-from dataset.sidecar import read_sidecar
+from dataset.names_file import looks_like_path, names_in_file, split_names
 
-_MAX_NAMES_BYTES = 1 << 20
+_WORD = 5  # letters of a name in which one letter may be a slip
 SHOWN = 20  # names of the annotations in an error or a warning
 logger = logging.getLogger(__name__)
 
 
 def read_class_names(given: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The names on the command line, in a text file, or in a sidecar."""
+    """The names on the command line, or in the file that they name (dataset/names_file.py); None without any.
+
+    OptionError for a file that is missing or holds no names, and for a name that is given twice.
+    """
     if not given:
         return None
-    names = given
-    path = Path(given[0])
-    if len(given) == 1 and path.suffix == ".json":
-        sidecar = read_sidecar(path)
-        if sidecar is None:
-            raise OptionError(f"--class-names {path}: no such file")
-        names = sidecar.class_names
-    elif len(given) == 1 and path.is_file():
-        names = _names_in(path)
+    if len(given) == 1 and looks_like_path(given[0]):
+        path = Path(given[0])
+        if not path.is_file():
+            raise OptionError(
+                f"--class-names {path}: {'a folder' if path.is_dir() else 'no such file'}; check the path"
+            )
+        try:
+            return names_in_file(path)
+        except (DataError, OptionError) as error:
+            raise OptionError(f"--class-names {error}") from error
+    names = split_names(",".join(given))
     repeated = [name for k, name in enumerate(names) if name in names[:k]]
     if repeated or not names:
         raise OptionError(f"--class-names: {f'{repeated[0]!r} is given twice' if repeated else 'no names found'}")
+    files = [name for name in names if looks_like_path(name) and Path(name).is_file()]
+    if files:
+        raise OptionError(f"--class-names {','.join(given)}: {files[0]} is a file; give one file, or names alone")
     return names
-
-
-def _names_in(path: Path) -> tuple[str, ...]:
-    try:
-        if path.stat().st_size > _MAX_NAMES_BYTES:
-            raise OptionError(f"--class-names {path}: too large for a list of names")
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"--class-names {path}: not readable as a list of names ({error})") from error
-    return tuple(line.strip() for line in lines if line.strip())
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def choose_classes(imdb: Imdb, class_names: Sequence[str]) -> ChosenClasses:
 def _chosen(image: AnnotatedImage, new_ids: np.ndarray) -> AnnotatedImage:
     """The image with its objects whose new id is not -1; new_ids (classes,)."""
     ids = new_ids[image.objects[:, 0].astype(np.int64)]
-    return replace(image, objects=np.column_stack([ids, image.objects[:, 1:]])[ids >= 0])
+    return replace(image, objects=np.column_stack([ids, image.objects[:, 1:]])).only(ids >= 0)
 
 
 def _check_known(class_names: Sequence[str], known: Sequence[str]) -> None:
@@ -87,3 +85,28 @@ def _check_known(class_names: Sequence[str], known: Sequence[str]) -> None:
         raise DataError(f"--class-names {','.join(class_names)}: none of them is there, {theirs}; correct the names")
     for name in unknown:
         logger.warning("--class-names: there is no class %r%s; %s", name, did_you_mean(name, known), theirs)
+
+
+def similar_names(names: Sequence[str]) -> list[str]:
+    """A sentence for each pair of class names that differ by case, blanks and dashes, or by one letter of several."""
+    lines = []
+    for k, name in enumerate(names):
+        for other in names[:k]:
+            if _plain(name) == _plain(other) or _one_letter(name, other):
+                lines.append(f"the classes {other!r} and {name!r} are nearly of one name: are they one class?")
+    return lines
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace(" ", "").replace("-", "").replace("_", "")
+
+
+def _one_letter(a: str, b: str) -> bool:
+    """Whether one letter, no digit, is wrong, missing or exchanged with its neighbour, in words of five and more."""
+    if min(len(a), len(b)) < _WORD or abs(len(a) - len(b)) > 1:
+        return False
+    begin = next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    rest_a, rest_b = a[begin:], b[begin:]
+    wrong = rest_a[1:] == rest_b[1:] or rest_a[1:] == rest_b or rest_a == rest_b[1:]
+    exchanged = rest_a[:2] == rest_b[1::-1] and rest_a[2:] == rest_b[2:]
+    return (wrong or exchanged) and not any(one[:1].isdigit() for one in (rest_a, rest_b))

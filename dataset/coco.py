@@ -1,59 +1,32 @@
 """COCO annotations: ROOT/annotations/instances_SET.json and the images in ROOT/SET/ or ROOT/images/SET/.
 
+The exports of Roboflow (SET/_annotations.coco.json beside the images), CVAT (annotations/instances_default.json) and
+Label Studio (result.json and images/) are of this form, too.
+
 Category ids, which have gaps, become class ids from 0 in the order of the category ids; names come from the file. A box
 [x, y, width, height] is measured in pixels from the edge, so its corners are x, y, x + width, y + height. A crowd
 (iscrowd) is a difficult object: trained on like any other, as in the classic MXNet SSD, and ignored by the metrics.
 Segmentations and areas are not kept.
 """
 
-import json
 import logging
 import re
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeGuard
 
 import numpy as np
 
 from common.errors import DataError, did_you_mean
-from common.sizes import Size
+from dataset.coco_file import NUMBER, Annotations, Image, read_annotations, refuse_repeated
+from dataset.folder_files import MAC_PREFIX, files_in
 from dataset.imdb import AnnotatedImage, require_inside
+from dataset.mistakes import Mistakes
 
-DEFAULT_SETS = ("train2017",)
+DEFAULT_SET = "train2017"
 ANNOTATION_NAMES = ("annotations/instances_{}.json", "annotations/{}.json", "{}/_annotations.coco.json", "{}.json")
-MAX_BYTES = 4 << 30  # instances_train2017.json has 448 MB
+_SPLITS = ("train2017", "train")  # sets that are taken of several unless others are named
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Category:
-    """A category of an annotation file."""
-
-    id: int
-    name: str
-
-
-@dataclass(frozen=True)
-class Image:
-    """An image of an annotation file; size (height, width), None if the file does not say."""
-
-    id: int
-    file_name: str
-    size: Size | None
-
-
-@dataclass(frozen=True)
-class Annotations:
-    """A checked annotation file.
-
-    objects (n, 7) float64 has rows [image id, category id, x, y, width, height, crowd] in the order of the file.
-    """
-
-    images: tuple[Image, ...]
-    categories: tuple[Category, ...]
-    objects: np.ndarray
 
 
 class Coco:
@@ -65,43 +38,60 @@ class Coco:
     """
 
     def __init__(
-        self, root: str | Path, image_sets: Sequence[str] = (), class_names: Sequence[str] | None = None
+        self,
+        root: str | Path,
+        image_sets: Sequence[str] = (),
+        class_names: Sequence[str] | None = None,
+        skip_bad: bool = False,
+        every: bool = False,
+        annotations: Path | None = None,
+        images: Path | None = None,
     ) -> None:
         """Reads everything but the images.
 
-        image_sets: train2017 unless given. class_names: by class id; None takes the categories of the files, sorted by
-        id. Anything missing or malformed, a name that leaves the root, or a category with objects that is not among
-        class_names raises DataError naming the file.
+        root: a folder, or one annotation file. image_sets: train2017 unless given, or what is there of train and the
+        only set; every: all of them. class_names: by class id; None takes the categories of the files, sorted by id.
+        annotations: the folder with the annotation files, or one of these; images: the folder with the images.
+        Anything missing or malformed, a name that leaves the root, or a category with objects that is not among
+        class_names raises DataError naming the file; with skip_bad images with wrong entries are left out, `bad` holds
+        the sentences.
         """
-        self.root = Path(root)
-        files = {name: _annotation_file(self.root, name) for name in image_sets or DEFAULT_SETS}
-        sets = {name: read_annotations(path) for name, path in files.items()}
+        self.root = Path(root) if Path(root).is_dir() or not Path(root).is_file() else Path(root).parent
+        self._image_folder = images
+        given = annotations or (Path(root) if Path(root).is_file() else None)
+        files = _annotation_files(self.root, image_sets, every, given)
+        mistakes = Mistakes(skip_bad)
+        sets = {name: read_annotations(path, mistakes) for name, path in files.items()}
         categories = _merged(sets, files)
         self.class_names = tuple(class_names) if class_names else tuple(categories.values())
-        images: dict[Path, AnnotatedImage] = {}
-        for name, annotations in sets.items():
-            ids = _class_ids(annotations, categories, self.class_names, files[name])
-            found = self._images(name, annotations, ids)
-            known = found.keys() & images.keys()
+        found: dict[Path, AnnotatedImage] = {}
+        for name, content in sets.items():
+            ids = _class_ids(content, categories, self.class_names, files[name])
+            own = self._images(name, content, ids, mistakes)
+            known = own.keys() & found.keys()
             if known:
                 logger.warning("%s: %d of its images are in an earlier set, too, and count once", name, len(known))
-            images |= {path: image for path, image in found.items() if path not in known}
-        self.images = list(images.values())
+            found |= {path: image for path, image in own.items() if path not in known}
+        mistakes.settle(len(found))
+        self.images, self.bad = list(found.values()), mistakes.lines
         self.sources = list(files.values())  # files that were read
         self.dropped = [line for image in self.images for line in image.dropped]
         if self.dropped:
             logger.warning("%d boxes without area were dropped, the first: %s", len(self.dropped), self.dropped[0])
 
-    def _images(self, name: str, annotations: Annotations, ids: np.ndarray) -> dict[Path, AnnotatedImage]:
+    def _images(
+        self, name: str, annotations: Annotations, ids: np.ndarray, mistakes: Mistakes
+    ) -> dict[Path, AnnotatedImage]:
         """The images of a set by their files, in its order; ids (n,): classes of its objects."""
-        locate = _ImageFinder(self.root, name)
+        locate = _ImageFinder(self.root, name, self._image_folder)
         entries: dict[Path, Image] = {}
         rows: dict[Path, np.ndarray] = {}
         for image, own in zip(annotations.images, _by_image(annotations), strict=True):
-            path = locate(image.file_name)
-            if entries.setdefault(path, image).size != image.size:
-                raise DataError(f"set {name}: {image.file_name} is there with two sizes; correct its entries")
-            rows[path] = np.concatenate([rows[path], own]) if path in rows else own
+            with mistakes.collected():
+                path = locate(image.file_name)
+                if entries.setdefault(path, image).size != image.size:
+                    raise DataError(f"set {name}: {image.file_name} is there with two sizes; correct its entries")
+                rows[path] = np.concatenate([rows[path], own]) if path in rows else own
         return {
             path: self._image(image, path, annotations.objects[rows[path]], ids[rows[path]])
             for path, image in entries.items()
@@ -109,117 +99,66 @@ class Coco:
 
     def _image(self, image: Image, path: Path, rows: np.ndarray, ids: np.ndarray) -> AnnotatedImage:
         """One image with its objects of positive width and height."""
-        name = path.relative_to(self.root).as_posix()
+        below = self.root if path.is_relative_to(self.root) else self._image_folder
+        name = path.relative_to(below or self.root).as_posix()
         kept = (rows[:, 4:6] > 0).all(axis=1)
-        dropped = tuple(
-            f"{name}: object {k} [{' '.join(f'{value:g}' for value in rows[k, 2:6])}] has no area"
-            for k in np.flatnonzero(~kept)
-        )
-        rows, ids = rows[kept], ids[kept]
         objects = np.column_stack([ids, rows[:, 2:4], rows[:, 2:4] + rows[:, 4:6], rows[:, 6]])
-        return AnnotatedImage(name, path, objects, image.size, dropped)
+        found = AnnotatedImage(name, path, objects, image.size, (), rows[:, [NUMBER, 2, 3, 4, 5]])
+        dropped = tuple(f"{name}: {found.shown(k)} has no area" for k in np.flatnonzero(~kept))
+        return replace(found, dropped=dropped).only(kept)
 
 
-def read_annotations(path: Path) -> Annotations:
-    """Reads and checks an annotation file; what is damaged raises DataError naming the file and the entry."""
-    content = _load(path)
-    images = tuple(_image_entry(entry, path) for entry in _entries(content, "images", path))
-    categories = tuple(_category(entry, path) for entry in _entries(content, "categories", path))
-    _refuse_repeated([image.id for image in images], "image id", path)
-    _refuse_repeated([category.id for category in categories], "category id", path)
-    _refuse_repeated([category.name for category in categories], "category name", path)
-    rows = [_object(entry, path) for entry in _entries(content, "annotations", path)]
-    objects = np.array(rows, np.float64).reshape(-1, 7)
-    for column, what, known in ((0, "image", images), (1, "category", categories)):
-        unknown = ~np.isin(objects[:, column], [one.id for one in known])
-        if unknown.any():
-            row = int(np.argmax(unknown))
-            raise DataError(
-                f"{path}: annotation {row} has the {what}_id {objects[row, column]:.0f}, which is not there"
-            )
-    return Annotations(images, categories, objects)
+def annotation_files(root: Path) -> dict[str, Path]:
+    """{set: its annotation file} of a folder, by what its files are called; sorted."""
+    found: dict[str, Path] = {}
+    for path in sorted((root / "annotations").glob("*.json")):
+        found.setdefault(path.stem.removeprefix("instances_"), path)
+    found |= {path.parent.name: path for path in sorted(root.glob("*/_annotations.coco.json"))}
+    if not found:
+        own = [root / "result.json", root / "_annotations.coco.json", *sorted(root.glob("instances_*.json"))]
+        found = {path.stem.removeprefix("instances_"): path for path in own if path.is_file()}
+    return {name: path for name, path in found.items() if not path.name.startswith(MAC_PREFIX)}
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path}: larger than {MAX_BYTES >> 30} GiB, this is not a COCO annotation file")
-        content = json.loads(path.read_bytes(), object_hook=_without_mask, parse_constant=_refuse_constant)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise DataError(f"{path}: not readable as JSON ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: not a COCO annotation file, which is an object with images and annotations")
-    return content
+def _annotation_files(root: Path, names: Sequence[str], every: bool, given: Path | None) -> dict[str, Path]:
+    """{set: its annotation file} of the sets named, else of the default one."""
+    if given is not None:
+        return _of_given(given, names)
+    known = annotation_files(root) if root.is_dir() else {}
+    if names:
+        return {name: _annotation_file(root, name, known) for name in names}
+    default = next((name for name in _SPLITS if name in known), None)
+    if every and known:
+        return known
+    if default is None and len(known) != 1:
+        return {DEFAULT_SET: _annotation_file(root, DEFAULT_SET, known)}
+    chosen = default or next(iter(known))
+    if len(known) > 1:
+        logger.info("%s: the set %s is taken; sets that are there (--set): %s", root, chosen, _listed(known))
+    return {chosen: known[chosen]}
 
 
-def _without_mask(entry: dict[str, Any]) -> dict[str, Any]:
-    """Forgets segmentations while reading: they are most of the file."""
-    entry.pop("segmentation", None)
-    return entry
+def _of_given(given: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The same of an annotation file, or of a folder with such files, that the user names."""
+    if given.is_file() and names:
+        raise DataError(f"{given} is one set of annotations: leave out --set")
+    if given.is_file():
+        return {given.stem.removeprefix("instances_"): given}
+    if not given.is_dir():
+        raise DataError(f"--annotations {given}: no such folder or file")
+    known = {path.stem.removeprefix("instances_"): path for path in files_in(given, {".json"})}
+    chosen = names or (list(known) if len(known) == 1 else [DEFAULT_SET])
+    for name in chosen:
+        if name not in known:
+            raise DataError(f"{given} has no set {name}; sets that are there (--set): {_listed(known)}")
+    return {name: known[name] for name in chosen}
 
 
-def _refuse_constant(word: str) -> None:
-    raise ValueError(f"{word} is not JSON")
+def _listed(known: dict[str, Path]) -> str:
+    return ", ".join(list(known)[:20]) or "none"
 
 
-def _entries(content: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
-    entries = content.get(key)
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise DataError(f"{path}: {key!r} is not a list of objects; this is not a COCO annotation file")
-    return entries
-
-
-def _image_entry(entry: dict[str, Any], path: Path) -> Image:
-    name = entry.get("file_name")
-    if not isinstance(name, str) or not name or not name.isprintable():
-        raise DataError(f"{path}: an image has the file_name {name!r:.80}; correct the entry")
-    height, width = entry.get("height"), entry.get("width")
-    size = (height, width) if _is_whole(height) and _is_whole(width) and min(height, width) > 0 else None
-    return Image(_id(entry, "id", path), name, size)
-
-
-def _category(entry: dict[str, Any], path: Path) -> Category:
-    name = entry.get("name")
-    if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise DataError(f"{path}: a category has the name {name!r:.80}; correct the entry")
-    return Category(_id(entry, "id", path), name.strip())
-
-
-def _object(entry: dict[str, Any], path: Path) -> tuple[float, ...]:
-    """A row of Annotations.objects."""
-    box, crowd = entry.get("bbox"), entry.get("iscrowd", 0)
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-        raise DataError(f"{path}: annotation {entry.get('id')!r:.40} has the bbox {box!r:.80}, not four numbers")
-    if crowd not in (0, 1):
-        raise DataError(f"{path}: annotation {entry.get('id')!r:.40} has iscrowd {crowd!r:.40}, not 0 or 1")
-    return (_id(entry, "image_id", path), _id(entry, "category_id", path), *box, crowd)
-
-
-def _id(entry: dict[str, Any], key: str, path: Path) -> int:
-    value = entry.get(key)
-    if not _is_whole(value) or abs(value) > 1 << 53:  # exact as float64
-        raise DataError(f"{path}: an entry has the {key} {value!r:.80}, not a whole number")
-    return value
-
-
-def _is_whole(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    """A finite number that is no larger than any picture needs."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
-
-
-def _refuse_repeated(values: Sequence[Any], what: str, path: Path) -> None:
-    if len(set(values)) < len(values):
-        repeated = Counter(values).most_common(1)[0][0]
-        raise DataError(f"{path}: the {what} {repeated!r:.80} is there more than once; correct the file")
-
-
-def _annotation_file(root: Path, name: str) -> Path:
+def _annotation_file(root: Path, name: str, known: dict[str, Path]) -> Path:
     """The annotation file of a set; DataError where there is none or the name leaves the root."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; --root names a folder with annotations/instances_SET.json")
@@ -228,8 +167,9 @@ def _annotation_file(root: Path, name: str) -> Path:
         require_inside(path, root, root)
         if path.is_file():
             return path
-    known = sorted(path.stem.removeprefix("instances_") for path in (root / "annotations").glob("*.json"))
-    raise DataError(f"{paths[0]} is missing; sets that are there (--set): {', '.join(known[:20]) or 'none'}")
+    if name in known:
+        return known[name]
+    raise DataError(f"{paths[0]} is missing; sets that are there (--set): {_listed(known)}")
 
 
 def _merged(sets: dict[str, Annotations], files: dict[str, Path]) -> dict[int, str]:
@@ -242,7 +182,7 @@ def _merged(sets: dict[str, Annotations], files: dict[str, Path]) -> dict[int, s
                     f"{files[name]}: category {category.id} is {category.name!r}, in another set it is "
                     f"{merged[category.id]!r}; pack the sets one by one"
                 )
-    _refuse_repeated(list(merged.values()), "category name", next(iter(files.values())))
+    refuse_repeated(list(merged.values()), "category name", next(iter(files.values())))
     return dict(sorted(merged.items()))
 
 
@@ -277,24 +217,27 @@ class _ImageFinder:
     COCO_val2014_*.jpg is looked for in the folder val2014, too, whose images several sets of 2014 share.
     """
 
-    def __init__(self, root: Path, name: str) -> None:
-        self._root = root
-        self._folders = [path for path in (root / "images" / name, root / name, root / "images", root) if path.is_dir()]
+    def __init__(self, root: Path, name: str, given: Path | None = None) -> None:
+        """given: the folder with the images, as the user names it."""
+        self._root = given or root
+        usual = [root / "images" / name, root / name, root / "images", root]
+        self._folders = [path for path in ([given] if given else usual) if path.is_dir()] or [self._root]
         self._inside: set[Path] = set()
 
     def __call__(self, file_name: str) -> Path:
         """The file; where there is none, the likeliest path (packing names it as missing)."""
         shared = re.match(r"COCO_([a-z]+\d{4})_\d+\.", file_name)
         more = [self._root / "images" / shared[1], self._root / shared[1]] if shared else []
-        candidates = [folder / file_name for folder in [*self._folders, *more]]
+        names = dict.fromkeys([file_name, file_name.replace("\\", "/")])
+        candidates = [folder / name for name in names for folder in [*self._folders, *more]]
         for path in candidates:
-            self._require_inside(path)
+            self._require_inside(path, file_name)
             if path.is_file():
                 return path
         return candidates[0]
 
-    def _require_inside(self, path: Path) -> None:
+    def _require_inside(self, path: Path, file_name: str) -> None:
         """DataError for a path out of the root; each folder is looked at once."""
-        if path.parent not in self._inside or path.is_symlink() or ".." in path.parts:
+        if path.parent not in self._inside or path.is_symlink() or ".." in file_name:
             require_inside(path, self._root, self._root)
             self._inside.add(path.parent)

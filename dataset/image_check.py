@@ -8,6 +8,7 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,8 @@ _END_OF_IMAGE = b"\xff\xd9"  # a JPEG's last marker; entropy-coded data never ho
 _SEGMENT = struct.Struct(">BBH")
 _SCAN, _QUANTISATION, _FRAMES = 0xDA, 0xDB, (0xC0, 0xC2)  # baseline, progressive
 _PLAIN = {_SCAN, _QUANTISATION, *_FRAMES, 0xC4, 0xDD, 0xE0, 0xEE, 0xFE}
+_METADATA = {0xE2, *range(0xE3, 0xEE), 0xEF, 0xFE}  # APP2 (profiles) to APP15, but Adobe's APP14, and comments
+_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
 _FRAME = struct.Struct(">BHHB")  # bits of a sample, height, width, components
 _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright, 5 to 8 exchange height and width
 
@@ -82,14 +85,69 @@ def record_header(content: bytes, where: str) -> ImageInfo:
 
 
 def _read(content: bytes, formats: tuple[str, ...], kind: str, *, load: bool) -> ImageInfo:
-    """Header of an image, or with `load` all of it; DataError with the reason alone."""
+    """Header of an image, or with `load` all of it; DataError with the reason alone.
+
+    Only pixels damage an image: what Pillow refuses is read once more without texts, profiles and the like.
+    """
+    try:
+        return _read_as_is(content, formats, kind, load)
+    except DataError:
+        bare = without_metadata(content)
+        if len(bare) == len(content):
+            raise
+        return _read_as_is(bare, formats, kind, load)
+
+
+def _too_large(width: int, height: int) -> str:
+    return f"{width} x {height} pixels, more than {MAX_PIXELS // 10**6} million; make it smaller or cut it into tiles"
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1 unless it is one of the numbers 2 to 8, and where the EXIF data cannot be read."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except _PILLOW_ERRORS:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def without_metadata(content: bytes) -> bytes:
+    """A PNG without chunks that change no pixel, but EXIF; a JPEG without profiles and comments; others as they are.
+
+    What is cut off or damaged stays as it is.
+    """
+    if content.startswith(_PNG_SIGNATURE):
+        return b"".join([_PNG_SIGNATURE, *_pixel_chunks(content)])
+    if not content.startswith(b"\xff\xd8"):
+        return content
+    parts, begin = [content[:2]], 2
+    while begin + _SEGMENT.size <= len(content):
+        fill, marker, length = _SEGMENT.unpack_from(content, begin)
+        if fill != 0xFF or marker == _SCAN or length < 2:
+            break
+        if marker not in _METADATA:
+            parts.append(content[begin : begin + 2 + length])
+        begin += 2 + length
+    return b"".join([*parts, content[begin:]])
+
+
+def _pixel_chunks(content: bytes) -> Iterator[bytes]:
+    begin = len(_PNG_SIGNATURE)
+    while begin < len(content):
+        end = begin + 12 + int.from_bytes(content[begin : begin + 4], "big")
+        if content[begin + 4 : begin + 8] in _PIXEL_CHUNKS:
+            yield content[begin:end]
+        begin = end
+
+
+def _read_as_is(content: bytes, formats: tuple[str, ...], kind: str, load: bool) -> ImageInfo:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content), formats=formats) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise DataError(f"{width} x {height} pixels, more than {MAX_PIXELS // 10**6} million")
+                raise DataError(_too_large(width, height))
             exif_in_header = image.format in ("JPEG", "MPO")  # of a PNG it may come after the pixels
-            orientation = int(image.getexif().get(_ORIENTATION, 1)) if load or exif_in_header else 1
+            orientation = _orientation(image) if load or exif_in_header else 1
             if load:
                 load_strictly(image)
     except UnidentifiedImageError as error:
@@ -113,13 +171,17 @@ def check_stream(content: bytes) -> ImageInfo:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(stream, formats=_READABLE) as image:
             (width, height), kind, begin = image.size, image.format, stream.tell()
-            orientation = int(image.getexif().get(_ORIENTATION, 1)) if "exif" in image.info else 1
+            orientation = _orientation(image) if "exif" in image.info else 1
     except UnidentifiedImageError as error:
+        if len(without_metadata(content)) < len(content):
+            return check_stream(without_metadata(content))
         raise DataError("not an image, or one with a damaged header" if content else "empty file") from error
     except _PILLOW_ERRORS as error:
+        if len(without_metadata(content)) < len(content):
+            return check_stream(without_metadata(content))
         raise DataError(f"damaged header: {error}") from error
     if width * height > MAX_PIXELS:
-        raise DataError(f"{width} x {height} pixels, more than {MAX_PIXELS // 10**6} million")
+        raise DataError(_too_large(width, height))
     if kind == "PNG" and not _has_whole_chunks(content):
         raise DataError("damaged PNG: a checksum is wrong or the end is missing")
     if kind in ("JPEG", "MPO") and content.find(_END_OF_IMAGE, begin) < 0:

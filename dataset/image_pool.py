@@ -14,9 +14,9 @@ from typing import TypeVar
 
 from common.errors import DataError
 from dataset.image_check import MAX_BYTES
+from dataset.mistakes import shortened
 from machine.command import held
 
-SHOWN = 10  # lines of a list in an error or a report
 _CHUNK = 8  # images a worker takes at a time
 _AHEAD = 4  # chunks in flight for each worker: bounds the memory
 
@@ -95,12 +95,6 @@ def or_reason(work: Callable[[], R], failed: Callable[[str], R]) -> R:
         return failed(f"cannot be read ({error.strerror})")
     except DataError as error:
         return failed(str(error))
-
-
-def shortened(lines: Sequence[str]) -> list[str]:
-    """The first ten lines and how many more there are."""
-    rest = len(lines) - SHOWN
-    return [*lines[:SHOWN], *([f"... and {rest} more"] if rest > 0 else [])]
 
 
 def refuse_unusable(bad: Sequence[str], skip_bad: bool, packed: int) -> None:

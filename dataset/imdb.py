@@ -5,7 +5,7 @@ Parts of a data set are drawn from it at random: train, val, test.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -26,7 +26,8 @@ class AnnotatedImage:
     name is its path relative to the data set's root, path the file. objects (n, 6) float64 has rows [id, xmin, ymin,
     xmax, ymax, difficult]; coordinates are pixel edges: 0 is the left or top edge of the image, its width or height the
     right or bottom one. size is (height, width) as the annotation has it, None if it does not say. dropped describes
-    its boxes that were left out, a line each.
+    its boxes that were left out, a line each. written (n, 5) has the objects as their file has them: number and four
+    coordinates; None if the source keeps none.
     """
 
     name: str
@@ -34,6 +35,16 @@ class AnnotatedImage:
     objects: np.ndarray
     size: Size | None
     dropped: tuple[str, ...] = ()
+    written: np.ndarray | None = None
+
+    def only(self, kept: np.ndarray) -> "AnnotatedImage":
+        """The image with some of its objects; kept: (n,) bool, or rows."""
+        return replace(self, objects=self.objects[kept], written=None if self.written is None else self.written[kept])
+
+    def shown(self, row: int) -> str:
+        """An object for a message: its number and coordinates as its file has them."""
+        number, *box = (row, *self.objects[row, 1:5]) if self.written is None else self.written[row]
+        return f"object {number:.0f} [{' '.join(f'{value:g}' for value in box)}]"
 
     def normalised(self, size: Size) -> tuple[np.ndarray, np.ndarray]:
         """(objects (m, 6) float32 in [0, 1], kept (n,) bool) for an image of size (height, width).
@@ -65,12 +76,16 @@ class Imdb(Protocol):
 
 
 def require_inside(path: Path, folder: Path, root: Path) -> None:
-    """Refuses a path that leaves its folder by '..', as an absolute name or by a symbolic link out of the root."""
+    """Refuses a path that leaves its folder by '..', as an absolute name or by a symbolic link out of the root.
+
+    The folder and the root are the user's: they may have `..` in their own paths.
+    """
     try:
         real = path.resolve()
     except (ValueError, RuntimeError, OSError) as error:  # a NUL byte, a loop of links
         raise DataError(f"{str(path)!r}: not a usable file name ({error})") from error
-    if not (real.is_relative_to(folder.resolve()) or real.is_relative_to(root.resolve())) or ".." in path.parts:
+    below = path.parts[len(folder.parts) :] if path.is_relative_to(folder) else path.parts
+    if not (real.is_relative_to(folder.resolve()) or real.is_relative_to(root.resolve())) or ".." in below:
         raise DataError(f"{path} lies outside {root}; names must stay inside the data set")
 
 

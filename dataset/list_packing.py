@@ -7,6 +7,7 @@ An image is stored as it is, or cropped, resized and encoded anew, with the byte
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from dataset.image_list import ImageRoot, ListEntry, checked_objects, read_list
 from dataset.image_pool import in_order, or_reason, read_image, refuse_unusable
 from dataset.labels import HEADER_WIDTH, MIN_OBJECT_WIDTH
 from dataset.recordio import RecordWriter, pack, pack_single
-from dataset.sidecar import describe_record, drop_sidecar, read_sidecar, sidecar_bytes, sidecar_path
+from dataset.sidecar import describe_record, has_sidecar, image_digest, read_sidecar, sidecar_bytes, sidecar_path
 from machine.opencv import MAX_PIXELS, cv2
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ class Encoded:
     content: bytes = b""
     reason: str = ""
     rotated: bool = False
+    digest: str = ""
 
 
 Progress = Callable[[Iterable[Encoded], int], Iterable[Encoded]]
@@ -131,6 +133,7 @@ class PackedList:
     label_width: int = 0
     bad: list[str] = field(default_factory=list)
     rotated: list[str] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
 
 
 def load_list(path: Path, class_names: tuple[str, ...] | None, check: bool) -> ImageList:
@@ -196,10 +199,19 @@ def pack_list(
         if source.class_names:
             counts, per_class = _counts(source, source.class_names, np.array(kept))
             sidecar = describe_record(
-                writer.finish(), source.class_names, counts, per_class, packed.label_width, f"im2rec {source.path.name}"
+                writer.finish(),
+                source.class_names,
+                counts,
+                per_class,
+                packed.label_width,
+                f"im2rec {source.path.name}",
+                packed.digests,
             )
             writer.add_file(sidecar_path(rec), sidecar_bytes(sidecar))
-    if not source.class_names and drop_sidecar(rec):
+        dropped = not source.class_names and has_sidecar(rec)
+        if dropped:
+            writer.remove(sidecar_path(rec))
+    if dropped:
         logger.warning("%s removed: it described the record that was there before", sidecar_path(rec))
     return packed
 
@@ -213,6 +225,7 @@ def _write(writer: RecordWriter, encoded: Encoded, whole: bool, packed: PackedLi
         payload = pack_single(label[0], encoded.content, entry.index)
     writer.write(entry.index, payload)
     packed.count += 1
+    packed.digests.append(encoded.digest)
     packed.label_width = max(packed.label_width, len(label))
     if encoded.rotated:
         packed.rotated.append(entry.path)
@@ -231,5 +244,8 @@ def _encode(entry: ListEntry, root: ImageRoot, encoder: Encoder) -> Encoded:
 
 def _read_and_encode(entry: ListEntry, root: ImageRoot, encoder: Encoder) -> Encoded:
     """Reads and encodes one image, in a thread; OSError, or DataError with the reason alone."""
-    content, info = encoder(read_image(root.find(entry.path)))
-    return Encoded(entry, content, rotated=info.orientation != 1)
+    path = root.find(entry.path)
+    if "\\" in entry.path and not os.path.exists(path):
+        raise DataError("a path of Windows; write it relative to the folder of the images, with / for \\")
+    content, info = encoder(read_image(path))
+    return Encoded(entry, content, rotated=info.orientation != 1, digest=image_digest(content))

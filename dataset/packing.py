@@ -3,44 +3,59 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import DataError
-from common.sizes import Size
+from dataset.fitting import DEFAULT_RULES, Fitted, Rules, fit_objects
 from dataset.image_check import ImageInfo, check_image
 from dataset.image_pool import in_order, or_reason, process_pool, read_image, refuse_unusable
 from dataset.imdb import AnnotatedImage, Imdb
 from dataset.labels import pack_label, validate
 from dataset.recordio import RecordWriter, pack
-from dataset.sidecar import describe_record, sidecar_bytes, sidecar_path
+from dataset.sidecar import describe_record, image_digest, sidecar_bytes, sidecar_path
 
 Progress = Callable[[Iterable["Checked"], int], Iterable["Checked"]]
 
 
 @dataclass(frozen=True)
 class Checked:
-    """An image with its bytes and what its decoding showed, or the reason why it cannot be used."""
+    """An image with its bytes, what its decoding showed, and its objects on it, or the reason why it cannot be used."""
 
     image: AnnotatedImage
     content: bytes = b""
     info: ImageInfo | None = None
+    fitted: Fitted | None = None
+    digest: str = ""
     reason: str = ""
 
 
 @dataclass
 class Report:
     """What was packed and what was not: lists of lines for the user; empty = images left out for want of objects;
-    images = those packed, in their order, with the objects that they have in the record."""
+    images = those packed, in their order, with the objects that they have in the record.
+
+    Lists: dropped boxes; bad images; images of another size than annotated, whose boxes were scaled; rotated ones;
+    boxes far outside, thin (less than two pixels), there twice, nearly twice; images that lost all their boxes.
+    clipped: boxes. digests: of the images packed.
+    """
 
     class_names: tuple[str, ...]
     counts: list[int] = field(default_factory=list)
     objects_per_class: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     dropped: list[str] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
-    resized: list[str] = field(default_factory=list)
+    scaled: list[str] = field(default_factory=list)
     rotated: list[str] = field(default_factory=list)
+    far: list[str] = field(default_factory=list)
+    thin: list[str] = field(default_factory=list)
+    twice: list[str] = field(default_factory=list)
+    alike: list[str] = field(default_factory=list)
+    emptied: list[str] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+    clipped: int = 0
     empty: int = 0
     images: list[AnnotatedImage] = field(default_factory=list)
 
@@ -53,34 +68,36 @@ def pack_dataset(
     workers: int,
     skip_bad: bool = False,
     keep_empty: bool = True,
+    rules: Rules = DEFAULT_RULES,
     source: str = "",
     progress: Progress = lambda images, total: images,
 ) -> Report:
     """Packs the images of imdb, in an order shuffled by seed (None: as they come), ids counting from 0 in that order.
 
     target is the .lst; the other files go beside it. Every image is decoded once, completely. A damaged or missing one
-    raises DataError with the list of all such images, after the last; with skip_bad it is left out. Images annotated
-    without objects are left out unless keep_empty. Files appear at the end, the sidecar last; an error or an
-    interruption leaves those of an earlier run as they were. The result depends neither on `workers` nor on timing.
+    raises DataError with the list of all such images, after the last; with skip_bad it is left out. Images without
+    objects are left out unless keep_empty. rules: of fit_objects. Files appear at the end, the sidecar last; an error
+    or an interruption leaves those of an earlier run as they were. The result depends neither on `workers` nor on
+    timing.
     """
     images = _shuffled([image for image in imdb.images if keep_empty or len(image.objects)], seed)
     report = Report(imdb.class_names, dropped=list(imdb.dropped), empty=len(imdb.images) - len(images))
     report.objects_per_class = np.zeros(len(imdb.class_names), np.int64)
     lines: list[str] = []
     rec = target.with_suffix(".rec")
-    with RecordWriter(rec) as writer, _checked(images, workers) as results:
+    with RecordWriter(rec) as writer, _checked(images, workers, rules) as results:
         for checked in progress(results, len(images)):
             if checked.reason:
                 report.bad.append(f"{checked.image.name}: {checked.reason}")
             elif skip_bad or not report.bad:
-                lines.append(_add(writer, len(lines), checked, report))
+                lines += _add(writer, len(lines), checked, report, keep_empty)
         if not lines and not report.bad:
             raise DataError("no image has objects, nothing was written; --true-negative keeps images without objects")
         refuse_unusable(report.bad, skip_bad, len(lines))
         writer.add_file(target, "".join(lines).encode("utf-8"))
         width = pack_label(np.zeros((max(report.counts), 6))).size
         sidecar = describe_record(
-            writer.finish(), report.class_names, report.counts, report.objects_per_class, width, source
+            writer.finish(), report.class_names, report.counts, report.objects_per_class, width, source, report.digests
         )
         writer.add_file(sidecar_path(rec), sidecar_bytes(sidecar))
     return report
@@ -92,49 +109,56 @@ def _shuffled(images: Sequence[AnnotatedImage], seed: int | None) -> list[Annota
     return [images[k] for k in np.random.default_rng(seed).permutation(len(images))]
 
 
-def _add(writer: RecordWriter, index: int, checked: Checked, report: Report) -> str:
-    """Writes one record, counts it, and returns its line for the .lst."""
-    image, info = checked.image, checked.info
+def _add(writer: RecordWriter, index: int, checked: Checked, report: Report, keep_empty: bool) -> list[str]:
+    """Writes one record, counts it, and returns its line for the .lst; none if it has lost its objects and images
+    without are not kept."""
+    image, info, fitted = checked.image, checked.info, checked.fitted
     assert info is not None  # only bad images have none
-    objects, kept = image.normalised(info.size)
+    assert fitted is not None
+    objects = fitted.objects
+    for name in ("dropped", "scaled", "far", "thin", "twice", "alike"):
+        getattr(report, name).extend(getattr(fitted, name))
+    report.clipped += fitted.clipped
+    if not len(objects) and not keep_empty:
+        report.empty += 1
+        return []
+    if not len(objects) and (fitted.dropped or image.dropped):
+        report.emptied.append(image.name)
     validate(objects, len(report.class_names), image.name)
     label = pack_label(objects)
     writer.write(index, pack(label, checked.content, index))
-    report.images.append(replace(image, objects=image.objects[kept]))
+    report.images.append(_in_pixels(image, fitted))
     report.counts.append(len(objects))
+    report.digests.append(checked.digest)
     report.objects_per_class += np.bincount(objects[:, 0].astype(int), minlength=len(report.class_names))
-    report.dropped += [
-        f"{image.name}: object {row} [{' '.join(f'{v:g}' for v in image.objects[row, 1:5])}] lies outside the image"
-        for row in np.flatnonzero(~kept)
-    ]
-    if image.size not in (None, info.size):
-        report.resized.append(
-            f"{image.name}: {_width_by_height(image.size)} annotated, {_width_by_height(info.size)} decoded"
-        )
     if info.orientation != 1:
         report.rotated.append(image.name)
-    return "\t".join([str(index), *(f"{value:.9g}" for value in label), image.name]) + "\n"
+    return ["\t".join([str(index), *(f"{value:.9g}" for value in label), image.name]) + "\n"]
 
 
-def _width_by_height(size: Size | None) -> str:
-    return f"{size[1]} x {size[0]}" if size else "unknown"
+def _in_pixels(image: AnnotatedImage, fitted: Fitted) -> AnnotatedImage:
+    """The image with the objects that are packed, in pixels of the image as it is stored."""
+    image = image.only(fitted.rows)
+    if fitted.factor is None:
+        return image
+    scale = np.array([1, *fitted.factor, *fitted.factor, 1])
+    return replace(image, objects=image.objects * scale)
 
 
-def _checked(images: list[AnnotatedImage], workers: int) -> AbstractContextManager[Iterator[Checked]]:
+def _checked(images: list[AnnotatedImage], workers: int, rules: Rules) -> AbstractContextManager[Iterator[Checked]]:
     """The checked images in order, from `workers` processes; 1, or no image at all, works in this one."""
+    check = partial(_check, rules=rules)
     if workers == 1 or not images:
-        return nullcontext(map(_check, images))
-    return in_order(process_pool(workers), workers, _check, images)
+        return nullcontext(map(check, images))
+    return in_order(process_pool(workers), workers, check, images)
 
 
-def _check(image: AnnotatedImage) -> Checked:
-    return or_reason(lambda: _read_and_check(image), lambda reason: Checked(image, reason=reason))
+def _check(image: AnnotatedImage, rules: Rules) -> Checked:
+    return or_reason(lambda: _read_and_check(image, rules), lambda reason: Checked(image, reason=reason))
 
 
-def _read_and_check(image: AnnotatedImage) -> Checked:
+def _read_and_check(image: AnnotatedImage, rules: Rules) -> Checked:
     """Reads and decodes one image, in a worker; OSError, or DataError with the reason alone."""
     content = read_image(image.path)
     info = check_image(content)
-    if info.orientation >= 5 and image.size == info.size[::-1] != info.size:
-        raise DataError(f"annotated as rotated by its EXIF orientation {info.orientation}; store it upright")
-    return Checked(image, content, info)
+    return Checked(image, content, info, fit_objects(image, info, rules), image_digest(content))

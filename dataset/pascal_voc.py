@@ -1,4 +1,4 @@
-"""PASCAL VOC annotations: a VOCdevkit (VOC2007, VOC2012...) or a bare folder with Annotations/ and JPEGImages/.
+"""PASCAL VOC annotations: XML files, in the folders that dataset/voc_folders.py finds.
 
 Pixel convention. VOC counts pixels from 1 and its boxes include both ends (VOC2007 development kit): xmin = xmax = 1 is
 the first column of pixels. The edges of such a box are therefore xmin - 1, ymin - 1, xmax, ymax, and a box over a whole
@@ -7,7 +7,7 @@ edges measured from 0, as they stand, which is how labelImg, CVAT and most conve
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError  # noqa: S405 - types only, defusedxml parses
@@ -16,10 +16,12 @@ import defusedxml.ElementTree
 import numpy as np
 
 from common.errors import DataError, did_you_mean
-from common.files import text_lines
 from common.sizes import Size
+from dataset.folder_files import files_in
 from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES
-from dataset.imdb import AnnotatedImage, Part, require_inside
+from dataset.imdb import AnnotatedImage, require_inside
+from dataset.mistakes import Mistakes
+from dataset.voc_folders import XML, VocFolder, voc_names
 
 VOC_CLASSES = tuple(
     """
@@ -27,31 +29,32 @@ VOC_CLASSES = tuple(
     sofa train tvmonitor
     """.split()  # noqa: SIM905 - a list of words
 )
-DEFAULT_YEARS = ("2007", "2012")
-DEFAULT_SET = "trainval"
-IMAGES = "JPEGImages"
 MAX_XML_BYTES = 8 << 20
 _BOX_TAGS = ("xmin", "ymin", "xmax", "ymax")
+_NOT_DIFFICULT = ("", "unspecified", "false", "no")  # what tools write into <difficult> for 0
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Annotation:
-    """One XML file: boxes (n, 4) float64 as written there, difficult (n,)."""
+    """One XML file: boxes (n, 4) float64 as written there, difficult (n,); unclear: how many of these are no number."""
 
     path: Path
     image: Path
+    name: str
     size: Size | None
     names: tuple[str, ...]
     boxes: np.ndarray
     difficult: np.ndarray
+    unclear: int
 
 
 class PascalVoc:
     """Reads all annotations of some image sets; images has them in the order of the set files.
 
     dropped describes the boxes that have no extent (xmax <= xmin or ymax <= ymin as written) and were left out; their
-    number is logged. A name listed in several sets of one folder counts once.
+    number is logged. A name listed in several sets of one folder counts once. found_names: the names of the objects,
+    sorted.
     """
 
     def __init__(
@@ -63,58 +66,43 @@ class PascalVoc:
         pixel_origin: int = 1,
         skip_bad: bool = False,
         every_annotation: bool = False,
+        annotations: Path | None = None,
+        images: Path | None = None,
     ) -> None:
         """Reads everything but the images.
 
         years are for a VOCdevkit (2007 and 2012 unless given). image_sets are names of ImageSets/Main (trainval unless
-        given; without an ImageSets folder every annotation): one for all years, several for one year, or one for
-        each. every_annotation: without image_sets all of Annotations/, even if there is an ImageSets folder.
-        class_names None takes VOC's twenty if they cover the annotations, else the names found, sorted. Anything
-        missing, malformed or of an unknown class raises DataError naming the file. With skip_bad, annotation
-        files that are missing or malformed are left out; `bad` holds the sentences that name them.
+        given, or the one that is there; without an ImageSets folder every annotation): one for all years, several for
+        one year, or one for each. every_annotation: without image_sets all annotations, even if there is an ImageSets
+        folder. annotations and images: the folders with these, if they are no usual ones of the root. class_names None
+        takes VOC's twenty if they cover the annotations, else the names found, sorted. Anything missing, malformed or
+        of an unknown class raises DataError naming the files. With skip_bad, annotation files that are missing or
+        malformed are left out; `bad` holds the sentences that name them.
         """
         self.root = Path(root)
-        self.bad: list[str] = []
-        locate = _ImageFinder()
-        listed = _listed(self.root, years, image_sets, every_annotation)
-        annotations = list(self._annotations(listed, locate, skip_bad))
-        self.class_names = tuple(class_names) if class_names else _choose_classes(annotations)
-        self.images = [self._image(annotation, pixel_origin) for annotation in annotations]
-        self.dropped = tuple(line for image in self.images for line in image.dropped)
-        self.sources = [
-            _set_path(folder, name or DEFAULT_SET) for folder, name in _folders(self.root, years, image_sets)
-        ]
-        self._report(annotations, pixel_origin)
-
-    def _annotations(
-        self, listed: Sequence[tuple[Path, str]], locate: "_ImageFinder", skip_bad: bool
-    ) -> Iterator[_Annotation]:
+        mistakes, locate = Mistakes(skip_bad), _ImageFinder()
+        listed, self.sources = voc_names(self.root, years, image_sets, every_annotation, annotations, images)
+        read: list[_Annotation] = []
         for folder, name in listed:
-            try:
-                yield _read(self.root, folder, name, locate)
-            except DataError as error:
-                if not skip_bad:
-                    raise
-                self.bad.append(str(error))
-        if len(self.bad) == len(listed):
-            raise DataError(f"no annotation can be used: {self.bad[0]}")
+            with mistakes.collected():
+                read.append(_read(folder, name, locate))
+        mistakes.settle(len(read))
+        self.bad = mistakes.lines
+        self.found_names = tuple(sorted({name for annotation in read for name in annotation.names}))
+        self.class_names = tuple(class_names) if class_names else _choose_classes(self.found_names)
+        _refuse_unknown(read, self.class_names)
+        self.images = [self._image(annotation, pixel_origin) for annotation in read]
+        self.dropped = tuple(line for image in self.images for line in image.dropped)
+        self._report(read, pixel_origin)
 
     def _image(self, annotation: _Annotation, pixel_origin: int) -> AnnotatedImage:
         kept = _has_extent(annotation.boxes)
-        ids = [self._class_id(name, annotation.path) for name in annotation.names]
+        ids = np.array([self.class_names.index(name) for name in annotation.names], np.float64)
         edges = annotation.boxes - np.array([pixel_origin, pixel_origin, 0, 0])
-        objects = np.column_stack([np.array(ids, np.float64), edges, annotation.difficult])[kept]
-        name = annotation.image.relative_to(self.root).as_posix()
-        return AnnotatedImage(name, annotation.image, objects, annotation.size, tuple(_without_extent(annotation)))
-
-    def _class_id(self, name: str, path: Path) -> int:
-        if name not in self.class_names:
-            hint = did_you_mean(name, self.class_names)
-            raise DataError(
-                f"{path}: class {name!r} is not among the {len(self.class_names)} class names{hint}; "
-                "add it to --class-names, leave its objects out with --only-class-names, or correct the annotation"
-            )
-        return self.class_names.index(name)
+        objects = np.column_stack([ids, edges, annotation.difficult])[kept]
+        written = np.column_stack([np.arange(len(ids)), annotation.boxes])[kept]
+        dropped = tuple(_without_extent(annotation))
+        return AnnotatedImage(annotation.name, annotation.image, objects, annotation.size, dropped, written)
 
     def _report(self, annotations: Sequence[_Annotation], pixel_origin: int) -> None:
         if self.dropped:
@@ -122,103 +110,33 @@ class PascalVoc:
         early = sum(int((annotation.boxes[:, :2] < pixel_origin).any(axis=1).sum()) for annotation in annotations)
         if early and pixel_origin == 1:
             logger.warning("%d boxes begin at pixel 0: if the annotations count from 0, use --pixel-origin 0", early)
+        unclear = [annotation for annotation in annotations if annotation.unclear]
+        if unclear:
+            logger.warning(
+                "%d objects have a <difficult> that is no number (as in %s) and count as not difficult",
+                sum(annotation.unclear for annotation in unclear), unclear[0].path,
+            )  # fmt: skip
 
 
-def image_sets(root: str | Path, images: Sequence[AnnotatedImage], parts: Mapping[str, Part]) -> dict[Path, bytes]:
-    """{ImageSets/Main/NAME.txt: its content} of the parts that were drawn of `images`, beside the annotations.
-
-    trainval holds train and val, as in VOC. Names stand in the order of `images`. Each year of a VOCdevkit has files of
-    its own, and none of a part without images of that year.
-    """
-    drawn = {name: {image.name for image in part.images} for name, part in parts.items()}
-    sets = {**drawn, DEFAULT_SET: drawn.get("train", set()) | drawn.get("val", set())}
-    lines: dict[Path, str] = {}
-    for image in images:
-        folder, _, name = image.name.rpartition(f"{IMAGES}/")
-        for image_set in (one for one, names in sets.items() if image.name in names):
-            path = _set_path(Path(root) / folder, image_set)
-            lines[path] = f"{lines.get(path, '')}{Path(name).with_suffix('')}\n"
-    return {path: text.encode("utf-8") for path, text in lines.items()}
-
-
-def _listed(root: Path, years: Sequence[str], image_sets: Sequence[str], every: bool) -> list[tuple[Path, str]]:
-    """(folder, name) of every image asked for, each once."""
-    if not root.is_dir():
-        raise DataError(
-            f"{root}: no such folder; --root names a VOCdevkit or a folder with Annotations/ and JPEGImages/"
-        )
-    found: dict[tuple[Path, str], None] = {}
-    for folder, image_set in _folders(root, years, image_sets):
-        for name in _names(folder, image_set, every):
-            found[folder, name] = None
-    return list(found)
-
-
-def _folders(root: Path, years: Sequence[str], image_sets: Sequence[str]) -> list[tuple[Path, str | None]]:
-    """Pairs of a folder with Annotations/ and an image set; None for the default one."""
-    sets: list[str | None] = [*image_sets] or [None]
-    if (root / "Annotations").is_dir():
-        if years:
-            raise DataError(f"{root} has no years: Annotations/ lies directly in it; leave out --year")
-        return [(root, image_set) for image_set in sets]
-    present = sorted(path.name[3:] for path in root.glob("VOC*") if (path / "Annotations").is_dir())
-    if not present:
-        raise DataError(
-            f"{root} holds no annotations: neither Annotations/ nor VOC2007/Annotations/ is there; check --root and "
-            "--year"
-        )
-    years = list(years or DEFAULT_YEARS)
-    for year in years:
-        if year not in present:
-            raise DataError(f"{root / f'VOC{year}'}/Annotations is missing; --year can be {','.join(present)}")
-    if len(years) == 1:
-        years = years * len(sets)
-    if len(sets) == 1:
-        sets = sets * len(years)
-    if len(sets) != len(years):
-        raise DataError(f"--set has {len(sets)} names for {len(years)} years; give one, or one for each year")
-    return [(root / f"VOC{year}", image_set) for year, image_set in zip(years, sets, strict=True)]
-
-
-def _set_path(folder: Path, image_set: str) -> Path:
-    return folder / "ImageSets" / "Main" / f"{image_set}.txt"
-
-
-def _names(folder: Path, image_set: str | None, every: bool) -> list[str]:
-    """The image names (without suffix) of a set of one folder."""
-    sets = folder / "ImageSets" / "Main"
-    if image_set is None and (every or not (folder / "ImageSets").is_dir()):
-        names = sorted(path.stem for path in (folder / "Annotations").glob("*.xml"))
-        if not names:
-            raise DataError(f"{folder / 'Annotations'} holds no annotations (*.xml)")
-        return names
-    path = _set_path(folder, image_set or DEFAULT_SET)
-    require_inside(path, sets, sets)
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in sets.glob("*.txt"))[:20]) or "none"
-        raise DataError(f"{path} is missing; sets that are there (--set): {known}")
-    names = [line.strip() for line in "\n".join(text_lines(path)).splitlines() if line.strip()]
-    if not names:
-        raise DataError(f"{path} lists no images; choose another --set")
-    return names
-
-
-def _read(root: Path, folder: Path, name: str, locate: "_ImageFinder") -> _Annotation:
+def _read(folder: VocFolder, name: str, locate: "_ImageFinder") -> _Annotation:
     """Parses one annotation file."""
-    path = folder / "Annotations" / f"{name}.xml"
-    require_inside(path, folder / "Annotations", root)
+    path = folder.annotations / f"{name}{XML}"
+    require_inside(path, folder.annotations, folder.root)
     tree = _parse(path)
-    image = locate(folder / IMAGES, name)
-    require_inside(image, folder / IMAGES, root)
+    image = locate(folder.images, name, tree.findtext("filename") or "")
+    require_inside(image, folder.images, folder.root)
     objects = tree.findall("object")
     boxes = [_box(element, path) for element in objects]
+    difficult = [_difficult(element, path) for element in objects]
     return _Annotation(
         path,
         image,
+        image.relative_to(folder.root if image.is_relative_to(folder.root) else folder.images).as_posix(),
         _size(tree, path),
         tuple(_class_name(element, path) for element in objects),
         np.array(boxes, np.float64).reshape(-1, 4),
-        np.array([_number(element, "difficult", path, default=0.0) != 0 for element in objects], np.float64),
+        np.array([value or 0.0 for value in difficult], np.float64),
+        difficult.count(None),
     )
 
 
@@ -236,6 +154,8 @@ def _parse(path: Path) -> Element:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except (ParseError, ValueError, LookupError) as error:
+        if "encoding" in str(error):
+            raise DataError(f"{path}: its encoding cannot be read ({error}); save it as UTF-8") from error
         raise DataError(f"{path}: not well-formed XML ({error}); correct the annotation") from error
     if tree.tag != "annotation":
         raise DataError(f"{path}: begins with <{tree.tag}> instead of <annotation>, this is not a VOC annotation")
@@ -248,26 +168,38 @@ class _ImageFinder:
     def __init__(self) -> None:
         self._listed: dict[Path, dict[str, Path]] = {}
 
-    def __call__(self, folder: Path, name: str) -> Path:
-        """The image: JPEG or PNG in any spelling, else another format (packing names it as neither), else NAME.jpg,
-        which packing names as missing."""
+    def __call__(self, folder: Path, name: str, written: str) -> Path:
+        """The image: JPEG or PNG in any spelling, else another format (packing says what it can do with it), else
+        the file that the annotation names (`written`), else NAME.jpg, which packing names as missing.
+
+        The annotation of a.jpg may be called a.jpg.xml.
+        """
         usual = folder / f"{name}{IMAGE_SUFFIXES[0]}"
         if usual.is_file():
             return usual
-        if usual.parent not in self._listed:
-            self._listed[usual.parent] = _images_by_stem(usual.parent)
-        return self._listed[usual.parent].get(Path(name).name, usual)
+        images, own = self._images(usual.parent), Path(name).name
+        suffixed = own if Path(own).suffix.lower() in (*IMAGE_SUFFIXES, *OTHER_SUFFIXES) else ""
+        wanted = written.replace("\\", "/").rpartition("/")[2]
+        names = (own, f"{suffixed}/", Path(suffixed).stem if suffixed else own, f"{wanted}/")
+        return next((images[key] for key in names if key in images), usual)
+
+    def _images(self, folder: Path) -> dict[str, Path]:
+        if folder not in self._listed:
+            self._listed[folder] = _images_by_name(folder)
+        return self._listed[folder]
 
 
-def _images_by_stem(folder: Path) -> dict[str, Path]:
-    """{name without suffix: image} of a folder; of several the one with the first suffix, in lower case first."""
+def _images_by_name(folder: Path) -> dict[str, Path]:
+    """{name without suffix, and name/: image} of a folder; of several the one with the first suffix, in lower case
+    first."""
     ranks = {suffix: rank for rank, suffix in enumerate((*IMAGE_SUFFIXES, *OTHER_SUFFIXES))}
-    found = [path for path in folder.glob("*") if path.suffix.lower() in ranks and path.is_file()]
+    found = [path for path in files_in(folder, ranks) if path.is_file()]
 
     def order(path: Path) -> tuple[int, str]:
         return ranks[path.suffix.lower()], path.suffix.swapcase()
 
-    return {path.stem: path for path in sorted(found, key=order, reverse=True)}
+    found.sort(key=order, reverse=True)
+    return {f"{path.name}/": path for path in found} | {path.stem: path for path in found}
 
 
 def _size(tree: Element, path: Path) -> Size | None:
@@ -291,6 +223,16 @@ def _box(element: Element, path: Path) -> list[float]:
     if box is None:
         raise DataError(f"{path}: an object has no <bndbox>; correct the annotation")
     return [_number(box, tag, path) for tag in _BOX_TAGS]
+
+
+def _difficult(element: Element, path: Path) -> float | None:
+    """0 or 1; None for a text that stands for 0, as Unspecified."""
+    text = element.findtext("difficult")
+    if text is not None and text.strip().lower() in _NOT_DIFFICULT:
+        return None
+    if text is not None and text.strip().lower() == "true":
+        return 1.0
+    return float(_number(element, "difficult", path, default=0.0) != 0)
 
 
 def _number(element: Element, tag: str, path: Path, default: float | None = None) -> float:
@@ -319,11 +261,24 @@ def _without_extent(annotation: _Annotation) -> list[str]:
     ]
 
 
-def _choose_classes(annotations: Sequence[_Annotation]) -> tuple[str, ...]:
-    found = {name for annotation in annotations for name in annotation.names}
-    if found <= set(VOC_CLASSES):
+def _refuse_unknown(annotations: Sequence[_Annotation], class_names: Sequence[str]) -> None:
+    """DataError with all names of objects that are no class."""
+    known = frozenset(class_names)
+    first = {name: one.path for one in reversed(annotations) for name in one.names if name not in known}
+    if not first:
+        return
+    name, path = next(reversed(first.items()))
+    others = ", ".join(repr(other) for other in sorted(first) if other != name)
+    raise DataError(
+        f"{path}: class {name!r} is not among the {len(class_names)} class names{did_you_mean(name, class_names)}"
+        f"{f' (nor are {others:.200})' if others else ''}; "
+        "add it to --class-names, leave its objects out with --only-class-names, or correct the annotation"
+    )
+
+
+def _choose_classes(found: tuple[str, ...]) -> tuple[str, ...]:
+    if set(found) <= set(VOC_CLASSES):
         logger.info("class names of the annotations: the 20 of PASCAL VOC")
         return VOC_CLASSES
-    names = tuple(sorted(found))
-    logger.info("class names of the annotations: %d, sorted: %s", len(names), ",".join(names))
-    return names
+    logger.info("class names of the annotations: %d, sorted: %s", len(found), ",".join(found))
+    return found

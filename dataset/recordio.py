@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from common.errors import DataError
-from common.files import AtomicFile, publish_all, staged
+from common.file_set import clear_leftovers, finish_replacement, replace_set
+from common.files import AtomicFile, staged
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -65,10 +66,12 @@ def unpack(payload: bytes, where: str) -> Record:
 
 
 class RecordWriter:
-    """Context manager that writes PATH, its .idx and the files added; on a clean exit all appear, in this order."""
+    """Context manager that writes PATH, its .idx and the files added; on a clean exit all appear as one."""
 
     def __init__(self, path: str | Path) -> None:
-        """Opens temporary files in the folder of `path`, which must exist."""
+        """Opens temporary files in the folder of `path`, which must exist; those of killed packers are removed."""
+        clear_leftovers(Path(path))
+        self._gone: list[Path] = []
         self._rec = AtomicFile(Path(path))
         try:
             self._idx = AtomicFile(Path(path).with_suffix(".idx"))
@@ -101,6 +104,10 @@ class RecordWriter:
         """A small file that is to appear together with the record."""
         self._more.append(staged(path, content))
 
+    def remove(self, path: Path) -> None:
+        """A file of the earlier record that the new one has not."""
+        self._gone.append(path)
+
     def __enter__(self) -> "RecordWriter":
         return self
 
@@ -109,7 +116,7 @@ class RecordWriter:
     ) -> None:
         files = [self._rec, self._idx, *self._more]
         if kind is None:
-            publish_all(files)
+            replace_set(self._rec.path, files, self._gone)
             return
         for file in files:
             file.discard()
@@ -126,6 +133,8 @@ class RecordReader:
     def __init__(self, path: str | Path) -> None:
         """Without an .idx the ids are 0, 1, 2... in file order."""
         self.path = Path(path)
+        refuse_other_file(self.path)
+        finish_replacement(self.path)
         self._file: BinaryIO | None = None
         self._size = self._open().seek(0, os.SEEK_END)
         self._bounds = self._walk()
@@ -230,6 +239,18 @@ class RecordReader:
 
     def _damaged(self, position: int, what: str) -> DataError:
         return DataError(f"{self.path}, record {position}: {what}; pack the data set again")
+
+
+def refuse_other_file(path: str | Path, what: str = "") -> None:
+    """DataError for a folder, and for a file that stands beside records, in place of one.
+
+    what: the option, or other word, that stands before the path in the sentence. An empty path is none.
+    """
+    found, where = Path(path), f"{what} {path}" if what else str(path)
+    if str(path) and found.is_dir():
+        raise DataError(f"{where}: is a folder; name the record in it (NAME.rec)")
+    if found.suffix.lower() in (".lst", ".idx", ".json", ".txt"):
+        raise DataError(f"{where}: is no record; name the one beside it, {found.with_suffix('.rec').name}")
 
 
 def _aligned(length: int) -> int:

@@ -1,21 +1,28 @@
 """The sidecar NAME.json beside NAME.rec: class names, counts, checksum; no later step asks the user for them."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import DataError
+from common.file_set import finish_replacement
 from common.files import file_sha256, write_atomically
 from common.signed_json import SignedKind
 from common.version import __version__
 from dataset.recordio import RecordReader
 
+DIGEST_LENGTH = 16
+
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What is known of a .rec file; label_width is the number of floats of its widest label, size its bytes."""
+    """What is known of a .rec file; label_width is the number of floats of its widest label, size its bytes.
+
+    image_digests: image_digest of each image, one after the other in the record's order; "" in sidecars without.
+    """
 
     class_names: tuple[str, ...]
     num_images: int
@@ -27,6 +34,7 @@ class Sidecar:
     sha256: str
     size: int
     tool_version: str
+    image_digests: str = ""
 
     def __post_init__(self) -> None:
         """ValueError for counts below 0, and for class names that are listed twice or have no count each."""
@@ -35,13 +43,31 @@ class Sidecar:
         negative = next((name for name, count in counts.items() if count < 0), None)
         if negative:
             raise ValueError(f"{negative} is negative")
+        if self.image_digests and len(self.image_digests) != self.num_images * DIGEST_LENGTH:
+            raise ValueError("image_digests has not one digest for each image")
         if len(self.objects_per_class) != len(self.class_names):
             raise ValueError("class_names and objects_per_class differ in length")
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError("class_names: a name is listed twice")
 
 
-SIDECAR_FILE = SignedKind(Sidecar, "sidecar", format=2)  # earlier ones had no number
+SIDECAR_FILE = SignedKind(Sidecar, "sidecar", format=2, max_bytes=256 << 20)  # earlier ones had no number
+
+
+def image_digest(content: bytes) -> str:
+    """What tells an image file from others: the first 16 hexadecimal digits of its sha256."""
+    return hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH]
+
+
+def same_images(one: Sidecar, other: Sidecar) -> int:
+    """How many images of `other` are in `one`, byte for byte; 0 where a sidecar does not say."""
+    digests = [_split(sidecar.image_digests) for sidecar in (one, other)]
+    known = set(digests[0])
+    return sum(digest in known for digest in digests[1])
+
+
+def _split(digests: str) -> list[str]:
+    return [digests[k : k + DIGEST_LENGTH] for k in range(0, len(digests), DIGEST_LENGTH)]
 
 
 def describe_record(
@@ -51,8 +77,10 @@ def describe_record(
     objects_per_class: np.ndarray,
     label_width: int,
     source: str,
+    digests: Iterable[str] = (),
 ) -> Sidecar:
-    """The sidecar of a complete .rec, under whatever name; counts: the objects of each record."""
+    """The sidecar of a complete .rec, under whatever name; counts: the objects of each record; digests: of the images
+    of all."""
     return Sidecar(
         class_names=class_names,
         num_images=len(counts),
@@ -64,6 +92,7 @@ def describe_record(
         sha256=file_sha256(rec),
         size=rec.stat().st_size,
         tool_version=__version__,
+        image_digests="".join(digests),
     )
 
 
@@ -75,6 +104,7 @@ def sidecar_path(rec_path: str | Path) -> Path:
 def read_sidecar(rec_path: str | Path) -> Sidecar | None:
     """The sidecar of a record, None if there is none; DataError if it is damaged."""
     path = sidecar_path(rec_path)
+    finish_replacement(path)
     if not path.exists():
         return None
     try:
@@ -93,16 +123,12 @@ def sidecar_bytes(sidecar: Sidecar) -> bytes:
     return SIDECAR_FILE.to_json(sidecar).encode("utf-8")
 
 
-def drop_sidecar(rec_path: str | Path) -> bool:
-    """Removes the sidecar of a record that has been replaced by one without; whether there was any. Another file of its
-    name stays."""
+def has_sidecar(rec_path: str | Path) -> bool:
+    """Whether a record has a sound sidecar; another file of its name is none."""
     try:
-        if read_sidecar(rec_path) is None:
-            return False
+        return read_sidecar(rec_path) is not None
     except DataError:
         return False
-    sidecar_path(rec_path).unlink()
-    return True
 
 
 def verify_sidecar(rec_path: str | Path, sidecar: Sidecar, hash: bool) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from model.manifest import CALIBRATION_MODES, FLOAT32, INT8, NAIVE, ONNX_INT8, M
 from symbol.registry import detection_options_class, given_detection
 
 if TYPE_CHECKING:
+    from model.checkpoint import CheckpointMeta
     from model.folder import Model
 
 
@@ -101,7 +101,7 @@ def main(argv: list[str]) -> int:
     check_checkpoint(replace(options, data_shape=None), checkpoint)
     folder = options.output or f"{options.prefix}-deploy"
     check_replaceable(folder)
-    check_records(options, checkpoint.meta.class_names)
+    check_records(options, checkpoint.meta)
     model = model_from_checkpoint(checkpoint, data_shape=options.data_shape, **given_detection(options))
     model, files = converted(inference_model(model, options.uint8_input), options)
     print_summary(folder, write_model_folder(folder, model, files))
@@ -169,13 +169,14 @@ def check_onnx(options: DeployOptions) -> None:
         raise OptionError(f"--onnx-batch {options.onnx_batch}: is for --onnx; give that as well, or leave it out")
 
 
-def check_records(options: DeployOptions, class_names: Sequence[str]) -> None:
-    """DataError for a record that is not there, OptionError for one with other classes than the checkpoint's."""
-    from evaluate.evaluate_net import check_classes
+def check_records(options: DeployOptions, meta: "CheckpointMeta") -> None:
+    """DataError for a record that is not there or has changed, OptionError for one with other classes than the
+    checkpoint's."""
+    from evaluate.evaluate_net import check_record
 
     for what, record in (("--calib-rec", options.calib_rec), ("--eval-rec", options.eval_rec)):
         if record:
-            check_classes(record, class_names, options.prefix, what)
+            check_record(record, meta, options.prefix, what)
 
 
 def _print_precision(manifest: Manifest) -> None:

@@ -12,15 +12,17 @@ import numpy as np
 from common.errors import DataError, OptionError, out_of_memory_hint
 from dataset.batch_spec import BatchSpec
 from dataset.iterator import RecordIter, open_batches
-from dataset.sidecar import read_sidecar
+from dataset.recordio import refuse_other_file
+from dataset.sidecar import read_sidecar, verify_sidecar
 from evaluate.coco_metric import COCOResult
 from evaluate.eval_metric import ValidationMetric
 from evaluate.scoring import inference_module, score_detections
 from evaluate.voc_eval import VOCResult
 from machine.runtime import check_batch_size, mx
-from model.checkpoint import Checkpoint
+from model.checkpoint import Checkpoint, CheckpointMeta
 from symbol.symbol_factory import check_any_size, get_symbol, ineffective_options, rebuilding_options
 
+CALIBRATION = "--calib-rec"  # for which the training record is as good as another
 logger = logging.getLogger(__name__)
 
 
@@ -93,7 +95,7 @@ def evaluate_net(
     OptionError where the record's classes are not the checkpoint's.
     """
     meta = checkpoint.meta
-    check_classes(rec_path, meta.class_names, checkpoint.prefix)
+    check_record(rec_path, meta, checkpoint.prefix)
     batch_size = batch_size or meta.batch_size
     check_batch_size(batch_size, devices)
     rect = meta.rect if rect is None else rect
@@ -159,11 +161,29 @@ def _inference_module(
     return inference_module(symbol, checkpoint.arg_params, checkpoint.aux_params, devices, iterator.provide_data)
 
 
+def check_record(rec_path: str, meta: CheckpointMeta, prefix: str, what: str = "--rec-path") -> None:
+    """check_classes, and a record that has changed since it was packed is refused with DataError; one that is the
+    training record, or none of the run's, is told."""
+    check_classes(rec_path, meta.class_names, prefix, what)
+    sidecar = read_sidecar(rec_path)
+    if sidecar is None:
+        return
+    verify_sidecar(rec_path, sidecar, hash=True)
+    known = next((name for name, digest in meta.records.items() if digest == sidecar.sha256), "")
+    if known == "train" and what != CALIBRATION:
+        logger.warning(
+            "%s %s is the record that %s was trained on; the values promise too much", what, rec_path, prefix
+        )
+    elif meta.records and not known:
+        logger.info("%s %s is neither the training nor the validation record of %s", what, rec_path, prefix)
+
+
 def check_classes(rec_path: str, names: Sequence[str], prefix: str, what: str = "--rec-path") -> None:
     """DataError if there is no such record, OptionError if its sidecar names other classes.
 
     what: the option, or other word, that stands before the path in the sentence.
     """
+    refuse_other_file(rec_path, what)
     if not Path(rec_path).is_file():
         raise DataError(f"{what} {rec_path}: no such file; make it with tools/prepare_dataset.py")
     sidecar = read_sidecar(rec_path)

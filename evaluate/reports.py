@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from common.errors import OptionError
 from common.files import write_atomically
-from dataset.coco import read_annotations
+from dataset.coco_file import read_annotations
 from dataset.image_list import read_list
 from drawing.figures import save_figure
 from evaluate.coco_metric import COCOResult

@@ -54,6 +54,7 @@ class CheckpointMeta:
         freeze_epochs: of --freeze-epochs. earlier_updates: those of num_update that an earlier stage made.
         plateau: state of the schedule of that name. origin: what a schedule by updates counts from (`Origin`).
         begun: epochs that the run found done when it began with weights alone.
+        records: sha256 of the records of the run, by `train` and `validation`; empty where they were not looked at.
         files: the set's .params and .optim.params by name; empty before they are written.
     """
 
@@ -81,6 +82,7 @@ class CheckpointMeta:
     plateau: dict[str, Any] = field(default_factory=dict)
     origin: tuple[int, ...] = (0, 0, 0)
     begun: int = 0
+    records: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -231,6 +233,10 @@ def load_checkpoint(prefix: str, epoch: int | str = "auto") -> Checkpoint:
             f"{prefix}: no checkpoint there but weights, {params_path(prefix, plain)} has no .json; train from it with "
             f"--pretrained {prefix} --epoch {plain}, or with its symbol make a checkpoint of it by `python "
             f"tools/convert_weights.py --from classic {params_path(prefix, plain)} --prefix NEW`"
+        )
+    if not epochs and (Path(prefix) / "manifest.json").is_file():
+        raise CheckpointError(
+            f"{prefix}: is a model folder of deploy.py; give the prefix of the training (demo.py takes either)"
         )
     if not epochs:
         raise CheckpointError(f"{prefix}: no checkpoint there (looked for {prefix}-NNNN.json); check the prefix")

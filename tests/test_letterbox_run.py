@@ -26,7 +26,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("letterbox")
     record = write_record(folder / "shapes.rec", IMAGES, 1, shapes=SHAPES)
     options = train_options(
-        **NETWORK, **PIXELS, train_path=record, val_path=record, batch_size=BATCH, workers=0,
+        **NETWORK, **PIXELS, train_path=record, val_path=record, allow_same_record=True, batch_size=BATCH, workers=0,
         prefix=str(folder / "t"), end_epoch=16, save_every=8, lr=0.01, optimizer="adam", augment="none",
     )  # fmt: skip
     run_training(options)
@@ -83,6 +83,7 @@ def test_a_yolo_is_validated_and_evaluated_in_rectangular_batches(trained, tmp_p
     """Two epochs; evaluation takes rectangles and pixels from the checkpoint, or one size where that is asked for."""
     options = train_options(
         **PIXELS, network="yolov3_tiny", width=0.125, data_shape=(96,), train_path=trained[1], val_path=trained[1],
+        allow_same_record=True,
         batch_size=BATCH, workers=0, prefix=str(tmp_path / "y"), end_epoch=2, lr=0.01, augment="none", rect_val=True,
         score_threshold=0.001,
     )  # fmt: skip

@@ -51,7 +51,7 @@ def steps(root: Path, end_epoch: int | None) -> list[tuple[str, list[str]]]:
     """(title, arguments of python) of each step."""
     shapes, prefix, model = str(root / "shapes"), str(root / "ssd"), str(root / "model")
     train_rec, test_rec = str(root / "train.rec"), str(root / "test.rec")
-    pack = ["tools/prepare_dataset.py", "--dataset", "pascal", "--root", shapes]
+    pack = ["tools/prepare_dataset.py", "--dataset", "pascal", "--root", shapes, "--overwrite"]
     epochs = [] if end_epoch is None else ["--end-epoch", str(end_epoch)]
     train = ["train.py", "--config", "shapes", "--train-path", train_rec, "--val-path", test_rec, "--prefix", prefix]
     return [

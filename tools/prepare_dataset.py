@@ -4,7 +4,7 @@ python tools/prepare_dataset.py --dataset pascal --root data/VOCdevkit --year 20
     --target data/train.lst
 python tools/prepare_dataset.py --dataset coco --root data/coco --set train2017 --target data/train.lst
 python tools/prepare_dataset.py --dataset yolo --root data/mine/mine.data --set train --target data/train.lst
-python tools/prepare_dataset.py --dataset pascal --root data/mine --split 0.81,0.09,0.1 --target data/mine.lst
+python tools/prepare_dataset.py --root data/mine --split 0.81,0.09,0.1 --target data/mine.lst
 python tools/prepare_dataset.py --dataset pascal --root data/VOCdevkit --class-names car,person --only-class-names
 """
 
@@ -28,19 +28,18 @@ from common.errors import DataError, OptionError
 from common.files import check_output_file, write_all
 from config.command_line import parse_options
 from config.options import option
-from dataset.annotation_list import AnnotationList, listed_path, write_annotation_list
-from dataset.class_names import choose_classes, read_class_names
-from dataset.coco import Coco
-from dataset.darknet_data import YoloFolder
-from dataset.image_pool import shortened
+from dataset.annotation_list import listed_path, write_annotation_list
+from dataset.class_names import choose_classes, read_class_names, similar_names
+from dataset.fitting import DUPLICATES, TRUST, Rules
 from dataset.imdb import Imdb, split_dataset
+from dataset.layouts import KINDS
+from dataset.mistakes import shortened
 from dataset.packing import Report, pack_dataset
-from dataset.pascal_voc import PascalVoc, image_sets
+from dataset.sources import AUTO, Source, Wanted, read_sources
+from dataset.voc_folders import image_sets
+from dataset.yolo import POLYGONS
 from machine.command import exit_on_sigterm, run_command
 from machine.cpu import usable_threads
-
-AnnotationSource = PascalVoc | Coco | YoloFolder | AnnotationList
-
 
 EXAMPLE = "python tools/prepare_dataset.py --dataset pascal --root data/VOCdevkit --year 2007 --target data/train.lst"
 
@@ -49,27 +48,34 @@ EXAMPLE = "python tools/prepare_dataset.py --dataset pascal --root data/VOCdevki
 class PrepareOptions:
     """What to pack and where to; the flags of the classic command line and a few more."""
 
-    dataset: str = option("pascal", "kind of annotations", "annotations", choices=("pascal", "coco", "yolo", "list"))
+    dataset: str = option(
+        AUTO, "kind of annotations; auto looks at the folder and says what it is", "annotations", choices=(AUTO, *KINDS)
+    )
     root: str = option(
         "data/VOCdevkit",
-        "pascal: VOCdevkit with VOC2007/..., or a folder with Annotations/, JPEGImages/ and perhaps ImageSets/Main/; "
-        "coco: folder with annotations/instances_SET.json and SET/ or images/SET/; yolo: folder with images/ and "
-        "labels/, a list of images (.txt), or a .data file; list: a file of lines `path x1,y1,x2,y2,class ...`",
+        "pascal: VOCdevkit with VOC2007/..., or a folder with XML files and images (Annotations/ and JPEGImages/, "
+        "other names, side by side); coco: folder with annotations/instances_SET.json and SET/ or images/SET/, or a "
+        "JSON; yolo: folder with images/ and labels/, a list of images (.txt), a .data file, or a data.yaml; list: a "
+        "file of lines `path x1,y1,x2,y2,class ...`; csv; labelme: folder of its JSON files. Several roots with commas "
+        "between them are packed together",
         "annotations",
     )
+    annotations: str = option("", "folder of the annotations, where it is no usual one of --root", "annotations")
+    images: str = option("", "folder of the images, where it is no usual one of --root", "annotations")
     year: tuple[str, ...] = option((), "years of a VOCdevkit; none means 2007,2012; coco has none", "annotations")
     set: tuple[str, ...] = option(
         (),
         "image sets. pascal: one for all years, or one for each; none means trainval, or every image of a bare folder "
-        "without ImageSets/. coco: one or several, packed together; none means train2017. "
-        "yolo: folders in images/, none means all; of a .data file train (the default) or valid. list: none",
+        "without ImageSets/. coco: one or several, packed together; none means train2017, or train of what is there. "
+        "yolo: folders in images/, none means all; of a .data file train (the default) or valid; of a data.yaml "
+        "train, val, test. list: none",
         "annotations",
     )
     class_names: tuple[str, ...] = option(
         (),
-        "names in the order of the ids: a list, a file with one a line, or the .json of a record packed before; none "
-        "means those of the COCO file by category id, the 20 of VOC if they cover the annotations, or the names found, "
-        "sorted",
+        "names in the order of the ids: a list, a file with one a line, a data.yaml, or the .json of a record packed "
+        "before; none means those of the COCO file by category id, those beside YOLO's labels, the 20 of VOC if they "
+        "cover the annotations, or the names found, sorted",
         "annotations",
     )
     only_class_names: bool = option(
@@ -81,15 +87,28 @@ class PrepareOptions:
     pixel_origin: int = option(
         1,
         "1: coordinates count pixels from 1 and include both ends (VOC); 0: they are edges measured from 0 (labelImg, "
-        "CVAT). coco is always 0",
+        "CVAT). coco, yolo and labelme are always 0",
         "annotations",
         choices=(0, 1),
+    )
+    trust_size: str | None = option(
+        None,
+        "whose pixels the boxes are in, where an image has not the size that its annotation says: image or annotation; "
+        "none: the annotation's if the proportions are the same, else the image is refused",
+        "annotations",
+        choices=TRUST,
+    )
+    duplicates: str = option(
+        "keep", "objects with the class and the box of another one: keep or drop", "annotations", choices=DUPLICATES
+    )
+    polygons: str = option(
+        "refuse", "yolo: what becomes of polygons; box takes the box around each", "annotations", choices=POLYGONS
     )
     true_negative: bool = option(True, "keep images without objects, to learn from them what is none", "annotations")
     split: tuple[float, ...] = option(
         (),
         "shares of train, validation and, perhaps, test, as 0.81,0.09,0.1: writes NAME_train, NAME_val and NAME_test, "
-        "drawn by --seed; of a pascal folder all annotations unless --set is given",
+        "drawn by --seed from all annotations unless --set is given",
         "output",
         minimum=0.0,
         maximum=1.0,
@@ -106,11 +125,15 @@ class PrepareOptions:
         "output",
     )
     target: str = option("data/train.lst", "list to write; .rec, .idx and .json go beside it", "output")
+    overwrite: bool = option(
+        False, "replace the record, index, list and sidecar that are there, all at once at the end", "output"
+    )
     shuffle: bool = option(True, "shuffle the images; --no-shuffle keeps the order of the sets", "output")
     seed: int = option(233, "seed of the shuffle and of --split", "output", minimum=0)
     skip_bad: bool = option(
         False,
-        "leave damaged and missing images out, of pascal annotations too, and list them, instead of refusing",
+        "leave out images that are damaged or missing, or have a label that cannot be read, and list them, instead of "
+        "refusing",
         "output",
     )
     num_thread: int | None = option(
@@ -136,24 +159,29 @@ def main(argv: list[str]) -> None:
     target = _target(options)
     _check_write_sets(options)
     names = _names(options)
-    source, bad = _read(options, None if options.only_class_names else names)
+    source, kind = _read(options, None if options.only_class_names else names)
+    if options.write_sets and kind != "pascal":
+        raise OptionError(f"--write-sets: only pascal folders have image sets, {options.root} is {kind}; leave it out")
     imdb = _only(source, names) if options.only_class_names and names else source
+    for line in similar_names(imdb.class_names):
+        logger.warning(line)
     parts = split_dataset(imdb, options.split, options.seed) if options.split else {}
     targets = {name: target.with_name(f"{target.stem}_{name}.lst") for name in parts}
     for path in targets.values() if parts else [target]:
         _refuse_sources(path, source.sources, options)
+        _refuse_earlier(path, options)
     if not parts:
-        _pack(imdb, target, options, bad)
+        _pack(imdb, target, options, kind, source.bad)
         return
     sets = image_sets(options.root, imdb.images, parts) if options.write_sets else {}
     _refuse_other_sets(sets)
-    print_list("bad annotations, left out", bad)
+    print_list("bad annotations, left out", source.bad)
     for name, part in parts.items():
-        _pack(part, targets[name], options)
+        _pack(part, targets[name], options, kind)
     _write_sets(sets)
 
 
-def _pack(imdb: Imdb, target: Path, options: PrepareOptions, bad: Sequence[str] = ()) -> None:
+def _pack(imdb: Imdb, target: Path, options: PrepareOptions, kind: str, bad: Sequence[str] = ()) -> None:
     """Packs a data set or a part of one, and says what was written. bad: a sentence for each annotation left out."""
     try:
         if options.annotation_list:
@@ -166,7 +194,8 @@ def _pack(imdb: Imdb, target: Path, options: PrepareOptions, bad: Sequence[str] 
             workers=options.num_thread or usable_threads(),
             skip_bad=options.skip_bad,
             keep_empty=options.true_negative,
-            source=_source(options),
+            rules=Rules(options.trust_size, options.duplicates),
+            source=_source(options, kind),
             progress=progress,
         )
         if options.annotation_list:
@@ -198,8 +227,8 @@ def _refuse_sources(target: Path, sources: Sequence[Path], options: PrepareOptio
 def _check_write_sets(options: PrepareOptions) -> None:
     if options.write_sets and not options.split:
         raise OptionError("--write-sets: the sets are the parts of --split; give that, too")
-    if options.write_sets and options.dataset != "pascal":
-        raise OptionError(f"--write-sets: only pascal folders have image sets, --dataset is {options.dataset}")
+    if options.write_sets and (options.annotations or options.images or len(roots_of(options.root)) > 1):
+        raise OptionError("--write-sets is for one --root, without --annotations and --images; leave it out")
 
 
 def _refuse_other_sets(sets: Mapping[Path, bytes]) -> None:
@@ -225,6 +254,13 @@ def _write_sets(sets: Mapping[Path, bytes]) -> None:
         print(f"{path} written")
 
 
+def _refuse_earlier(target: Path, options: PrepareOptions) -> None:
+    """OptionError for a target with files of an earlier set, unless they are to be replaced."""
+    there = next((path for path in map(target.with_suffix, (".rec", ".lst", ".idx", ".json")) if path.exists()), None)
+    if there and not options.overwrite:
+        raise OptionError(f"--target {options.target}: {there} is there; choose another name, or give --overwrite")
+
+
 def _names(options: PrepareOptions) -> tuple[str, ...] | None:
     """The names that --class-names gives."""
     names = read_class_names(options.class_names)
@@ -242,38 +278,28 @@ def _only(imdb: Imdb, names: Sequence[str]) -> Imdb:
     return chosen
 
 
-def _read(options: PrepareOptions, names: Sequence[str] | None) -> tuple[AnnotationSource, list[str]]:
-    """The annotations that --dataset, --root, --year and --set name, and a sentence for each file left out of them.
-
-    names by id; None takes those of the annotations.
-    """
-    if options.dataset == "coco":
-        if options.year:
-            logging.warning("--year has no effect: the sets of COCO have their year in their name, as train2017")
-        return Coco(options.root, options.set, names), []
-    if options.dataset == "yolo":
-        if options.year:
-            logging.warning("--year has no effect: folders and lists of yolo have no years")
-        return YoloFolder(options.root, options.set, names), []
-    if options.dataset == "list":
-        _refuse_sets(options)
-        return AnnotationList(options.root, names, options.pixel_origin), []
-    voc = PascalVoc(
-        options.root,
-        options.year,
-        options.set,
-        names,
-        options.pixel_origin,
-        options.skip_bad,
-        every_annotation=bool(options.split),
+def _read(options: PrepareOptions, names: tuple[str, ...] | None) -> tuple[Source, str]:
+    """(the annotations that the options name, their kind). names by id; None takes those of the annotations."""
+    wanted = Wanted(
+        options.dataset,
+        Path(options.root),
+        years=options.year,
+        sets=options.set,
+        names=names,
+        pixel_origin=options.pixel_origin,
+        skip_bad=options.skip_bad,
+        every=bool(options.split),
+        polygons=options.polygons,
+        annotations=Path(options.annotations) if options.annotations else None,
+        images=Path(options.images) if options.images else None,
     )
-    return voc, voc.bad
+    return read_sources(wanted, roots_of(options.root))
 
 
-def _refuse_sets(options: PrepareOptions) -> None:
-    for name in ("year", "set"):
-        if getattr(options, name):
-            raise OptionError(f"--{name}: a list has no {name}s, all its lines are packed; leave it out")
+def roots_of(text: str) -> list[Path]:
+    """The roots in a text with commas; a path that is there as it stands is one root."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return [Path(text)] if Path(text).exists() or len(parts) < 2 else [Path(part) for part in parts]
 
 
 def _target(options: PrepareOptions) -> Path:
@@ -284,9 +310,10 @@ def _target(options: PrepareOptions) -> Path:
     return target.with_suffix(".lst")
 
 
-def _source(options: PrepareOptions) -> str:
-    parts = [options.dataset, Path(options.root).resolve().name, ",".join(options.year), ",".join(options.set)]
-    origin = f", pixel origin {options.pixel_origin}" if options.dataset in ("pascal", "list") else ""
+def _source(options: PrepareOptions, kind: str) -> str:
+    roots = ",".join(root.resolve().name for root in roots_of(options.root))
+    parts = [kind, roots, ",".join(options.year), ",".join(options.set)]
+    origin = f", pixel origin {options.pixel_origin}" if {"pascal", "list", "csv"} & set(kind.split("+")) else ""
     return " ".join(part for part in parts if part) + origin
 
 
@@ -294,12 +321,19 @@ def _print_report(report: Report, target: Path, more: str) -> None:
     counts = np.array(report.counts)
     print_list("bad images, left out", report.bad)
     print_list("boxes dropped", report.dropped)
-    print_list("images of another size than annotated, the decoded one was used", report.resized)
+    print_list("images of another size than annotated, their boxes were scaled", report.scaled)
     print_list("images with an EXIF orientation, which is ignored", report.rotated)
+    for lines, what in ((report.twice, "the same class and box twice"), (report.alike, "nearly the same box twice")):
+        print_list(what, lines)
+    print_list("boxes that reach far outside their image", report.far)
+    print_list("boxes less than two pixels wide or high", report.thin)
+    print_list("images that lost all their boxes, packed as images without objects", report.emptied)
     print(f"{target.with_suffix('')}.lst .rec .idx .json{more} written")
     left_out = len(report.bad) + report.empty
     print(f"images: {counts.size}, without objects: {int((counts == 0).sum())}, left out: {left_out}")
     print(f"objects: {counts.sum()}, most in one image: {counts.max()}, dropped boxes: {len(report.dropped)}")
+    if report.clipped:
+        print(f"boxes clipped to their image: {report.clipped}")
     width = max(len(name) for name in report.class_names)
     for name, number in zip(report.class_names, report.objects_per_class, strict=True):
         print(f"  {name:<{width}} {number:>8}")
@@ -319,7 +353,7 @@ def progress(images: Iterable[T], total: int) -> Iterator[T]:
             shown = now
 
 
-def print_list(what: str, lines: list[str]) -> None:
+def print_list(what: str, lines: Sequence[str]) -> None:
     """A heading with the number of lines, and the first ten of them; nothing without lines."""
     if lines:
         print(f"{what}: {len(lines)}")

@@ -9,6 +9,7 @@ from common.files import check_prefix, numbered_files
 from config.augment_options import CENTER, TrainAugment
 from config.groups import COCO_ALONE, IMAGENET, is_foreign, validation_kinds, warmup_span
 from config.options import without_effect
+from dataset.recordio import refuse_other_file
 from symbol.registry import family_of
 from train.options import TrainOptions, split_stages
 
@@ -60,6 +61,7 @@ def check_epoch(prefix: str, epoch: int) -> None:
 def check_records(options: TrainOptions) -> None:
     """DataError where a record is missing."""
     for flag, path in (("--train-path", options.data.train_path), ("--val-path", options.data.val_path)):
+        refuse_other_file(path, flag)
         if (path or flag == "--train-path") and not Path(path).is_file():
             raise DataError(f"{flag} {path}: no such file; make it with tools/prepare_dataset.py")
 

@@ -15,7 +15,7 @@ from config.augment_options import LETTERBOX
 from config.groups import OutputOptions, batches_per_update, validation_kinds
 from config.options import replace_options
 from dataset.class_names import read_class_names
-from dataset.sidecar import Sidecar, read_sidecar, verify_sidecar
+from dataset.sidecar import Sidecar, read_sidecar, same_images, verify_sidecar
 from evaluate.eval_metric import ValidationMetric
 from machine.runtime import check_batch_size, contexts, mx
 from model.checkpoint import list_epochs, read_meta
@@ -100,7 +100,11 @@ def preflight(options: TrainOptions) -> Plan:
     for stage in stages:
         if start.epoch < stage.options.schedule.end_epoch:
             check_stage_batches(stage, sidecars, start if stage is stage_at(stages, start.epoch) else Start())
-    told = (*changed_options(options.output.prefix, options), *changed_files(options))
+    told = (
+        *changed_options(options.output.prefix, options),
+        *changed_files(options),
+        *changed_records(options, sidecars),
+    )
     for line in (*told, *objects_missing(options, classes, sidecars[0])):
         logger.warning(line)
     return Plan(options, classes, sidecars, stages, devices, start, found_epochs)
@@ -165,7 +169,47 @@ def read_sidecars(options: TrainOptions) -> list[Sidecar | None]:
     for path, sidecar in zip(paths, sidecars, strict=True):
         if sidecar and options.data.verify_data:
             verify_sidecar(path, sidecar, hash=True)
+    if len(paths) == 2:
+        _check_apart(paths, train, val, options.data.allow_same_record)
     return sidecars
+
+
+def _check_apart(paths: Sequence[str], train: Sidecar | None, val: Sidecar | None, allowed: bool) -> None:
+    """OptionError where training and validation are one record, unless that is allowed; a warning for common images."""
+    same = train and val and train.sha256 == val.sha256
+    if not allowed and (same or Path(paths[0]).samefile(paths[1])):
+        raise OptionError(
+            f"--val-path {paths[1]} is the training record, and would tell nothing of unseen images; name another, '' "
+            "for none, or give --allow-same-record"
+        )
+    count = 0 if same or not train or not val else same_images(train, val)
+    if count and val:
+        logger.warning(
+            "%d of the %d images of %s are in %s, too: the validation promises more than unseen images will keep; pack "
+            "both from one folder with --split, or from sets without common images",
+            count, val.num_images, paths[1], paths[0],
+        )  # fmt: skip
+
+
+def record_digests(sidecars: Sequence[Sidecar | None]) -> dict[str, str]:
+    """{train, validation: sha256} of the records that have sidecars."""
+    return {name: one.sha256 for name, one in zip(("train", "validation"), sidecars, strict=False) if one}
+
+
+def changed_records(options: TrainOptions, sidecars: Sequence[Sidecar | None]) -> list[str]:
+    """A line for each record of a resumed run that is not the one of its newest checkpoint that can be read."""
+    for epoch in reversed(list_epochs(options.output.prefix) if is_resumed(options) else []):
+        try:
+            before = read_meta(options.output.prefix, epoch).records
+        except CheckpointError:  # resuming reports it
+            continue
+        now = record_digests(sidecars)
+        paths = {"train": options.data.train_path, "validation": options.data.val_path}
+        changed = [name for name, digest in now.items() if before.get(name, digest) != digest]
+        return [
+            f"{paths[name]}: not the {name} record of the run so far (sha256); it goes on with it" for name in changed
+        ]
+    return []
 
 
 def class_names(options: TrainOptions, sidecar: Sidecar | None) -> tuple[str, ...]:

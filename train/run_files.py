@@ -34,6 +34,7 @@ _SEEN = {
     "save_best_only",
     "save_every",
     "verify_data",
+    "allow_same_record",
 }
 _FOLLOWED = {"eval_every"}  # decides the learning rate of --lr-schedule plateau
 _RENAMED = {"engine": "data_engine"}  # options of earlier versions

@@ -22,11 +22,17 @@ class CheckpointWriter:
     """Writes the module's state as checkpoints of one run."""
 
     def __init__(
-        self, stage: Stage, module: DetectionModule, plateau: Plateau | None, origin: Origin, begun: int
+        self,
+        stage: Stage,
+        module: DetectionModule,
+        plateau: Plateau | None,
+        origin: Origin,
+        begun: int,
+        records: dict[str, str],
     ) -> None:
         """stage: what the module trains; plateau: its schedule, if it is that one; origin: what another one counts
-        from; begun: epochs that the run found done when it began with weights alone."""
-        self.plateau, self.origin, self.begun = plateau, origin, begun
+        from; begun: epochs that the run found done when it began with weights alone; records: their sha256."""
+        self.plateau, self.origin, self.begun, self.records = plateau, origin, begun, records
         self.options, self.classes, self.module = stage.options, stage.classes, module
         self.symbol_json, self.symbol_sha256 = stage.symbol.tojson(), stage.digest
 
@@ -54,6 +60,7 @@ class CheckpointWriter:
             plateau=self.plateau.state() if self.plateau else {},
             origin=self.origin.numbers(),
             begun=self.begun,
+            records=self.records,
             symbol_sha256=self.symbol_sha256,
         )
         arg_params, aux_params = self.module.params_to_save()

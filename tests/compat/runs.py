@@ -22,7 +22,7 @@ SIDE = 96  # of the pictures
 THRESHOLD = 0.05  # lowest score of an expected detection
 SAMPLES = 12  # values of each array in a digest
 
-COMMON = f"--train-path {RECORD} --val-path {RECORD} --batch-size 4 --workers 1 --cpu"
+COMMON = f"--train-path {RECORD} --val-path {RECORD} --batch-size 4 --workers 1 --cpu --allow-same-record"
 SSD = (
     "--network mobilenet --width 0.125 --data-shape 64 --taps conv_6_relu,conv_8_relu --extra-filters= "
     "--anchor-sizes 0.15,0.25;0.35,0.55 --anchor-ratios 1"

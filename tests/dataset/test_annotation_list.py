@@ -23,8 +23,8 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("origin", [0, 1])
 def test_lines_become_objects_in_pixels(folder, origin):
-    data = AnnotationList(folder / "list.txt", pixel_origin=origin)
-    assert data.class_names == ("class0", "class1")
+    data = AnnotationList(folder / "list.txt", ("cat", "dog"), pixel_origin=origin)
+    assert data.class_names == ("cat", "dog")
     assert [image.name for image in data.images] == ["a.jpg", "b.jpg", "c.jpg"]
     expected = np.array([[0, 1, 1, 20, 15, 0], [1, 3, 4, 10.5, 12, 0]]) - [0, origin, origin, 0, 0, 0]
     np.testing.assert_array_equal(data.images[0].objects, expected)
@@ -32,6 +32,8 @@ def test_lines_become_objects_in_pixels(folder, origin):
 
 
 def test_names_beside_the_list_or_given(folder):
+    with pytest.raises(DataError, match=r"list\.txt: its classes have no names"):
+        AnnotationList(folder / "list.txt")
     (folder / "classes.txt").write_text("cat\ndog\nbird\n")
     assert AnnotationList(folder / "list.txt").class_names == ("cat", "dog", "bird")
     assert AnnotationList(folder / "list.txt", ["x", "y"]).class_names == ("x", "y")
@@ -39,7 +41,7 @@ def test_names_beside_the_list_or_given(folder):
 
 def test_boxes_without_area_are_dropped_and_listed(folder):
     (folder / "list.txt").write_text("a.jpg 5,5,5,9,0 1,1,2,2,0 9,9,1,1,0\n")
-    data = AnnotationList(folder / "list.txt")
+    data = AnnotationList(folder / "list.txt", ("cat",))
     assert len(data.images[0].objects) == 1
     assert [line.split(": ")[1].split(" has")[0] for line in data.dropped] == ["object 1", "object 3"]
 
@@ -84,7 +86,7 @@ def test_any_line_is_read_or_refused(tmp_path_factory, words):
     (folder / "a.jpg").write_bytes(b"")
     (folder / "list.txt").write_text(" ".join(["a.jpg", *words]))
     with contextlib.suppress(DataError):
-        assert np.isfinite(AnnotationList(folder / "list.txt").images[0].objects).all()
+        assert np.isfinite(AnnotationList(folder / "list.txt", ("cat", "dog")).images[0].objects).all()
 
 
 @pytest.mark.parametrize("origin", [0, 1])

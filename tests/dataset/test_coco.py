@@ -33,7 +33,7 @@ def test_boxes_without_area_are_dropped_and_listed(tmp_path):
     write_set(tmp_path, "train2017", content([image(1)], boxes))
     coco = Coco(tmp_path)
     assert len(coco.images[0].objects) == 1
-    assert coco.dropped == ["train2017/000000000001.jpg: object 0 [3 3 0 5] has no area"]
+    assert coco.dropped == ["train2017/000000000001.jpg: object 1 [3 3 0 5] has no area"]
 
 
 def test_sets_of_2014_share_the_images_of_val2014(tmp_path):
@@ -71,7 +71,7 @@ def test_entries_for_one_file_are_one_image(tmp_path):
     write_set(tmp_path, "train2017", content([image(1, "a.jpg"), image(2, "a.jpg")], boxes))
     (one,) = Coco(tmp_path).images
     np.testing.assert_array_equal(one.objects, [[0, 0, 0, 2, 2, 0], [1, 1, 1, 4, 4, 0]])
-    assert one.dropped == ("train2017/a.jpg: object 1 [1 1 0 3] has no area",)
+    assert one.dropped == ("train2017/a.jpg: object 2 [1 1 0 3] has no area",)
     other = {**image(2, "a.jpg"), "height": 31}
     write_set(tmp_path, "train2017", content([image(1, "a.jpg"), other], boxes))
     with pytest.raises(DataError, match="set train2017: a.jpg is there with two sizes"):
@@ -113,8 +113,8 @@ HOSTILE = {
     "a category twice": (content(ONE, [], [CATEGORIES[0]] * 2), "the category id 18 is there more than once"),
     "a name twice": (content(ONE, [], [{"id": k, "name": "dog"} for k in (1, 2)]), "category name 'dog' is there more"),
     "a category without name": (content(ONE, [], [{"id": 1}]), "a category has the name None"),
-    "an unknown image": (content(ONE, [annotation(2, 1, [0, 0, 1, 1])]), "annotation 0 has the image_id 2"),
-    "an unknown category": (content(ONE, [annotation(1, 2, [0, 0, 1, 1])]), "annotation 0 has the category_id 2"),
+    "an unknown image": (content(ONE, [annotation(2, 1, [0, 0, 1, 1])]), "annotation 1 has the image_id 2"),
+    "an unknown category": (content(ONE, [annotation(1, 2, [0, 0, 1, 1])]), "annotation 1 has the category_id 2"),
     "three numbers": (content(ONE, [annotation(1, 1, [0, 0, 1])]), r"annotation 1 has the bbox \[0, 0, 1\]"),
     "no box": (content(ONE, [{"image_id": 1, "category_id": 1}]), "annotation 1 has the bbox None"),
     "a box of texts": (content(ONE, [annotation(1, 1, ["0", 0, 1, 1])]), "not four numbers"),

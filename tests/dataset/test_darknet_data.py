@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import DataError
-from dataset.darknet_data import DarknetData, YoloFolder, label_path, read_data, read_names, write_data, write_names
+from dataset.darknet_data import DarknetData, read_data, read_names, write_data, write_names
 from dataset.labels import parse_label
 from dataset.recordio import RecordReader, unpack
 from dataset.sidecar import read_sidecar
+from dataset.yolo import YoloFolder, label_path
 from tests.dataset.voc import jpeg
 from tools.prepare_dataset import main
 
@@ -66,24 +67,21 @@ def test_a_list_and_a_whole_folder(folder):
     ]
 
 
-def test_without_names_classes_are_numbered(folder):
+def test_without_names_a_folder_is_refused_and_a_data_file_says_how_many(folder, caplog):
+    """The largest id seen is not the number of classes."""
     (folder / "mine.names").unlink()
-    assert YoloFolder(folder).class_names == ("class0", "class1")
-
-
-def test_without_names_a_class_is_not_any_number(folder):
-    """Each class up to the highest gets a name."""
-    (folder / "mine.names").unlink()
-    (folder / "labels/valid/c.txt").write_text("20000 .5 .5 .1 .1\n")
-    with pytest.raises(DataError, match=r"c\.txt:1: .*the class is not one of 0 to 9999"):
+    with pytest.raises(DataError, match=r"mine: its classes have no names: .* classes\.txt .* --class-names"):
         YoloFolder(folder)
+    write_data(folder / "mine.data", DarknetData(3, "train.txt"))
+    assert YoloFolder(folder / "mine.data").class_names == ("class0", "class1", "class2")
+    assert "no names: they are called class0 to class2; --class-names names them" in caplog.text
 
 
 def test_boxes_without_area_are_dropped_and_listed(folder):
     (folder / "labels/valid/c.txt").write_text("0 0.5 0.5 0 0.1\n0 0.5 0.5 0.1 0.1\n")
     data = YoloFolder(folder, ["valid"])
     assert len(data.images[0].objects) == 1
-    assert data.dropped[0].endswith("valid/c.txt: object 0 has no area")
+    assert data.dropped[0].endswith("valid/c.txt:1: the object has no area")
 
 
 @pytest.mark.parametrize(

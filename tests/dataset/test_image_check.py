@@ -201,3 +201,61 @@ def test_an_error_of_pillows_decoders_in_c_is_a_data_error(check, monkeypatch):
 def test_pillows_warnings_are_not_shown(check):
     with warnings.catch_warnings(action="error"), pytest.raises(DataError, match="more than 64 million"):
         check(png_of(11000, 9000))
+
+
+def png_with(*chunks, last=()):
+    """A PNG with more chunks after its header and before its end."""
+    content = encode("PNG")
+    packed = [
+        [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in some]
+        for some in (chunks, last)
+    ]
+    return b"".join([content[:33], *packed[0], content[33:-12], *packed[1], content[-12:]])
+
+
+PROFILE = b"icc\0\0" + zlib.compress(bytes(2 << 20))
+TEXT = b"note\0\0" + zlib.compress(b"x" * (2 << 20))
+
+
+def jpeg_with_exif(value, kind):
+    """A JPEG whose EXIF orientation has another type: 2 = text, 5 = fraction, 7 = bytes."""
+    data = struct.pack("<HHII", 0x0112, kind, len(value), 26) + struct.pack("<I", 0) + value
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + data
+    content = encode("JPEG")
+    return content[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + content[2:]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png_with((b"iCCP", PROFILE)),
+        png_with((b"zTXt", TEXT)),
+        png_with(last=[(b"zTXt", TEXT)]),
+        png_with((b"eXIf", b"nonsense")),
+        jpeg_with_exif(b"6 of eight\0", 2),
+        jpeg_with_exif(struct.pack("<II", 6, 0), 5),
+        jpeg_with_exif(b"\6\0\0\0\0", 7),
+        WHOLE["JPEG"][:2] + b"\xff\xe1\0\x0eExif\0\0broken" + WHOLE["JPEG"][2:],
+    ],
+    ids=["profile", "text", "text at the end", "png exif", "text for a number", "fraction", "bytes", "broken exif"],
+)
+@pytest.mark.parametrize("check", [check_image, check_stream, image_header])
+def test_metadata_never_damages_an_image(content, check):
+    info = check(content)
+    assert (info.size, info.orientation) == ((30, 40), 1)
+
+
+@pytest.mark.parametrize("value", [0, 9, 65535])
+@pytest.mark.parametrize("check", [check_image, check_stream])
+def test_an_orientation_out_of_range_is_no_rotation(value, check):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    assert check(encode("JPEG", exif=exif)).orientation == 1
+
+
+def test_damaged_pixels_behind_large_metadata_are_found():
+    content = bytearray(png_with((b"zTXt", TEXT)))
+    content[-40] ^= 255
+    for check in (check_image, check_stream):
+        with pytest.raises(DataError, match="PNG"):
+            check(bytes(content))

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from common.errors import DataError
+from dataset.fitting import Rules
 from dataset.labels import parse_label
 from dataset.packing import pack_dataset
 from dataset.pascal_voc import PascalVoc
@@ -141,11 +142,47 @@ def test_no_image_with_objects_is_an_error_that_names_the_option(root, target, w
     assert written(target) == []
 
 
-def test_decoded_size_decides(root, target):
-    add(root, "00", CAT, width=80, height=60)
+def test_boxes_of_an_image_that_was_resized_are_scaled(root, target):
+    """They are in the pixels that <size> tells of; a second box is not outside for that."""
+    boxes = [xml_object("cat", (17, 17, 64, 48)), xml_object("dog", (97, 61, 160, 120))]
+    add(root, "00", *boxes, image=jpeg(80, 60), width=160, height=120)
     report = run(root, target)
-    np.testing.assert_array_equal(records(target)[0].label[3:7], np.float32([0, 0, 0.5, 0.5]))
-    assert report.resized == ["JPEGImages/00.jpg: 80 x 60 annotated, 40 x 30 decoded"]
+    label = records(target)[0].label[2:].reshape(-1, 6)
+    np.testing.assert_allclose(label[:, 1:5], [[0.1, 16 / 120, 0.4, 0.4], [0.6, 0.5, 1, 1]], rtol=1e-6)
+    assert report.scaled == ["JPEGImages/00.jpg: 160 x 120 annotated, 80 x 60 decoded"]
+    assert report.dropped == []
+    np.testing.assert_allclose(report.images[0].objects[0, 1:5], [8, 8, 32, 24])  # pixels of the image
+
+
+SMALL, WIDE = {"width": 160, "height": 120}, {"width": 160, "height": 60}
+
+
+@pytest.mark.parametrize(
+    ("size", "trust", "expected"),
+    [(SMALL, "image", 0.8), (SMALL, "annotation", 0.4), (WIDE, "image", 0.8), (WIDE, "annotation", 0.4)],
+)
+def test_trust_size_says_whose_pixels_the_boxes_are_in(root, target, size, trust, expected):
+    add(root, "00", xml_object("cat", (17, 17, 64, 48)), image=jpeg(80, 60), **size)
+    run(root, target, rules=Rules(trust_size=trust))
+    assert records(target)[0].label[5] == np.float32(expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "box", "message"),
+    [
+        (WIDE, (17, 17, 64, 48), r"00\.jpg: 160 x 60 annotated, 80 x 60 decoded, of other proportions; --trust-size"),
+        (
+            {"width": 40, "height": 30},
+            (17, 17, 64, 48),
+            "40 x 30 annotated, .* boxes reach out of the annotated size",
+        ),
+    ],
+)
+def test_an_image_of_which_nobody_knows_the_pixels_is_refused_by_name(root, target, size, box, message):
+    add(root, "00", xml_object("cat", box), image=jpeg(80, 60), **size)
+    with pytest.raises(DataError, match=message):
+        run(root, target)
+    assert run(root, target, skip_bad=True).bad[0].startswith("JPEGImages/00.jpg: ")
 
 
 def test_annotation_of_the_rotated_picture_is_refused(root, target):
@@ -163,7 +200,36 @@ def test_box_outside_the_image_is_dropped_and_listed(root, target):
     add(root, "00", CAT, xml_object("dog", (50, 1, 60, 9)))
     report = run(root, target)
     assert report.counts[0] == 1
-    assert report.dropped == ["JPEGImages/00.jpg: object 1 [49 0 60 9] lies outside the image"]
+    assert report.dropped == ["JPEGImages/00.jpg: object 1 [50 1 60 9] lies outside the image"]
+    assert report.emptied == []
+
+
+def test_an_image_that_loses_its_only_box_is_told_to_be_without_objects(root, target):
+    add(root, "00", xml_object("dog", (50, 1, 60, 9)))
+    add(root, "01", xml_object("dog", (9, 9, 9, 12)))
+    assert run(root, target).emptied == ["JPEGImages/00.jpg", "JPEGImages/01.jpg"]
+    report = run(root, target, keep_empty=False)
+    assert (report.emptied, report.empty, report.counts.count(0)) == ([], 12, 0)
+
+
+def test_doubtful_boxes_are_told(root, target):
+    add(
+        root,
+        "00",
+        *[CAT, DOG, CAT, xml_object("cat", (1, 1, 20, 15.2)), xml_object("dog", (1, 1, 20, 15))],
+        *[xml_object("dog", (5, 5, 5000, 20)), xml_object("dog", (7, 3, 7.5, 20)), xml_object("cat", (-3, 9, 20, 29))],
+    )
+    report = run(root, target)
+    where = "JPEGImages/00.jpg: object"
+    assert report.twice == [f"{where} 0 [1 1 20 15] and object 2 [1 1 20 15]"]
+    assert report.alike == [f"{where} 0 [1 1 20 15] and object 3 [1 1 20 15.2]"]
+    assert report.far == [f"{where} 5 [5 5 5000 20] of 40 x 30 pixels"]
+    assert report.thin == [f"{where} 6 [7 3 7.5 20]"]
+    assert report.clipped == 2
+    assert len(records(target)[0].label) == 2 + 6 * 8
+    dropping = run(root, target, rules=Rules(duplicates="drop"))
+    assert dropping.twice == report.twice
+    assert len(records(target)[0].label) == 2 + 6 * 7
 
 
 def test_interruption_keeps_the_earlier_files(root, target):

@@ -177,7 +177,14 @@ def test_file_that_shrinks_under_the_reader_is_named(tmp_path):
         reader.read(1)
 
 
-@pytest.mark.parametrize("name", ["missing.rec", "."])
-def test_unreadable_file_is_named(tmp_path, name):
-    with pytest.raises(DataError, match="cannot be read"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.rec", "cannot be read"),
+        (".", r"is a folder; name the record in it"),
+        ("t.lst", r"t\.lst: is no record; name the one beside it, t\.rec"),
+    ],
+)
+def test_unreadable_file_is_named(tmp_path, name, message):
+    with pytest.raises(DataError, match=message):
         RecordReader(tmp_path / name)

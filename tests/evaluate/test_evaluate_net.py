@@ -32,6 +32,7 @@ def trained(tmp_path_factory):
         **NETWORK,
         train_path=record,
         val_path=record,
+        allow_same_record=True,
         batch_size=BATCH,
         workers=0,
         prefix=str(folder / "t"),
@@ -106,8 +107,8 @@ def test_the_rule_of_the_trainings_validation_is_the_default(trained, tmp_path):
     other = str(tmp_path / "o")
     words = {"overlap": 0.3, "voc07": False, "use_difficult": True, "nms": 0.3, "force": True}
     options = train_options(
-        **NETWORK, **words, train_path=record, val_path=record, batch_size=BATCH, workers=0, prefix=other,
-        augment="none", pretrained=prefix, epoch=list_epochs(prefix)[-1], end_epoch=1, lr=1e-5,
+        **NETWORK, **words, train_path=record, val_path=record, allow_same_record=True, batch_size=BATCH, workers=0,
+        prefix=other, augment="none", pretrained=prefix, epoch=list_epochs(prefix)[-1], end_epoch=1, lr=1e-5,
     )  # fmt: skip
     run_training(options)
     known = load_checkpoint(other).meta.scores["validation"]

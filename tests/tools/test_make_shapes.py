@@ -25,7 +25,7 @@ def test_it_packs_and_trains_as_any_voc_folder(shapes, tmp_path):
     assert 0 < report.counts.count(0) < 20
     assert (report.objects_per_class > 10).all()
     assert not report.dropped
-    assert not report.resized
+    assert not report.scaled
     assert len(PascalVoc(shapes, image_sets=["test"]).images) == 10
 
 

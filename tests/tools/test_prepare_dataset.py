@@ -69,7 +69,7 @@ def test_damaged_image_ends_with_status_2_and_its_name(root, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (["--dataset", "kitti"], OptionError, "--dataset is one of pascal, coco, yolo, list"),
+        (["--dataset", "kitti"], OptionError, "--dataset is one of auto, pascal, coco, yolo, list, csv, labelme"),
         (["--dataset", "coco"], DataError, "instances_train2017.json is missing"),
         (["--target", "train"], OptionError, "must end in .lst"),
         (["--class-names", "cat,cat"], OptionError, "'cat' is given twice"),
@@ -131,6 +131,18 @@ def test_the_two_commands_of_prepare_coco(tmp_path, caplog):
     objects = np.array(lines[0][3:-1], float).reshape(-1, 6)
     np.testing.assert_allclose(objects, [[1, 0.75, 2 / 3, 1, 1, 0], [2, 0, 0, 0.5, 0.5, 1]], rtol=1e-6)
     assert len(lines[1]) == 4  # a label without objects
+
+
+@pytest.mark.parametrize("suffix", [".lst", ".rec", ".idx", ".json"])
+def test_an_earlier_set_is_replaced_only_if_asked_for(root, tmp_path, suffix, capsys):
+    target = tmp_path / "t.lst"
+    (tmp_path / f"t{suffix}").write_text("mine")
+    words = ["--root", str(root), "--target", str(target), "--num-thread", "1"]
+    with pytest.raises(OptionError, match=rf"t\{suffix} is there; choose another name, or give --overwrite"):
+        main(words)
+    assert [path.name for path in tmp_path.glob("t.*")] == [f"t{suffix}"]
+    main([*words, "--overwrite"])
+    assert read_sidecar(target).num_images == 4
 
 
 def test_unwritable_target_is_named(root, tmp_path):
@@ -283,6 +295,7 @@ def test_what_is_read_is_never_written(tmp_path, dataset, root, target, lost):
     add(tmp_path / "voc", "a", CAT)
     image_set(tmp_path / "voc", "trainval", "a")
     before = (tmp_path / lost).read_bytes()
+    (tmp_path / "classes.txt").write_text("cat\n")
     words = ["--dataset", dataset, "--root", str(tmp_path / root), "--target", str(tmp_path / target)]
     with pytest.raises(OptionError, match=f"{lost} would replace .*, which is read; choose another"):
         main([*words, "--annotation-list", "--num-thread", "1"])
@@ -316,6 +329,7 @@ def test_an_image_that_pillow_cannot_read_is_named(tmp_path):
     for path, text in {"images/a.jpg": b"DDS |\0\0\0" + bytes(200), "labels/a.txt": b"0 0.5 0.5 0.1 0.1"}.items():
         (tmp_path / path).parent.mkdir()
         (tmp_path / path).write_bytes(text)
+    (tmp_path / "classes.txt").write_text("cat\n")
     words = ["--dataset", "yolo", "--root", str(tmp_path), "--target", str(tmp_path / "t.lst"), "--num-thread", "1"]
     with pytest.raises(DataError, match=r"images that cannot be used: 1 .*a\.jpg: neither JPEG nor PNG"):
         main(words)

@@ -151,7 +151,14 @@ def two_classes(tmp_path):
 
 def test_pretrained_weights_with_another_number_of_classes(options, finished_run, two_classes, caplog):
     source = str(finished_run / "t")
-    changes = {"train_path": two_classes, "val_path": two_classes, "pretrained": source, "epoch": 2, "end_epoch": 1}
+    changes = {
+        "train_path": two_classes,
+        "val_path": two_classes,
+        "allow_same_record": True,
+        "pretrained": source,
+        "epoch": 2,
+        "end_epoch": 1,
+    }
     run = options(lr=0.0, freeze="conv_1_", **changes)
     with caplog.at_level(logging.INFO):
         run_training(run)
@@ -170,7 +177,7 @@ def test_pretrained_weights_with_another_number_of_classes(options, finished_run
 
 
 def test_finetuning_goes_on_counting_and_keeps_its_source(continued, finished_run, two_classes):
-    run = continued(finetune=3, end_epoch=5, train_path=two_classes, val_path=two_classes)
+    run = continued(finetune=3, end_epoch=5, train_path=two_classes, val_path=two_classes, allow_same_record=True)
     run_training(run)
     assert list_epochs(run.output.prefix) == [1, 2, 3, 4, 5]
     assert load_checkpoint(run.output.prefix).meta.class_names == ("cell", "blob")
@@ -181,7 +188,13 @@ def test_the_best_of_a_finetuned_run_is_its_own(continued, finished_run, two_cla
     path = finished_run / "t-metrics.jsonl"
     assert max(json.loads(line)["validation"]["mAP"] for line in path.read_text().splitlines()) > 0
     run = continued(
-        finetune=3, end_epoch=4, train_path=two_classes, val_path=two_classes, lr=0.0, freeze="all-but-heads"
+        finetune=3,
+        end_epoch=4,
+        train_path=two_classes,
+        val_path=two_classes,
+        allow_same_record=True,
+        lr=0.0,
+        freeze="all-but-heads",
     )
     run_training(run)
     assert best_epoch(run.output.prefix) == 4

@@ -1,0 +1,161 @@
+"""The objects of an annotation on the image that is really there: scaled, clipped, and what is doubtful about them.
+
+Boxes are in pixels of the image that the annotation tells the size of. Where the file has another size, it was resized
+after it was annotated, or replaced: with the same proportions its boxes are scaled, with others nobody can know.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.errors import DataError
+from common.sizes import Size
+from dataset.image_check import ImageInfo
+from dataset.imdb import AnnotatedImage
+from dataset.labels import TOLERANCE
+
+TRUST = ("image", "annotation")
+DUPLICATES = ("keep", "drop")
+ALIKE = 0.95  # two boxes of a class with a larger IoU are likely one object, annotated twice
+FAR = 0.5  # of the image's side: a box that reaches further out is likely a slip
+_THIN = 2.0 - 1e-3  # pixels
+_CLOSE = 1 / ALIKE - ALIKE  # of a box's side, by which a corner of another one of that IoU is off at most
+_SLACK = 1.0  # pixels: annotations are rounded
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What to do where there is a choice: trust_size, None or one of TRUST: whose pixels boxes are in where the sizes
+    differ; duplicates, one of DUPLICATES."""
+
+    trust_size: str | None = None
+    duplicates: str = "keep"
+
+
+DEFAULT_RULES = Rules()
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """objects (m, 6) float32 in [0, 1]; rows (m,) of the annotation's objects that they are; factor of its pixels,
+    None = 1. clipped: how many were clipped. Lines for the user: scaled, dropped, far outside, thin (less than two
+    pixels), the same as another, nearly the same.
+    """
+
+    objects: np.ndarray
+    rows: np.ndarray
+    factor: tuple[float, float] | None = None
+    clipped: int = 0
+    scaled: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    far: tuple[str, ...] = ()
+    thin: tuple[str, ...] = ()
+    twice: tuple[str, ...] = ()
+    alike: tuple[str, ...] = ()
+
+
+def fit_objects(image: AnnotatedImage, info: ImageInfo, rules: Rules) -> Fitted:
+    """The objects of an annotation on an image of info.size.
+
+    DataError, the reason alone, where the annotation is of the image as its EXIF orientation shows it, and where it is
+    of an image with other proportions, unless rules.trust_size decides.
+    """
+    basis = _basis(image, info, rules.trust_size)
+    objects, kept = image.normalised(basis)
+    dropped = tuple(f"{image.name}: {image.shown(row)} lies outside the image" for row in np.flatnonzero(~kept))
+    rows = np.flatnonzero(kept)
+    twice: tuple[str, ...] = ()
+    alike: tuple[str, ...] = ()
+    if len(rows) > 1:
+        first, twice, alike = _doubles(image, objects, rows)
+        if rules.duplicates == "drop":
+            objects, rows = objects[first], rows[first]
+    outside, far, thin = _doubtful(image, objects, rows, basis, info.size)
+    height, width = info.size
+    return Fitted(
+        objects,
+        rows,
+        None if basis == info.size else (width / basis[1], height / basis[0]),
+        outside,
+        (f"{image.name}: {_shown(basis)} annotated, {_shown(info.size)} decoded",) if basis != info.size else (),
+        dropped,
+        far,
+        thin,
+        twice,
+        alike,
+    )
+
+
+def _basis(image: AnnotatedImage, info: ImageInfo, trust: str | None) -> Size:
+    """The size of the image whose pixels the boxes are in."""
+    size, real = image.size, info.size
+    if size is None or size == real:
+        return real
+    if info.orientation >= 5 and size == real[::-1]:
+        raise DataError(f"annotated as rotated by its EXIF orientation {info.orientation}; store it upright")
+    if trust is not None or not len(image.objects):
+        return size if trust == "annotation" else real
+    what = f"{_shown(size)} annotated, {_shown(real)} decoded"
+    remedy = "--trust-size annotation or image says whose pixels the boxes are in"
+    if abs(size[1] * real[0] - size[0] * real[1]) > max(*size, *real):
+        raise DataError(f"{what}, of other proportions; {remedy}")
+    corners = image.objects[:, 3:5].max(axis=0)
+    if (corners > np.array(size[::-1]) + _SLACK).any() and (corners <= np.array(real[::-1]) + _SLACK).all():
+        raise DataError(f"{what}, and its boxes reach out of the annotated size, but not out of the other; {remedy}")
+    return size
+
+
+def _shown(size: Size) -> str:
+    return f"{size[1]} x {size[0]}"
+
+
+def _doubtful(
+    image: AnnotatedImage, objects: np.ndarray, rows: np.ndarray, basis: Size, real: Size
+) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
+    """(number of boxes that were clipped, lines of those that reach far outside, of the thin ones)."""
+    if not len(rows):
+        return 0, (), ()
+    raw = image.objects[rows, 1:5] / (basis[1], basis[0], basis[1], basis[0])
+    outside = np.maximum(-raw.min(axis=1), raw.max(axis=1) - 1)
+    thin = ((objects[:, 3:5] - objects[:, 1:3]) * (real[1], real[0])).min(axis=1) < _THIN
+    far = outside > FAR
+    return (
+        int((outside > TOLERANCE).sum()),
+        tuple(f"{image.name}: {image.shown(row)} of {_shown(basis)} pixels" for row in rows[far]),
+        tuple(f"{image.name}: {image.shown(row)}" for row in rows[thin]),
+    )
+
+
+def _doubles(
+    image: AnnotatedImage, objects: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
+    """(places of the objects that are no repetition, lines of the repetitions, lines of pairs that are nearly one)."""
+    if not _any_close(objects[:, 1:5]):
+        return np.arange(len(rows)), (), ()
+    low = np.maximum(objects[:, None, 1:3], objects[None, :, 1:3])
+    high = np.minimum(objects[:, None, 3:5], objects[None, :, 3:5])
+    common = np.clip(high - low, 0, None).prod(axis=2)
+    area = (objects[:, 3:5] - objects[:, 1:3]).prod(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        iou = common / (area[:, None] + area[None, :] - common)
+    close = np.triu((iou > ALIKE) & (objects[:, None, 0] == objects[None, :, 0]), 1)
+    if not close.any():
+        return np.arange(len(rows)), (), ()
+    same = close & (objects[:, None, :5] == objects[None, :, :5]).all(axis=2)
+    repeated = same.any(axis=0)
+    pairs = [(a, b) for a, b in np.argwhere(close & ~same) if not repeated[a] and not repeated[b]]
+    return np.flatnonzero(~repeated), _lines(image, rows, np.argwhere(same)), _lines(image, rows, pairs)
+
+
+def _any_close(boxes: np.ndarray) -> bool:
+    """Whether corners of two boxes (n, 4) are so close that their IoU may be above ALIKE; quick, for every image."""
+    sides = (boxes[:, 2:] - boxes[:, :2]) * _CLOSE
+    near = np.abs(boxes[:, None] - boxes) <= np.concatenate([sides, sides], axis=1)
+    return bool(np.count_nonzero(near.all(axis=2)) > len(boxes))
+
+
+def _lines(image: AnnotatedImage, rows: np.ndarray, pairs: Sequence[Sequence[int]] | np.ndarray) -> tuple[str, ...]:
+    """A line for each second object of the pairs."""
+    first = {int(b): int(a) for a, b in reversed([tuple(pair) for pair in pairs])}
+    return tuple(f"{image.name}: {image.shown(rows[a])} and {image.shown(rows[b])}" for b, a in sorted(first.items()))

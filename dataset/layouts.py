@@ -1,0 +1,157 @@
+"""What a folder or file with annotations is, for `--dataset auto`: the first that fits of the layouts below.
+
+pascal    XML files (dataset/voc_folders.py); a VOCdevkit and a folder with Annotations/ are it whatever else there is
+coco      JSON with images, annotations, categories (dataset/coco.py)
+yolo      .txt labels, a .data file or a data.yaml (dataset/yolo_folders.py)
+labelme   JSON files with shapes (dataset/labelme.py)
+csv       a CSV file with a box on each line (dataset/csv_boxes.py)
+list      a text file with an image and its boxes on each line (dataset/annotation_list.py)
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import DataError
+from dataset.coco import annotation_files
+from dataset.folder_files import files_in, holds
+from dataset.image_check import IMAGE_SUFFIXES
+from dataset.labelme import is_labelme
+from dataset.names_file import CLASSES, DATA_YAML, YAML_SUFFIXES
+from dataset.voc_folders import ANNOTATION_FOLDERS, XML
+
+KINDS = ("pascal", "coco", "yolo", "list", "csv", "labelme")
+_BOXES = re.compile(rb"\S.*?(\s+-?[\d.]+(,-?[\d.]+){4})+\s*")
+_NO_LABELS = (CLASSES, "README.txt", "README.dataset.txt", "README.roboflow.txt")
+_PEEK = 1 << 20  # bytes of a file that are looked at
+_FILES: Mapping[str, tuple[str, str]] = {
+    ".data": ("yolo", "a .data file of Darknet"),
+    **{suffix: ("yolo", "a data.yaml of YOLO trainers") for suffix in YAML_SUFFIXES},
+    ".csv": ("csv", "a CSV file"),
+    ".json": ("coco", "a COCO annotation file"),
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A kind of annotations (KINDS), and what it was recognised by."""
+
+    kind: str
+    why: str
+
+
+def recognise(root: Path, annotations: Path | None = None) -> Layout:
+    """What a root is, or the annotations that the user names apart from it.
+
+    DataError for a folder that is none of the layouts, or several. A root that is not there is a VOC folder, whose
+    reader says that it is missing.
+    """
+    if annotations is not None and annotations.is_file():
+        return _of_file(annotations)
+    if annotations is not None and annotations.is_dir():
+        return _of_annotations(annotations)
+    if root.is_file():
+        return _of_file(root)
+    if not root.is_dir() or (root / ANNOTATION_FOLDERS[0]).is_dir() and not _is_coco(root / ANNOTATION_FOLDERS[0]):
+        return Layout("pascal", f"XML files in {ANNOTATION_FOLDERS[0]}/")
+    if any((path / ANNOTATION_FOLDERS[0]).is_dir() for path in root.glob("VOC*")):
+        return Layout("pascal", "a VOCdevkit")
+    found = [layout for layout in (look(root) for look in _LOOKS) if layout]
+    if not found:
+        raise DataError(
+            f"{root} holds no annotations that are known here: neither XML files (VOC), JSON of COCO or LabelMe, "
+            "labels of YOLO (.txt beside images, in labels/, a data.yaml or .data) nor a CSV; check --root, or name "
+            "the folders with --annotations and --images"
+        )
+    if len(found) > 1:
+        kinds = "; ".join(f"{layout.kind}: {layout.why}" for layout in found)
+        raise DataError(f"{root} holds annotations of several kinds ({kinds}); choose one with --dataset")
+    return found[0]
+
+
+def _is_coco(folder: Path) -> bool:
+    return holds(folder, ".json") and not holds(folder, XML)
+
+
+def _of_file(path: Path) -> Layout:
+    if path.suffix.lower() == ".json" and is_labelme(path):
+        raise DataError(f"{path}: is LabelMe's file of one image; give --root the folder of all of them")
+    if path.suffix.lower() in _FILES:
+        return Layout(*_FILES[path.suffix.lower()])
+    if path.suffix.lower() == XML:
+        raise DataError(f"{path}: is the annotation of one image; give --root the folder that holds all of them")
+    with open(path, "rb") as file:
+        lines = file.read(_PEEK).splitlines()
+    if any(_BOXES.fullmatch(line) for line in lines[:100]):
+        return Layout("list", "lines of an image and its boxes")
+    return Layout("yolo", "a list of images")
+
+
+def _of_annotations(folder: Path) -> Layout:
+    """The kind of the files in a folder that holds annotations alone."""
+    files = files_in(folder, {XML, ".json", ".txt", ".csv"}) or files_in(folder, {XML, ".json", ".txt"}, below=True)
+    suffixes = {path.suffix.lower() for path in files if path.name != CLASSES}
+    if XML in suffixes:
+        return Layout("pascal", f"XML files in {folder}")
+    if ".json" in suffixes:
+        labelme = is_labelme(next(path for path in files if path.suffix.lower() == ".json"))
+        return Layout("labelme" if labelme else "coco", f"JSON files in {folder}")
+    if ".txt" in suffixes:
+        return Layout("yolo", f".txt labels in {folder}")
+    raise DataError(f"--annotations {folder}: holds neither XML, JSON nor .txt files; check the folder")
+
+
+def _pascal(root: Path) -> Layout | None:
+    for name in ANNOTATION_FOLDERS[1:]:
+        if files_in(root / name, {XML}, below=True):
+            return Layout("pascal", f"XML files in {name}/")
+    folders = [root, *(path for base in (root, root / "images") for path in [base, *base.glob("*")] if path.is_dir())]
+    found = next((folder for folder in folders if holds(folder, XML)), None)
+    return Layout("pascal", f"XML files beside images in {found}") if found else None
+
+
+def _coco(root: Path) -> Layout | None:
+    known = {name: path for name, path in annotation_files(root).items() if not is_labelme(path)}
+    first = next(iter(known.values()), None)
+    return Layout("coco", f"{first.relative_to(root)} and the like") if first else None
+
+
+def _yolo(root: Path) -> Layout | None:
+    for name in DATA_YAML:
+        if (root / name).is_file():
+            return Layout("yolo", name)
+    data = files_in(root, {".data"})
+    if data:
+        return Layout("yolo", data[0].name)
+    if _labels(root / "labels") and (root / "images").is_dir():
+        return Layout("yolo", "labels/ and images/")
+    if any((path / "images").is_dir() and _labels(path / "labels") for path in root.glob("*") if path.is_dir()):
+        return Layout("yolo", "folders with labels/ and images/")
+    for folder in (root / "images", root):
+        if folder.is_dir() and _labels(folder) and any(holds(folder, suffix) for suffix in IMAGE_SUFFIXES):
+            return Layout("yolo", f".txt labels beside images in {folder}")
+    return None
+
+
+def _labels(folder: Path) -> bool:
+    """Whether a folder, or one in it, holds .txt labels."""
+    return any(
+        path.name != CLASSES and path.stem.lower() != "readme" for path in files_in(folder, {".txt"}, below=True)
+    )
+
+
+def _labelme(root: Path) -> Layout | None:
+    for folder in (root, *(path for path in sorted(root.glob("*")) if path.is_dir())):
+        found = next((path for path in files_in(folder, {".json"}) if is_labelme(path)), None)
+        if found:
+            return Layout("labelme", f"JSON files with shapes in {folder}")
+    return None
+
+
+def _csv(root: Path) -> Layout | None:
+    found = files_in(root, {".csv"}) or sorted(root.glob("*/_annotations.csv"))
+    return Layout("csv", str(found[0].relative_to(root))) if found else None
+
+
+_LOOKS: tuple[Callable[[Path], Layout | None], ...] = (_pascal, _coco, _yolo, _labelme, _csv)
