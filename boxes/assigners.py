@@ -44,7 +44,7 @@ def match(boxes: np.ndarray, anchors: np.ndarray, threshold: float) -> tuple[np.
 
 
 class Assigner(Protocol):
-    """Gives each anchor of a network its target; see docs/architecture.md. It must be picklable."""
+    """Gives each anchor of a network its target; see docs/contracts.md. It must be picklable."""
 
     def __call__(self, objects: np.ndarray, size: Size) -> dict[str, np.ndarray]:
         """Targets, one array a name, of an image with objects (n, 6) in an input (H, W)."""
@@ -58,7 +58,7 @@ class Assigner(Protocol):
 
 @dataclass(frozen=True)
 class SSDAssigner:
-    """Targets of an SSD for one image; contract in docs/architecture.md.
+    """Targets of an SSD for one image; contract in docs/contracts.md.
 
     Attributes:
         layers: anchors of each feature map.

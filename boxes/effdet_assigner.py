@@ -22,7 +22,7 @@ CACHED_SIZES = 64  # input sizes whose anchors a process keeps
 
 @dataclass(frozen=True)
 class EffDetAssigner:
-    """Targets of an EfficientDet for one image; contract in docs/architecture.md.
+    """Targets of an EfficientDet for one image; contract in docs/contracts.md.
 
     Every anchor looks at its best object (the first of equals): from pos_iou on it learns it, below neg_iou it is
     background, between them it is ignored. No object forces an anchor, so that one may have none (RetinaNet, section

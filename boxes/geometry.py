@@ -3,9 +3,9 @@
 Corner form is [xmin, ymin, xmax, ymax], centre form [cx, cy, w, h]. No area has a +1, and no IoU an epsilon. Functions
 keep float32 and float64.
 
-The overlaps of box losses are GIoU, DIoU and CIoU of pairs, and the IoU of sizes. symbol/overlap.py has them as graphs;
-these state what those compute. Their sides are signed as in the YOLOv3-SPP trainer, so that inverted boxes give its
-numbers too.
+The overlaps of box losses are GIoU, DIoU and CIoU of pairs, and the IoU of sizes. symbol/yolo_losses.py has them as
+graphs; these state what those compute. Their sides are signed as in the YOLOv3-SPP trainer, so that inverted boxes
+give its numbers too.
 """
 
 import numpy as np

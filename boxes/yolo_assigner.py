@@ -35,7 +35,7 @@ class Positives(NamedTuple):
 
 @dataclass(frozen=True)
 class YOLOAssigner:
-    """Targets of a YOLOv3 for one image; contract in docs/architecture.md.
+    """Targets of a YOLOv3 for one image; contract in docs/contracts.md.
 
     The rule is build_targets of the YOLOv3-SPP trainer: on every map, every anchor whose size has an IoU above the
     threshold with the object's size (corners put together) learns it, in the cell of the object's centre. So an

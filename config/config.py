@@ -1,7 +1,7 @@
 """cfg.train and cfg.valid: flat settings of the iterator, as the classic config.py has them.
 
     cfg.train.rand_mirror_prob = 0
-    DetRecordIter("train.rec", 32, 300, **iterator_options(cfg.train))
+    DetRecordIter("train.rec", 32, 300, **cfg.train)
 
 The names are those of mx.io.ImageDetRecordIter, which ignores a misspelt name; here it is refused.
 """
@@ -111,6 +111,11 @@ def iterator_options(settings: Mapping[str, Any]) -> dict[str, Any]:
         "seed": reading.seed,
         "workers": min(reading.preprocess_threads, usable_threads()),
     }
+
+
+def quiet_settings() -> dict[str, Any]:
+    """Settings with which nothing is random, as mx.io.ImageDetRecordIter has them where none is given."""
+    return asdict(NO_AUGMENT) | {"shuffle": False, "seed": 0}
 
 
 def _changes_nothing(augment: TrainAugment) -> bool:

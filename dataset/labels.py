@@ -12,6 +12,9 @@ OBJECT_WIDTH = 6
 HEADER_WIDTH = 2
 MIN_OBJECT_WIDTH = 5
 TOLERANCE = 1e-3  # rounding of annotation tools, relative to the image
+# The last column of all rows of a padding sample, -1 in unused rows of others: a metric that sees labels alone can tell
+# it from an image without objects.
+PADDING = -2.0
 PIXELS_ABOVE = 2.0  # no normalised coordinate is that large by rounding
 
 

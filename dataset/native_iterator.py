@@ -1,4 +1,4 @@
-"""NativeRecordIter: the batches of docs/architecture.md made by mx.io.ImageDetRecordIter, the classic C++ pipeline.
+"""NativeRecordIter: the batches of docs/contracts.md made by mx.io.ImageDetRecordIter, the classic C++ pipeline.
 
 What that iterator does on its own account is kept out: it gets its labels from a list that our reader has checked and
 that tells each sample's place in the file; every epoch is one pass through the file; padding is ours.
@@ -24,10 +24,11 @@ import numpy as np
 from boxes.geometry import clip_to_unit
 from common.errors import DataError, OptionError
 from common.sizes import DataShape, Size
-from config.augment_options import FORCE, TrainAugment
+from config.augment_options import FORCE
 from config.config import classic_arguments
 from dataset.augment import MIN_SIDE
-from dataset.batch_spec import BatchPlan, BatchSpec, plan_batches
+from dataset.batch_spec import MEAN_PIXELS, BatchPlan, BatchSpec, plan_batches
+from dataset.classic_spec import classic_spec
 from dataset.image_check import record_header
 from dataset.iterator import RecordIter, group_total
 from dataset.labels import OBJECT_WIDTH
@@ -72,10 +73,7 @@ class NativeRecordIter(RecordIter):
     def __init__(self, spec: BatchSpec) -> None:
         """Opens the record and starts the thread; errors as plan_batches has them, and for what C++ cannot do."""
         plan = plan_batches(spec)
-        if spec.resize_mode != FORCE:
-            raise OptionError(f"the native engine cannot do {spec.resize_mode}; use --data-engine python")
-        if plan.sizes != (plan.maker.size,):
-            raise OptionError("the native engine has inputs of one size; use --data-engine python for --multi-scale")
+        check_native(plan)
         shards = split_by_bytes(plan.maker.reader.bounds, spec.num_parts, _shuffle_blocks(plan))
         counts = [len(positions) for positions in shards]
         if min(counts) == 0:
@@ -115,7 +113,7 @@ class NativeRecordIter(RecordIter):
         """Takes the group's batches from the cursor on; the sum of its normalisers is known if some were served."""
         running = self._pass or self._begin()
         self._group = [running.take() for _ in range(self._cursor, self._group_end(self._cursor))]
-        if self._cursor % self._plan.spec.accumulate == 0:
+        if self._cursor % self.group_size == 0:
             self._total = group_total((arrays, len(positions)) for arrays, positions in self._group)
 
     def close(self) -> None:
@@ -140,11 +138,23 @@ class NativeDetRecordIter(NativeRecordIter):
         batch_size: int,
         data_shape: DataShape,
         *,
-        augment: TrainAugment | None,
+        mean_pixels: float | Sequence[float] = MEAN_PIXELS,
+        label_pad_width: int = 0,
+        path_imglist: str | Path | None = None,
         **more: Any,
     ) -> None:
-        """Arguments are the fields of BatchSpec; errors as in NativeRecordIter."""
-        super().__init__(BatchSpec(path_imgrec, batch_size, data_shape, augment=augment, **more))
+        """Arguments as DetRecordIter has them; errors as in NativeRecordIter."""
+        more |= {"mean_pixels": mean_pixels, "path_imglist": path_imglist}
+        super().__init__(classic_spec(path_imgrec, batch_size, data_shape, label_pad_width, **more))
+
+
+def check_native(plan: BatchPlan) -> None:
+    """OptionError for what C++ cannot do."""
+    if plan.spec.resize_mode != FORCE:
+        raise OptionError(f"the native engine cannot do {plan.spec.resize_mode}; use --data-engine python")
+    if plan.sizes != (plan.maker.size,):
+        raise OptionError("the native engine has inputs of one size; use --data-engine python for --multi-scale")
+    _arguments(plan)
 
 
 def _shuffle_blocks(plan: BatchPlan) -> int:

@@ -7,7 +7,7 @@ edges measured from 0, as they stand, which is how labelImg, CVAT and most conve
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError  # noqa: S405 - types only, defusedxml parses
@@ -19,7 +19,7 @@ from common.errors import DataError, did_you_mean
 from common.files import text_lines
 from common.sizes import Size
 from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES
-from dataset.imdb import AnnotatedImage, require_inside
+from dataset.imdb import AnnotatedImage, Part, require_inside
 
 VOC_CLASSES = tuple(
     """
@@ -29,6 +29,7 @@ VOC_CLASSES = tuple(
 )
 DEFAULT_YEARS = ("2007", "2012")
 DEFAULT_SET = "trainval"
+IMAGES = "JPEGImages"
 MAX_XML_BYTES = 8 << 20
 _BOX_TAGS = ("xmin", "ymin", "xmax", "ymax")
 logger = logging.getLogger(__name__)
@@ -123,6 +124,23 @@ class PascalVoc:
             logger.warning("%d boxes begin at pixel 0: if the annotations count from 0, use --pixel-origin 0", early)
 
 
+def image_sets(root: str | Path, images: Sequence[AnnotatedImage], parts: Mapping[str, Part]) -> dict[Path, bytes]:
+    """{ImageSets/Main/NAME.txt: its content} of the parts that were drawn of `images`, beside the annotations.
+
+    trainval holds train and val, as in VOC. Names stand in the order of `images`. Each year of a VOCdevkit has files of
+    its own, and none of a part without images of that year.
+    """
+    drawn = {name: {image.name for image in part.images} for name, part in parts.items()}
+    sets = {**drawn, DEFAULT_SET: drawn.get("train", set()) | drawn.get("val", set())}
+    lines: dict[Path, str] = {}
+    for image in images:
+        folder, _, name = image.name.rpartition(f"{IMAGES}/")
+        for image_set in (one for one, names in sets.items() if image.name in names):
+            path = _set_path(Path(root) / folder, image_set)
+            lines[path] = f"{lines.get(path, '')}{Path(name).with_suffix('')}\n"
+    return {path: text.encode("utf-8") for path, text in lines.items()}
+
+
 def _listed(root: Path, years: Sequence[str], image_sets: Sequence[str], every: bool) -> list[tuple[Path, str]]:
     """(folder, name) of every image asked for, each once."""
     if not root.is_dir():
@@ -190,8 +208,8 @@ def _read(root: Path, folder: Path, name: str, locate: "_ImageFinder") -> _Annot
     path = folder / "Annotations" / f"{name}.xml"
     require_inside(path, folder / "Annotations", root)
     tree = _parse(path)
-    image = locate(folder / "JPEGImages", name)
-    require_inside(image, folder / "JPEGImages", root)
+    image = locate(folder / IMAGES, name)
+    require_inside(image, folder / IMAGES, root)
     objects = tree.findall("object")
     boxes = [_box(element, path) for element in objects]
     return _Annotation(

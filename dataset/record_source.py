@@ -1,5 +1,6 @@
 """A record file as it is read: its classes, its labels or those of a list, and its objects as boxes in an input."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from dataset.labels import parse_label, validate
 from dataset.letterbox import Resize
 from dataset.recordio import RecordReader, pack, unpack
 from dataset.sidecar import read_sidecar, verify_sidecar
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,19 +31,18 @@ class Source:
 def open_source(
     path: str | Path, num_classes: int | None, max_objects: int | None, path_imglist: str | Path | None = None
 ) -> Source:
-    """Opens a record file; what is None comes from its sidecar, or the number of objects from the record itself.
+    """Opens a record file; what is None comes from its sidecar, or without one from its labels.
 
-    The labels of a list replace the record's, and their widest tells the number of objects. OptionError if nothing
-    tells the number of classes, or if the list has more than max_objects in an image; DataError for a damaged file, a
-    sidecar of another record, or a list that has no line for a record.
+    The labels of a list replace the record's, and their widest tells the number of objects. A number of classes that
+    labels alone tell is logged, as a wrong id among them could not be found. OptionError if the list has more than
+    max_objects in an image; DataError for a damaged file, a sidecar of another record, or a list that has no line for a
+    record.
     """
     reader, sidecar = RecordReader(path), read_sidecar(path)
     if sidecar:
         verify_sidecar(path, sidecar, hash=False)
         num_classes = len(sidecar.class_names) if num_classes is None else num_classes
         max_objects = sidecar.max_objects if max_objects is None and not path_imglist else max_objects
-    if num_classes is None:
-        raise OptionError(f"{path} has no sidecar (.json) that names its classes; give num_classes")
     if path_imglist:
         reader = relabelled = RelabelledReader(path, path_imglist, num_classes)
         if max_objects is not None and relabelled.max_objects > max_objects:
@@ -50,7 +52,21 @@ def open_source(
         max_objects = relabelled.max_objects if max_objects is None else max_objects
     if max_objects is None:
         max_objects = widest_record(reader)
+    if num_classes is None:
+        num_classes = classes_of_labels(reader)
+        logger.warning(
+            "%s has no sidecar (.json) that names its classes: they are taken to be the %d of its labels; give "
+            "num_classes to have the labels checked",
+            path,
+            num_classes,
+        )
     return Source(reader, sidecar.class_names if sidecar else None, num_classes, max(1, max_objects))
+
+
+def classes_of_labels(reader: RecordReader) -> int:
+    """One more than the largest class id, at least 1; reads the whole file. DataError naming a damaged record."""
+    labels = (parse_label(reader.record(k).label, reader.where(k)) for k in range(len(reader)))
+    return max(1, int(max((objects[:, 0].max(initial=0) for objects in labels), default=0)) + 1)
 
 
 def widest_record(reader: RecordReader) -> int:

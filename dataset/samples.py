@@ -13,7 +13,7 @@ from common.errors import DataError
 from common.sizes import Size
 from config.augment_options import TrainAugment
 from dataset.augment import TILES, Sample, Tile, augment, augment_mosaic, resize_only
-from dataset.labels import OBJECT_WIDTH, parse_label, validate
+from dataset.labels import OBJECT_WIDTH, PADDING, parse_label, validate
 from dataset.letterbox import Resize
 from dataset.recordio import RecordReader
 from dataset.transforms import decode, normalise
@@ -111,9 +111,11 @@ class SampleMaker:
             raise DataError(f"{where}: {error}") from error
 
     def write_padding(self, arrays: Arrays, begin: int) -> None:
-        """Makes the rows from `begin` on padding: geometry 0, label -1, ignored targets; the pixels stay."""
+        """Makes the rows from `begin` on padding: geometry 0, label -1 (last column: PADDING), ignored targets; the
+        pixels stay."""
         arrays[GEOMETRY][begin:] = 0
         arrays[LABEL][begin:] = -1
+        arrays[LABEL][begin:, :, -1] = PADDING
         if self.assigner:
             write_all(arrays, slice(begin, None), self.assigner.ignored(self.size))
 

@@ -4,7 +4,7 @@ import glob
 import itertools
 import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from dataset.image_check import OTHER_SUFFIXES
 from engines.preprocess import SUFFIXES
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+QUESTION = "image, video, folder or glob: "
 _SKIPPED = {*OTHER_SUFFIXES, *VIDEO_SUFFIXES} - SUFFIXES
 logger = logging.getLogger(__name__)
 
@@ -71,8 +72,9 @@ def with_values(argv: Sequence[str], defaults: Mapping[str, str]) -> list[str]:
 def find_images(words: Sequence[str], folder: str = "", extension: str = "") -> list[Path]:
     """The image and video files that words mean, each once, in their order.
 
-    A word is a file, a folder (its images, sorted), a glob, or several of these apart by commas. `folder` is put before
-    each word and `extension` after it; `folder` without words is searched itself. DataError names what does not exist.
+    A word is a file, a folder (its images, sorted), a glob, or several of these separated by commas. `folder` is put
+    before each word and `extension` after it; `folder` without words is searched itself. DataError names what does not
+    exist.
     """
     parts = [part for word in words if word for part in _split_commas(word, folder, extension)]
     if not parts and folder:
@@ -83,6 +85,22 @@ def find_images(words: Sequence[str], folder: str = "", extension: str = "") -> 
     for path in (path for part in parts for path in _expand(part)):
         found.setdefault(path.resolve(), path)
     return list(found.values())
+
+
+def ask_for_images(ask: Callable[[str], str], extension: str = "") -> list[Path]:
+    """The files that the user's answer means, as a word of find_images; asks again where it means none.
+
+    ask: takes the question, gives the answer, raises EOFError at the end of the input. OptionError for an empty answer.
+    """
+    while True:
+        try:
+            answer = ask(QUESTION)
+        except EOFError:
+            answer = ""
+        try:
+            return find_images([answer.strip()], extension=extension)
+        except DataError as error:
+            logger.error("%s", error)
 
 
 def plan_outputs(images: Sequence[Path], flag: str, folder: Path, videos: Collection[Path] = ()) -> list[Path]:

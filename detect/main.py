@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -16,10 +17,19 @@ from common.errors import DataError, OptionError
 from common.files import check_output_file
 from config.classic_options import ExpectedModel
 from config.command_line import boolean_flags, parse_options
-from config.groups import DeviceOptions, obsolete
+from config.groups import DeviceOptions, ModelOptions, obsolete
 from config.options import option, same_option
 from dataset.transforms import shape_of
-from detect.inputs import InputSource, distinct_files, find_images, is_video, plan_outputs, split_words, with_values
+from detect.inputs import (
+    InputSource,
+    ask_for_images,
+    distinct_files,
+    find_images,
+    is_video,
+    plan_outputs,
+    split_words,
+    with_values,
+)
 from detect.outputs import ImageFile, PictureRecord, Records, Sink, Window, make_record, summary, write_crops
 from detect.video import Video, VideoFile, VideoFrame, frame_size
 from drawing.boxes import draw, draw_heatmap, score_map
@@ -32,29 +42,20 @@ if TYPE_CHECKING:
     from detect.detector import Detector
 
 
+EXAMPLE = "python demo.py --model output/ssd photos/ --output output/detections --json output/found.json"
+# What --help shows; --help-all has all.
+FIRST = (
+    *("model", "epoch", "images", "video", "camera", "thresh", "nms", "output", "json", "show", "crop", "heatmap"),
+    *("batch_size", "engine", "gpus", "cpu", "benchmark"),
+)
+
+
 @dataclass(frozen=True)
-class DemoOptions(ExpectedModel):
+class DemoOptions(ExpectedModel, ModelOptions):
     """What to detect with which model; a word that belongs to no flag is an image, too."""
 
-    model: str = option(
-        "output/ssd", "model folder (of deploy.py), or prefix of a checkpoint", "model", aliases=("prefix",)
-    )
-    epoch: str = option("auto", "epoch of a checkpoint; auto = the newest, best = the best one", "model")
-    gpus: str | None = option(
-        None,
-        "GPU to run on, the first of several; '' = the CPU (default: a usable one, else the CPU)",
-        "model",
-        aliases=("gpu",),
-    )
-    cpu: bool = option(False, "run on the CPU whatever --gpus says", "model")
-    engine: str = option(
-        "auto",
-        "what runs the network; auto = mxnet for checkpoints and GPUs, else the fastest one that is installed",
-        "model",
-        choices=("auto", "mxnet", "onnxruntime", "openvino"),
-    )
-    images: str = option("", "files (images, videos), folders and globs, apart by commas", "images")
-    video: str = option("", "video files, apart by commas, whatever their names end with", "images")
+    images: str = option("", "files (images, videos), folders and globs, separated by commas", "images")
+    video: str = option("", "video files, separated by commas, whatever their names end with", "images")
     camera: str = option(
         "", "number of a camera to read, 0 if none is given; Ctrl-C ends", "images", pattern=(r"\d*", "a number")
     )
@@ -228,8 +229,8 @@ def _items(
 def main(argv: list[str]) -> int:
     """Parses the options and detects; status 2 if something could not be read, 130 after Ctrl-C, 143 after SIGTERM."""
     words, flags = split_words(with_values(argv, _DEFAULTS), boolean_flags(DemoOptions))
-    description = "Detect objects in images, videos and cameras; python demo.py [FILE ...] --model MODEL."
-    options = parse_options(DemoOptions, flags, description)
+    description = "Detects objects in images, videos and cameras: python demo.py [FILE ...] --model MODEL."
+    options = parse_options(DemoOptions, flags, description, example=EXAMPLE, first=FIRST)
     sources = _sources(words, options)
     jobs = _plan(sources, options)
     if options.json and not options.benchmark:
@@ -274,13 +275,16 @@ def _load(options: DemoOptions) -> "Detector":
 
 
 def _sources(words: Sequence[str], options: DemoOptions) -> list[InputSource]:
-    """The camera, images and videos that the options name, each file once."""
+    """The camera, images and videos that the options name, each file once; a terminal is asked where they name none."""
     if options.frame_resize:
         frame_size(options.frame_resize, (1, 1))
     images = [*words, options.images]
     found = [InputSource(int(options.camera), True)] if options.camera else []
-    if any(images) or options.dir or not (found or options.video):
-        found += [InputSource(path, is_video(path)) for path in find_images(images, options.dir, options.ext)]
+    named = any(images) or bool(options.dir)
+    if named or not (found or options.video):
+        ask = not named and sys.stdin.isatty()
+        paths = ask_for_images(input, options.ext) if ask else find_images(images, options.dir, options.ext)
+        found += [InputSource(path, is_video(path)) for path in paths]
     if options.video:
         found += [InputSource(path, True) for path in find_images([options.video])]
     return list({source.path: source for source in found}.values())
@@ -332,7 +336,10 @@ def _report(run: DetectionRun, options: DemoOptions, seconds: float) -> None:
     pictures, found = run.records.pictures, run.records.detections
     if options.json:
         logger.info("detections: %s", options.json)
-    for name, folder in (("pictures", options.output), ("heat maps", options.heatmap), ("cut-outs", options.crop)):
+    if options.crop and pictures and not found:
+        logger.info("cut-outs: none, as nothing was found with a score of %g or more (--thresh)", options.thresh)
+    crops = options.crop if found else ""
+    for name, folder in (("pictures", options.output), ("heat maps", options.heatmap), ("cut-outs", crops)):
         if folder and pictures:
             logger.info("%s: %s", name, folder)
     logger.info("%d images, %d detections, %.2f s, engine %s", pictures, found, seconds, run.detector.engine)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dataset.labels import PADDING
 from evaluate.coco_metric import COCOResult, coco_eval
 from evaluate.voc_eval import VOCResult, VOCRule, voc_eval
 from machine.runtime import mx
@@ -74,7 +75,9 @@ class DetectionMetric(mx.metric.EvalMetric, ABC):
 
         Args:
             labels: array (B, M, W >= 5), or list that starts with it: rows [id, xmin, ymin, xmax, ymax,
-                difficult, ...], id < 0 = unused row. Without the sixth column no object is difficult.
+                difficult, ...], id < 0 = unused row. Without the sixth column no object is difficult. Samples of
+                DetRecordIter that only fill a batch do not count (PADDING in dataset/labels.py): Module.score hands
+                them over like all others.
             preds: array (B, N, 6), or list with it at pred_idx: rows [id, score, xmin, ymin, xmax, ymax] in any order,
                 id < 0 = no detection.
             pad: number of images at the end of the batch that do not count.
@@ -90,6 +93,7 @@ class DetectionMetric(mx.metric.EvalMetric, ABC):
         if label.shape[2] == 5:
             label = np.pad(label, ((0, 0), (0, 0), (0, 1)))
         count, frames = len(label) - pad, self._frames(labels)
+        count -= int((label[:count, :1, 5] == PADDING).sum())  # such samples are the last of a batch
         self._truths.append(self._located(_valid_rows(label[:count, :, :6], self.global_num_inst), 2, frames))
         self._detections.append(self._located(_valid_rows(pred[:count, :, :6], self.global_num_inst), 3, frames))
         self.num_inst += count

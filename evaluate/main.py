@@ -1,12 +1,11 @@
 """The command evaluate.py."""
 
-import dataclasses
 import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import OptionError
 from common.files import check_output_file
@@ -16,15 +15,19 @@ from config.groups import (
     COCO_ALONE,
     ONE_SIZE,
     RECT_MULTIPLES,
+    CheckpointOptions,
     DataOptions,
     DeviceOptions,
     ValidationOptions,
     metric_kinds,
     obsolete,
 )
-from config.options import fields_of, joined_options, option, same_option, without_effect
+from config.options import joined_options, option, same_option, without_effect
 from machine.cpu import configure_threads
 from symbol.registry import detection_options_class, given_detection
+
+if TYPE_CHECKING:
+    from model.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +41,7 @@ FIRST = (
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(ExpectedModel, DeviceOptions):
+class EvaluateOptions(ExpectedModel, DeviceOptions, CheckpointOptions):
     """Options of evaluate.py; what is not given comes from the checkpoint.
 
     evaluate_options_class adds the detection settings of all families.
@@ -46,12 +49,10 @@ class EvaluateOptions(ExpectedModel, DeviceOptions):
 
     rec_path: str = option("data/val.rec", "record to evaluate on", "data")
     list_path: str = option("", "list (.lst) whose labels replace those of --rec-path", "data")
-    prefix: str = option("output/ssd", "prefix of the checkpoint", "model")
-    epoch: str = option("auto", "epoch of the checkpoint; auto = the newest, best = the best one", "model")
     batch_size: int | None = same_option(DataOptions, "batch_size")
     num_batch: int | None = option(None, "batches to evaluate (default: all)", "data", minimum=1)
     workers: int | None = same_option(DataOptions, "workers", "one per usable core")
-    data_engine: str = dataclasses.field(default="python", metadata=fields_of(DataOptions)["data_engine"].metadata)
+    data_engine: str = same_option(DataOptions, "data_engine", None)
     rect_val: bool | None = same_option(ValidationOptions, "rect_val")
     rect_multiple: int | None = same_option(
         ValidationOptions, "rect_multiple", f"as in training, or {RECT_MULTIPLES[0]}"
@@ -93,10 +94,9 @@ def main(argv: list[str]) -> int:
     from evaluate.evaluate_net import evaluate_net
     from evaluate.reports import save_pr_curves
     from machine.runtime import contexts
-    from model.checkpoint import load_checkpoint
     from model.manifest import check_checkpoint
 
-    checkpoint = load_checkpoint(options.prefix, options.epoch)
+    checkpoint = _checkpoint(options)
     check_checkpoint(options, checkpoint)
     class_names = checkpoint.meta.class_names
     kinds = metric_kinds(options.metrics, options.voc07, checkpoint.meta.metrics)
@@ -113,7 +113,7 @@ def main(argv: list[str]) -> int:
         contexts(options.gpus, options.cpu, options.cpus),
         batch_size=options.batch_size,
         workers=options.workers,
-        engine=options.data_engine,
+        data_engine=options.data_engine,
         num_batch=options.num_batch,
         list_path=options.list_path,
         rect=rect,
@@ -135,8 +135,24 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _checkpoint(options: EvaluateOptions) -> "Checkpoint":
+    """The checkpoint that is named, with or without our .json."""
+    from dataset.sidecar import read_sidecar
+    from model.checkpoint import load_checkpoint, plain_epoch
+    from model.weights.plain import load_plain
+
+    plain = plain_epoch(options.prefix, options.epoch)
+    if plain is None:
+        return load_checkpoint(options.prefix, options.epoch)
+    sidecar = read_sidecar(options.rec_path) if Path(options.rec_path).is_file() else None
+    return load_plain(options.prefix, plain, options, sidecar.class_names if sidecar else ())
+
+
 def idle_evaluate_options(options: EvaluateOptions, kinds: tuple[str, ...], rect: int) -> list[str]:
-    """The same for evaluate.py; kinds: the metrics, rect: what sides of inputs are multiples of, 0 = one size."""
+    """A sentence for each option that another one keeps from having an effect.
+
+    kinds: the metrics; rect: what sides of inputs are multiples of, 0 = one size.
+    """
     groups: list[tuple[tuple[str, ...], str]] = []
     if kinds == ("coco",):
         groups.append((("overlap",), COCO_ALONE))

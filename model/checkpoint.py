@@ -27,7 +27,7 @@ from graph.symbol_graph import Params
 from model.manifest import FileRecord
 from model.params_file import read_arrays, read_params, stage_arrays, with_kinds
 
-_LENGTHS = {"mean_pixels": 3, "std": 3, "data_shape": 2, "origin": 3}
+_LENGTHS = {"mean_pixels": (3,), "std": (3,), "data_shape": (2,), "origin": (3, 5)}
 _PIXEL_FIELDS = ("mean_pixels", "std", "resize_mode", "fill")
 logger = logging.getLogger(__name__)
 
@@ -85,9 +85,9 @@ class CheckpointMeta:
 
     def __post_init__(self) -> None:
         """ValueError for a field with a value that no checkpoint has."""
-        wrong = [name for name, length in _LENGTHS.items() if len(getattr(self, name)) != length]
+        wrong = [name for name, lengths in _LENGTHS.items() if len(getattr(self, name)) not in lengths]
         wrong += ["data_shape"] if any(side < 1 for side in self.data_shape) else []
-        wrong += ["origin"] if any(number < 0 for number in self.origin[:2]) else []
+        wrong += ["origin"] if any(number < 0 for number in (*self.origin[:2], *self.origin[3:])) else []
         wrong += ["class_names"] if not self.class_names else []
         wrong += ["metrics"] if not self.metrics or not set(self.metrics) <= set(METRICS) else []
         wrong += ["resize_mode"] if self.resize_mode not in RESIZE_MODES else []
@@ -197,6 +197,18 @@ def list_epochs(prefix: str) -> list[int]:
     return numbered_files(prefix, "json")
 
 
+def plain_epoch(prefix: str, epoch: int | str) -> int | None:
+    """The epoch of a PREFIX-NNNN.params without a .json (mx.callback.do_checkpoint leaves none) that an epoch means.
+
+    `auto` is the newest of them where no set of ours is there. None where there is no such file.
+    """
+    sets, alone = list_epochs(prefix), numbered_files(prefix, "params")
+    wanted = int(epoch) if str(epoch).isdecimal() else None
+    if epoch == "auto" and not sets and alone:
+        return alone[-1]
+    return wanted if wanted in alone and wanted not in sets else None
+
+
 def foreign_file(prefix: str, kept: int) -> Path | None:
     """A file under a prefix that a run of the epochs after `kept` might replace although no set of ours has it: the
     .params of such an epoch without its .json, or a symbol without any set; None without one."""
@@ -213,7 +225,13 @@ def load_checkpoint(prefix: str, epoch: int | str = "auto") -> Checkpoint:
     CheckpointError says what is missing or damaged and which epochs there are; OptionError for a prefix without name.
     """
     check_prefix(prefix)
-    epochs = list_epochs(prefix)
+    epochs, plain = list_epochs(prefix), plain_epoch(prefix, epoch)
+    if plain is not None:
+        raise CheckpointError(
+            f"{prefix}: no checkpoint there but weights, {params_path(prefix, plain)} has no .json; train from it with "
+            f"--pretrained {prefix} --epoch {plain}, or with its symbol make a checkpoint of it by `python "
+            f"tools/convert_weights.py --from classic {params_path(prefix, plain)} --prefix NEW`"
+        )
     if not epochs:
         raise CheckpointError(f"{prefix}: no checkpoint there (looked for {prefix}-NNNN.json); check the prefix")
     if epoch == "auto":

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+from boxes.anchor_sets import AnchorSet
 from boxes.assigners import Assigner
 from common.errors import OptionError
 from common.sizes import DataShape, Size, input_size
@@ -15,13 +16,15 @@ from symbol.network_options import CommonOptions
 from symbol.registry import family_of, list_networks, network_options_class
 
 __all__ = [
-    "embedded_options",
     "check_any_size",
+    "embedded_options",
     "feature_maps",
     "freeze_pattern",
+    "get_anchors",
     "get_assigner",
     "get_symbol",
     "get_symbol_train",
+    "ineffective_options",
     "input_size",
     "label_names",
     "list_networks",
@@ -29,28 +32,56 @@ __all__ = [
     "rebuilding_options",
     "size_multiple",
     "tap_names",
-    "ineffective_options",
 ]
 
+TARGETS = "targets"  # the option of the families that match by several rules
 Wanted = tuple[str, Any, Size, int, CommonOptions]
 
 
-def get_symbol_train(network: str, data_shape: DataShape, num_classes: int, **options: Any) -> Symbol:
+def get_symbol_train(
+    network: str,
+    data_shape: DataShape,
+    num_classes: int,
+    *,
+    nms_thresh: float | None = None,
+    force_suppress: bool | None = None,
+    **options: Any,
+) -> Symbol:
     """Training symbol of a network; its outputs are losses and, last, det (see `training` of symbol/detector/).
 
     data_shape is an int, (H, W) or (3, H, W); num_classes counts the objects' classes without background. Options
     are those of symbol/network_options.py; an unknown one, or one that the network does not use, raises OptionError.
     The symbol is the same whatever was built before it.
+
+    nms_thresh, force_suppress: the options nms and force by their classic names. A call with one of them that names no
+    targets is a classic one: an SSD gets targets=mxnet, with the outputs [cls_prob, loc_loss, cls_label, det].
     """
+    named = _by_own_names(options, nms_thresh, force_suppress)
+    if len(named) > len(options) and TARGETS in {
+        field.name for field in dataclasses.fields(family_of(network).options)
+    }:
+        named = {TARGETS: "mxnet"} | named
     with mx.name.NameManager():
-        family, wanted = _wanted(network, data_shape, num_classes, options)
+        family, wanted = _wanted(network, data_shape, num_classes, named)
         return family.training(*wanted)
 
 
-def get_symbol(network: str, data_shape: DataShape, num_classes: int, **options: Any) -> Symbol:
-    """Detection symbol: det (B, N, 6) rows [id, score, xmin, ymin, xmax, ymax], id -1 = no detection."""
+def get_symbol(
+    network: str,
+    data_shape: DataShape,
+    num_classes: int,
+    *,
+    nms_thresh: float | None = None,
+    force_suppress: bool | None = None,
+    **options: Any,
+) -> Symbol:
+    """Detection symbol: det (B, N, 6) rows [id, score, xmin, ymin, xmax, ymax], id -1 = no detection.
+
+    nms_thresh, force_suppress: the options nms and force by their classic names.
+    """
     with mx.name.NameManager():
-        family, wanted = _wanted(network, data_shape, num_classes, options)
+        named = _by_own_names(options, nms_thresh, force_suppress)
+        family, wanted = _wanted(network, data_shape, num_classes, named)
         return family.detection(*wanted)
 
 
@@ -65,6 +96,13 @@ def get_assigner(
     with mx.name.NameManager():
         family, wanted = _wanted(network, data_shape, num_classes, options)
         return family.assigner(*wanted, sizes)
+
+
+def get_anchors(network: str, data_shape: DataShape, **options: Any) -> AnchorSet | None:
+    """The anchors of a network for an input, to be fitted to objects; None where no option changes them."""
+    with mx.name.NameManager():
+        family, (name, row, size, _, checked) = _wanted(network, data_shape, 1, options)
+        return family.anchor_set(name, row, size, checked)
 
 
 def label_names(network: str, **options: Any) -> tuple[str, ...]:
@@ -137,6 +175,16 @@ def size_multiple(network: str) -> int:
 def freeze_pattern(network: str, freeze: str) -> str:
     """The regular expression that the option freeze means: that of the words `body` and `all-but-heads`, or itself."""
     return family_of(network).freeze.get(freeze, freeze)
+
+
+def _by_own_names(options: dict[str, Any], nms_thresh: float | None, force_suppress: bool | None) -> dict[str, Any]:
+    """The options with those of classic names; OptionError for one that is given by both names."""
+    classic = {"nms": ("nms_thresh", nms_thresh), "force": ("force_suppress", force_suppress)}
+    given = {name: value for name, (_, value) in classic.items() if value is not None}
+    twice = next((name for name in given if name in options), None)
+    if twice:
+        raise OptionError(f"{classic[twice][0]} and {twice} are the same option; give one of them")
+    return options | given
 
 
 def _wanted(network: str, data_shape: DataShape, num_classes: int, options: dict[str, Any]) -> tuple[Family, Wanted]:

@@ -1,6 +1,6 @@
 """Losses of YOLOv3 as graphs: box, objectness, class. What depends on labels alone is made by boxes/yolo_assigner.py.
 
-The losses of the YOLOv3-SPP trainer (compute_loss); no shape of the input is in the graph. boxes/overlap.py
+The losses of the YOLOv3-SPP trainer (compute_loss); no shape of the input is in the graph. boxes/geometry.py
 states the overlap in numpy.
 """
 
@@ -33,7 +33,7 @@ class Boxes(NamedTuple):
 def paired_overlap(a: Boxes, b: Boxes, kind: str) -> Symbol:
     """IoU, GIoU, DIoU or CIoU (...) of each box of a with its partner in b; kind is iou, giou, diou or ciou.
 
-    Sources as in boxes/overlap.py. The weight alpha of CIoU is a constant to the gradient (Zheng et al. 2020 treat it
+    Sources as in boxes/geometry.py. The weight alpha of CIoU is a constant to the gradient (Zheng et al. 2020 treat it
     so in their code; YOLOv3-SPP too), 0 for identical boxes. Finite while b has an area and no height is 0.
     """
     (low_a, high_a), (low_b, high_b) = _corners(a), _corners(b)

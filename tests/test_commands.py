@@ -187,7 +187,7 @@ def test_two_cpu_contexts(whole, tmp_path):
     status, output = finish("train.py", flags(options))
     assert status == 0, output
     assert list_epochs(options.output.prefix) == [1]
-    assert "Batch [2/23] Speed:" in output  # no terminal here: plain lines
+    assert "Epoch 1/1 4/23 CrossEntropy=" in output  # no terminal here: plain lines
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_mistake_is_one_sentence_and_status_2(script, words, expected):
 def status_and_error(monkeypatch, capsys, main, words):
     """run_command in this process: (exit status, last line of stderr)."""
     monkeypatch.setattr(sys, "argv", ["train.py", *words])
-    monkeypatch.setattr("machine.terminal.log_to_terminal", lambda: None)
+    monkeypatch.setattr("machine.command.log_to_terminal", lambda: None)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     with pytest.raises(SystemExit) as end:
         run_command(main)

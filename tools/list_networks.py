@@ -100,7 +100,12 @@ class NetworkFigures(NamedTuple):
 
 def main(argv: list[str]) -> int:
     """Prints Markdown, a row per network and input size and one for its taps, or writes it into the page."""
-    options = parse_options(ListOptions, argv, "List the networks with their anchors and parameters.")
+    options = parse_options(
+        ListOptions,
+        argv,
+        "Lists the networks with their anchors and parameters.",
+        example="python tools/list_networks.py",
+    )
     if options.write:
         PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), table()), encoding="utf-8")
     else:
@@ -166,7 +171,6 @@ def with_table(page: str, text: str) -> str:
 def describe(network: str, size: int) -> NetworkFigures:
     """What the table says about a network at a square input."""
     from symbol.symbol_factory import feature_maps, get_symbol, tap_names
-    from tools.list_networks import summarise, totals
 
     maps = feature_maps(network, size)
     layers = summarise(get_symbol(network, size, NUM_CLASSES), {"data": (1, 3, size, size)})

@@ -12,7 +12,7 @@ import importlib
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import DataError, OptionError
+from common.files import check_output_file, write_all
 from config.command_line import parse_options
 from config.options import option
 from dataset.annotation_list import AnnotationList, listed_path, write_annotation_list
@@ -34,11 +35,14 @@ from dataset.darknet_data import YoloFolder
 from dataset.image_pool import shortened
 from dataset.imdb import Imdb, split_dataset
 from dataset.packing import Report, pack_dataset
-from dataset.pascal_voc import PascalVoc
+from dataset.pascal_voc import PascalVoc, image_sets
 from machine.command import exit_on_sigterm, run_command
 from machine.cpu import usable_threads
 
 AnnotationSource = PascalVoc | Coco | YoloFolder | AnnotationList
+
+
+EXAMPLE = "python tools/prepare_dataset.py --dataset pascal --root data/VOCdevkit --year 2007 --target data/train.lst"
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,12 @@ class PrepareOptions:
         "also write NAME.txt with lines `path x1,y1,x2,y2,class ...`, without difficult objects, by --pixel-origin",
         "output",
     )
+    write_sets: bool = option(
+        False,
+        "pascal, with --split: also write the parts, and trainval, as ImageSets/Main/NAME.txt beside the annotations; "
+        "a file with other names is never replaced",
+        "output",
+    )
     target: str = option("data/train.lst", "list to write; .rec, .idx and .json go beside it", "output")
     shuffle: bool = option(True, "shuffle the images; --no-shuffle keeps the order of the sets", "output")
     seed: int = option(233, "seed of the shuffle and of --split", "output", minimum=0)
@@ -115,10 +125,16 @@ logger = logging.getLogger(__name__)
 
 def main(argv: list[str]) -> None:
     """Reads the annotations, packs them and says what was written."""
-    options = parse_options(PrepareOptions, argv, "Packs annotated images into NAME.rec, .idx, .lst and .json.")
+    options = parse_options(
+        PrepareOptions,
+        argv,
+        "Packs annotated images into NAME.rec, .idx, .lst and .json.",
+        example=EXAMPLE,
+    )
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     exit_on_sigterm()
     target = _target(options)
+    _check_write_sets(options)
     names = _names(options)
     source, bad = _read(options, None if options.only_class_names else names)
     imdb = _only(source, names) if options.only_class_names and names else source
@@ -129,9 +145,12 @@ def main(argv: list[str]) -> None:
     if not parts:
         _pack(imdb, target, options, bad)
         return
+    sets = image_sets(options.root, imdb.images, parts) if options.write_sets else {}
+    _refuse_other_sets(sets)
     print_list("bad annotations, left out", bad)
     for name, part in parts.items():
         _pack(part, targets[name], options)
+    _write_sets(sets)
 
 
 def _pack(imdb: Imdb, target: Path, options: PrepareOptions, bad: Sequence[str] = ()) -> None:
@@ -174,6 +193,36 @@ def _refuse_sources(target: Path, sources: Sequence[Path], options: PrepareOptio
         for output in outputs:
             if source.exists() and output.samefile(source):
                 raise OptionError(f"--target {target}: {output} would replace {source}, which is read; choose another")
+
+
+def _check_write_sets(options: PrepareOptions) -> None:
+    if options.write_sets and not options.split:
+        raise OptionError("--write-sets: the sets are the parts of --split; give that, too")
+    if options.write_sets and options.dataset != "pascal":
+        raise OptionError(f"--write-sets: only pascal folders have image sets, --dataset is {options.dataset}")
+
+
+def _refuse_other_sets(sets: Mapping[Path, bytes]) -> None:
+    """OptionError where a set cannot be written, or is there already with other names."""
+    for path, content in sets.items():
+        check_output_file("--write-sets", str(path), make_folders=True)
+        if path.exists() and path.read_bytes() != content:
+            raise OptionError(
+                f"--write-sets: {path} holds other names and is not replaced; move it away, or take it with --set "
+                f"{path.stem}"
+            )
+
+
+def _write_sets(sets: Mapping[Path, bytes]) -> None:
+    """Writes the image sets, all or none, and says where they are."""
+    try:
+        for folder in {path.parent for path in sets}:
+            folder.mkdir(parents=True, exist_ok=True)
+        write_all(sets)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be written ({error.strerror})") from error
+    for path in sets:
+        print(f"{path} written")
 
 
 def _names(options: PrepareOptions) -> tuple[str, ...] | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from common.errors import CheckpointError, DataError
 from common.files import check_prefix, numbered_files
 from config.augment_options import CENTER, TrainAugment
-from config.groups import COCO_ALONE, IMAGENET, ONE_SIZE, is_foreign, validation_kinds
+from config.groups import COCO_ALONE, IMAGENET, is_foreign, validation_kinds, warmup_span
 from config.options import without_effect
 from symbol.registry import family_of
 from train.options import TrainOptions, split_stages
@@ -97,8 +97,8 @@ def _idle_of_schedule(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], 
     yield from (
         (names, schedule) for names, schedules in readers.items() if options.schedule.lr_schedule not in schedules
     )
-    if not options.schedule.warmup_epochs:
-        yield ("warmup_factor",), "without --warmup-epochs"
+    if not warmup_span(options.schedule):
+        yield ("warmup_factor", "warmup_accumulate"), "without --warmup-epochs or --warmup-updates"
     if not options.schedule.ema:
         yield ("ema_ramp",), "without --ema"
     if not options.schedule.freeze_epochs:
@@ -114,6 +114,8 @@ def _idle_of_start(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str
     if options.start.resume not in (*NOT_RESUMED, "auto"):
         yield ("begin_epoch",), "with --resume"
         return
+    if options.start.resume in NOT_RESUMED and options.start.finetune < 0:
+        yield ("finetune_freeze",), "without --finetune"
     if options.start.finetune > 0:
         yield ("begin_epoch",), "with --finetune"
     if options.start.finetune >= 0:
@@ -131,5 +133,5 @@ def _idle_of_images(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], st
         yield ("emit_overlap_thresh",), f"with --crop-emit-mode {CENTER}"
     if options.input.resize_mode == "force" and not options.validation.rect_val:
         yield ("fill",), "with --resize-mode force, which draws no borders"
-    if not options.validation.rect_val:
-        yield ("rect_multiple",), ONE_SIZE
+    if not options.validation.rect_val and not options.data.rect:
+        yield ("rect_multiple",), "without --rect or --rect-val"

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from common.errors import OptionError
 from machine.runtime import mx
 
 NDArray: TypeAlias = mx.nd.NDArray
@@ -14,6 +15,14 @@ CLASSIC_OUTPUTS = ("cls_prob", "loc_loss", "cls_label")
 CLASSIC_NAMES = ("CrossEntropy", "SmoothL1")
 # Outputs of SSD's paper losses: they are shown under the names of the classic ones.
 SSD_OUTPUTS = ("cls_loss", "loc_loss")
+EPSILON = 1e-8  # added to a probability before its logarithm is taken
+# What the names mean; docs/classic.md says how the two rules relate.
+RULES = {
+    CLASSIC_OUTPUTS: "CrossEntropy and SmoothL1 (targets=mxnet): sums over the anchors / anchors that are positive or "
+    "mined, as the classic MultiBoxMetric has them",
+    SSD_OUTPUTS: "CrossEntropy and SmoothL1 (targets=paper): sums over the anchors / positive anchors, about 1 + "
+    "--negative-mining-ratio times those of the classic MultiBoxMetric",
+}
 
 
 def make_metric(symbol: mx.sym.Symbol, num_contexts: int = 1) -> "LossMetric":
@@ -22,6 +31,11 @@ def make_metric(symbol: mx.sym.Symbol, num_contexts: int = 1) -> "LossMetric":
     if names == CLASSIC_OUTPUTS:
         return ClassicMetric(num_contexts=num_contexts)
     return LossMetric(CLASSIC_NAMES if names == SSD_OUTPUTS else names, num_contexts)
+
+
+def loss_rule(symbol: mx.sym.Symbol) -> str:
+    """A line on what CrossEntropy and SmoothL1 of a training symbol without det are; "" for other losses."""
+    return RULES.get(output_names(symbol), "")
 
 
 def output_names(symbol: mx.sym.Symbol) -> tuple[str, ...]:
@@ -34,8 +48,9 @@ class LossMetric(mx.metric.EvalMetric):
     """Mean over updates of losses (B,), each summed over the images (and batches and contexts) of one update.
 
     Such outputs are divided by a number of the whole update already, so that their sum is the loss. A value of no
-    update is 0. first_bad is the number of the epoch's first batch whose losses or gradients are not finite, or None:
-    losses alone do not tell, as ReLU of a NaN is 0 (mxnet 1.9.1, oneDNN).
+    update is 0, and batches of an update that is not complete do not count yet. first_bad is the number of the epoch's
+    first batch whose losses or gradients are not finite, or None: losses alone do not tell, as ReLU of a NaN is 0
+    (mxnet 1.9.1, oneDNN).
     """
 
     def __init__(self, names: Sequence[str] = CLASSIC_NAMES, num_contexts: int = 1) -> None:
@@ -48,6 +63,7 @@ class LossMetric(mx.metric.EvalMetric):
         """Forgets everything, at the start of an epoch."""
         self._waiting: deque[NDArray] = deque()  # losses, number to divide by, sum of squared gradients
         self._sums, self._count = np.zeros(len(self.names)), 0.0
+        self._complete = self._sums.copy(), self._count  # of the updates that are
         self._read_updates = 0
         self.first_bad = None
 
@@ -71,12 +87,13 @@ class LossMetric(mx.metric.EvalMetric):
             self._read_one()
 
     def totals(self) -> tuple[np.ndarray, float]:
-        """(sums of the losses, number they are divided by) of the batches read so far."""
-        return self._sums.copy(), self._count
+        """(sums of the losses, number they are divided by) of the updates read so far."""
+        return self._complete
 
     def get(self) -> tuple[list[str], list[float]]:
-        """Names and values of the batches read so far (the newest may be missing)."""
-        return self.names, (self._sums / (self._count or 1.0)).tolist()
+        """Names and values of the updates read so far (the newest may be missing)."""
+        sums, count = self._complete
+        return self.names, (sums / (count or 1.0)).tolist()
 
     def get_global(self) -> tuple[list[str], list[float]]:
         """Names and values of all batches."""
@@ -100,11 +117,41 @@ class LossMetric(mx.metric.EvalMetric):
         losses = len(self.names)
         self._sums += values[:losses]
         self._count += values[losses]
+        if values[losses] and self._read_updates % self.num_contexts == 0:
+            self._complete = self._sums.copy(), self._count
+
+
+class RecentMeans:
+    """Means of the losses since the last time that they were taken; waits for nothing, so that the newest batch may be
+    missing."""
+
+    def __init__(self, metric: LossMetric) -> None:
+        """metric: the training metric."""
+        self._metric = metric
+        self.reset()
+
+    def reset(self) -> None:
+        """At the start of an epoch, where the metric forgets everything."""
+        self._sums, self._count = np.zeros(len(self._metric.names)), 0.0
+
+    def take(self) -> dict[str, float]:
+        """{name: mean}, {} where nothing has been read since."""
+        sums, count = self._metric.totals()
+        if count <= self._count:
+            return {}
+        means = (sums - self._sums) / (count - self._count)
+        self._sums, self._count = sums, count
+        return {name: float(mean) for name, mean in zip(self._metric.names, means, strict=True) if np.isfinite(mean)}
 
 
 class ClassicMetric(LossMetric):
     """CrossEntropy per valid anchor and the smooth L1 sum over the same number, of the outputs of targets=mxnet, as in
     apache's example/ssd."""
+
+    def __init__(self, num_contexts: int = 1, eps: float = EPSILON) -> None:
+        """eps: added to probabilities before their logarithm is taken."""
+        self.eps = eps
+        super().__init__(CLASSIC_NAMES, num_contexts)
 
     def _losses(self, preds: Sequence[NDArray], completes_update: bool) -> list[NDArray]:
         """Sums of cross entropy and smooth L1, and the number of valid anchors, without waiting.
@@ -114,4 +161,56 @@ class ClassicMetric(LossMetric):
         cls_prob, loc_loss, cls_label = preds
         valid = cls_label >= 0
         prob = mx.nd.pick(cls_prob, mx.nd.maximum(cls_label, 0), axis=1)  # (B, A)
-        return [-(mx.nd.log(prob + 1e-8) * valid).sum(), loc_loss.sum(), valid.sum()]
+        return [-(mx.nd.log(prob + self.eps) * valid).sum(), loc_loss.sum(), valid.sum()]
+
+
+class MultiBoxMetric(ClassicMetric):
+    """The classic training metric for a Module of one's own, over get_symbol_train's outputs of targets=mxnet.
+
+    `get` gives the values since the last reset or reset_local (mx.callback.Speedometer calls that after each of its
+    lines), get_global those since the last reset: fit's line of the epoch. Both wait for the newest batch. A value is
+    nan where no anchor was positive or mined.
+    """
+
+    def __init__(self, eps: float = EPSILON) -> None:
+        """eps: added to probabilities before their logarithm is taken."""
+        super().__init__(eps=eps)
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        super().reset()
+        self._before = self.totals()  # what get() leaves out
+
+    def reset_local(self) -> None:
+        """Starts a new window for `get`; get_global still counts all."""
+        self.flush()
+        self._before = self.totals()
+
+    def update(self, labels: Sequence[NDArray], preds: Sequence[NDArray], completes_update: bool = True) -> None:
+        """Queues the losses of outputs [cls_prob, loc_loss, cls_label, ...]; the labels are not looked at.
+
+        OptionError for the outputs of another symbol.
+        """
+        del labels
+        if len(preds) < len(CLASSIC_OUTPUTS) or [array.ndim for array in preds[:3]] != [3, 2, 2]:
+            raise OptionError(
+                "MultiBoxMetric reads the outputs cls_prob, loc_loss and cls_label; build the symbol by "
+                'get_symbol_train(..., targets="mxnet")'
+            )
+        super().update((), preds[: len(CLASSIC_OUTPUTS)], completes_update)
+
+    def get(self) -> tuple[list[str], list[float]]:
+        """Names and values since the last reset or reset_local."""
+        self.flush()
+        sums, count = self.totals()
+        return self.names, _means(sums - self._before[0], count - self._before[1])
+
+    def get_global(self) -> tuple[list[str], list[float]]:
+        """Names and values since the last reset."""
+        self.flush()
+        return self.names, _means(*self.totals())
+
+
+def _means(sums: np.ndarray, count: float) -> list[float]:
+    """The sums over the count, nan where it is 0."""
+    return (sums / count if count else np.full(len(sums), np.nan)).tolist()

@@ -1,4 +1,4 @@
-"""What a run leaves beside its checkpoints: log file, metrics.jsonl, run.json, a lock, TensorBoard scalars."""
+"""What a run leaves beside its checkpoints: log file, metrics.jsonl, run.json, a lock."""
 
 import fcntl
 import json
@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -38,7 +38,7 @@ _SEEN = {
 _FOLLOWED = {"eval_every"}  # decides the learning rate of --lr-schedule plateau
 _RENAMED = {"engine": "data_engine"}  # options of earlier versions
 WIDTH = 12  # of a column of PREFIX-results.txt
-MAY_CHANGE = _MACHINE | _RANGE | _SEEN | {"tensorboard"}
+MAY_CHANGE = _MACHINE | _RANGE | _SEEN | {"tensorboard", "live"}
 
 
 @contextmanager
@@ -47,6 +47,7 @@ def remembered_log() -> Iterator[list[logging.LogRecord]]:
     lines: list[logging.LogRecord] = []
     handler = _ListHandler(lines)
     root = logging.getLogger()
+    root.setLevel(logging.INFO)
     root.addHandler(handler)
     try:
         yield lines
@@ -138,11 +139,13 @@ def command_to_continue(is_saved: bool, argv: Sequence[str] | None = None) -> st
     return shlex.join(["python", *kept, "--resume", "auto"])
 
 
-def write_run_file(prefix: str, options: TrainOptions) -> None:
-    """PREFIX-run.json: options, command and versions."""
+def write_run_file(
+    prefix: str, options: TrainOptions, way_to_continue: Callable[[bool], str] = command_to_continue
+) -> None:
+    """PREFIX-run.json: options, command and versions; way_to_continue: of a run with a checkpoint."""
     content = {
         "command": shlex.join(sys.argv),
-        "continue": command_to_continue(is_saved=True),
+        "continue": way_to_continue(True),
         "options": to_mapping(options),
         "versions": {"trainer": __version__, "mxnet": mx.__version__, "python": platform.python_version()},
         "threads": os.environ.get("OMP_NUM_THREADS"),
@@ -203,25 +206,6 @@ class MetricsFile:
             return [record for record in records if record["epoch"] <= kept_epochs]
         except (ValueError, KeyError, TypeError) as error:
             raise OptionError(f"{self.path}: damaged ({error}); move it away") from error
-
-
-class ScalarWriter:
-    """TensorBoard scalars in PREFIX-tensorboard."""
-
-    def __init__(self, prefix: str) -> None:
-        """OptionError where tensorboardX is not installed."""
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise OptionError("--tensorboard needs tensorboardX: pip install 'tensorboardX>=2.6.5'") from error
-        self._writer = SummaryWriter(f"{prefix}-tensorboard")
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Writes the losses, scores and learning rate of an epoch."""
-        scalars = {f"{part}/{name}": value for part in ("train", "validation") for name, value in record[part].items()}
-        for name, value in {**scalars, "learning_rate": record["learning_rate"]}.items():
-            self._writer.add_scalar(name, value, record["epoch"])
-        self._writer.flush()
 
 
 def write_results(records: Sequence[dict[str, Any]], path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,12 +21,11 @@ from model.checkpoint import (
     load_checkpoint,
     load_optimizer_state,
     params_path,
+    plain_epoch,
     read_meta,
 )
 from model.params_file import read_params
 from model.weights.fit import expected_shapes
-from symbol.layers import matches
-from symbol.symbol_factory import freeze_pattern
 from train.checks import BEST
 from train.module import RAW
 from train.options import TrainOptions, network_options
@@ -43,6 +42,7 @@ class Start:
     """First epoch, weights (None = initialise), and for an exact continuation the number of updates and optimizer
     state.
 
+    learning_rate: of the update before, None in a new stage.
     averages: of the weights, where those of arg_params and aux_params are saved beside them (--ema).
     earlier_updates: those of num_update that were made in earlier stages, by other optimizers.
     plateau: state of the schedule of that name. origin: what a schedule by updates counts from.
@@ -58,6 +58,7 @@ class Start:
     arg_params: Params | None = None
     aux_params: Params | None = None
     num_update: int = 0
+    learning_rate: float | None = None
     optimizer_state: dict[str, np.ndarray] | None = None
     averages: tuple[Params, Params] | None = None
     earlier_updates: int = 0
@@ -121,18 +122,30 @@ def _resume(plan: Sequence[Stage]) -> Start:
     if run.start.resume == "auto" and not list_epochs(run.output.prefix):
         logger.info("no checkpoint under %s yet: starting from the beginning", run.output.prefix)
         return _begin(plan)
+    _refuse_plain(run)
     checkpoint = load_checkpoint(run.output.prefix, run.start.resume)
     trained_by = stage_at(plan, checkpoint.epoch - 1)
     _refuse_other_run(trained_by, checkpoint)
     if checkpoint.epoch >= run.schedule.end_epoch:
         raise OptionError(
-            f"{run.output.prefix} is trained up to epoch {checkpoint.epoch}; raise --end-epoch above it to train "
-            "further"
+            f"{run.output.prefix} is trained up to epoch {checkpoint.epoch}, and --end-epoch is "
+            f"{run.schedule.end_epoch}; raise --end-epoch to {checkpoint.epoch + 1} or more to train further"
         )
     logger.info("continuing %s after epoch %d", run.output.prefix, checkpoint.epoch)
     if stage_at(plan, checkpoint.epoch) is not trained_by:
         return _next_stage(checkpoint)
     return _same_stage(run, checkpoint)
+
+
+def _refuse_plain(run: TrainOptions) -> None:
+    """OptionError where the epoch has weights alone: nothing tells how its run would go on."""
+    epoch, prefix = plain_epoch(run.output.prefix, run.start.resume), run.output.prefix
+    if epoch is not None:
+        raise OptionError(
+            f"{params_path(prefix, epoch)} has no .json beside it, so that its run cannot be resumed; "
+            f"go on from its weights with --pretrained {prefix} --epoch {epoch} --begin-epoch {epoch} and another "
+            "--prefix"
+        )
 
 
 def _same_stage(options: TrainOptions, checkpoint: Checkpoint) -> Start:
@@ -148,6 +161,7 @@ def _same_stage(options: TrainOptions, checkpoint: Checkpoint) -> Start:
         checkpoint.meta.begun,
         *(raw or averages),
         num_update=checkpoint.meta.num_update,
+        learning_rate=checkpoint.meta.learning_rate,
         optimizer_state=state,
         averages=averages if raw else None,
         earlier_updates=checkpoint.meta.earlier_updates,
@@ -243,11 +257,15 @@ def _refuse_overwriting(output: OutputOptions, kept: int) -> None:
 
 def _from_weights(options: TrainOptions, classes: Sequence[str], prefix: str, epoch: int) -> tuple[Params, Params]:
     """The weights of a checkpoint that fit by name and shape; they and those to initialise are listed."""
-    if not params_path(prefix, epoch).is_file():
-        raise CheckpointError(f"{params_path(prefix, epoch)}: no such file; check the prefix and the epoch")
+    arg_params, aux_params = read_weights(prefix, epoch)
     for line in _other_input(prefix, epoch, options, classes):
         logger.warning(line)
-    return _fitted(options, classes, str(params_path(prefix, epoch)), *read_params(params_path(prefix, epoch)))
+    if epoch not in list_epochs(prefix):
+        logger.info(
+            "%s has no .json: its weights are taken to be of this run's pixels and, where they are as many, classes",
+            params_path(prefix, epoch),
+        )
+    return _fitted(options, classes, str(params_path(prefix, epoch)), arg_params, aux_params)
 
 
 def _fitted(
@@ -256,7 +274,7 @@ def _fitted(
     """Those of the weights that fit by name and shape; source: what they are, for messages."""
     settings = network_options(options)
     wanted, wanted_aux = expected_shapes(options.input.network, options.input.data_shape, len(classes), **settings)
-    kept_arg, kept_aux = _fitting(arg_params, wanted), _fitting(aux_params, wanted_aux)
+    kept_arg, kept_aux = fitting(arg_params, wanted), fitting(aux_params, wanted_aux)
     _report(source, {**wanted, **wanted_aux}, {**arg_params, **aux_params}, {**kept_arg, **kept_aux}, options)
     return kept_arg, kept_aux
 
@@ -282,22 +300,28 @@ def _other_input(prefix: str, epoch: int, options: TrainOptions, classes: Sequen
     return lines
 
 
-def _fitting(params: Params, wanted: dict[str, tuple[int, ...]]) -> Params:
+def read_weights(prefix: str, epoch: int) -> tuple[Params, Params]:
+    """Weights and auxiliary states of an epoch; CheckpointError where there is no such file, or a damaged one."""
+    if not params_path(prefix, epoch).is_file():
+        raise CheckpointError(f"{params_path(prefix, epoch)}: no such file; check the prefix and the epoch")
+    return read_params(params_path(prefix, epoch))
+
+
+def fitting(params: Params, wanted: Mapping[str, tuple[int, ...]]) -> Params:
+    """The parameters that a network has, by name and shape."""
     return {name: array for name, array in params.items() if name in wanted and array.shape == wanted[name]}
 
 
 def _report(source: str, wanted: dict[str, Any], found: Params, kept: Params, options: TrainOptions) -> None:
-    """Logs what was loaded, re-initialised, unused and frozen; nothing loaded at all is an error."""
+    """Logs what was loaded, re-initialised and unused; nothing loaded at all is an error."""
     if not kept:
         raise CheckpointError(f"{source}: none of its {len(found)} parameters fits --network {options.input.network}")
     fresh = [name for name in wanted if name not in kept]
     unused = [name for name in found if name not in kept and name not in wanted]
-    pattern = freeze_pattern(options.input.network, options.net.freeze)
-    frozen = [name for name in wanted if matches(pattern, name)]
     logger.info("%s: %d of %d parameters loaded", source, len(kept), len(wanted))
     little = small_share(source, wanted, kept, options)
     if little:
         logger.warning(little)
-    for title, names in (("initialised anew", fresh), ("in the file but unused", unused), ("frozen", frozen)):
+    for title, names in (("initialised anew", fresh), ("in the file but unused", unused)):
         if names:
             logger.info("%s (%d): %s", title, len(names), " ".join(names))

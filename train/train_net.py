@@ -1,16 +1,42 @@
-"""train_net with the arguments of the classic one, for scripts that call it; train.py calls train/training.py."""
+"""The functions of the classic module of this name, for scripts; train.py calls train/training.py."""
 
-from collections.abc import Sequence
+import numbers
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from common.errors import OptionError
 from common.sizes import input_size
 from config.options import from_mapping
+from graph.symbol_graph import Params
 from machine.runtime import mx
 from train.options import train_options_class
+from train.schedule import get_lr_scheduler
+from train.script import log_to_console, named_by_arguments, way_to_continue
 from train.training import run_training
 
+__all__ = ["convert_pretrained", "get_lr_scheduler", "train_net"]
+
 Contexts: TypeAlias = mx.Context | Sequence[mx.Context]
+# Option of train.py -> classic argument, where the names differ.
+ARGUMENTS = {
+    "network": "net",
+    "num_class": "num_classes",
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "lr_steps": "lr_refactor_step",
+    "lr_factor": "lr_refactor_ratio",
+    "freeze": "freeze_layer_pattern",
+    "label_width": "label_pad_width",
+    "nms": "nms_thresh",
+    "force": "force_nms",
+    "overlap": "ovp_thresh",
+    "voc07": "voc07_metric",
+    "monitor": "iter_monitor",
+    "pattern": "monitor_pattern",
+    "log": "log_file",
+}
 
 
 def train_net(
@@ -19,7 +45,7 @@ def train_net(
     num_classes: int | None,
     batch_size: int,
     data_shape: int | Sequence[int],
-    mean_pixels: Sequence[float],
+    mean_pixels: float | Sequence[float],
     resume: int | str,
     finetune: int,
     pretrained: str | None,
@@ -55,18 +81,20 @@ def train_net(
 ) -> None:
     """Trains as the classic function of this name does; order and names of the arguments are apache's.
 
+    The log goes to the console, unless the script has set handlers of its own, and to log_file.
+
     Args:
         net: name of the network.
         train_path, val_path: records; no val_path = no validation.
         num_classes: None = as many as the record's sidecar names.
         batch_size: images per step, over all contexts.
         data_shape: side, (height, width) or (3, height, width).
-        mean_pixels: of red, green, blue.
+        mean_pixels: of red, green, blue; a number stands for three.
         resume, finetune: epoch of the prefix above 0, resume also "auto"; else neither.
         pretrained, epoch: checkpoint whose weights are the start; None or "" = from scratch.
         prefix: of everything the run writes; it is used as given.
         ctx: a context or several, of one kind: mx.cpu(k) with k = 0, 1, ..., or mx.gpu(k).
-        lr_refactor_step: epochs, as a text like "80, 160" or a sequence.
+        lr_refactor_step, lr_refactor_ratio: as get_lr_scheduler takes them.
         num_example: obsolete, the record says it.
         label_pad_width: numbers in a label: 2 and 6 for each object; 0 = as many as needed.
         force_nms, force_suppress: one of them suffices to suppress across classes (apache's code drops force_nms).
@@ -75,56 +103,63 @@ def train_net(
         options: further fields of train.options.TrainOptions by name, such as optimizer or augment.
 
     Raises:
-        UserError: a mistake, before the first batch, as train.py reports it.
+        UserError: a mistake, before the first batch, as train.py reports it, in the words of these arguments.
     """
-    options = {name: value for name, value in options.items() if value is not None}  # apache's kv_store
-    values: dict[str, Any] = {
-        "network": net,
-        "train_path": train_path,
-        "num_class": num_classes,
-        "batch_size": batch_size,
-        "data_shape": input_size(data_shape),
-        **_means(mean_pixels),
-        "resume": str(resume) if resume == "auto" or int(resume) > 0 else "-1",
-        "finetune": finetune if finetune > 0 else -1,
-        "pretrained": pretrained or "",
-        "epoch": epoch,
-        "prefix": prefix,
-        **_devices(ctx),
-        "begin_epoch": begin_epoch,
-        "end_epoch": end_epoch,
-        "frequent": frequent,
-        "lr": learning_rate,
-        "momentum": momentum,
-        "wd": weight_decay,
-        "lr_steps": lr_refactor_step,
-        "lr_factor": lr_refactor_ratio,
-        "freeze": freeze_layer_pattern or "",
-        **({} if num_example is None else {"num_example": num_example}),
-        "label_width": label_pad_width,
-        "nms": nms_thresh,
-        "force": force_nms or force_suppress,
-        "overlap": ovp_thresh,
-        "use_difficult": use_difficult,
-        "class_names": class_names or (),
-        "voc07": voc07_metric,
-        "nms_topk": nms_topk,
-        "train_list": train_list or "",
-        "val_path": val_path or "",
-        "val_list": val_list or "",
-        "monitor": iter_monitor,
-        "pattern": monitor_pattern,
-        "log": log_file or "",
-    }
-    run_training(from_mapping(train_options_class(), values | options, "train_net"))
+    arguments = dict(locals())
+    more = {name: value for name, value in arguments.pop("options").items() if value is not None}  # apache's kv_store
+    log_to_console()
+    with named_by_arguments(ARGUMENTS):
+        run = from_mapping(train_options_class(), _options_of(arguments) | more, "train_net")
+        run_training(run, way_to_continue)
 
 
-def _means(mean_pixels: Sequence[float]) -> dict[str, float]:
-    """The means of red, green, blue by their options; OptionError unless they are three."""
+def convert_pretrained(name: str, args: Params) -> Params:
+    """The weights of a pretrained model as the network wants them: as they are, like the classic function.
+
+    name: prefix of the model. Weights of other projects are converted by tools/convert_weights.py.
+    """
+    del name
+    return args
+
+
+def _options_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of train.py that the classic arguments mean; OptionError for means, contexts or epochs that are
+    none."""
+    values = dict(arguments)
+    values |= _means(values.pop("mean_pixels")) | _devices(values.pop("ctx"))
+    values["data_shape"] = input_size(values["data_shape"])
+    values["resume"] = _epoch("resume", values["resume"]) if values["resume"] != "auto" else "auto"
+    values["finetune"] = _epoch("finetune", values["finetune"])
+    suppress = values.pop("force_suppress")
+    values["force_nms"] = values["force_nms"] or suppress
+    if values["num_example"] is None:
+        del values["num_example"]
+    if not values["pretrained"]:  # a classic call always gives it
+        del values["epoch"]
+    for name in ("pretrained", "freeze_layer_pattern", "train_list", "val_path", "val_list", "log_file"):
+        values[name] = values[name] or ""
+    values["class_names"] = values["class_names"] or ()
+    options = {argument: option for option, argument in ARGUMENTS.items()}
+    return {options.get(name, name): value for name, value in values.items()}
+
+
+def _epoch(name: str, epoch: int | str) -> int:
+    """The epoch of resume or finetune, -1 for 0 and less; OptionError for what is no whole number."""
+    try:
+        return int(epoch) if int(epoch) > 0 else -1
+    except (TypeError, ValueError):
+        words = ' or "auto"' if name == "resume" else ""
+        raise OptionError(f"{name} {epoch!r}: expected an epoch{words}; -1 = not at all") from None
+
+
+def _means(mean_pixels: float | Sequence[float]) -> dict[str, Any]:
+    """The means of red, green, blue by their options, a number for all three; OptionError for anything else."""
     names = ("mean_r", "mean_g", "mean_b")
-    if mean_pixels is None or len(mean_pixels) != len(names):
-        raise OptionError(f"mean_pixels {mean_pixels}: expected three numbers, for red, green and blue")
-    return dict(zip(names, mean_pixels, strict=True))
+    means = [mean_pixels] * len(names) if isinstance(mean_pixels, numbers.Real) else mean_pixels
+    if not isinstance(means, Sequence | np.ndarray) or isinstance(means, str) or len(means) != len(names):
+        raise OptionError(f"mean_pixels {mean_pixels}: expected three numbers, for red, green and blue, or one for all")
+    checked = [float(value) if isinstance(value, numbers.Real) else value for value in means]
+    return dict(zip(names, checked, strict=True))
 
 
 def _devices(ctx: Contexts) -> dict[str, Any]:

@@ -34,14 +34,14 @@ CONTRIB = "_contrib_"
 KINDS = ("arg", "aux")
 EPOCH_SUFFIX = re.compile(r"-\d+\.params$")
 DEFAULT_EPSILON = 1e-3  # of the operator BatchNorm, as is fix_gamma=True
-MOBILENET_FIRST, MOBILENET_FILTERS = "conv_1_conv2d", 32  # filters at width 1
+MOBILENET_LAST, MOBILENET_FILTERS = "conv_14_conv2d", 1024  # filters at width 1; the first layer has at least 8
 CLS_HEAD, LOC_HEAD = "_cls_pred_conv", "_loc_pred_conv"
 # Network -> layers that it alone has; the first that fits is it.
 FINGERPRINTS = {
     "legacy_vgg16_ssd_512": ("conv1_1", "conv6", "conv12_2"),
     "legacy_vgg16_ssd_300": ("conv1_1", "conv6", "conv11_2"),
     "vgg16_reduced": ("conv1_1", "fc6"),
-    "mobilenet": (MOBILENET_FIRST, "conv_14_conv2d"),
+    "mobilenet": ("conv_1_conv2d", MOBILENET_LAST),
     "resnet101": ("stage3_unit23_conv1",),
     "resnet50": ("stage3_unit6_conv1",),
     "densenet121": ("DBstage4_unit16_conv1",),
@@ -288,7 +288,7 @@ def _loss_options(nodes: list[ClassicNode]) -> dict[str, Any]:
 
 def _width(network: str | None, filters: Mapping[str, int]) -> dict[str, Any]:
     """--width of a mobilenet that is not of width 1."""
-    width = filters.get(MOBILENET_FIRST, 0) / MOBILENET_FILTERS
+    width = filters.get(MOBILENET_LAST, 0) / MOBILENET_FILTERS
     return {"width": width} if network == "mobilenet" and width != 1 else {}
 
 

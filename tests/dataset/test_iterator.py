@@ -1,4 +1,4 @@
-"""The batch contract of docs/architecture.md, whatever the number of workers, and what happens when something dies."""
+"""The batch contract of docs/contracts.md, whatever the number of workers, and what happens when something dies."""
 
 import gc
 import os
@@ -20,7 +20,7 @@ from config.augment_options import TrainAugment
 from config.groups import DATA_ENGINES as ENGINES
 from dataset.batch_spec import BatchSpec
 from dataset.iterator import DetRecordIter, open_batches
-from dataset.labels import pack_label
+from dataset.labels import PADDING, pack_label
 from dataset.recordio import RecordWriter, pack
 from dataset.sidecar import Sidecar, write_sidecar
 from dataset.transforms import decode
@@ -147,7 +147,8 @@ def test_padding_rows(make):
     # Batch norm sees these rows too: they show images, not zeros.
     np.testing.assert_array_equal(last.data[0].asnumpy()[-1], first.data[0].asnumpy()[0])
     assert (last.geometry[-1] == 0).all()
-    assert (last.label[0].asnumpy()[-1] == -1).all()
+    assert (last.label[0].asnumpy()[-1, :, :-1] == -1).all()
+    assert (last.label[0].asnumpy()[-1, :, -1] == PADDING).all()
     assert (last.label[1].asnumpy()[-1] == IGNORED).all()
     assert last.index[-1] == -1
     assert last.index.dtype == np.int64
@@ -235,7 +236,7 @@ def test_only_records_without_objects(make, tmp_path):
     iterator = make(write(tmp_path / "empty.rec", labels=empty), augment=TrainAugment(), assigner=ToyAssigner())
     for batch in iterator:
         assert batch.label[0].shape == (4, 1, 6)
-        assert (batch.label[0].asnumpy() == -1).all()
+        assert (batch.label[0].asnumpy()[..., :-1] == -1).all()
         assert (batch.label[-1].asnumpy() == 0).all()
 
 
@@ -423,7 +424,6 @@ def test_too_little_memory_is_one_sentence(record):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": None}, "num_classes"),
         ({"data_shape": (1, 2, 3, 4)}, "data_shape"),
         ({"data_shape": (1, 32, 32)}, "data_shape"),
         ({"part_index": 2, "num_parts": 2}, "part 2 of 2"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError, OptionError
-from detect.inputs import InputSource, find_images, plan_outputs, split_words, with_values
+from detect.inputs import InputSource, ask_for_images, find_images, plan_outputs, split_words, with_values
 
 
 @pytest.fixture
@@ -34,6 +34,22 @@ def test_files_folders_and_globs(photos):
 def test_classic_dir_and_ext(photos):
     assert _names(find_images(["a,sub/a"], str(photos), ".jpg"), photos) == ["a.jpg", "sub/a.jpg"]
     assert _names(find_images([], f"{photos}/sub"), photos) == ["sub/[x].jpg", "sub/a.jpg"]
+
+
+def test_an_answer_is_a_word_and_a_wrong_one_is_asked_again(photos, caplog):
+    answers = iter([f"{photos}/none.jpg", f" {photos}/*.jpg "])
+    assert _names(ask_for_images(lambda question: next(answers)), photos) == ["a.jpg", "c,d.jpg"]
+    assert caplog.messages == [f"{photos}/none.jpg: no such file or folder; correct the path (or --dir and --ext)"]
+    assert _names(ask_for_images(lambda question: f"{photos}/a", ".jpg"), photos) == ["a.jpg"]
+
+
+def test_without_an_answer_there_are_no_images():
+    def end(question):
+        raise EOFError
+
+    for ask in (end, lambda question: " "):
+        with pytest.raises(OptionError, match="no images: give files"):
+            ask_for_images(ask)
 
 
 def test_what_is_not_there_is_named(photos):

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from common.errors import OptionError
 from deploy.main import export
 from detect.detector import Detector
+from detect.inputs import QUESTION
 from detect.main import main
 from drawing.boxes import draw, draw_heatmap, score_map
 from engines.preprocess import encode_image, read_image
@@ -69,6 +72,20 @@ def test_demo_by_subprocess(folder, photos):
     assert any(record["detections"] for record in records)
 
 
+def test_without_files_a_terminal_is_asked_for_them(folder, photos):
+    """In a terminal of its own: a wrong path, then a right one."""
+    terminal, stdin = pty.openpty()
+    os.write(terminal, f"{photos}/none.png\n{photos}/one\n".encode())
+    words = [sys.executable, str(ROOT / "demo.py"), "--model", str(folder), "--output", "", "--json", "found.json"]
+    done = subprocess.run(words, stdin=stdin, capture_output=True, text=True, cwd=photos, check=False)
+    os.close(stdin)
+    os.close(terminal)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(QUESTION) == 2
+    assert f"{photos}/none.png: no such file or folder" in done.stderr
+    assert [r["image"] for r in json.loads((photos / "found.json").read_text("utf-8"))] == [f"{photos}/one/a.png"]
+
+
 def test_heat_maps_show_boxes_below_the_threshold_too(folder, photos):
     words = [f"{photos}/one/a.png", "--model", str(folder), "--thresh", "0.45", "--heatmap", f"{photos}/heat"]
     assert main([*words, "--output", f"{photos}/out", "--json", f"{photos}/found.json"]) == 0
@@ -110,6 +127,14 @@ def test_cut_outs_may_go_beside_the_images(folder, photos):
     assert main([*words, "--model", str(folder)]) == 0
     assert (photos / "one/a.png").read_bytes() == before
     assert len(list(photos.glob("one/*/a-*.png"))) > 0
+
+
+@pytest.mark.parametrize(("thresh", "said"), [("1", "cut-outs: none, as nothing"), ("0.3", "cut-outs: FOLDER")])
+def test_it_is_told_when_nothing_was_cut_out(folder, photos, caplog, thresh, said):
+    words = [f"{photos}/one", "--crop", f"{photos}/cut", "--output", "", "--thresh", thresh, "--model", str(folder)]
+    assert main(words) == 0
+    assert [line for line in caplog.messages if line.startswith(said.replace("FOLDER", f"{photos}/cut"))]
+    assert (photos / "cut").exists() == ("none" not in said)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +178,59 @@ def test_a_split_of_a_folder_covers_it_whatever_its_image_sets(tmp_path, capsys)
     assert (sidecar.num_images, sidecar.class_names) == (6, ("cat", "dog"))
     cats = sum(line.count(",0") for line in parts["train"].with_suffix(".txt").read_text().splitlines())
     assert f"objects: {cats}," in capsys.readouterr().out
+
+
+def sets_of(folder):
+    return {path.stem: path.read_text().split() for path in (folder / "ImageSets/Main").glob("*.txt")}
+
+
+def test_the_parts_of_a_split_become_image_sets(tmp_path, capsys):
+    """Beside the annotations, as voc_annotation's; --set then names what the split has packed."""
+    folder, target = tmp_path / "mine", tmp_path / "out" / "mine.lst"
+    for k in range(10):
+        add(folder, f"n.{k}", CAT)
+    shutil.rmtree(folder / "ImageSets")
+    words = ["--root", str(folder), "--num-thread", "1", "--target"]
+    split = [*words, str(target), "--split", "0.6,0.2,0.2", "--write-sets"]
+    main(split)
+    found = sets_of(folder)
+    assert {name: len(lines) for name, lines in found.items()} == {"train": 6, "val": 2, "trainval": 8, "test": 2}
+    assert found["trainval"] == sorted(found["train"] + found["val"])
+    assert sorted(found["trainval"] + found["test"]) == [f"n.{k}" for k in range(10)]
+    assert f"{folder}/ImageSets/Main/trainval.txt written" in capsys.readouterr().out
+    main([*words, str(tmp_path / "again.lst"), "--set", "test"])
+    assert (tmp_path / "again.rec").read_bytes() == target.with_name("mine_test.rec").read_bytes()
+    main(split)  # the same sets once more
+
+
+def test_each_year_gets_sets_of_its_own(root, tmp_path):
+    for path in root.glob("*/ImageSets/Main/*"):
+        path.unlink()
+    main(["--root", str(root), "--target", str(tmp_path / "t.lst"), "--split", "0.5,0.5", "--write-sets"])
+    found = {
+        f"{year}/{name}": lines for year in ("2007", "2012") for name, lines in sets_of(root / f"VOC{year}").items()
+    }
+    assert found["2007/trainval"] == found["2012/trainval"] == ["a", "b"]
+    assert len([name for key, lines in found.items() if key.endswith(("/train", "/val")) for name in lines]) == 4
+
+
+def test_an_image_set_that_is_there_is_never_replaced(root, tmp_path):
+    before = sets_of(root / "VOC2012")
+    target = tmp_path / "out" / "t.lst"
+    words = ["--root", str(root), "--target", str(target), "--split", "0.25,0.25,0.5", "--write-sets"]
+    with pytest.raises(OptionError, match=r"--write-sets: .*trainval\.txt holds other names and is not replaced"):
+        main(words)
+    assert sets_of(root / "VOC2012") == before
+    assert not target.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [([], "give that, too"), (["--split", "0.5,0.5", "--dataset", "list"], "only pascal folders have image sets")],
+)
+def test_image_sets_are_those_of_a_split_voc_folder(root, more, message):
+    with pytest.raises(OptionError, match=f"--write-sets: .*{message}"):
+        main(["--root", str(root), "--write-sets", *more])
 
 
 def test_the_annotation_list_holds_what_was_packed(tmp_path):

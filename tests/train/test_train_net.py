@@ -78,7 +78,7 @@ def test_a_classic_call_trains(arguments):
     assert list_epochs(prefix) == [1]
     written = json.loads(Path(f"{prefix}-run.json").read_text())["options"]
     assert (written["nms"], written["nms_topk"], written["force"], written["voc07"]) == (0.4, 100, True, True)
-    assert (written["mean_r"], written["mean_b"], written["freeze"]) == (120, 100, "^conv_1_")
+    assert (written["mean_r"], written["mean_b"], written["freeze"]) == (120, 100, "")  # from scratch
     log = Path(arguments["log_file"]).read_text()
     assert "conv_1_" in log
     assert "moving_mean" in log
@@ -90,18 +90,27 @@ def test_a_classic_call_trains(arguments):
     [
         ({"ctx": [mx.cpu(0), mx.gpu(0)]}, "ctx: cpu\\(0\\), gpu\\(0\\)"),
         ({"ctx": mx.cpu(3)}, "ctx: cpu\\(3\\)"),
-        ({"ctx": mx.gpu(77)}, "--gpus 77: GPU 77 cannot be used"),
+        ({"ctx": mx.gpu(77)}, "gpus 77: GPU 77 cannot be used"),
         ({"ctx": None}, "ctx: none; give GPUs"),
         ({"mean_pixels": (1, 2)}, "mean_pixels \\(1, 2\\): expected three numbers"),
         ({"data_shape": None}, "data_shape None: expected a side"),
         ({"data_shape": (1, 32, 32)}, "data_shape \\(1, 32, 32\\): expected"),
         ({"kv_store": "dist_sync"}, "kv"),
-        ({"num_classes": 20}, "--num-class 20, but there are 3"),
-        ({"label_pad_width": 8}, "--label-width 8 has room for 1 objects, but an image of the records has 3; give 20"),
-        ({"monitor_pattern": "("}, "--pattern '\\(': not a regular expression"),
-        ({"kv_store": "dist_sync"}, "--kv-store in train_net takes local or device .*, not 'dist_sync'"),
+        ({"num_classes": 20}, "^num_classes 20, but there are 3"),
+        (
+            {"label_pad_width": 8},
+            "^label_pad_width 8 has room for 1 objects, but an image of the records has 3; give 20",
+        ),
+        ({"monitor_pattern": "("}, "^monitor_pattern '\\(': not a regular expression"),
+        ({"kv_store": "dist_sync"}, "^kv_store in train_net takes local or device .*, not 'dist_sync'"),
         ({"no_such_thing": 1}, "unknown option 'no_such_thing'"),
         ({"resume": 7}, "no checkpoint there"),
+        ({"resume": "yes"}, "resume 'yes': expected an epoch or \"auto\"; -1 = not at all"),
+        ({"finetune": None}, "finetune None: expected an epoch; -1"),
+        ({"mean_pixels": "grey"}, "mean_pixels grey: expected three numbers"),
+        ({"mean_pixels": None}, "mean_pixels None: expected three numbers"),
+        ({"lr_refactor_ratio": 0}, "^lr_refactor_ratio in train_net is at least"),
+        ({"lr_refactor_step": "80;160"}, "^lr_refactor_step in train_net takes epochs like 80"),
     ],
 )
 def test_mistakes_are_told_before_the_first_batch(arguments, changes, words):
