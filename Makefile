@@ -5,7 +5,7 @@ LOCK ?= $(or $(patsubst .venv/%.ready,%,$(firstword $(wildcard .venv/*.ready))),
 OTHER_WHEEL = $(if $(findstring cu112,$(LOCK)),mxnet,mxnet-cu112)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
-COMPILE := uv pip compile pyproject.toml --extra dev --extra onnx --extra openvino --extra serve --extra tensorboard --universal --python-version 3.11 --generate-hashes \
+COMPILE := uv pip compile pyproject.toml --extra dev --extra onnx --extra openvino --extra serve --extra tensorboard --extra pretrained --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --no-annotate --quiet
 
 .PHONY: help python venv demo test test-slow format-check lint types imports unit format lock clean

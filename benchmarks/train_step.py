@@ -46,9 +46,10 @@ from symbol.detector.yolo import YOLOv3
 from symbol.detector.yolo import find_row as find_yolo_row
 from symbol.registry import family_of
 from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, label_names
-from train.callbacks import FiniteGuard, Progress
+from train.callbacks import FiniteGuard
 from train.metric import make_metric
 from train.module import DetectionModule
+from train.progress import Progress
 from train.stages import without_det
 
 WHOLE, BARE, EAGER, CHANNELS_LAST = "whole training", "bare step", "PyTorch eager", "PyTorch channels-last"

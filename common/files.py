@@ -6,6 +6,7 @@ A file appears under its final name only when it is complete: temporary name, fs
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -158,3 +159,12 @@ def file_sha256(path: str | Path) -> str:
         while chunk := file.read(_HASH_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def numbered_files(prefix: str, suffix: str) -> list[int]:
+    """The numbers NNNN of the files PREFIX-NNNN.SUFFIX, ascending. What follows the last / begins names, and no other
+    part: Path would join `run/.` to run."""
+    folder, name = os.path.split(prefix)
+    pattern = re.compile(re.escape(name) + rf"-(\d{{4,}})\.{suffix}")
+    names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else ()
+    return sorted(int(match[1]) for match in map(pattern.fullmatch, names) if match)

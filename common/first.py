@@ -38,7 +38,7 @@ def _hook(kind: type[BaseException], error: BaseException, traceback: TracebackT
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     elif issubclass(kind, ModuleNotFoundError) and name and not _is_ours(name):
-        _end(f"the package {name} is not installed for {sys.executable}: {REMEDY}")
+        _end(f"the Python module {name} is missing for {sys.executable}: {REMEDY}")
     else:
         sys.__excepthook__(kind, error, traceback)
 

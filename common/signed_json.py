@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 FORMAT, DIGEST = "format", "digest"  # first and last key of each file
-SIGN = "python -m tools.sign_metadata"  # the remedy for a file that was edited on purpose
+SIGN = "python tools/sign_metadata.py"  # the remedy for a file that was edited on purpose
 UNSIGNED = 1  # the format of files without digest, where they have a number
 
 logger = logging.getLogger(__name__)

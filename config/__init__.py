@@ -1,1 +1,1 @@
-"""What a run is: options, presets, errors, process set-up."""
+"""What a run is: options in groups, the command line and presets that set them, hyper-parameter files."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from config.options import CLASSIC, option
+from config.options import CLASSIC, DATA_SHAPE_FORM, option
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class ExpectedModel:
     )
     class_names: tuple[str, ...] = option((), "classes that the model must have", CLASSIC)
     data_shape: tuple[int, ...] | None = option(
-        None, "input side, or height,width, that the model must have", CLASSIC, minimum=1
+        None, "input side, or height,width, that the model must have", CLASSIC, minimum=1, form=DATA_SHAPE_FORM
     )
     mean_r: float | None = option(None, "mean of red that the model must have", CLASSIC)
     mean_g: float | None = option(None, "mean of green that the model must have", CLASSIC)

@@ -151,6 +151,8 @@ def _add_flag(group: Any, name: str, field: dataclasses.Field) -> None:
     if base_type(field) is not bool:
         nargs = "+" if field.metadata["words"] == "several" else None
         group.add_argument(*_flags(field), dest=name, metavar=_metavar(field), help=text, nargs=nargs)
+        for alias in field.metadata["hidden"]:
+            group.add_argument(flag_of(alias), dest=alias, help=argparse.SUPPRESS)
         return
     group.add_argument(*_flags(field), dest=name, nargs="?", const="true", metavar="true|false", help=text)
     opposites = [f"--no-{flag[2:]}" for flag in _flags(field)]

@@ -3,20 +3,24 @@
 A command's option class is made of such groups (train/options.py) or of its own fields; flags and presets are flat.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from common.errors import OptionError
 from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES
-from config.options import CLASSIC, option
+from config.options import CLASSIC, DATA_SHAPE_FORM, option
 
 DATA_ENGINES = ("python", "native")
+# Of --engine, which everywhere else says who runs the model.
+_ENGINE = "takes python or native here, as --data-engine (MXNet runs the network; demo.py has a choice of engines)"
 RECT_MULTIPLES = (32, 64, 128)  # strides of detectors' deepest maps
 METRICS = ("voc07", "voc", "coco")
 # Why options of the validation have no effect.
 COCO_ALONE = "with --metrics coco, which has its own"
 ONE_SIZE = "without --rect-val"
 SMALLEST_FACTOR = 1e-6  # of a learning rate: a factor of 0 would end all learning
+IMAGENET = "imagenet"  # the word of --pretrained
 SCHEDULES = ("steps", "step_epochs", "cosine", "cosine_epochs", "plateau")
 
 
@@ -35,10 +39,16 @@ class DataOptions:
     multi_scale: tuple[float, ...] = option(
         (),
         "smallest and largest input to train on, as factors of --data-shape (0.67,1.5) or as longer sides in pixels "
-        "(288,608): each update has a random multiple of 32 (EfficientDet: 128) between them",
+        "(288,608), or one factor with both limits rounded down (1.5: 320 to 736 at 512): each update has a random "
+        "multiple of 32 (EfficientDet: 128) between them",
         "data",
         minimum=0.01,
         maximum=8192,
+    )
+    rect: bool = option(
+        False,
+        "train on images of like proportions together, in inputs that are no larger than they need (with letterbox)",
+        "data",
     )
     label_width: int = option(
         0, "numbers in the label of an image: 2 and 6 for each object; 0 = as many as needed", "data", minimum=0
@@ -58,7 +68,7 @@ class DataOptions:
         "who prepares batches: worker processes, or native = MXNet's C++ threads",
         "data",
         choices=DATA_ENGINES,
-        aliases=("engine",),
+        hidden={"engine": _ENGINE},
     )
     augment: str = option(
         "ssd", "training augmentation: ssd = the classic one, none = resize only", "data", choices=("ssd", "none")
@@ -74,7 +84,9 @@ class InputOptions:
     """Input of the network."""
 
     network: str = option("vgg16_reduced", "network (see docs/networks.md)", "network")
-    data_shape: tuple[int, ...] = option((300,), "input side, or height,width", "network", minimum=32, maximum=8192)
+    data_shape: tuple[int, ...] = option(
+        (300,), "input side, or height,width", "network", minimum=32, maximum=8192, form=DATA_SHAPE_FORM
+    )
     mean_r: float = option(123.0, "mean of red", "network")
     mean_g: float = option(117.0, "mean of green", "network")
     mean_b: float = option(104.0, "mean of blue", "network")
@@ -94,8 +106,15 @@ class InputOptions:
 class StartOptions:
     """Which weights a run begins with."""
 
-    pretrained: str = option("", "prefix of a checkpoint whose weights are the start; '' = from scratch", "start")
-    epoch: int = option(1, "epoch of --pretrained", "start", minimum=0)
+    pretrained: str = option(
+        "",
+        "weights to start from: the prefix of a checkpoint, imagenet (docs/networks.md says for which networks), or a "
+        "state_dict FILE.pth; '' = from scratch",
+        "start",
+    )
+    epoch: str = option(
+        "1", "epoch of --pretrained PREFIX, or best", "start", pattern=(r"\d+|best", "an epoch or `best`")
+    )
     resume: str = option(
         "-1", "continue this prefix from the checkpoint of an epoch, or `auto` = the newest sound one", "start"
     )
@@ -131,6 +150,13 @@ class ScheduleOptions:
     accumulate: int = option(
         1, "batches whose gradients are added up before each update", "schedule", minimum=1, maximum=4096
     )
+    warmup_accumulate: int | None = option(
+        None,
+        "batches of an update in the epochs of the warm-up (default: as later)",
+        "schedule",
+        minimum=1,
+        maximum=4096,
+    )
     nominal_batch: int = option(
         0, "images of an update: --accumulate becomes round(nominal / batch size); 0 = off", "schedule", minimum=0
     )
@@ -159,6 +185,13 @@ class ScheduleOptions:
         0.0, "learning rate at the end of the cosine; the lowest one of plateau", "schedule", minimum=0.0
     )
     warmup_epochs: float = option(0.0, "epochs over which the learning rate rises linearly", "schedule", minimum=0.0)
+    warmup_updates: int = option(
+        0,
+        "updates over which the learning rate rises, in place of --warmup-epochs: at most those of the first epoch but "
+        "one",
+        "schedule",
+        minimum=0,
+    )
     warmup_factor: float = option(
         0.0, "share of the learning rate at which the warm-up begins", "schedule", minimum=0.0, maximum=1.0
     )
@@ -214,7 +247,7 @@ class ValidationOptions:
     )
     rect_multiple: int = option(
         RECT_MULTIPLES[0],
-        "what sides of the inputs of --rect-val are multiples of",
+        "what sides of the inputs of --rect and --rect-val are multiples of",
         "validation",
         choices=RECT_MULTIPLES,
     )
@@ -244,7 +277,12 @@ class OutputOptions:
     overwrite: bool = option(False, "start anew although the prefix has files, which are lost", "output")
     keep: int = option(0, "checkpoints to keep beside the best one; 0 = all", "output", minimum=0)
     frequent: int = option(20, "batches between log lines", "output", minimum=1)
-    tensorboard: bool = option(False, "write TensorBoard scalars to PREFIX-tensorboard", "output")
+    tensorboard: bool = option(
+        False, "write losses, rate, scores and pictures for TensorBoard to PREFIX-tensorboard", "output"
+    )
+    live: bool = option(
+        False, "write PREFIX-live.html, a page with the curves that a browser shows while the run goes on", "output"
+    )
     log: str = option("", "log file (default: PREFIX-train.log)", "output")
     save_every: str = option(
         "1",
@@ -270,6 +308,37 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True)
+class CheckpointOptions:
+    """Which checkpoint."""
+
+    prefix: str = option("output/ssd", "prefix of the checkpoint", "model")
+    epoch: str = option("auto", "epoch of the checkpoint; auto = the newest, best = the best one", "model")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model detects, and who runs it."""
+
+    model: str = option(
+        "output/ssd", "model folder (of deploy.py), or prefix of a checkpoint", "model", aliases=("prefix",)
+    )
+    epoch: str = option("auto", "epoch of a checkpoint; auto = the newest, best = the best one", "model")
+    gpus: str | None = option(
+        None,
+        "GPU to run on, the first of several; '' = the CPU (default: a usable one, else the CPU)",
+        "model",
+        aliases=("gpu",),
+    )
+    cpu: bool = option(False, "run on the CPU whatever --gpus says", "model")
+    engine: str = option(
+        "auto",
+        "what runs the network; auto = mxnet for checkpoints and GPUs, else the fastest one that is installed",
+        "model",
+        choices=("auto", "mxnet", "onnxruntime", "openvino"),
+    )
+
+
+@dataclass(frozen=True)
 class TrainDeviceOptions(DeviceOptions):
     """Where to train, and where gradients of several devices are added up."""
 
@@ -279,6 +348,11 @@ class TrainDeviceOptions(DeviceOptions):
         "devices",
         pattern=(r"local|device", "local or device (training on several machines is not built yet)"),
     )
+
+
+def is_foreign(pretrained: str) -> bool:
+    """Whether --pretrained names `imagenet` or a file of torch, no prefix of a checkpoint."""
+    return pretrained == IMAGENET or pretrained.endswith((".pth", ".pt"))
 
 
 def pixel_options(options: InputOptions) -> dict[str, Any]:
@@ -294,6 +368,11 @@ def pixel_options(options: InputOptions) -> dict[str, Any]:
 def rect_multiple(options: ValidationOptions) -> int:
     """What the sides of rectangular validation batches are multiples of; 0 = all batches have the same size."""
     return options.rect_multiple if options.rect_val else 0
+
+
+def warmup_span(options: ScheduleOptions) -> int:
+    """Epochs that the warm-up of a stage touches, from its first one on; 0 = there is none."""
+    return 1 if options.warmup_updates else math.ceil(options.warmup_epochs)
 
 
 def metric_kinds(metrics: tuple[str, ...], voc07: bool | None, trained: tuple[str, ...] = ()) -> tuple[str, ...]:

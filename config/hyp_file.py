@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from common.errors import OptionError
+from common.errors import OptionError, did_you_mean
 from config.preset import read_yaml
 
 # Key of a file -> option of train.py.
@@ -55,7 +55,9 @@ def read_hyp(path: str | Path) -> dict[str, Any]:
         raise OptionError(f"--hyp {path}: a hyper-parameter file is a list of `key: number` lines")
     for key in values:
         if key not in OPTIONS:
-            raise OptionError(f"--hyp {path}: unknown key {key!r:.60} (known: {', '.join(OPTIONS)})")
+            raise OptionError(
+                f"--hyp {path}: unknown key {key!r:.60}{did_you_mean(str(key), OPTIONS)}; known: {', '.join(OPTIONS)}"
+            )
     numbers = {key: _number(value) for key, value in values.items()}
     if LAST in values and FIRST not in values:
         raise OptionError(f"--hyp {path}: {LAST} is a part of {FIRST}, which is missing; add it")

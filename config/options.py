@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from common.errors import OptionError, did_you_mean
 
 T = TypeVar("T", bound=Any)
+DATA_SHAPE_FORM = "a whole number, or height,width"
 CLASSIC = "classic, checked or without effect"  # the group that --help-all shows last
 logger = logging.getLogger(__name__)
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -37,40 +38,58 @@ def option(
     words: str = "one",
     pattern: tuple[str, str] | None = None,
     aliases: tuple[str, ...] = (),
+    hidden: Mapping[str, str] = MappingProxyType({}),
     obsolete: str = "",
+    detection: bool = False,
+    form: str = "",
 ) -> Any:
     """Declares a field: its default, help text, group in --help, allowed values and inclusive bounds.
 
     words tells how the value stands on the command line: "one" word after the flag, "several" words after the flag
     (`--exts .jpg .png`, tuples only), or "positional": one word without a flag, required.
     pattern: of a text, the regular expression that all of it matches, and what to call that in an error.
-    aliases: further names of the flag (`gpu` is --gpu). obsolete: a sentence on what happens instead; who gives the
-    option reads it.
+    aliases: further names of the flag (`gpu` is --gpu). hidden: names that work, too, but are in no help, each with the
+    sentence for a value that the option does not take. obsolete: a sentence on what happens instead; who gives the
+    option reads it. detection: of a network, evaluate.py and deploy.py may set another value than training had.
+    form: what a value looks like, for the error where it is not of the field's type.
     """
-    metadata = {"help": help, "group": group, "choices": choices, "minimum": minimum, "maximum": maximum}
-    metadata |= {"words": words, "pattern": pattern, "aliases": aliases, "obsolete": obsolete}
+    metadata: dict[str, Any] = {
+        "help": help,
+        "group": group,
+        "choices": choices,
+        "minimum": minimum,
+        "maximum": maximum,
+    }
+    metadata |= {"words": words, "pattern": pattern, "aliases": aliases, "hidden": hidden, "obsolete": obsolete}
+    metadata |= {"detection": detection, "form": form}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def joined_options(name: str, *classes: type) -> type[Any]:
-    """An option class with the fields of all the classes; ValueError where two declare one name differently."""
+    """An option class with the fields of all the classes, those of the first one first.
+
+    ValueError where two declare one name differently.
+    """
     found: dict[str, dataclasses.Field] = {}
     for field in (field for cls in classes for field in dataclasses.fields(cls)):
         other = found.setdefault(field.name, field)
         if (other.type, other.default, other.metadata) != (field.type, field.default, field.metadata):
             raise ValueError(f"option {flag_of(field.name)} is declared twice, and differently")
     bases = [cls for cls in classes if not any(cls in other.__mro__[1:] for other in classes)]
-    joined = dataclasses.make_dataclass(name, (), bases=tuple(dict.fromkeys(bases)), frozen=True)
+    joined = dataclasses.make_dataclass(name, (), bases=tuple(dict.fromkeys(reversed(bases))), frozen=True)
     joined.__module__, joined.__doc__ = classes[0].__module__, classes[0].__doc__
     return joined
 
 
-def same_option(cls: type, name: str, note: str = "as in training") -> Any:
+def same_option(cls: type, name: str, note: str | None = "as in training") -> Any:
     """The field `name` of an option class once more, for one that takes it from elsewhere unless it is given.
 
     Its default is None, or () where that is the option's own, and its help ends with note; all else is as declared.
+    Where note is None the default is as declared, too.
     """
     field = fields_of(cls)[name]
+    if note is None:
+        return dataclasses.field(default=field.default, metadata=field.metadata)
     text = re.sub(r" \(default: .*\)$", "", field.metadata["help"])
     metadata = {**field.metadata, "help": f"{text} (default: {note})"}
     return dataclasses.field(default=() if field.default == () else None, metadata=metadata)
@@ -220,11 +239,25 @@ def check_values(cls: type, values: dict[str, Any], origin: str) -> dict[str, An
     """The values of known fields, checked; OptionError for unknown ones."""
     fields = fields_of(cls)
     where = f" in {origin}" if origin else ""
-    own = {alias: name for name, field in fields.items() for alias in (*field.metadata["aliases"], name)}
+    own = {
+        alias: name
+        for name, field in fields.items()
+        for alias in (*field.metadata["aliases"], *field.metadata["hidden"], name)
+    }
     for name in values:
         if name not in own:
-            raise OptionError(f"unknown option {name!r}{where}{did_you_mean(name, fields)}")
-    return {own[name]: _check(fields[own[name]], value, where) for name, value in values.items()}
+            raise OptionError(f"unknown option {name!r}{where}{did_you_mean(name, fields)}; correct it or leave it out")
+    return {own[name]: _check_named(fields[own[name]], name, value, where) for name, value in values.items()}
+
+
+def _check_named(field: dataclasses.Field, name: str, value: Any, where: str) -> Any:
+    """_check of a value that was given under this name of the field."""
+    try:
+        return _check(field, value, where)
+    except OptionError:
+        if name not in field.metadata["hidden"]:
+            raise
+        raise OptionError(f"{flag_of(name)}{where} {field.metadata['hidden'][name]}, not {value!r:.80}") from None
 
 
 def _check(field: dataclasses.Field, value: Any, where: str) -> Any:
@@ -243,8 +276,8 @@ def _check(field: dataclasses.Field, value: Any, where: str) -> Any:
 
 
 def _check_scalar(field: dataclasses.Field, kind: Any, value: Any, flag: str) -> Any:
-    value = _converted(kind, value, flag)
     meta = field.metadata
+    value = _converted(kind, value, flag, meta["form"])
     if kind is float and not math.isfinite(value):
         raise OptionError(f"{flag} takes a finite number, not {value}")
     if meta["choices"] and value not in meta["choices"]:
@@ -258,7 +291,7 @@ def _check_scalar(field: dataclasses.Field, kind: Any, value: Any, flag: str) ->
     return value
 
 
-def _converted(kind: Any, value: Any, flag: str) -> Any:
+def _converted(kind: Any, value: Any, flag: str, form: str) -> Any:
     """The value as kind: a text may stand for a number or a truth value, a number for a text, nothing else."""
     accepted = {bool: (bool, str), int: (int, str), float: (float, int, str), str: (str, int, float)}[kind]
     try:
@@ -267,7 +300,7 @@ def _converted(kind: Any, value: Any, flag: str) -> Any:
         return TRUTH[value.lower()] if kind is bool and isinstance(value, str) else kind(value)
     except (TypeError, KeyError, ValueError, OverflowError):
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-        raise OptionError(f"{flag} takes {names[kind]}, not {value!r:.80}") from None
+        raise OptionError(f"{flag} takes {form or names[kind]}, not {value!r:.80}") from None
 
 
 def without_effect(options: Any, groups: Iterable[tuple[tuple[str, ...], str]]) -> list[str]:

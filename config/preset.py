@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from common.errors import OptionError
+from common.errors import OptionError, did_you_mean
 from config.options import build, check_values
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
@@ -20,7 +20,8 @@ def read_preset(cls: type, name: str, flag: str = "--config") -> dict[str, Any]:
     """
     path = name if os.path.isfile(name) else os.path.join(PRESET_FOLDER, f"{name}.yaml")
     if not os.path.isfile(path):
-        raise OptionError(f"{flag} {name}: no such file, and no preset of that name (presets: {preset_names()})")
+        hint = did_you_mean(name, _names())
+        raise OptionError(f"{flag} {name}: no such file, and no preset of that name{hint}; presets: {preset_names()}")
     content = read_yaml(Path(path))
     if not isinstance(content, dict):
         raise OptionError(f"{path}: a preset is a list of `option: value` lines")
@@ -33,7 +34,11 @@ def read_preset(cls: type, name: str, flag: str = "--config") -> dict[str, Any]:
 
 def preset_names() -> str:
     """Names of the presets of this project, for a sentence."""
-    return ", ".join(sorted(path.stem for path in PRESET_FOLDER.glob("*.yaml"))) or "none yet"
+    return ", ".join(_names()) or "none yet"
+
+
+def _names() -> list[str]:
+    return sorted(path.stem for path in PRESET_FOLDER.glob("*.yaml"))
 
 
 # What PyYAML lets through for values that do not fit their tag, such as 2020-99-99, `!!int ""` or `!!bool maybe`.

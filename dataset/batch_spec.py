@@ -43,11 +43,13 @@ class BatchSpec:
             and has borders of the colour `fill` (0 to 255).
         accumulate: batches whose gradients make one update together. All of them are made before the first is
             served: memory holds these and dataset.iterator.AHEAD more.
+        warmup_accumulate, warmup_end: the same for the epochs before the one of the number warmup_end.
         sizes: inputs (H, W) of which each group has one, chosen by (seed, epoch, number of the group); () = always
             data_shape. Memory is reserved for the largest.
-        rect: for validation with letterbox: the order is that of the images' proportions, and each batch has the
-            smallest input, in multiples of `rect` pixels, in which its images are as large as in data_shape
-            (dataset/input_sizes.py); data_shape's sides must be such multiples. 0 = one size.
+        rect: for letterbox: the order is that of the images' proportions, and each batch has the smallest input, in
+            multiples of `rect` pixels, in which its images are as large as in data_shape (dataset/input_sizes.py);
+            data_shape's sides must be such multiples. With shuffle the batches come in another order in every epoch,
+            and images of equal size change places. 0 = one size.
     """
 
     path_imgrec: str | Path
@@ -71,23 +73,24 @@ class BatchSpec:
     resize_mode: str = FORCE
     fill: int = DEFAULT_FILL
     accumulate: int = 1
+    warmup_accumulate: int = 1
+    warmup_end: int = 0
     sizes: Sequence[Size] = ()
     rect: int = 0
 
     def __post_init__(self) -> None:
         """Checks what can be checked without the record."""
         input_size(self.data_shape, smallest=1)
-        if self.accumulate < 1:
-            raise OptionError(f"accumulate {self.accumulate}: an update needs at least one batch")
+        if min(self.accumulate, self.warmup_accumulate) < 1:
+            raise OptionError(
+                f"accumulate {min(self.accumulate, self.warmup_accumulate)}: an update needs at least one batch"
+            )
         if self.batch_size < 1 or self.num_parts < 1 or not 0 <= self.part_index < self.num_parts:
             raise OptionError(
                 f"batch_size {self.batch_size} and part {self.part_index} of {self.num_parts} do not make batches"
             )
-        several = self.augment or self.shuffle or self.sizes or self.num_parts > 1
-        if self.rect and (several or self.resize_mode != LETTERBOX):
-            raise OptionError(
-                "--rect-val: rectangular batches are for validation with --resize-mode letterbox, without parts"
-            )
+        if self.rect:
+            self._check_rectangular()
         if type(self.assigner).__module__ == "__main__":
             raise OptionError(
                 f"{type(self.assigner).__name__} is defined in the script itself, where no worker can import it; move "
@@ -98,6 +101,30 @@ class BatchSpec:
     def size(self) -> Size:
         """(H, W) of data_shape."""
         return input_size(self.data_shape, smallest=1)
+
+    def group_size(self, epoch: int) -> int:
+        """Batches of an update in the epoch of this number; the last group of an epoch may be smaller."""
+        return self.warmup_accumulate if epoch < self.warmup_end else self.accumulate
+
+    @property
+    def largest_group(self) -> int:
+        """Batches of an update in any epoch, at most."""
+        return max(self.accumulate, self.warmup_accumulate if self.warmup_end else 1)
+
+    def _check_rectangular(self) -> None:
+        """OptionError where batches by proportions cannot be."""
+        refused = {
+            f"--resize-mode {self.resize_mode}": self.resize_mode != LETTERBOX,
+            "--mosaic-prob": self.augment is not None and self.augment.mosaic_prob > 0,
+            "--multi-scale": bool(self.sizes),
+            f"{self.num_parts} parts of a record": self.num_parts > 1,
+        }
+        for name, is_given in refused.items():
+            if is_given:
+                raise OptionError(
+                    f"--rect and --rect-val: batches by proportions need --resize-mode {LETTERBOX} and no other "
+                    f"choice of the inputs, not {name}"
+                )
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,18 @@ def read_list(path: str | Path) -> list[ListEntry]:
     return entries
 
 
+def image_names(rec_path: str | Path, list_path: str, ids: Sequence[int]) -> list[str]:
+    """Names of records: id and path, where the list given, or the one beside the record, tells it; else the id.
+
+    list_path: "" = none is given. For messages: a list that cannot be read tells nothing.
+    """
+    try:
+        paths = {entry.index: entry.path for entry in read_list(list_path or Path(rec_path).with_suffix(".lst"))}
+    except (DataError, OSError):
+        paths = {}
+    return [f"{number} ({paths[number]})" if number in paths else str(number) for number in ids]
+
+
 def format_list(entries: Iterable[tuple[int, Sequence[str], str]]) -> bytes:
     """The content of a list of (index, label as texts, path)."""
     lines = ("\t".join([str(index), *label, _writable(path)]) + "\n" for index, label, path in entries)

@@ -1,8 +1,8 @@
 """Inputs of several sizes: those of multi-scale training, and those of rectangular batches.
 
 Multi-scale training: YOLO9000, section 2, https://arxiv.org/abs/1612.08242. Rectangular batches have images of like
-proportions together, in the smallest input that letterboxes them all, which saves the borders' time: the `rect`
-validation of ultralytics/yolov3 (utils/datasets.py, LoadImagesAndLabels).
+proportions together, in the smallest input that letterboxes them all, which saves the borders' time: `rect` of
+ultralytics/yolov3 (utils/datasets.py, LoadImagesAndLabels), for validation and for training.
 """
 
 import math
@@ -24,19 +24,24 @@ LARGEST_FACTOR = 8  # what is larger are pixels
 def multi_scale_sizes(size: Size, limits: Sequence[float], multiple: int = MULTIPLE) -> tuple[Size, ...]:
     """The inputs (H, W) to train on beside `size` (H, W): those in about its proportions, the smallest first.
 
-    limits: the smallest and the largest longer side, as factors of that of `size` (up to 8) or in pixels; () = no other
-    inputs, (). multiple: what the sides are multiples of, in pixels. OptionError where limits are no two numbers, or no
-    multiple lies between them.
+    limits: the smallest and the largest longer side, as factors of that of `size` (up to 8) or in pixels; a single
+    factor f > 1 = those of the YOLOv3-SPP trainer (_trainer_sides); () = no other inputs, (). multiple: what the sides
+    are multiples of, in pixels. OptionError for other limits, or where no multiple lies between them.
     """
     if not limits:
         return ()
     longest = max(size)
     pixels = [value * longest if value <= LARGEST_FACTOR else value for value in limits]
-    if len(pixels) != 2 or pixels[0] > pixels[1]:
+    if len(limits) == 1 and 1 < limits[0] <= LARGEST_FACTOR:
+        sides = _trainer_sides(longest, limits[0], multiple)
+        pixels = [longest / limits[0], *pixels]
+    elif len(pixels) != 2 or pixels[0] > pixels[1]:
         raise OptionError(
-            f"--multi-scale {','.join(f'{v:g}' for v in limits)}: give the smallest and the largest input"
+            f"--multi-scale {','.join(f'{v:g}' for v in limits)}: give the smallest and the largest input, or one "
+            "factor above 1"
         )
-    sides = range(math.ceil(pixels[0] / multiple), int(pixels[1] // multiple) + 1)
+    else:
+        sides = range(math.ceil(pixels[0] / multiple), int(pixels[1] // multiple) + 1)
     if not sides or not sides[0]:
         raise OptionError(
             f"--multi-scale: no multiple of {multiple} lies between {pixels[0]:g} and {pixels[1]:g} pixels; widen it"
@@ -44,18 +49,40 @@ def multi_scale_sizes(size: Size, limits: Sequence[float], multiple: int = MULTI
     return tuple(tuple(max(1, round(s * side / longest)) * multiple for s in size) for side in sides)  # type: ignore[misc]
 
 
+def _trainer_sides(longest: int, factor: float, multiple: int) -> range:
+    """The longer sides, in multiples: both limits are rounded down, and longest * factor is not reached itself.
+
+    At 512 and 1.5 these are 320 to 736: the YOLOv3-SPP trainer has int(512 // 1.5) // 32 and int(512 // 0.667) // 32.
+    """
+    return range(int(longest / factor // multiple), math.ceil(longest * factor / multiple))
+
+
 @dataclass(frozen=True)
 class Rectangles:
-    """order (n,): positions of the records in the file, as they are served; sizes: (H, W) of each batch's inputs."""
+    """The images of a record in batches by proportions.
+
+    order (n,): positions of the records in the file. sizes: (H, W) of each batch's inputs. kinds (n,): equal numbers
+    for images, in their order, of equal height and width.
+    """
 
     order: np.ndarray
     sizes: tuple[Size, ...]
+    kinds: np.ndarray
 
     @property
     def largest(self) -> Size:
         """The smallest (H, W) that no batch exceeds."""
         height, width = np.max(self.sizes, axis=0).tolist()
         return height, width
+
+    def shuffled(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """(order (n,), numbers (b,) of the batches in the order to serve them) of an epoch.
+
+        Images of equal size change places, so that the batches keep their inputs but not their images.
+        """
+        order = np.empty_like(self.order)
+        order[np.argsort(self.kinds, kind="stable")] = self.order[np.lexsort((rng.random(len(order)), self.kinds))]
+        return order, rng.permutation(len(self.sizes))
 
 
 def find_rectangles(reader: RecordReader, batch_size: int, size: Size, multiple: int) -> Rectangles:
@@ -73,4 +100,5 @@ def find_rectangles(reader: RecordReader, batch_size: int, size: Size, multiple:
     order = np.argsort([height / width for height, width in shapes], kind="stable")
     ordered = [shapes[position] for position in order]
     batches = [ordered[begin : begin + batch_size] for begin in range(0, len(ordered), batch_size)]
-    return Rectangles(order, tuple(smallest_size(batch, size, multiple) for batch in batches))
+    kinds = np.unique(ordered, axis=0, return_inverse=True)[1].reshape(-1)  # (n,)
+    return Rectangles(order, tuple(smallest_size(batch, size, multiple) for batch in batches), kinds)

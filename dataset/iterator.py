@@ -35,12 +35,12 @@ class RecordIter(mx.io.DataIter, ABC):
     [id, corners normalised to the input, difficult], -1 beyond the objects, then the assigner's arrays]; pad, index
     (B,) int64 ids of the records; and geometry (B, 6) float32: h, w of the image, scale y, x, offset y, x with
     input pixel = image pixel * scale + offset (scale x < 0: mirrored). The last `pad` rows are no samples: geometry
-    0, label -1 (in the last column PADDING), index -1, ignored targets, and the pixels of the epoch's first
-    samples, as batch norm sees them. The batches of an epoch form groups of `accumulate`, the last one may be
-    smaller; completes_update is true in the last batch of a group, and the label `normaliser` (B, k) holds in each
-    row the sums of the assigner's normalisers (k,) over all samples of the group. H and W may differ between
-    batches, as provide_data and provide_label of each batch say. A damaged record raises DataError with its id;
-    reset() goes on with the next epoch.
+    0, label -1 (in the last column PADDING), index -1, ignored targets, and the pixels of the epoch's first samples
+    (in shuffled rectangles, of the batch's own), as batch norm sees them. The batches of an epoch form groups of
+    `group_size`, the last one may be smaller; completes_update is true in the last batch of a group, and the label
+    `normaliser` (B, k) holds in each row the sums of the assigner's normalisers (k,) over all samples of the group.
+    H and W may differ between batches, as provide_data and provide_label of each batch say. A damaged record raises
+    DataError with its id; reset() goes on with the next epoch.
 
     Attributes:
         class_names: from the sidecar, None without one.
@@ -68,6 +68,16 @@ class RecordIter(mx.io.DataIter, ABC):
     def smallest_size(self) -> Size:
         """(H, W) of the batches with the fewest pixels; a symbol that is built for it finds boxes in all of them."""
         return min(self._layout.shapes, key=lambda size: size[0] * size[1])
+
+    @property
+    def spec(self) -> BatchSpec:
+        """What was asked for."""
+        return self._plan.spec
+
+    @property
+    def group_size(self) -> int:
+        """Batches of an update in this epoch."""
+        return self._plan.spec.group_size(self.epoch)
 
     @property
     def provide_label(self) -> list[mx.io.DataDesc]:
@@ -98,8 +108,7 @@ class RecordIter(mx.io.DataIter, ABC):
 
     def _group_end(self, batch: int) -> int:
         """The number of the batch after the group of this one."""
-        group = self._plan.spec.accumulate
-        return min((batch // group + 1) * group, self.num_batches)
+        return min((batch // self.group_size + 1) * self.group_size, self.num_batches)
 
     def _batch(self, arrays: dict[str, np.ndarray], positions: np.ndarray, number: int) -> mx.io.DataBatch:
         """Batch `number` of arrays with the samples at `positions` in their first rows, completed by padding and the
@@ -138,7 +147,7 @@ class PythonRecordIter(RecordIter):
         num_batches = math.ceil(math.ceil(count / spec.num_parts) / spec.batch_size)
         super().__init__(plan, num_examples=len(range(count)[part]), num_batches=num_batches)
         self._part = part
-        self._slots = spec.accumulate + AHEAD
+        self._slots = spec.largest_group + AHEAD
         self._pool: WorkerPool | InProcess | None = None
         self._running_pool()
         self.set_epoch(spec.epoch)
@@ -154,7 +163,7 @@ class PythonRecordIter(RecordIter):
             self._drain(self._pool)
         self.epoch = epoch
         self._cursor = self._submitted = 0
-        self._order = self._epoch_order()
+        self._order, self._numbers = self._epoch_order()
         self._batch_sizes = self._epoch_sizes()
 
     def next(self) -> mx.io.DataBatch:
@@ -164,7 +173,7 @@ class PythonRecordIter(RecordIter):
         pool = self._running_pool()
         try:
             self._submit(pool)
-            if self._cursor % self._plan.spec.accumulate == 0:
+            if self._cursor % self.group_size == 0:
                 self._total = self._group_total(pool)
             pool.wait(self._cursor % self._slots)
             batch = self._batch(self._arrays(pool, self._cursor), self._positions(self._cursor), self._cursor)
@@ -199,20 +208,21 @@ class PythonRecordIter(RecordIter):
             self.close()
             raise
 
-    def _epoch_order(self) -> np.ndarray:
-        """Positions of this shard's samples in the order of the epoch."""
-        count = len(self._maker.reader)
+    def _epoch_order(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of this shard's samples in batches of the epoch, and the numbers of these as they are served."""
+        count, numbers = len(self._maker.reader), np.arange(self.num_batches)
+        rng = np.random.default_rng((self._maker.seed, self.epoch))
         if self._plan.rectangles:
-            return self._plan.rectangles.order
-        if not self._plan.spec.shuffle:
-            return np.arange(count)[self._part]
-        return np.random.default_rng((self._maker.seed, self.epoch)).permutation(count)[self._part]
+            is_shuffled = self._plan.spec.shuffle
+            return self._plan.rectangles.shuffled(rng) if is_shuffled else (self._plan.rectangles.order, numbers)
+        order = rng.permutation(count) if self._plan.spec.shuffle else np.arange(count)
+        return order[self._part], numbers
 
     def _epoch_sizes(self) -> list[Size]:
         """The input (H, W) of each batch of the epoch, one for each group."""
         if self._plan.rectangles:
-            return list(self._plan.rectangles.sizes)
-        groups = np.arange(self.num_batches) // self._plan.spec.accumulate
+            return [self._plan.rectangles.sizes[k] for k in self._numbers]
+        groups = np.arange(self.num_batches) // self.group_size
         rng = np.random.default_rng((self._maker.seed, self.epoch, *SIZE_STREAM))
         choices = rng.integers(len(self._plan.sizes), size=self.num_batches)  # (groups or more,)
         return [self._plan.sizes[k] for k in choices[groups]]
@@ -234,13 +244,20 @@ class PythonRecordIter(RecordIter):
         return pool.arrays(batch % self._slots, self._batch_sizes[batch])
 
     def _positions(self, batch: int) -> np.ndarray:
-        return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        begin = self._numbers[batch] * self.batch_size
+        return self._order[begin : begin + self.batch_size]
+
+    def _filled(self, batch: int) -> np.ndarray:
+        """The positions of a batch with those whose pixels padding rows have."""
+        own = self._positions(batch)
+        if self._plan.rectangles and self._plan.spec.shuffle:
+            return np.resize(own, self.batch_size)
+        return np.append(own, self._order.take(np.arange(self.batch_size - len(own)), mode="wrap"))
 
     def _submit(self, pool: WorkerPool | InProcess) -> None:
         """Has batches made ahead, as far as there are slots."""
         while self._submitted < min(self._cursor + self._slots, self.num_batches):
-            rows = np.arange(self._submitted * self.batch_size, (self._submitted + 1) * self.batch_size)
-            positions, size = self._order.take(rows, mode="wrap"), self._batch_sizes[self._submitted]
+            positions, size = self._filled(self._submitted), self._batch_sizes[self._submitted]
             pool.submit(self._submitted % self._slots, self.epoch, positions, size)
             self._submitted += 1
 
@@ -267,6 +284,15 @@ class DetRecordIter(PythonRecordIter):
         """
         more |= {"mean_pixels": mean_pixels, "path_imglist": path_imglist}
         super().__init__(classic_spec(path_imgrec, batch_size, data_shape, label_pad_width, **more))
+
+
+def check_batches(spec: BatchSpec, engine: str = "python") -> None:
+    """The errors of open_batches for a spec that cannot be served, without starting anything."""
+    plan = plan_batches(spec)
+    if engine == "native":
+        from dataset.native_iterator import check_native
+
+        check_native(plan)
 
 
 def open_batches(spec: BatchSpec, engine: str = "python") -> RecordIter:

@@ -73,10 +73,7 @@ class NativeRecordIter(RecordIter):
     def __init__(self, spec: BatchSpec) -> None:
         """Opens the record and starts the thread; errors as plan_batches has them, and for what C++ cannot do."""
         plan = plan_batches(spec)
-        if spec.resize_mode != FORCE:
-            raise OptionError(f"the native engine cannot do {spec.resize_mode}; use --data-engine python")
-        if plan.sizes != (plan.maker.size,):
-            raise OptionError("the native engine has inputs of one size; use --data-engine python for --multi-scale")
+        check_native(plan)
         shards = split_by_bytes(plan.maker.reader.bounds, spec.num_parts, _shuffle_blocks(plan))
         counts = [len(positions) for positions in shards]
         if min(counts) == 0:
@@ -116,7 +113,7 @@ class NativeRecordIter(RecordIter):
         """Takes the group's batches from the cursor on; the sum of its normalisers is known if some were served."""
         running = self._pass or self._begin()
         self._group = [running.take() for _ in range(self._cursor, self._group_end(self._cursor))]
-        if self._cursor % self._plan.spec.accumulate == 0:
+        if self._cursor % self.group_size == 0:
             self._total = group_total((arrays, len(positions)) for arrays, positions in self._group)
 
     def close(self) -> None:
@@ -149,6 +146,15 @@ class NativeDetRecordIter(NativeRecordIter):
         """Arguments as DetRecordIter has them; errors as in NativeRecordIter."""
         more |= {"mean_pixels": mean_pixels, "path_imglist": path_imglist}
         super().__init__(classic_spec(path_imgrec, batch_size, data_shape, label_pad_width, **more))
+
+
+def check_native(plan: BatchPlan) -> None:
+    """OptionError for what C++ cannot do."""
+    if plan.spec.resize_mode != FORCE:
+        raise OptionError(f"the native engine cannot do {plan.spec.resize_mode}; use --data-engine python")
+    if plan.sizes != (plan.maker.size,):
+        raise OptionError("the native engine has inputs of one size; use --data-engine python for --multi-scale")
+    _arguments(plan)
 
 
 def _shuffle_blocks(plan: BatchPlan) -> int:

@@ -1,1 +1,1 @@
-"""Exported model folders."""
+"""Exports: model folders with their number formats, ONNX files."""

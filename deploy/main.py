@@ -11,7 +11,8 @@ from common.errors import OptionError
 from common.files import check_prefix
 from config.classic_options import ExpectedModel
 from config.command_line import parse_options
-from config.options import joined_options, option, without_effect
+from config.groups import CheckpointOptions, InputOptions
+from config.options import joined_options, option, same_option, without_effect
 from machine.command import exit_on_sigterm
 from machine.cpu import configure_threads
 from model.manifest import CALIBRATION_MODES, FLOAT32, INT8, NAIVE, ONNX_INT8, Manifest, check_checkpoint
@@ -22,14 +23,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DeployOptions(ExpectedModel):
+class DeployOptions(ExpectedModel, CheckpointOptions):
     """What to export; what is not given is the checkpoint's own, so that the model detects as validation did."""
 
-    prefix: str = option("output/ssd", "prefix of the checkpoint", "model")
-    epoch: str = option("auto", "epoch of the checkpoint; auto = the newest, best = the best one", "model")
-    data_shape: tuple[int, ...] | None = option(
-        None, "input side, or height,width (default: as in training)", "model", minimum=32, maximum=8192
-    )
+    data_shape: tuple[int, ...] | None = same_option(InputOptions, "data_shape")
     output: str = option("", "folder to write (default: PREFIX-deploy)", "output")
     dtype: str = option(
         "float32",

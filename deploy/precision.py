@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from common.errors import DataError
-from dataset.iterator import DetRecordIter
+from dataset.batch_spec import BatchSpec
+from dataset.iterator import open_batches
 from deploy.calibrate import calibrate, rank_layers
 from engines.mxnet_engine import bind, fused_model
 from evaluate.eval_metric import VOC07MApMetric, frames_of
@@ -33,10 +34,10 @@ def input_batches(record: str, manifest: Manifest, batch: int) -> Iterator[tuple
     """
     check_classes(record, manifest.class_names, manifest.source.prefix, "record")
     pixels = manifest.input_format == UINT8_NHWC
-    iterator = DetRecordIter(
+    spec = BatchSpec(
         record,
         batch,
-        (3, *manifest.size),
+        manifest.size,
         augment=None,
         mean_pixels=(0.0, 0.0, 0.0) if pixels else manifest.mean,
         std=(1.0, 1.0, 1.0) if pixels else manifest.std,
@@ -44,6 +45,7 @@ def input_batches(record: str, manifest: Manifest, batch: int) -> Iterator[tuple
         fill=manifest.fill,
         num_classes=len(manifest.class_names),
     )
+    iterator = open_batches(spec)
     try:
         for one in iterator:
             data = one.data[0]

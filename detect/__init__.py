@@ -1,1 +1,1 @@
-"""Images in, boxes out, pictures of both."""
+"""Detector, the command demo.py, videos and the HTTP service."""

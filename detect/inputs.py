@@ -72,8 +72,9 @@ def with_values(argv: Sequence[str], defaults: Mapping[str, str]) -> list[str]:
 def find_images(words: Sequence[str], folder: str = "", extension: str = "") -> list[Path]:
     """The image and video files that words mean, each once, in their order.
 
-    A word is a file, a folder (its images, sorted), a glob, or several of these apart by commas. `folder` is put before
-    each word and `extension` after it; `folder` without words is searched itself. DataError names what does not exist.
+    A word is a file, a folder (its images, sorted), a glob, or several of these separated by commas. `folder` is put
+    before each word and `extension` after it; `folder` without words is searched itself. DataError names what does not
+    exist.
     """
     parts = [part for word in words if word for part in _split_commas(word, folder, extension)]
     if not parts and folder:

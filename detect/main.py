@@ -17,7 +17,7 @@ from common.errors import DataError, OptionError
 from common.files import check_output_file
 from config.classic_options import ExpectedModel
 from config.command_line import boolean_flags, parse_options
-from config.groups import DeviceOptions, obsolete
+from config.groups import DeviceOptions, ModelOptions, obsolete
 from config.options import option, same_option
 from dataset.transforms import shape_of
 from detect.inputs import (
@@ -42,29 +42,20 @@ if TYPE_CHECKING:
     from detect.detector import Detector
 
 
+EXAMPLE = "python demo.py --model output/ssd photos/ --output output/detections --json output/found.json"
+# What --help shows; --help-all has all.
+FIRST = (
+    *("model", "epoch", "images", "video", "camera", "thresh", "nms", "output", "json", "show", "crop", "heatmap"),
+    *("batch_size", "engine", "gpus", "cpu", "benchmark"),
+)
+
+
 @dataclass(frozen=True)
-class DemoOptions(ExpectedModel):
+class DemoOptions(ExpectedModel, ModelOptions):
     """What to detect with which model; a word that belongs to no flag is an image, too."""
 
-    model: str = option(
-        "output/ssd", "model folder (of deploy.py), or prefix of a checkpoint", "model", aliases=("prefix",)
-    )
-    epoch: str = option("auto", "epoch of a checkpoint; auto = the newest, best = the best one", "model")
-    gpus: str | None = option(
-        None,
-        "GPU to run on, the first of several; '' = the CPU (default: a usable one, else the CPU)",
-        "model",
-        aliases=("gpu",),
-    )
-    cpu: bool = option(False, "run on the CPU whatever --gpus says", "model")
-    engine: str = option(
-        "auto",
-        "what runs the network; auto = mxnet for checkpoints and GPUs, else the fastest one that is installed",
-        "model",
-        choices=("auto", "mxnet", "onnxruntime", "openvino"),
-    )
-    images: str = option("", "files (images, videos), folders and globs, apart by commas", "images")
-    video: str = option("", "video files, apart by commas, whatever their names end with", "images")
+    images: str = option("", "files (images, videos), folders and globs, separated by commas", "images")
+    video: str = option("", "video files, separated by commas, whatever their names end with", "images")
     camera: str = option(
         "", "number of a camera to read, 0 if none is given; Ctrl-C ends", "images", pattern=(r"\d*", "a number")
     )
@@ -238,8 +229,8 @@ def _items(
 def main(argv: list[str]) -> int:
     """Parses the options and detects; status 2 if something could not be read, 130 after Ctrl-C, 143 after SIGTERM."""
     words, flags = split_words(with_values(argv, _DEFAULTS), boolean_flags(DemoOptions))
-    description = "Detect objects in images, videos and cameras; python demo.py [FILE ...] --model MODEL."
-    options = parse_options(DemoOptions, flags, description)
+    description = "Detects objects in images, videos and cameras: python demo.py [FILE ...] --model MODEL."
+    options = parse_options(DemoOptions, flags, description, example=EXAMPLE, first=FIRST)
     sources = _sources(words, options)
     jobs = _plan(sources, options)
     if options.json and not options.benchmark:

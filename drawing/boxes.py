@@ -17,6 +17,7 @@ FONT_SCALE, LEAST_FONT_SCALE = 0.5, 0.33  # 0.33: letters of 7 pixels, the small
 LINE = 2.0
 HIGHEST_SCORE = 1 - 1e-6  # log(1 - score) stays finite
 HEAT_SHARE = 0.5  # of the colours in the picture
+GREY = 114  # between the pictures of a sheet
 
 
 def draw(
@@ -39,9 +40,40 @@ def draw(
         _draw_box(picture, row[2:], colour_of(int(row[0])))
     for row in shown:
         number = int(row[0])
-        name = class_names[number] if number < len(class_names) else str(number)
-        _draw_label(picture, row[2:], f"{_plain(name)} {row[1]:.2f}", colour_of(number))
+        _draw_label(picture, row[2:], f"{_plain(_name(number, class_names))} {row[1]:.2f}", colour_of(number))
     return picture
+
+
+def _name(number: int, class_names: Sequence[str]) -> str:
+    return class_names[number] if number < len(class_names) else str(number)
+
+
+def draw_objects(image: np.ndarray, objects: np.ndarray, class_names: Sequence[str] = ()) -> np.ndarray:
+    """A copy of an image (h, w, 3) uint8 RGB with labelled objects and the names of their classes.
+
+    objects: (n, 5 or more) rows [id, xmin, ymin, xmax, ymax, ...], corners as parts of the image; rows with an id below
+    0 are none.
+    """
+    picture = np.ascontiguousarray(image).copy()
+    height, width = picture.shape[:2]
+    shown = [(int(row[0]), row[1:5] * (width, height, width, height)) for row in objects if row[0] >= 0]
+    for number, box in shown:
+        _draw_box(picture, box, colour_of(number))
+    for number, box in shown:
+        _draw_label(picture, box, _plain(_name(number, class_names)), colour_of(number))
+    return picture
+
+
+def sheet(pictures: Sequence[np.ndarray], columns: int = 4) -> np.ndarray:
+    """Pictures (h, w, 3) uint8 in rows of so many columns, from the upper left on; places are as large as the largest
+    one, what is left is grey."""
+    height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
+    columns = min(columns, len(pictures))
+    found = np.full((-(-len(pictures) // columns) * height, columns * width, 3), GREY, np.uint8)
+    for k, picture in enumerate(pictures):
+        top, left = k // columns * height, k % columns * width
+        found[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return found
 
 
 def colour_of(number: int) -> Colour:

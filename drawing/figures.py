@@ -1,9 +1,12 @@
 """Pictures of matplotlib: drawn without a display, and there under their name only when they are whole."""
 
+import io
 import os
 from pathlib import Path
 
+import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 
@@ -16,3 +19,11 @@ def save_figure(figure: Figure, path: Path, dpi: int) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def svg_of(figure: Figure) -> str:
+    """A figure as an <svg> element to stand in a page; letters are the page's."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
+    return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]

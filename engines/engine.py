@@ -186,7 +186,7 @@ def _read_entries() -> dict[str, Any]:
     return entries if isinstance(entries, dict) else {}
 
 
-def open_engine(name: str, task: EngineRequest) -> Engine:
+def open_engine(name: str, request: EngineRequest) -> Engine:
     """The engine of this name, or, if it is `auto`, mxnet for checkpoints and GPUs, else the fastest installed one.
 
     OptionError for an engine that does not exist or that the model has no file for, InstallError for one that is not
@@ -194,32 +194,32 @@ def open_engine(name: str, task: EngineRequest) -> Engine:
     """
     if name not in (AUTO, *ENGINES):
         raise OptionError(f"engine {name!r}: expected {AUTO}, {', '.join(ENGINES)}")
-    if not is_model_folder(task.path):
-        return _open_checkpoint(name, task)
-    manifest = read_manifest(task.path)
-    check_options(manifest, task.path, task.epoch, task.detection_options)
-    on_gpu = _is_gpu(task.device)
+    if not is_model_folder(request.path):
+        return _open_checkpoint(name, request)
+    manifest = read_manifest(request.path)
+    check_options(manifest, request.path, request.epoch, request.detection_options)
+    on_gpu = _is_gpu(request.device)
     if name == AUTO:
-        return _open_auto([MXNET] if on_gpu else _usable_engines(manifest, task.path), task, manifest)
+        return _open_auto([MXNET] if on_gpu else _usable_engines(manifest, request.path), request, manifest)
     if name != MXNET and on_gpu:
-        _refuse_gpu(name, task.device)
+        _refuse_gpu(name, request.device)
     if name != MXNET and ONNX not in manifest.files:
-        raise OptionError(f"engine {name}: {task.path} has no {ONNX}; export it again with deploy.py --onnx")
+        raise OptionError(f"engine {name}: {request.path} has no {ONNX}; export it again with deploy.py --onnx")
     _check_installed(name)
-    return _open(name, task, manifest)
+    return _open(name, request, manifest)
 
 
-def _open_checkpoint(name: str, task: EngineRequest) -> Engine:
+def _open_checkpoint(name: str, request: EngineRequest) -> Engine:
     if name not in (AUTO, MXNET):
         raise OptionError(
-            f"engine {name}: {task.path} is no model folder (there is no {MANIFEST} in it); "
+            f"engine {name}: {request.path} is no model folder (there is no {MANIFEST} in it); "
             "export the checkpoint first: deploy.py --onnx"
         )
     if not _is_installed(MXNET):
-        raise InstallError(f"{task.path}: no model folder, and checkpoints need {_how_to_install(MXNET)}")
+        raise InstallError(f"{request.path}: no model folder, and checkpoints need {_how_to_install(MXNET)}")
     from engines.mxnet_engine import MxnetEngine
 
-    return MxnetEngine(task)
+    return MxnetEngine(request)
 
 
 def _usable_engines(manifest: Manifest, path: str | Path) -> list[str]:
@@ -231,26 +231,26 @@ def _usable_engines(manifest: Manifest, path: str | Path) -> list[str]:
     return possible
 
 
-def _open_auto(names: list[str], task: EngineRequest, manifest: Manifest) -> Engine:
+def _open_auto(names: list[str], request: EngineRequest, manifest: Manifest) -> Engine:
     if len(names) == 1:
-        return _open(names[0], task, manifest)
-    openers: dict[str, Callable[[], Engine]] = {name: partial(_open, name, task, manifest) for name in names}
-    key = choice_key(manifest, task.batch_size, engine_threads(), names)
-    return fastest(openers, key, InputWriter(manifest).noise(task.batch_size))
+        return _open(names[0], request, manifest)
+    openers: dict[str, Callable[[], Engine]] = {name: partial(_open, name, request, manifest) for name in names}
+    key = choice_key(manifest, request.batch_size, engine_threads(), names)
+    return fastest(openers, key, InputWriter(manifest).noise(request.batch_size))
 
 
-def _open(name: str, task: EngineRequest, manifest: Manifest) -> Engine:
+def _open(name: str, request: EngineRequest, manifest: Manifest) -> Engine:
     if name == MXNET:
         from engines.mxnet_engine import MxnetEngine
 
-        return MxnetEngine(task)
+        return MxnetEngine(request)
     if name == ONNXRUNTIME:
         from engines.onnx_engines import OnnxEngine
 
-        return OnnxEngine(task.path, manifest)
+        return OnnxEngine(request.path, manifest)
     from engines.onnx_engines import OpenvinoEngine
 
-    return OpenvinoEngine(task.path, manifest, task.batch_size)
+    return OpenvinoEngine(request.path, manifest, request.batch_size)
 
 
 def _is_gpu(device: mx.Context | DeviceOptions | None) -> bool:

@@ -91,15 +91,15 @@ class MxnetEngine:
 
     name = MXNET
 
-    def __init__(self, task: EngineRequest) -> None:
+    def __init__(self, request: EngineRequest) -> None:
         """Loads and binds the model; errors as of model.folder.load_model."""
-        model = load_model(task.path, task.epoch, **task.detection_options)
-        device = task.device
+        model = load_model(request.path, request.epoch, **request.detection_options)
+        device = request.device
         if device is None or isinstance(device, DeviceOptions):
             wanted = device or DeviceOptions()
             device = contexts(wanted.gpus, wanted.cpu, wanted.cpus)[0]
         self.manifest = model.manifest
-        self._bound = bind(model, device, task.batch_size)
+        self._bound = bind(model, device, request.batch_size)
         self._lock = threading.Lock()
 
     def run(self, data: np.ndarray) -> np.ndarray:

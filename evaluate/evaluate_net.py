@@ -74,7 +74,7 @@ def evaluate_net(
     *,
     batch_size: int | None = None,
     workers: int | None = None,
-    engine: str = "python",
+    data_engine: str = "python",
     num_batch: int | None = None,
     list_path: str = "",
     rect: int | None = None,
@@ -86,8 +86,8 @@ def evaluate_net(
 ) -> Evaluation:
     """Evaluates a checkpoint on a record, or its first num_batch batches.
 
-    Labels of the list list_path (.lst) replace the record's. rect: see RecordIter; metrics: kinds out of
-    config.run.METRICS. Whichever of batch_size, rect, overlap, use_difficult and metrics is not given is as in the
+    Labels of the list list_path (.lst) replace the record's. rect: see BatchSpec; metrics: kinds out of
+    config.groups.METRICS. Whichever of batch_size, rect, overlap, use_difficult and metrics is not given is as in the
     training's validation: the values then are its own to the last digit, on the same machine. keep_rows keeps
     detections and objects, too. detection_options replace the checkpoint's own (nms, nms_topk, score_threshold, force).
     OptionError where the record's classes are not the checkpoint's.
@@ -110,7 +110,7 @@ def evaluate_net(
         path_imglist=list_path,
         rect=rect,
     )
-    iterator = open_batches(spec, engine)
+    iterator = open_batches(spec, data_engine)
     kinds = tuple(metrics or meta.metrics)
     overlap = meta.overlap if overlap is None else overlap
     use_difficult = meta.use_difficult if use_difficult is None else use_difficult

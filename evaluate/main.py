@@ -1,6 +1,5 @@
 """The command evaluate.py."""
 
-import dataclasses
 import json
 import logging
 from collections.abc import Sequence
@@ -16,13 +15,14 @@ from config.groups import (
     COCO_ALONE,
     ONE_SIZE,
     RECT_MULTIPLES,
+    CheckpointOptions,
     DataOptions,
     DeviceOptions,
     ValidationOptions,
     metric_kinds,
     obsolete,
 )
-from config.options import fields_of, joined_options, option, same_option, without_effect
+from config.options import joined_options, option, same_option, without_effect
 from machine.cpu import configure_threads
 from symbol.registry import detection_options_class, given_detection
 
@@ -41,7 +41,7 @@ FIRST = (
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(ExpectedModel, DeviceOptions):
+class EvaluateOptions(ExpectedModel, DeviceOptions, CheckpointOptions):
     """Options of evaluate.py; what is not given comes from the checkpoint.
 
     evaluate_options_class adds the detection settings of all families.
@@ -49,12 +49,10 @@ class EvaluateOptions(ExpectedModel, DeviceOptions):
 
     rec_path: str = option("data/val.rec", "record to evaluate on", "data")
     list_path: str = option("", "list (.lst) whose labels replace those of --rec-path", "data")
-    prefix: str = option("output/ssd", "prefix of the checkpoint", "model")
-    epoch: str = option("auto", "epoch of the checkpoint; auto = the newest, best = the best one", "model")
     batch_size: int | None = same_option(DataOptions, "batch_size")
     num_batch: int | None = option(None, "batches to evaluate (default: all)", "data", minimum=1)
     workers: int | None = same_option(DataOptions, "workers", "one per usable core")
-    data_engine: str = dataclasses.field(default="python", metadata=fields_of(DataOptions)["data_engine"].metadata)
+    data_engine: str = same_option(DataOptions, "data_engine", None)
     rect_val: bool | None = same_option(ValidationOptions, "rect_val")
     rect_multiple: int | None = same_option(
         ValidationOptions, "rect_multiple", f"as in training, or {RECT_MULTIPLES[0]}"
@@ -115,7 +113,7 @@ def main(argv: list[str]) -> int:
         contexts(options.gpus, options.cpu, options.cpus),
         batch_size=options.batch_size,
         workers=options.workers,
-        engine=options.data_engine,
+        data_engine=options.data_engine,
         num_batch=options.num_batch,
         list_path=options.list_path,
         rect=rect,
@@ -151,7 +149,10 @@ def _checkpoint(options: EvaluateOptions) -> "Checkpoint":
 
 
 def idle_evaluate_options(options: EvaluateOptions, kinds: tuple[str, ...], rect: int) -> list[str]:
-    """The same for evaluate.py; kinds: the metrics, rect: what sides of inputs are multiples of, 0 = one size."""
+    """A sentence for each option that another one keeps from having an effect.
+
+    kinds: the metrics; rect: what sides of inputs are multiples of, 0 = one size.
+    """
     groups: list[tuple[tuple[str, ...], str]] = []
     if kinds == ("coco",):
         groups.append((("overlap",), COCO_ALONE))

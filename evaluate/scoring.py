@@ -1,7 +1,9 @@
 """One pass over an iterator by a Module that computes a symbol without gradients; its detections go to a metric."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
 
 from evaluate.eval_metric import frames_of
 from graph.onednn import has_squeeze_excitation, suit_onednn
@@ -23,7 +25,7 @@ def inference_module(
     devices: Sequence[mx.Context],
     data: Sequence[mx.io.DataDesc],
     labels: Sequence[mx.io.DataDesc] = (),
-    logger: logging.Logger = LOGGER,
+    logger: logging.Logger | logging.LoggerAdapter = LOGGER,
 ) -> mx.mod.Module:
     """A Module that gives the symbol's outputs for batches of `data` (and `labels`, if it reads any) on the devices.
 
@@ -50,6 +52,7 @@ def score_detections(
     metric: mx.metric.EvalMetric,
     num_batch: int | None = None,
     losses: mx.metric.EvalMetric | None = None,
+    first: Callable[[mx.io.DataBatch, np.ndarray, np.ndarray], None] | None = None,
 ) -> int:
     """Resets the metric and updates it with `det` (B, N, 6) and the labels of each batch, without the padding rows.
 
@@ -57,6 +60,7 @@ def score_detections(
     inputs of different sizes, if the module's symbol takes them. The metric works on one batch while the next is
     computed.
     losses: reset, then updated with [] and the outputs before det of each batch, whose labels the module reads.
+    first: called with the first batch, its labels and its detections, both without the padding rows.
     Returns the number of batches. The caller resets `data`.
     """
     metric.reset()
@@ -75,11 +79,11 @@ def score_detections(
         if losses:
             losses.update([], outputs[:-1])
         if waiting:
-            _update(metric, *waiting)
+            _update(metric, *waiting, first if count == 1 else None)
         waiting = batch, det
         count += 1
     if waiting:
-        _update(metric, *waiting)
+        _update(metric, *waiting, first if count == 1 else None)
     return count
 
 
@@ -91,9 +95,17 @@ def _labels(module: mx.mod.Module, batch: mx.io.DataBatch) -> list[mx.nd.NDArray
     return [arrays[desc[0]] for desc in module.label_shapes]
 
 
-def _update(metric: mx.metric.EvalMetric, batch: mx.io.DataBatch, det: mx.nd.NDArray) -> None:
+def _update(
+    metric: mx.metric.EvalMetric,
+    batch: mx.io.DataBatch,
+    det: mx.nd.NDArray,
+    watch: Callable[[mx.io.DataBatch, np.ndarray, np.ndarray], None] | None,
+) -> None:
     rows = det.shape[0] - (batch.pad or 0)
     labels = [batch.label[0].asnumpy()[:rows]]
     if getattr(metric, "uses_frames", False):
         labels.append(frames_of(batch.geometry[:rows], batch.data[0].shape[2:4]))
-    metric.update(labels, [det.asnumpy()[:rows]])
+    detections = det.asnumpy()[:rows]
+    metric.update(labels, [detections])
+    if watch:
+        watch(batch, labels[0], detections)

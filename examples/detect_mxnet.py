@@ -13,6 +13,9 @@ for name in ("bool", "int", "float", "complex", "object", "str"):  # mxnet uses 
     vars(np).setdefault(name, getattr(builtins, name))
 import mxnet as mx  # noqa: E402, TID251 - without the project
 
+if len(sys.argv) < 3:
+    print("usage: python detect_mxnet.py FOLDER IMAGE [LOWEST_SCORE]", file=sys.stderr)
+    sys.exit(2)
 folder, path, lowest = sys.argv[1], sys.argv[2], float((sys.argv[3:] or [0.5])[0])
 with open(f"{folder}/manifest.json", encoding="utf-8") as file:
     manifest = json.load(file)

@@ -26,6 +26,9 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return ((((rows[y] * (2048 - down)) >> 16) + ((rows[below] * down) >> 16) + 2) >> 2).astype(np.uint8)
 
 
+if len(sys.argv) < 3:
+    print("usage: python detect_onnxruntime.py FOLDER IMAGE [LOWEST_SCORE]", file=sys.stderr)
+    sys.exit(2)
 folder, path, lowest = sys.argv[1], sys.argv[2], float((sys.argv[3:] or [0.5])[0])
 with open(f"{folder}/manifest.json", encoding="utf-8") as file:
     manifest = json.load(file)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 
+SHOWN_OTHERWISE = {"shown_otherwise": True}  # `extra` of a log line that a terminal need not show
 AGAIN_SECONDS = 0.01
 TERMINATED = 128 + signal.SIGTERM
 
@@ -23,14 +24,16 @@ TERMINATED = 128 + signal.SIGTERM
 def run_command(main: Callable[[list[str]], int | None]) -> None:
     """Runs main(argv) and ends the process: 0 or main's value, 2 for a mistake of the user, 130 for Ctrl-C.
 
-    A mistake is a UserError, a file that the system refuses (OSError with a file name) or a full disk. Status 141 when
-    the reader of the output has gone (`train.py --help | head`). DETECTOR_TRACEBACK=1 shows a mistake's traceback.
+    "interrupted" is printed unless the KeyboardInterrupt has arguments: who gave it these has told already. A mistake
+    is a UserError, a file that the system refuses (OSError with a file name) or a full disk. Status 141 when the reader
+    of the output has gone (`train.py --help | head`). DETECTOR_TRACEBACK=1 shows a mistake's traceback.
     """
     keep_interrupts()
     try:
         status = _run(main)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        if not interrupt.args:
+            print("interrupted", file=sys.stderr)
         status = 130
     except BrokenPipeError:
         if not _reader_is_gone():
@@ -125,10 +128,11 @@ def held() -> Iterator[None]:
 
 
 class _BarHandler(logging.Handler):
-    """Writes log lines to stderr above a progress bar."""
+    """Writes log lines to stderr above a progress bar, but for those that the bar shows."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        if not getattr(record, "shown_otherwise", False):
+            tqdm.write(self.format(record), file=sys.stderr)
 
 
 def log_to_terminal() -> None:

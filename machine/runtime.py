@@ -97,7 +97,7 @@ def _reason(error: Exception) -> str:
         return "mxnet needs distutils, which Python 3.12 no longer has: pip install 'setuptools>=68,<81'"
     library = named_library(error)
     if library is None:
-        return f"mxnet cannot be loaded ({type(error).__name__}: {error}): `python -m tools.doctor` lists the versions"
+        return f"mxnet cannot be loaded ({type(error).__name__}: {error}): `python tools/doctor.py` lists the versions"
     if library == "libcuda.so.1":
         return "mxnet-cu112 needs the NVIDIA driver (libcuda.so.1): install it, or mxnet==1.9.1 in place of mxnet-cu112"
     if library in {name for _, name in _CUDA_LIBRARIES}:

@@ -1,1 +1,1 @@
-"""What a trained model is on disk: checkpoints, model folders, weights of other projects; and how it is bound."""
+"""What a trained model is on disk: checkpoints, model folders, weights of other projects."""

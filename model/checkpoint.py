@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import CheckpointError
-from common.files import AtomicFile, check_prefix, file_sha256, publish_all, write_atomically
+from common.files import AtomicFile, check_prefix, file_sha256, numbered_files, publish_all, write_atomically
 from common.signed_json import SignedKind
 from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES
 from config.groups import METRICS
@@ -27,7 +27,7 @@ from graph.symbol_graph import Params
 from model.manifest import FileRecord
 from model.params_file import read_arrays, read_params, stage_arrays, with_kinds
 
-_LENGTHS = {"mean_pixels": 3, "std": 3, "data_shape": 2, "origin": 3}
+_LENGTHS = {"mean_pixels": (3,), "std": (3,), "data_shape": (2,), "origin": (3, 5)}
 _PIXEL_FIELDS = ("mean_pixels", "std", "resize_mode", "fill")
 logger = logging.getLogger(__name__)
 
@@ -85,9 +85,9 @@ class CheckpointMeta:
 
     def __post_init__(self) -> None:
         """ValueError for a field with a value that no checkpoint has."""
-        wrong = [name for name, length in _LENGTHS.items() if len(getattr(self, name)) != length]
+        wrong = [name for name, lengths in _LENGTHS.items() if len(getattr(self, name)) not in lengths]
         wrong += ["data_shape"] if any(side < 1 for side in self.data_shape) else []
-        wrong += ["origin"] if any(number < 0 for number in self.origin[:2]) else []
+        wrong += ["origin"] if any(number < 0 for number in (*self.origin[:2], *self.origin[3:])) else []
         wrong += ["class_names"] if not self.class_names else []
         wrong += ["metrics"] if not self.metrics or not set(self.metrics) <= set(METRICS) else []
         wrong += ["resize_mode"] if self.resize_mode not in RESIZE_MODES else []
@@ -194,7 +194,7 @@ def save_checkpoint(
 
 def list_epochs(prefix: str) -> list[int]:
     """Epochs of the sets under a prefix, ascending (those with a .json)."""
-    return _numbers(prefix, "json")
+    return numbered_files(prefix, "json")
 
 
 def plain_epoch(prefix: str, epoch: int | str) -> int | None:
@@ -202,7 +202,7 @@ def plain_epoch(prefix: str, epoch: int | str) -> int | None:
 
     `auto` is the newest of them where no set of ours is there. None where there is no such file.
     """
-    sets, alone = list_epochs(prefix), _numbers(prefix, "params")
+    sets, alone = list_epochs(prefix), numbered_files(prefix, "params")
     wanted = int(epoch) if str(epoch).isdecimal() else None
     if epoch == "auto" and not sets and alone:
         return alone[-1]
@@ -213,19 +213,10 @@ def foreign_file(prefix: str, kept: int) -> Path | None:
     """A file under a prefix that a run of the epochs after `kept` might replace although no set of ours has it: the
     .params of such an epoch without its .json, or a symbol without any set; None without one."""
     epochs = list_epochs(prefix)
-    alone = [number for number in _numbers(prefix, "params") if number > kept and number not in epochs]
+    alone = [number for number in numbered_files(prefix, "params") if number > kept and number not in epochs]
     if alone:
         return params_path(prefix, alone[0])
     return symbol_path(prefix) if not epochs and symbol_path(prefix).is_file() else None
-
-
-def _numbers(prefix: str, suffix: str) -> list[int]:
-    """The numbers of the files PREFIX-NNNN.SUFFIX, ascending. What follows the last / begins the names, and no other
-    part: Path would join `run/.` to run."""
-    folder, name = os.path.split(prefix)
-    pattern = re.compile(re.escape(name) + rf"-(\d{{4,}})\.{suffix}")
-    names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else ()
-    return sorted(int(match[1]) for match in map(pattern.fullmatch, names) if match)
 
 
 def load_checkpoint(prefix: str, epoch: int | str = "auto") -> Checkpoint:

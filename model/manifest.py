@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import CheckpointError, OptionError
 from common.files import file_sha256
 from common.signed_json import SignedKind
+from common.sizes import input_size
 from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES
 from config.classic_options import ExpectedModel
 from dataset.class_names import read_class_names
@@ -265,7 +266,7 @@ def check_model(
         "network": (expected.network or None, network),
         "num-class": (expected.num_class, len(class_names)),
         "class-names": (names, tuple(class_names)),
-        "data-shape": (side and (side * 2 if len(side) == 1 else side[-2:]), tuple(data_shape)),
+        "data-shape": (side and input_size(side, smallest=1), tuple(data_shape)),
     }
     for flag, (wanted, found) in given.items():
         if wanted is not None and wanted != found:

@@ -80,6 +80,7 @@ OPERATORS = frozenset(
         "sigmoid",
         "slice",
         "slice_axis",
+        "slice_like",
         "softmax",
         "stack",
         "sum",
@@ -100,6 +101,7 @@ _INPUTS = {"_contrib_MultiBoxDetection": 3, "BatchNorm": 5, VARIABLE: 0} | dict.
         "elemwise_mul",
         "elemwise_sub",
         "gather_nd",
+        "slice_like",
     },
     2,
 )  # of the others 1, but for those of _num_inputs

@@ -4,12 +4,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+from boxes.anchor_sets import AnchorSet
 from boxes.assigners import Assigner
 from common.sizes import SMALLEST_SIDE, Size
 from symbol.layers import Symbol
 from symbol.network_options import CommonOptions
-
-# Of an input; sides of training on several sizes are multiples of it, unless a family says otherwise.
 
 
 class FeatureMap(NamedTuple):
@@ -32,17 +31,13 @@ class Family(ABC):
         name: of the family, for messages.
         options: the class of the network options that it reads; those of other families' classes are refused.
         freeze: the words of the option freeze, and the regular expressions of parameter names that they mean.
-        anchors: how its anchors are given, one of ANCHORS: what tools/anchors.py can fit.
         embedded: those of its options that hold the text of a user's file, so that a checkpoint does without it.
         pattern: what names that are not in the table look like, such as gluoncv:NAME; "" = there are none.
     """
 
-    FRACTIONS, PIXELS, FIXED = ANCHORS = ("sizes and ratios of each map", "pixels of the input", "fixed by the family")
-
     name: ClassVar[str]
     options: ClassVar[type[CommonOptions]]
     freeze: ClassVar[Mapping[str, str]]
-    anchors: ClassVar[str] = FIXED
     embedded: ClassVar[tuple[str, ...]] = ()
     pattern: ClassVar[str] = ""
 
@@ -89,6 +84,14 @@ class Family(ABC):
     @abstractmethod
     def feature_maps(self, network: str, row: Any, size: Size, options: Any) -> list[FeatureMap]:
         """The maps that the heads read in an input of `size`."""
+
+    def anchor_set(self, network: str, row: Any, size: Size, options: Any) -> AnchorSet | None:
+        """The anchors for an input of `size`, which tools/anchors.py fits; None: no option changes them.
+
+        OptionError where the network cannot be trained on this size.
+        """
+        del network, row, size, options
+        return None
 
     def tap_names(self, network: str, row: Any, size: Size, options: Any) -> tuple[str, ...]:
         """Names, for a table of networks, of what the heads read from the body."""

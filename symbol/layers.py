@@ -4,6 +4,7 @@ A Layers object carries what is common to all layers of a network: the freeze pa
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,6 +14,7 @@ from common.errors import OptionError
 from machine.runtime import mx
 
 Symbol: TypeAlias = Any  # mx.sym.Symbol, whose name would load mxnet
+Activation: TypeAlias = Callable[[Symbol, str], Symbol]  # relu, relu6 or swish
 
 
 class Tap(NamedTuple):
@@ -124,6 +126,11 @@ def relu6(data: Symbol, name: str) -> Symbol:
     return mx.sym.clip(data, a_min=0.0, a_max=6.0, name=name)
 
 
+def activate(data: Symbol, name: str, function: Activation) -> Symbol:
+    """function of data, called NAME_ and the function's name, such as NAME_swish."""
+    return function(data, f"{name}_{function.__name__}")
+
+
 def add(left: Symbol, right: Symbol, name: str) -> Symbol:
     """Sum of two maps of one shape."""
     return mx.sym.elemwise_add(left, right, name=name)
@@ -177,7 +184,8 @@ def same_conv(
     """Convolution without bias and with TensorFlow's SAME padding, of maps with even sides if the stride is 2.
 
     At stride 2 the padding of an odd kernel is one less above and on the left. Padding symmetrically by one more than
-    it has below makes a first row and column in excess.
+    it has below makes a first row and column in excess. Maps with odd sides become as large as TensorFlow's, but what
+    they show is moved by one of their pixels.
     """
     if stride == 1:
         return layers.conv(data, name, filters, kernel, groups=groups, bias=False)

@@ -20,6 +20,7 @@ class CommonOptions:
         0.45,
         "IoU from which non-maximum suppression removes a box; 0 = any overlap",
         "detection",
+        detection=True,
         minimum=0.0,
         maximum=1.0,
     )
@@ -27,12 +28,17 @@ class CommonOptions:
         400,
         "boxes kept before suppression: of an image, with per_class of each class",
         "detection",
+        detection=True,
         minimum=1,
         aliases=("topk",),
     )
-    keep_topk: int = option(200, "boxes of an image kept after suppression by per_class", "detection", minimum=1)
-    score_threshold: float = option(0.01, "lowest score of a detection", "detection", minimum=0.0, maximum=1.0)
-    force: bool = option(False, "suppress across classes", "detection")
+    keep_topk: int = option(
+        200, "boxes of an image kept after suppression by per_class", "detection", detection=True, minimum=1
+    )
+    score_threshold: float = option(
+        0.01, "lowest score of a detection", "detection", detection=True, minimum=0.0, maximum=1.0
+    )
+    force: bool = option(False, "suppress across classes", "detection", detection=True)
 
 
 @dataclass(frozen=True)
@@ -70,9 +76,11 @@ class SSDOptions(WidthOption, LocWeightOption, CommonOptions):
         None, "channels of the stride-2 layers after the backbone instead of the network's own", "network", minimum=8
     )
     anchor_sizes: str = option(
-        "", "anchor sizes, fractions of the image, maps apart by ';': '0.1,0.14;0.2,0.27;...'", "network"
+        "", "anchor sizes, fractions of the image, maps separated by ';': '0.1,0.14;0.2,0.27;...'", "network"
     )
-    anchor_ratios: str = option("", "aspect ratios, maps apart by ';' (one list serves all maps): '1,2,0.5'", "network")
+    anchor_ratios: str = option(
+        "", "aspect ratios, maps separated by ';' (one list serves all maps): '1,2,0.5'", "network"
+    )
     overlap_threshold: float = option(0.5, "IoU from which an anchor is positive", "losses", minimum=0.0, maximum=1.0)
     negative_mining_ratio: float = option(
         3.0,
@@ -92,6 +100,7 @@ class SSDOptions(WidthOption, LocWeightOption, CommonOptions):
         "multibox",
         "multibox = MultiBoxDetection, an anchor has its best class; per_class = NMS of each class, as ssd.pytorch",
         "detection",
+        detection=True,
         choices=("multibox", "per_class"),
     )
 
@@ -135,13 +144,25 @@ class YOLOOptions(WidthOption, CommonOptions):
         0.0, "smoothing of the class targets to 1 - x / 2 and x / 2", "yolo losses", minimum=0.0, maximum=1.0
     )
 
-    multi_label: bool = option(True, "a box may have several classes; otherwise its best one", "yolo detection")
-    only_classes: tuple[int, ...] = option((), "ids of the classes to detect; none = all", "yolo detection", minimum=0)
+    multi_label: bool = option(
+        True, "a box may have several classes; otherwise its best one", "yolo detection", detection=True
+    )
+    only_classes: tuple[int, ...] = option(
+        (), "ids of the classes to detect; none = all", "yolo detection", detection=True, minimum=0
+    )
     min_box: float = option(
-        2.0, "sides of a detected box are longer than this, pixels of the input", "yolo detection", minimum=0.0
+        2.0,
+        "sides of a detected box are longer than this, pixels of the input",
+        "yolo detection",
+        detection=True,
+        minimum=0.0,
     )
     max_box: float = option(
-        4096.0, "sides of a detected box are shorter than this, pixels of the input", "yolo detection", minimum=1.0
+        4096.0,
+        "sides of a detected box are shorter than this, pixels of the input",
+        "yolo detection",
+        detection=True,
+        minimum=1.0,
     )
 
 

@@ -70,7 +70,7 @@ def network_options_class() -> type[Any]:
 def detection_options_class() -> type[Any]:
     """Those of these options that turn predictions into detections, None where they are not given: as in training."""
     cls = network_options_class()
-    names = [name for name, field in fields_of(cls).items() if field.metadata["group"].endswith("detection")]
+    names = [name for name, field in fields_of(cls).items() if field.metadata["detection"]]
     return optional_class("DetectionOptions", cls, names, "Detection settings in place of a trained model's own.")
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+from boxes.anchor_sets import AnchorSet
 from boxes.assigners import Assigner
 from common.errors import OptionError
 from common.sizes import DataShape, Size, input_size
@@ -15,13 +16,15 @@ from symbol.network_options import CommonOptions
 from symbol.registry import family_of, list_networks, network_options_class
 
 __all__ = [
-    "embedded_options",
     "check_any_size",
+    "embedded_options",
     "feature_maps",
     "freeze_pattern",
+    "get_anchors",
     "get_assigner",
     "get_symbol",
     "get_symbol_train",
+    "ineffective_options",
     "input_size",
     "label_names",
     "list_networks",
@@ -29,7 +32,6 @@ __all__ = [
     "rebuilding_options",
     "size_multiple",
     "tap_names",
-    "ineffective_options",
 ]
 
 TARGETS = "targets"  # the option of the families that match by several rules
@@ -94,6 +96,13 @@ def get_assigner(
     with mx.name.NameManager():
         family, wanted = _wanted(network, data_shape, num_classes, options)
         return family.assigner(*wanted, sizes)
+
+
+def get_anchors(network: str, data_shape: DataShape, **options: Any) -> AnchorSet | None:
+    """The anchors of a network for an input, to be fitted to objects; None where no option changes them."""
+    with mx.name.NameManager():
+        family, (name, row, size, _, checked) = _wanted(network, data_shape, 1, options)
+        return family.anchor_set(name, row, size, checked)
 
 
 def label_names(network: str, **options: Any) -> tuple[str, ...]:

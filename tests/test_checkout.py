@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
+MAX_HELP = 100  # lines, of 80 columns
 PATIENCE = 120.0  # seconds; a loaded machine must not fail a test
 COMMANDS = ("train.py", "evaluate.py", "demo.py", "deploy.py")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -50,11 +51,19 @@ def test_a_command_runs_by_its_path_from_any_folder(tmp_path, command):
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *tools()])
+def test_help_fits_a_few_screens_and_has_an_example(command):
+    done = run(str(ROOT / command), "--help", cwd=ROOT, COLUMNS="80")
+    lines = done.stdout.splitlines()
+    assert len(lines) <= MAX_HELP
+    assert any(line.startswith(f"Example: python {command}") for line in lines)
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *tools()])
 def test_missing_packages_are_one_sentence(tmp_path, command):
     """-S: Python's own library without site-packages, as the python3 of a fresh machine has it."""
     done = run("-S", str(ROOT / command), "--help", cwd=tmp_path)
     assert_remedy(done)
-    assert "is not installed for " in done.stderr
+    assert "is missing for " in done.stderr
 
 
 def test_missing_packages_are_one_sentence_with_dash_m_too():
@@ -67,7 +76,7 @@ def test_what_the_command_itself_imports_later_is_one_sentence_too(tmp_path):
     code = "import common.first\nfrom machine.command import run_command\nrun_command(lambda argv: __import__('%s'))"
     done = run("-c", code % "tensorboardX", cwd=ROOT, PYTHONPATH=str(tmp_path))
     assert_remedy(done)
-    assert "the package no_such_library is not installed" in done.stderr
+    assert "the Python module no_such_library is missing" in done.stderr
 
 
 def test_a_missing_module_of_the_project_is_a_bug_with_its_traceback():

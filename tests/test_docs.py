@@ -28,10 +28,15 @@ from config.options import fields_of
 ROOT = Path(__file__).resolve().parents[1]
 MAX_COLUMNS = 120
 MAX_SECTION = 20  # lines of text between two headings; tables and commands are not counted
-FOLDERS = ("", "docs", ".github", "tests/golden/data")
-DOCUMENTS = sorted(file for folder in FOLDERS for file in (ROOT / folder).glob("*.md"))
+OTHERS = {"data", "output", "build", "node_modules"}  # folders of the root that are not the project's
+DOCUMENTS = sorted(
+    file
+    for file in ROOT.glob("**/*.md")
+    if not any(part.startswith(".") and part != ".github" for part in file.relative_to(ROOT).parts)
+    and file.relative_to(ROOT).parts[0] not in OTHERS
+)
 # Those whose running text names commands and flags as they are; tests/test_coverage.py has more to say of coverage.md.
-SPEAKING = [file for file in DOCUMENTS if file.parent.name != "data" and file.name != "coverage.md"]
+SPEAKING = [file for file in DOCUMENTS if "tests" not in file.parts and file.name != "coverage.md"]
 PYTHONS = ("python", "python3", ".venv/bin/python")
 SHELL_WORDS = ("curl", "git", "pip", "make", "pre-commit", *PYTHONS)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -334,7 +339,7 @@ def test_flags_in_running_text_exist(monkeypatch):
     for script in COMMANDS:
         with monkeypatch.context() as patch, pytest.raises(Parsed):
             stopped_main(script, patch, seen)([])
-    known = {"--help", "--config", "--hyp"} | {flag for cls in seen for flag in flags_of(cls)}
+    known = {"--help", "--help-all", "--config", "--hyp"} | {flag for cls in seen for flag in flags_of(cls)}
     for place, text in (span for file in SPEAKING for span in spans(file)):
         for flag in re.findall(r"(?:^| )(--[a-z][\w-]*)", text):
             assert flag.replace("_", "-") in known, f"{place}: no command has {flag}"

@@ -7,10 +7,10 @@ python -m tools.anchors --train-path data/train.rec --network yolov3_spp --data-
 import importlib
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 if not __package__:
     importlib.import_module("as_module")
@@ -20,26 +20,25 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from boxes.anchor_fit import Coverage, MapShape, Places, best_iou, coverage, fit_anchors, fit_ssd, quality, ssd_sizes
-from boxes.anchors import AnchorLayer, cell_centres, multibox_prior
-from boxes.geometry import iou
+from boxes.anchor_fit import Coverage, best_iou, coverage
+from boxes.anchor_sets import AnchorSet, pixel_sizes
 from common.errors import DataError, OptionError
 from common.files import write_atomically
 from common.sizes import Size, input_size
-from config.augment_options import RESIZE_MODES
 from config.command_line import parse_options
-from config.options import from_mapping, option
+from config.groups import InputOptions
+from config.options import from_mapping, option, same_option
 from config.preset import read_preset
 from dataset.letterbox import Resize
 from dataset.record_source import object_boxes
 from dataset.sidecar import read_sidecar
 from drawing.figures import save_figure
 from machine.command import run_command
-from symbol.darknet_sections import Yolo
-from symbol.detector.yolo import customise
 from symbol.registry import family_of
-from symbol.symbol_factory import get_assigner
+from symbol.symbol_factory import get_anchors
 from train.options import TrainOptions, network_options, train_options_class
+
+EXAMPLE = "python tools/anchors.py --train-path data/train.rec --network yolov3_spp --data-shape 416 --output my.yaml"
 
 
 @dataclass(frozen=True)
@@ -50,16 +49,9 @@ class AnchorsOptions:
     preset: str = option(
         "", "preset to copy, a name or file: its network, input and anchors are those before; '' = defaults", "network"
     )
-    network: str | None = option(None, "network (default: the preset's)", "network")
-    data_shape: tuple[int, ...] | None = option(
-        None, "input side, or height,width (default: the preset's)", "network", minimum=32, maximum=8192
-    )
-    resize_mode: str | None = option(
-        None,
-        "how images fill the input: force or letterbox (default: the preset's)",
-        "network",
-        choices=RESIZE_MODES,
-    )
+    network: str | None = same_option(InputOptions, "network", "the preset's")
+    data_shape: tuple[int, ...] | None = same_option(InputOptions, "data_shape", "the preset's")
+    resize_mode: str | None = same_option(InputOptions, "resize_mode", "the preset's")
     threshold: float | None = option(
         None,
         "IoU above which an anchor counts as recalling an object (default: the one from which the network learns it)",
@@ -76,167 +68,22 @@ class AnchorsOptions:
     picture: str = option("", "picture (PNG) to write: the objects' widths and heights with the anchors", "output")
 
 
-CHUNK = 256  # objects compared with all placed anchors at a time
-SIZE_DIGITS, RATIO_DIGITS, PIXEL_DIGITS = 4, 3, 1
 DPI = 90
 DOT_AREA = 6
 SHOWN = 20_000  # dots, every k-th object of larger sets
 logger = logging.getLogger(__name__)
 
 
-class AnchorFamily(Protocol):
-    """A network's anchors for an input `size` (H, W); threshold: IoU above which they learn an object."""
-
-    @property
-    def size(self) -> Size:
-        """(H, W) of the input."""
-
-    @property
-    def resize_mode(self) -> str:
-        """How images fill it."""
-
-    @property
-    def threshold(self) -> float:
-        """IoU above which an anchor learns an object."""
-
-    def anchors(self) -> np.ndarray:
-        """Sizes (k, 2) in pixels of the input."""
-
-    def placed_iou(self, boxes: np.ndarray) -> np.ndarray | None:
-        """IoU (n,) of normalised boxes (n, 4) with the best anchor at its place; None for YOLO, which has none."""
-
-    def fit(self, boxes: np.ndarray, generations: int, seed: int) -> "AnchorFamily":
-        """The same with anchors fitted to normalised boxes (n, 4); never worse than before, but for rounding."""
-
-    def options(self) -> dict[str, Any]:
-        """Options of train.py that give the network these anchors."""
-
-
-@dataclass(frozen=True)
-class YOLOFamily:
-    """Anchors of a YOLOv3: (k, 2) pixels, the smallest first."""
-
-    size: Size
-    resize_mode: str
-    threshold: float
-    pixels: np.ndarray
-
-    def anchors(self) -> np.ndarray:
-        """Sizes (k, 2) in pixels of the input."""
-        return self.pixels
-
-    def placed_iou(self, boxes: np.ndarray) -> np.ndarray | None:
-        """None: a YOLO anchor has no place of its own."""
-        return None
-
-    def fit(self, boxes: np.ndarray, generations: int, seed: int) -> "YOLOFamily":
-        """As many anchors, fitted to the sizes of normalised boxes (n, 4)."""
-        found = fit_anchors(pixel_sizes(boxes, self.size), len(self.pixels), generations, seed, self.pixels)
-        return replace(self, pixels=np.maximum(np.round(found, PIXEL_DIGITS), 10.0**-PIXEL_DIGITS))
-
-    def options(self) -> dict[str, Any]:
-        """--yolo-anchors."""
-        return {"yolo_anchors": ", ".join(f"{w:.10g},{h:.10g}" for w, h in self.pixels)}
-
-
-@dataclass(frozen=True)
-class SSDFamily:
-    """Anchors of an SSD, a layer for each map of (h, w) cells."""
-
-    size: Size
-    resize_mode: str
-    threshold: float
-    layers: tuple[AnchorLayer, ...]
-    feature_shapes: tuple[Size, ...]
-
-    def anchors(self) -> np.ndarray:
-        """Sizes (k, 2) in pixels of the input, where the maps have the proportions of the input."""
-        return ssd_sizes([(layer.sizes, layer.ratios) for layer in self.layers]) * self.size[0]
-
-    def placed_iou(self, boxes: np.ndarray) -> np.ndarray:
-        """IoU (n,) of normalised corner boxes (n, 4) with the best of MultiBoxPrior's boxes."""
-        pairs = zip(self.feature_shapes, self.layers, strict=True)
-        placed = np.concatenate([multibox_prior(shape, layer) for shape, layer in pairs]).astype(np.float64)
-        starts = range(0, len(boxes), CHUNK)
-        return np.concatenate([iou(boxes[k : k + CHUNK], placed).max(axis=1) for k in starts])
-
-    def fit(self, boxes: np.ndarray, generations: int, seed: int) -> "SSDFamily":
-        """As many sizes and ratios for each map, fitted to normalised boxes (n, 4) and the places of the cells.
-
-        The same as before where nothing better is found.
-        """
-        shapes = [MapShape(len(layer.sizes), len(layer.ratios)) for layer in self.layers]
-        before = [(layer.sizes, layer.ratios) for layer in self.layers]
-        sizes = pixel_sizes(boxes, self.size) / self.size[0]
-        found = fit_ssd(sizes, shapes, generations, seed, before, self._places(boxes), self.threshold)
-        layers = tuple(
-            replace(layer, sizes=_rounded(own, SIZE_DIGITS), ratios=_rounded(ratios, RATIO_DIGITS))
-            for layer, (own, ratios) in zip(self.layers, found, strict=True)
-        )
-        fitted = replace(self, layers=layers)
-        old, new = (quality(family.placed_iou(boxes), self.threshold) for family in (self, fitted))
-        return fitted if new > old else self
-
-    def _places(self, boxes: np.ndarray) -> Places:
-        height, width = self.size
-        centres = (boxes[:, :2] + boxes[:, 2:]) / 2  # (n, 2)
-        offsets, widths = [], []
-        for (rows, columns), layer in zip(self.feature_shapes, self.layers, strict=True):
-            y, x = cell_centres((rows, columns), layer)
-            gaps = [np.abs(centres[:, axis, None] - cells).min(axis=1) for axis, cells in enumerate((x, y))]
-            offsets.append(np.stack(gaps, axis=1) * (width / height, 1))  # (n, 2)
-            widths.append(rows / columns * width / height)
-        return Places(np.stack(offsets), np.array(widths))
-
-    def options(self) -> dict[str, Any]:
-        """--anchor-sizes and --anchor-ratios."""
-        return {
-            "anchor_sizes": _lists([layer.sizes for layer in self.layers]),
-            "anchor_ratios": _lists([layer.ratios for layer in self.layers]),
-        }
-
-
-def pixel_sizes(boxes: np.ndarray, size: Size) -> np.ndarray:
-    """Widths and heights (n, 2) in pixels of normalised corner boxes (n, 4) in an input of size (H, W)."""
-    return (boxes[:, 2:] - boxes[:, :2]) * (size[1], size[0])
-
-
-def anchors_of(run: TrainOptions) -> AnchorFamily:
-    """The anchors that train.py's options give its network; OptionError where the options do not fit together."""
+def anchors_of(run: TrainOptions) -> AnchorSet:
+    """The anchors that train.py's options give its network; OptionError where they do not fit together."""
     network = run.input.network
-    family = family_of(network)
-    fitted: dict[str, Callable[[TrainOptions], AnchorFamily]] = {family.FRACTIONS: _ssd, family.PIXELS: _yolo}
-    if family.anchors not in fitted:
+    found = get_anchors(network, input_size(run.input.data_shape), **network_options(run))
+    if found is None:
         raise OptionError(
-            f"--network {network}: the anchors of {family.name} are {family.anchors}; this tool is for networks whose "
-            f"anchors are {' or '.join(fitted)}"
+            f"--network {network}: the anchors of {family_of(network).name} are fixed by the family; this tool is for "
+            "networks whose anchors are options, as those of SSD and YOLOv3"
         )
-    return fitted[family.anchors](run)
-
-
-def _yolo(run: TrainOptions) -> YOLOFamily:
-    network, size = run.input.network, input_size(run.input.data_shape)
-    options: Any = run.net
-    assigner: Any = get_assigner(network, size, 1, **network_options(run))  # refuses what the network cannot take
-    sections = customise(family_of(network).row(network, size, options), options)
-    anchors = next(section.anchors for section in sections if isinstance(section, Yolo))
-    return YOLOFamily(size, run.input.resize_mode, assigner.iou_threshold, np.array(anchors, float))
-
-
-def _ssd(run: TrainOptions) -> SSDFamily:
-    size = input_size(run.input.data_shape)
-    assigner: Any = get_assigner(run.input.network, size, 1, **network_options(run) | {"targets": "paper"})
-    shapes = assigner.feature_shapes[size]
-    return SSDFamily(size, run.input.resize_mode, assigner.threshold, assigner.layers, shapes)
-
-
-def _rounded(values: np.ndarray, digits: int) -> tuple[float, ...]:
-    """Rounded values, none of them 0."""
-    return tuple(np.maximum(np.round(values, digits), 10.0**-digits).tolist())
-
-
-def _lists(rows: Sequence[Sequence[float]]) -> str:
-    return "; ".join(",".join(f"{value:.10g}" for value in row) for row in rows)
+    return found
 
 
 def save_picture(path: Path, sizes: np.ndarray, before: np.ndarray, after: np.ndarray) -> None:
@@ -271,7 +118,9 @@ class Objects:
 
 def main(argv: list[str]) -> None:
     """Fits anchors, prints how well they cover the objects before and after, and writes preset and picture."""
-    options = parse_options(AnchorsOptions, argv, "Fits a network's anchors to the objects of a record.")
+    options = parse_options(
+        AnchorsOptions, argv, "Fits a network's anchors to the objects of a record.", example=EXAMPLE
+    )
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     values = preset_values(options)
     run = from_mapping(train_options_class(), values)
@@ -279,7 +128,7 @@ def main(argv: list[str]) -> None:
     objects = _objects(options, run, family.size)
     fitted = family.fit(_drawn(objects.boxes, options), options.generations, options.seed)
     threshold = family.threshold if options.threshold is None else options.threshold
-    lines = report(family, fitted, objects, threshold)
+    lines = report(family, fitted, objects, threshold, run.input.resize_mode)
     print("\n".join(lines))
     if options.output:
         values |= fitted.options()
@@ -302,9 +151,9 @@ def preset_values(options: AnchorsOptions) -> dict[str, Any]:
     return values
 
 
-def report(family: AnchorFamily, fitted: AnchorFamily, objects: Objects, threshold: float) -> list[str]:
+def report(family: AnchorSet, fitted: AnchorSet, objects: Objects, threshold: float, resize_mode: str) -> list[str]:
     """Lines for the user: coverage before and after, the anchors found as the options of train.py."""
-    mode = f"{family.size[0]},{family.size[1]} ({family.resize_mode})"
+    mode = f"{family.size[0]},{family.size[1]} ({resize_mode})"
     head = f"{len(objects.sizes)} objects in {objects.images} images, input {mode}, {len(fitted.anchors())} anchors"
     lines = [head, f"{'':<22}best possible recall (IoU > {threshold:g})  mean best IoU"]
     for name, one in (("before", family), ("after", fitted)):

@@ -18,12 +18,13 @@ import numpy as np
 from common.errors import CheckpointError, OptionError
 from common.files import check_prefix
 from config.command_line import boolean_flags, parse_options
-from config.groups import pixel_options
-from config.options import from_mapping, option, to_mapping
+from config.groups import DataOptions, InputOptions, pixel_options
+from config.options import from_mapping, option, same_option, to_mapping
 from dataset.class_names import read_class_names
 from dataset.pascal_voc import VOC_CLASSES
 from detect.inputs import split_words
 from machine.command import exit_on_sigterm, run_command
+from symbol.network_options import WidthOption, YOLOOptions
 from symbol.registry import family_of, network_options_class
 from train.options import train_options
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, np.ndarray]
 DEFAULT_NETWORK = "vgg16_ssd_voc"
+
+
+EXAMPLE = "python tools/convert_weights.py --from ssd.pytorch ssd300.pth --network vgg16_ssd_voc --prefix model/ssd300"
 
 
 @dataclass(frozen=True)
@@ -45,25 +49,19 @@ class ConvertOptions:
         "yolov3-spp.pytorch or efficientdet.pytorch",
         "source",
     )
-    file: str = option("", "file to convert; a word without a flag is it, too", "source")
+    file: str = option("", "file to convert; it may stand without the flag", "source")
     network: str = option(
         "",
         "network to make weights for, see docs/networks.md (default: what the symbol of --from classic says, else "
         f"{DEFAULT_NETWORK})",
         "network",
     )
-    data_shape: tuple[int, ...] | None = option(
-        None,
-        "input side, or height,width (default: the classic symbol's, else 300, of YOLO 416, of EfficientDet its own)",
-        "network",
-        minimum=32,
-        maximum=8192,
+    data_shape: tuple[int, ...] | None = same_option(
+        InputOptions, "data_shape", "the classic symbol's, else 300, of YOLO 416, of EfficientDet its own"
     )
-    width: float = option(1.0, "width multiplier of mobilenet and YOLOv3", "network", minimum=0.125, maximum=2.0)
-    yolo_anchors: str = option("", "anchors of a YOLOv3 in pixels; '' = the network's", "network")
-    num_class: int | None = option(
-        None, "classes of the network (default: those of the heads in the file, else 20)", "network", minimum=1
-    )
+    width: float = same_option(WidthOption, "width", None)
+    yolo_anchors: str = same_option(YOLOOptions, "yolo_anchors", None)
+    num_class: int | None = same_option(DataOptions, "num_class", "those of the heads in the file, else 20")
     class_names: tuple[str, ...] = option(
         (),
         "names of the classes, a list or a file (default: VOC's if there are 20, else class0, class1, ...)",
@@ -137,7 +135,9 @@ SOURCES: dict[str, WeightsSource] = {
 def main(argv: list[str]) -> None:
     """Reads a file, renames its arrays, writes those that fit and prints what was loaded, missing and unused."""
     words, flags = split_words(argv, boolean_flags(ConvertOptions))
-    options = parse_options(ConvertOptions, flags, "Convert weights of another project; the file is a word by itself.")
+    options = parse_options(
+        ConvertOptions, flags, "Converts weights of another project: convert_weights.py FILE", example=EXAMPLE
+    )
     exit_on_sigterm()
     source, path = _source(options), _file(words, options)
     prefix = options.prefix or str(path.with_suffix(""))

@@ -20,6 +20,9 @@ from machine.command import run_command
 UNSEEN = "JPEGImages/test_0000?.jpg"  # of the images to show
 
 
+EXAMPLE = "python tools/demo_run.py --end-epoch 3"
+
+
 @dataclass(frozen=True)
 class DemoRunOptions:
     """Options of the demonstration."""
@@ -30,7 +33,9 @@ class DemoRunOptions:
 
 def main(argv: list[str]) -> int:
     """Runs all steps and ends by saying where everything is."""
-    options = parse_options(DemoRunOptions, argv, "Shows the whole way from annotated images to detections.")
+    options = parse_options(
+        DemoRunOptions, argv, "Shows the whole way from annotated images to detections.", example=EXAMPLE
+    )
     root = Path(options.output)
     started = time.monotonic()
     for title, command in steps(root, options.end_epoch):

@@ -54,7 +54,12 @@ class DoctorOptions:
 
 def main(argv: list[str]) -> int:
     """Prints the report; returns the exit status."""
-    options = parse_options(DoctorOptions, argv, "Shows what this machine offers for training and what is missing.")
+    options = parse_options(
+        DoctorOptions,
+        argv,
+        "Shows what this machine offers for training and what is missing.",
+        example="python tools/doctor.py --json",
+    )
     if options.missing_packages:
         sys.stdout.writelines(f"{package}\n" for package in missing_packages())
         return 0

@@ -85,7 +85,12 @@ logger = logging.getLogger("im2rec")
 
 def main(argv: list[str]) -> None:
     """Makes lists, or packs them one after the other."""
-    options = parse_options(Im2recOptions, argv, "Makes image lists (--list), or packs them into PREFIX.rec and .idx.")
+    options = parse_options(
+        Im2recOptions,
+        argv,
+        "Makes image lists (--list), or packs them into PREFIX.rec and .idx.",
+        example="python tools/im2rec.py --resize 256 data/flowers images/flowers",
+    )
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     exit_on_sigterm()
     try:

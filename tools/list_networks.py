@@ -1,4 +1,4 @@
-"""Prints the tables of networks: feature maps, anchors, parameters and GFLOP at their usual input sizes; taps.
+"""Prints the tables of networks: feature maps, anchors, parameters and GFLOP at their usual input sizes; taps; weights.
 
 Usage: python -m tools.list_networks [--write]
 """
@@ -100,7 +100,12 @@ class NetworkFigures(NamedTuple):
 
 def main(argv: list[str]) -> int:
     """Prints Markdown, a row per network and input size and one for its taps, or writes it into the page."""
-    options = parse_options(ListOptions, argv, "List the networks with their anchors and parameters.")
+    options = parse_options(
+        ListOptions,
+        argv,
+        "Lists the networks with their anchors and parameters.",
+        example="python tools/list_networks.py",
+    )
     if options.write:
         PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), table()), encoding="utf-8")
     else:
@@ -109,7 +114,7 @@ def main(argv: list[str]) -> int:
 
 
 def table() -> str:
-    """Two tables in Markdown, sizes and taps, without anything around them."""
+    """Three tables in Markdown, sizes, taps and weights to start from, without anything around them."""
     from symbol.registry import list_networks
 
     found = {
@@ -129,7 +134,20 @@ def table() -> str:
         same = len({d.taps for d in by_size.values()}) == 1
         taps = {network if same else f"{network}, {size}": d.taps for size, d in by_size.items()}
         lines += [f"| {name} | {_listed(values)} |" for name, values in taps.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *weights_table()]) + "\n"
+
+
+def weights_table() -> list[str]:
+    """Lines of the table of networks whose bodies have weights of an ImageNet classifier."""
+    from model.weights.imagenet import SAME_AS_TORCHVISION, file_source, imagenet_source
+    from symbol.registry import list_networks
+
+    lines = ["| network | `--pretrained imagenet` | `--pretrained FILE.pth` |", "|---|---|---|"]
+    for network in dict.fromkeys((*list_networks(), *SAME_AS_TORCHVISION)):
+        sources = imagenet_source(network), file_source(network)
+        if any(sources):
+            lines.append(f"| {network} | {' | '.join(source or '-' for source in sources)} |")
+    return lines
 
 
 def _listed(values: Iterable[object]) -> str:
@@ -153,7 +171,6 @@ def with_table(page: str, text: str) -> str:
 def describe(network: str, size: int) -> NetworkFigures:
     """What the table says about a network at a square input."""
     from symbol.symbol_factory import feature_maps, get_symbol, tap_names
-    from tools.list_networks import summarise, totals
 
     maps = feature_maps(network, size)
     layers = summarise(get_symbol(network, size, NUM_CLASSES), {"data": (1, 3, size, size)})

@@ -91,7 +91,12 @@ HUE_SPREAD = 9
 
 def main(argv: list[str]) -> None:
     """Draws both sets; the files of image names come last."""
-    options = parse_options(ShapesOptions, argv, "Draws a synthetic data set in the layout of PASCAL VOC.")
+    options = parse_options(
+        ShapesOptions,
+        argv,
+        "Draws a synthetic data set in the layout of PASCAL VOC.",
+        example="python tools/make_shapes.py --output shapes --train 400 --test 200 --size 240",
+    )
     root = Path(options.output)
     try:
         write_dataset(root, {"trainval": options.train, "test": options.test}, options.size, options.seed)

@@ -42,6 +42,9 @@ from machine.cpu import usable_threads
 AnnotationSource = PascalVoc | Coco | YoloFolder | AnnotationList
 
 
+EXAMPLE = "python tools/prepare_dataset.py --dataset pascal --root data/VOCdevkit --year 2007 --target data/train.lst"
+
+
 @dataclass(frozen=True)
 class PrepareOptions:
     """What to pack and where to; the flags of the classic command line and a few more."""
@@ -122,7 +125,12 @@ logger = logging.getLogger(__name__)
 
 def main(argv: list[str]) -> None:
     """Reads the annotations, packs them and says what was written."""
-    options = parse_options(PrepareOptions, argv, "Packs annotated images into NAME.rec, .idx, .lst and .json.")
+    options = parse_options(
+        PrepareOptions,
+        argv,
+        "Packs annotated images into NAME.rec, .idx, .lst and .json.",
+        example=EXAMPLE,
+    )
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     exit_on_sigterm()
     target = _target(options)

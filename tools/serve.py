@@ -32,7 +32,9 @@ logger = logging.getLogger(__name__)
 
 def main(argv: list[str]) -> None:
     """Serves until Ctrl-C or SIGTERM; the requests that are in progress then are still answered."""
-    options = parse_options(ServeOptions, argv, "Serve a model over HTTP.")
+    options = parse_options(
+        ServeOptions, argv, "Serves a model over HTTP.", example="python tools/serve.py --model output/mine-model"
+    )
     _check_installed()
     log_to_terminal()
     with bind(options.host, options.port) as listener:

@@ -31,14 +31,17 @@ _MAX_BYTES = max(kind.max_bytes for kind in KINDS)
 
 @dataclass(frozen=True)
 class SignOptions:
-    """None: the files are words by themselves."""
+    """None: the files are arguments without flags."""
 
 
 def main(argv: list[str]) -> None:
     """Signs the files and prints a line for each; the first that cannot be signed ends it, and stays as it is."""
     words, flags = split_words(argv)
     parse_options(
-        SignOptions, flags, "Sign metadata after an edit; the files are words: sign_metadata.py FILE.json ..."
+        SignOptions,
+        flags,
+        "Signs metadata after an edit; pass the files as arguments: sign_metadata.py FILE.json ...",
+        example="python tools/sign_metadata.py output/ssd-0012.json",
     )
     if not words:
         raise OptionError("no file is named; name those that were edited: sign_metadata.py FILE.json ...")
@@ -57,6 +60,8 @@ def sign(path: Path) -> str:
         signed = kind.to_json(value)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not signed, as it is not text; name a .json file") from error
     except ValueError as error:
         raise DataError(f"{path}: not signed, as it would not load ({error}); correct it first") from error
     if values == json.loads(signed):

@@ -19,7 +19,8 @@ if not __package__:
 
 from common.errors import OptionError
 from config.command_line import parse_options
-from config.options import fields_of, joined_options, option
+from config.groups import InputOptions
+from config.options import fields_of, joined_options, option, same_option
 from machine.command import run_command
 from symbol.registry import network_options_class
 
@@ -27,13 +28,18 @@ if TYPE_CHECKING:
     from tools.list_networks import Layer
 
 
+EXAMPLE = "python tools/visualize_net.py --network mobilenet --data-shape 300 --output-dir output"
+# What --help shows; --help-all has all.
+FIRST = ("network", "num_classes", "data_shape", "train", "output_dir", "print_net")
+
+
 @dataclass(frozen=True)
 class VisualizeOptions:
     """The classic flags of tools.visualize_net; the options of the network join them."""
 
-    network: str = option("vgg16_reduced", "network (see docs/networks.md)")
+    network: str = same_option(InputOptions, "network", None)
     num_classes: int = option(20, "classes of objects", minimum=1, aliases=("num_class",))
-    data_shape: tuple[int, ...] = option((300,), "input side, or height,width", minimum=32)
+    data_shape: tuple[int, ...] = same_option(InputOptions, "data_shape", None)
     train: bool = option(False, "show the training network, with its losses")
     output_dir: str = option(".", "folder of the picture")
     print_net: bool = option(False, "print the symbol as JSON instead of the table")
@@ -41,7 +47,9 @@ class VisualizeOptions:
 
 def main(argv: list[str]) -> int:
     """Prints the table or the JSON and draws the picture; returns the exit status."""
-    options = parse_options(visualize_options_class(), argv, "Show the layers of a network.")
+    options = parse_options(
+        visualize_options_class(), argv, "Shows the layers of a network.", example=EXAMPLE, first=FIRST
+    )
     symbol, inputs = build(options)
     if options.print_net:
         sys.stdout.write(f"{symbol.tojson()}\n")

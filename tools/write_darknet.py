@@ -17,6 +17,7 @@ from common.errors import CheckpointError, DataError, OptionError
 from common.files import check_prefix, write_all
 from config.augment_options import FORCE
 from config.command_line import parse_options
+from config.groups import CheckpointOptions
 from config.options import from_mapping, option
 from dataset.darknet_data import names_content
 from machine.command import run_command
@@ -30,18 +31,21 @@ SUFFIXES = ("weights", "cfg", "names")
 
 
 @dataclass(frozen=True)
-class WriteOptions:
+class WriteOptions(CheckpointOptions):
     """Which checkpoint to write, and where to."""
 
-    prefix: str = option("output/ssd", "prefix of the checkpoint")
-    epoch: str = option("auto", "epoch of the checkpoint; auto = the newest, best = the best one")
     output: str = option("", "path of the files without their suffixes (default: the prefix)")
     overwrite: bool = option(False, "replace files of that name, never the .cfg of which the network was made")
 
 
 def main(argv: list[str]) -> None:
     """Writes the three files."""
-    options = parse_options(WriteOptions, argv, "Writes a YOLOv3 checkpoint as Darknet's .weights, .cfg and .names.")
+    options = parse_options(
+        WriteOptions,
+        argv,
+        "Writes a YOLOv3 checkpoint as Darknet's .weights, .cfg and .names.",
+        example="python tools/write_darknet.py --prefix output/cells --epoch best --output export/cells",
+    )
     from model.checkpoint import load_checkpoint
     from model.weights import darknet
     from model.weights.darknet import rescaled_for_unit_pixels

@@ -12,7 +12,7 @@ if not __package__:
 
 from common.files import write_atomically
 from config.command_line import parse_options
-from config.hyp_file import format_hyp, read_hyp
+from config.hyp_file import OPTIONS, format_hyp, read_hyp
 from config.options import joined_options, option, to_mapping
 from machine.command import run_command
 from train.options import train_options_class
@@ -33,6 +33,8 @@ def main(argv: list[str]) -> None:
         "Writes these options' hyper-parameter file.",
         presets=True,
         files={"hyp": read_hyp},
+        example="python tools/write_hyp.py --config yolov3_spp_voc hyp.yaml",
+        first=("file", *OPTIONS.values()),
     )
     write_atomically(Path(options.file), format_hyp(to_mapping(options)).encode("utf-8"))
     print(f"{options.file} written; read it with train.py --hyp {options.file}")

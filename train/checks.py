@@ -5,14 +5,15 @@ from dataclasses import fields
 from pathlib import Path
 
 from common.errors import CheckpointError, DataError
-from common.files import check_prefix
+from common.files import check_prefix, numbered_files
 from config.augment_options import CENTER, TrainAugment
-from config.groups import COCO_ALONE, ONE_SIZE, validation_kinds
+from config.groups import COCO_ALONE, IMAGENET, is_foreign, validation_kinds, warmup_span
 from config.options import without_effect
 from symbol.registry import family_of
 from train.options import TrainOptions, split_stages
 
 AUGMENTATION = tuple(field.name for field in fields(TrainAugment))
+BEST = "best"  # of --epoch
 NOT_RESUMED = ("-1", "")
 
 
@@ -22,15 +23,38 @@ def check_early(options: TrainOptions) -> None:
     family_of(options.input.network)
     split_stages(options)
     check_prefix(options.output.prefix)
-    if options.start.pretrained:
-        check_prefix(options.start.pretrained, "--pretrained")
     check_records(options)
     for flag, path in (("--train-list", options.data.train_list), ("--val-list", options.data.val_list)):
         if path and not Path(path).is_file():
             raise DataError(f"{flag} {path}: no such file; make it with tools/im2rec.py")
-    weights = Path(f"{options.start.pretrained}-{options.start.epoch:04d}.params")
-    if options.start.pretrained and not weights.is_file():
-        raise CheckpointError(f"{weights}: no such file; check --pretrained and --epoch")
+    if options.start.pretrained:
+        _check_weights(options)
+
+
+def _check_weights(options: TrainOptions) -> None:
+    """A UserError where --pretrained names nothing that is there."""
+    start = options.start
+    if is_foreign(start.pretrained):
+        check_weights_file(start.pretrained)
+        return
+    check_prefix(start.pretrained, "--pretrained")
+    if start.epoch != BEST:
+        check_epoch(start.pretrained, int(start.epoch))
+
+
+def check_weights_file(pretrained: str) -> None:
+    """CheckpointError where --pretrained names a file of torch that is not there."""
+    if pretrained != IMAGENET and not Path(pretrained).is_file():
+        raise CheckpointError(f"--pretrained {pretrained}: no such file; check the path")
+
+
+def check_epoch(prefix: str, epoch: int) -> None:
+    """CheckpointError, with the epochs that there are, where a prefix has no weights of this one."""
+    path = Path(f"{prefix}-{epoch:04d}.params")
+    if not path.is_file():
+        there = ", ".join(map(str, numbered_files(prefix, "params")))
+        what = f"there are epochs {there}; choose one by --epoch" if there else "check --pretrained and --epoch"
+        raise CheckpointError(f"{path}: no such file; {what}")
 
 
 def check_records(options: TrainOptions) -> None:
@@ -73,8 +97,8 @@ def _idle_of_schedule(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], 
     yield from (
         (names, schedule) for names, schedules in readers.items() if options.schedule.lr_schedule not in schedules
     )
-    if not options.schedule.warmup_epochs:
-        yield ("warmup_factor",), "without --warmup-epochs"
+    if not warmup_span(options.schedule):
+        yield ("warmup_factor", "warmup_accumulate"), "without --warmup-epochs or --warmup-updates"
     if not options.schedule.ema:
         yield ("ema_ramp",), "without --ema"
     if not options.schedule.freeze_epochs:
@@ -98,6 +122,8 @@ def _idle_of_start(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str
         yield ("pretrained", "epoch"), "with --finetune"
     elif not options.start.pretrained:
         yield ("epoch",), "without --pretrained"
+    elif is_foreign(options.start.pretrained):
+        yield ("epoch",), f"with --pretrained {options.start.pretrained}"
 
 
 def _idle_of_images(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -107,5 +133,5 @@ def _idle_of_images(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], st
         yield ("emit_overlap_thresh",), f"with --crop-emit-mode {CENTER}"
     if options.input.resize_mode == "force" and not options.validation.rect_val:
         yield ("fill",), "with --resize-mode force, which draws no borders"
-    if not options.validation.rect_val:
-        yield ("rect_multiple",), ONE_SIZE
+    if not options.validation.rect_val and not options.data.rect:
+        yield ("rect_multiple",), "without --rect or --rect-val"

@@ -1,4 +1,7 @@
-"""The picture of a run: losses, validation score and learning rate over the epochs, redrawn while it goes on."""
+"""The picture of a run: losses, validation score and learning rate over the epochs, redrawn while it goes on.
+
+PREFIX-curves.png, and with --live the page PREFIX-live.html.
+"""
 
 import json
 import logging
@@ -7,19 +10,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.files import write_atomically
-from drawing.figures import save_figure
-from train.metric import LossMetric
+from drawing.figures import save_figure, svg_of
+from train.live_page import live_page
+from train.metric import LossMetric, RecentMeans
 from train.module import DetectionModule
 
 logger = logging.getLogger(__name__)
 CURVES_EVERY_SECONDS = 30.0  # a picture costs a fraction of a second
 MAX_POINTS = 2000  # twice as many are thinned out
 DPI = 90
+LEGEND_ROWS = 10  # of the scores, that the legend stays within its axes
 MEANS = {"mAP": (2.5, "black"), "AP": (2.5, "tab:red")}  # line width and colour; other values are thin
 
 
@@ -30,41 +34,55 @@ class LiveCurves:
     """
 
     def __init__(
-        self, prefix: str, metric: LossMetric, module: DetectionModule, records: list[dict[str, Any]], batches: int
+        self,
+        prefix: str,
+        metric: LossMetric,
+        module: DetectionModule,
+        records: list[dict[str, Any]],
+        batches: int,
+        state: Callable[[], dict[str, str]] | None = None,
     ) -> None:
-        """records: the lines of metrics.jsonl, which grow with the run; batches: of an epoch."""
-        self.prefix, self.metric, self.module = prefix, metric, module
+        """records: the lines of metrics.jsonl, which grow with the run; batches: of an epoch.
+
+        state: what PREFIX-live.html says of the run beside its curves; None = there is no such page.
+        """
+        self.prefix, self.module = prefix, module
         self.records, self.batches = records, batches
         self.points: list[dict[str, Any]] = []
+        self._recent, self._state = RecentMeans(metric), state
         self._drawn = time.monotonic()
         self._warned = False
-        self._begin_epoch()
+        self._has_page = False
 
     def __call__(self, param: Any) -> None:
         """param: BatchEndParam of fit."""
         if param.nbatch == 0:
-            self._begin_epoch()
+            self._recent.reset()
         if time.monotonic() - self._drawn > CURVES_EVERY_SECONDS:
             self._add_point(param.epoch, param.nbatch + 1)
             self.draw()
+        elif self._state and not self._has_page:
+            self._draw_page()
 
-    def draw(self, *, force: bool = True) -> None:
-        """Draws the picture; without force not if that was less than half a minute ago."""
+    def draw(self, *, force: bool = True, is_over: bool = False) -> None:
+        """Draws the picture; without force not if that was less than half a minute ago. is_over: the run has ended."""
         if force or time.monotonic() - self._drawn > CURVES_EVERY_SECONDS:
             self._try(save_curves, self.records, Path(f"{self.prefix}-curves.png"), self.points)
+            self._draw_page(is_over)
             self._drawn = time.monotonic()
 
-    def _begin_epoch(self) -> None:
-        self._sums, self._count = np.zeros(len(self.metric.names)), 0.0
+    def _draw_page(self, is_over: bool = False) -> None:
+        if self._state is None:
+            return
+        self._has_page = True
+        path = Path(f"{self.prefix}-live.html")
+        self._try(save_page, path, self.records, self.points, self._state(), is_over)
 
     def _add_point(self, epoch: int, done: int) -> None:
         """Waits for nothing: the metric has read all batches but the newest."""
-        sums, count = self.metric.totals()
-        if count <= self._count:
+        train = self._recent.take()
+        if not train:
             return
-        means = (sums - self._sums) / (count - self._count)
-        self._sums, self._count = sums, count
-        train = {name: float(mean) for name, mean in zip(self.metric.names, means, strict=True) if np.isfinite(mean)}
         point = {"epoch": epoch + done / self.batches, "learning_rate": self.module.learning_rate, "train": train}
         self.points.append(point)
         if len(self.points) > 2 * MAX_POINTS:
@@ -88,13 +106,30 @@ def save_curves(records: Sequence[dict[str, Any]], path: Path, live: Sequence[di
 
     live: points within epochs (epoch, train, learning_rate), drawn thinly.
     """
-    if not records and not live:
-        return
+    if records or live:
+        save_figure(draw_curves(records, live), path, DPI)
+
+
+def save_page(
+    path: Path,
+    records: Sequence[dict[str, Any]],
+    live: Sequence[dict[str, Any]],
+    state: dict[str, str],
+    is_over: bool = False,
+) -> None:
+    """Writes the same curves within a page (live_page), replaced atomically."""
+    svg = svg_of(draw_curves(records, live)) if records or live else ""
+    title = path.name.removesuffix("-live.html")
+    write_atomically(path, live_page(title, svg, state, records, is_over=is_over).encode("utf-8"))
+
+
+def draw_curves(records: Sequence[dict[str, Any]], live: Sequence[dict[str, Any]] = ()) -> Figure:
+    """The figure of lines of metrics.jsonl and of points within epochs, at least one of all."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     losses, scores = figure.subplots(1, 2)
     _draw_losses(losses, records, live)
     _draw_scores(scores, records)
-    save_figure(figure, path, DPI)
+    return figure
 
 
 def _draw_losses(axes: Axes, records: Sequence[dict[str, Any]], live: Sequence[dict[str, Any]]) -> None:
@@ -128,4 +163,5 @@ def _draw_scores(scores: Axes, records: Sequence[dict[str, Any]]) -> None:
         scores.plot(epochs, values, label=name, linewidth=width, color=colour, marker=".")
     scores.set(xlabel="epoch", title="validation average precision", ylim=(0, 1))
     if validated:
-        scores.legend()
+        columns = -(-len(scores.lines) // LEGEND_ROWS)
+        scores.legend(ncols=columns, fontsize="medium" if columns == 1 else "x-small")

@@ -10,16 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from config.groups import best_metric
+from config.groups import best_metric, pixel_options
+from config.options import to_mapping
 from evaluate.voc_eval import VOCResult, best_f1
 from machine.command import held
 from machine.runtime import mx
 from model.checkpoint import drop_after, list_epochs, write_best
-from train.callbacks import Progress, finite_values
+from train.callbacks import finite_values
 from train.curves import LiveCurves
 from train.metric import LossMetric
-from train.run_files import MetricsFile, ScalarWriter, write_results
+from train.progress import Progress
+from train.run_files import MetricsFile, write_results
 from train.saving import CheckpointWriter, SavePlan
+from train.tensorboard import TensorBoard
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +55,10 @@ class EpochEnd:
         self.options = options = writer.options
         self.validates = validates
         self.metrics = MetricsFile(options.output.prefix, kept_epochs)
-        self.curves = LiveCurves(options.output.prefix, metric, self.module, self.metrics.records, progress.batches)
-        self.scalars = ScalarWriter(options.output.prefix) if options.output.tensorboard else None
+        state = progress.state if options.output.live else None
+        prefix, records = options.output.prefix, self.metrics.records
+        self.curves = LiveCurves(prefix, metric, self.module, records, progress.batches, state)
+        self.board = self._open_board() if options.output.tensorboard else None
         self.best_metric = best_metric(options.validation)
         self.best: dict[str, Any] | None = None  # the record of the best epoch that has a checkpoint
         saved = list_epochs(options.output.prefix)
@@ -100,11 +105,32 @@ class EpochEnd:
             if is_best:
                 logger.info("checkpoint %d is the best so far: %s=%.4f", number, *self._best_score())
             self.plan.prune(self.options.output.prefix, self.best["epoch"] if self.best else None)
-        if self.scalars:
-            self.scalars.write(record)
-        self.curves.draw(force=last or len(self.metrics.records) == 1)
+        if self.board:
+            self.board.epoch(record)
+        is_over = number >= self.progress.end_epoch
+        self.curves.draw(force=last or len(self.metrics.records) == 1, is_over=is_over)
         seed_epoch(self.options.data.seed, number)
         self._epoch_started = time.monotonic()
+
+    def _open_board(self) -> TensorBoard:
+        output = self.options.output
+        board = TensorBoard(
+            output.prefix,
+            self.metric,
+            self.module,
+            self.progress.batches,
+            output.frequent,
+            self.writer.classes,
+            pixel_options(self.options.input),
+        )
+        board.options(to_mapping(self.options))
+        self.module.watch_validation = board.validation
+        return board
+
+    @property
+    def watchers(self) -> list[Callable[[Any], None]]:
+        """Batch-end callbacks that draw and write while an epoch goes on."""
+        return [self.curves, *([self.board] if self.board else [])]
 
     def _observe_losses(self, metric: LossMetric) -> dict[str, float]:
         """The losses of this epoch's validation, which the schedule has taken in."""

@@ -12,7 +12,19 @@ EXAMPLE = "python train.py --train-path data/train.rec --val-path data/val.rec -
 FIRST = (
     *("train_path", "val_path", "prefix", "network", "data_shape", "batch_size", "end_epoch", "gpus", "cpu"),
     *("pretrained", "epoch", "resume", "finetune", "overwrite", "optimizer", "lr", "lr_steps", "warmup_epochs"),
-    *("accumulate", "ema", "freeze", "augment", "resize_mode", "metrics", "keep", "tensorboard", "workers", "seed"),
+    *(
+        "accumulate",
+        "ema",
+        "freeze",
+        "augment",
+        "resize_mode",
+        "metrics",
+        "keep",
+        "live",
+        "tensorboard",
+        "workers",
+        "seed",
+    ),
 )
 
 

@@ -48,8 +48,9 @@ class LossMetric(mx.metric.EvalMetric):
     """Mean over updates of losses (B,), each summed over the images (and batches and contexts) of one update.
 
     Such outputs are divided by a number of the whole update already, so that their sum is the loss. A value of no
-    update is 0. first_bad is the number of the epoch's first batch whose losses or gradients are not finite, or None:
-    losses alone do not tell, as ReLU of a NaN is 0 (mxnet 1.9.1, oneDNN).
+    update is 0, and batches of an update that is not complete do not count yet. first_bad is the number of the epoch's
+    first batch whose losses or gradients are not finite, or None: losses alone do not tell, as ReLU of a NaN is 0
+    (mxnet 1.9.1, oneDNN).
     """
 
     def __init__(self, names: Sequence[str] = CLASSIC_NAMES, num_contexts: int = 1) -> None:
@@ -62,6 +63,7 @@ class LossMetric(mx.metric.EvalMetric):
         """Forgets everything, at the start of an epoch."""
         self._waiting: deque[NDArray] = deque()  # losses, number to divide by, sum of squared gradients
         self._sums, self._count = np.zeros(len(self.names)), 0.0
+        self._complete = self._sums.copy(), self._count  # of the updates that are
         self._read_updates = 0
         self.first_bad = None
 
@@ -85,12 +87,13 @@ class LossMetric(mx.metric.EvalMetric):
             self._read_one()
 
     def totals(self) -> tuple[np.ndarray, float]:
-        """(sums of the losses, number they are divided by) of the batches read so far."""
-        return self._sums.copy(), self._count
+        """(sums of the losses, number they are divided by) of the updates read so far."""
+        return self._complete
 
     def get(self) -> tuple[list[str], list[float]]:
-        """Names and values of the batches read so far (the newest may be missing)."""
-        return self.names, (self._sums / (self._count or 1.0)).tolist()
+        """Names and values of the updates read so far (the newest may be missing)."""
+        sums, count = self._complete
+        return self.names, (sums / (count or 1.0)).tolist()
 
     def get_global(self) -> tuple[list[str], list[float]]:
         """Names and values of all batches."""
@@ -114,6 +117,31 @@ class LossMetric(mx.metric.EvalMetric):
         losses = len(self.names)
         self._sums += values[:losses]
         self._count += values[losses]
+        if values[losses] and self._read_updates % self.num_contexts == 0:
+            self._complete = self._sums.copy(), self._count
+
+
+class RecentMeans:
+    """Means of the losses since the last time that they were taken; waits for nothing, so that the newest batch may be
+    missing."""
+
+    def __init__(self, metric: LossMetric) -> None:
+        """metric: the training metric."""
+        self._metric = metric
+        self.reset()
+
+    def reset(self) -> None:
+        """At the start of an epoch, where the metric forgets everything."""
+        self._sums, self._count = np.zeros(len(self._metric.names)), 0.0
+
+    def take(self) -> dict[str, float]:
+        """{name: mean}, {} where nothing has been read since."""
+        sums, count = self._metric.totals()
+        if count <= self._count:
+            return {}
+        means = (sums - self._sums) / (count - self._count)
+        self._sums, self._count = sums, count
+        return {name: float(mean) for name, mean in zip(self._metric.names, means, strict=True) if np.isfinite(mean)}
 
 
 class ClassicMetric(LossMetric):

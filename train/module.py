@@ -30,7 +30,7 @@ class DetectionModule(mx.mod.Module):
         context: Sequence[mx.Context],
         fixed_param_names: Sequence[str] = (),
         optimizer_state: Mapping[str, np.ndarray] | None = None,
-        logger: logging.Logger = LOGGER,
+        logger: logging.Logger | logging.LoggerAdapter = LOGGER,
         recipe: Recipe = Recipe(),  # noqa: B008 - it is immutable
         validation_losses: LossMetric | None = None,
     ) -> None:
@@ -53,6 +53,8 @@ class DetectionModule(mx.mod.Module):
         self._used_labels: list[int] = []
         self._recipe = recipe
         self.validation_losses = validation_losses
+        # Called with the first batch of each validation, its labels and detections (score_detections).
+        self.watch_validation: Callable[[mx.io.DataBatch, np.ndarray, np.ndarray], None] | None = None
         self._average: WeightAverage | None = None
         self._completes_update = True
         self._batches = 0  # of the update that is being made
@@ -197,7 +199,9 @@ class DetectionModule(mx.mod.Module):
             eval_data.reset()
         mx.nd.waitall()  # see get_params
         with self._inference(eval_data) as inference:
-            batches = score_detections(inference, eval_data, eval_metric, num_batch, self.validation_losses)
+            batches = score_detections(
+                inference, eval_data, eval_metric, num_batch, self.validation_losses, self.watch_validation
+            )
         param = mx.model.BatchEndParam(epoch=epoch, nbatch=batches, eval_metric=eval_metric, locals=None)
         callbacks = score_end_callback if isinstance(score_end_callback, (list, tuple)) else [score_end_callback]
         for callback in filter(None, callbacks):

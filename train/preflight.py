@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from common.errors import CheckpointError, DataError, OptionError
+from common.files import check_output_file
 from config.augment_options import LETTERBOX
-from config.groups import batches_per_update, validation_kinds
+from config.groups import OutputOptions, batches_per_update, validation_kinds
 from config.options import replace_options
 from dataset.class_names import read_class_names
 from dataset.sidecar import Sidecar, read_sidecar, verify_sidecar
@@ -21,15 +22,18 @@ from model.checkpoint import list_epochs, read_meta
 from model.weights.fit import expected_shapes
 from symbol.registry import family_of
 from symbol.symbol_factory import check_any_size, embedded_options
+from train.batches import check_stage_batches
 from train.callbacks import make_monitor
 from train.checks import check_records, idle_options
 from train.freezing import settle_freeze
-from train.options import TrainOptions, network_options
-from train.run_files import changed_options, check_lock, command_to_continue
+from train.options import TrainOptions, augment_options, network_options
+from train.pretrained import with_pixels
+from train.run_files import MetricsFile, changed_options, check_lock, command_to_continue
 from train.saving import SavePlan
-from train.schedule import warm_up_of_others
-from train.stages import Stage, make_stages, without_end
+from train.schedule import warm_up_of, warm_up_of_others
+from train.stages import Stage, make_stages, stage_at, without_end
 from train.start import Start, find_start, is_resumed
+from train.tensorboard import check_tensorboard
 
 # Arrays of the size of a parameter that an optimizer keeps for it.
 OPTIMIZER_STATES = {"sgd": 1, "nag": 1, "adam": 2, "rmsprop": 1, "adadelta": 2}
@@ -50,7 +54,9 @@ class Plan:
         stages: with their symbols, in their order.
         devices: where it runs.
         start: where the first stage to train begins, with the weights.
+        found_epochs: those of the checkpoints under the prefix when it was checked.
         way_to_continue: what to tell who interrupts it, given whether there is a checkpoint to go on from.
+        lines: what was logged before there was a log file.
     """
 
     options: TrainOptions
@@ -59,7 +65,9 @@ class Plan:
     stages: Sequence[Stage]
     devices: Sequence[mx.Context]
     start: Start
+    found_epochs: tuple[int, ...]
     way_to_continue: Callable[[bool], str] = command_to_continue
+    lines: Sequence[logging.LogRecord] = ()
 
 
 def preflight(options: TrainOptions) -> Plan:
@@ -68,7 +76,7 @@ def preflight(options: TrainOptions) -> Plan:
     Every mistake raises a UserError; what may be meant, but perhaps is not, is logged as a warning.
     """
     devices = contexts(options.device.gpus, options.device.cpu, options.device.cpus)
-    options = with_embedded_files(options)
+    options = with_pixels(with_embedded_files(options))
     sidecars = read_sidecars(options)
     classes = class_names(options, sidecars[0])
     stages = make_stages(without_end(options), classes)
@@ -78,19 +86,24 @@ def preflight(options: TrainOptions) -> Plan:
     for stage in stages:
         check_recipe(stage.options)
         check_batch_size(stage.options.data.batch_size, devices)
-    if options.validation.rect_val:
-        _check_rectangular(options)
+    _check_rectangular(options)
     make_monitor(options.output.monitor, options.output.pattern)
     validation_metric(options, classes)
     for line in idle_options(options):
         logger.warning(line)
-    check_lock(options.output.prefix)
+    check_outputs(options.output)
     check_disk_space(options, len(classes))
+    found_epochs = tuple(list_epochs(options.output.prefix))
     start = find_start(stages)
+    MetricsFile(options.output.prefix, start.kept_epochs)
+    _check_limit(options, start)
+    for stage in stages:
+        if start.epoch < stage.options.schedule.end_epoch:
+            check_stage_batches(stage, sidecars, start if stage is stage_at(stages, start.epoch) else Start())
     told = (*changed_options(options.output.prefix, options), *changed_files(options))
     for line in (*told, *objects_missing(options, classes, sidecars[0])):
         logger.warning(line)
-    return Plan(options, classes, sidecars, stages, devices, start)
+    return Plan(options, classes, sidecars, stages, devices, start, found_epochs)
 
 
 def with_embedded_files(options: TrainOptions) -> TrainOptions:
@@ -187,10 +200,29 @@ def objects_missing(options: TrainOptions, classes: Sequence[str], sidecar: Side
     return [f"{options.data.train_path}: holds no object of {which}, which the network therefore cannot learn"]
 
 
+def check_outputs(output: OutputOptions) -> None:
+    """OptionError where another run writes under the prefix, or something that this run writes cannot be written."""
+    check_lock(output.prefix)
+    check_output_file("--log" if output.log else "--prefix", output.log or f"{output.prefix}-train.log", True)
+    if output.tensorboard:
+        check_tensorboard()
+
+
+def _check_limit(options: TrainOptions, start: Start) -> None:
+    """OptionError where a run has made all the updates of --max-iter."""
+    limit = options.schedule.max_iter
+    if limit and start.num_update >= limit:
+        raise OptionError(
+            f"{options.output.prefix} has made {start.num_update} updates; raise --max-iter to train further "
+            f"({start.num_update + 1} or more)"
+        )
+
+
 def check_recipe(options: TrainOptions) -> None:
     """OptionError where options of the recipe do not fit together."""
     schedule, validation = options.schedule, options.validation
     batches_per_update(schedule, options.data.batch_size)
+    warm_up_of(schedule, updates=1)
     warm_up_of_others(schedule, updates=1)
     SavePlan(options, 0)
     if validation.val_loss and not options.data.val_path:
@@ -200,10 +232,24 @@ def check_recipe(options: TrainOptions) -> None:
 
 
 def _check_rectangular(options: TrainOptions) -> None:
-    """OptionError where --rect-val cannot be: with stretched images, or a network of inputs of one size."""
-    if options.input.resize_mode != LETTERBOX:
-        raise OptionError(f"--rect-val needs --resize-mode {LETTERBOX}; give it, or leave --rect-val out")
-    check_any_size(options.input.network, options.input.data_shape, "--rect-val")
+    """OptionError where --rect or --rect-val cannot be: with stretched images, or a network of inputs of one size;
+    --rect with mosaics or several input sizes, too."""
+    for flag, is_given in (("--rect", options.data.rect), ("--rect-val", options.validation.rect_val)):
+        if not is_given:
+            continue
+        if options.input.resize_mode != LETTERBOX:
+            raise OptionError(f"{flag} needs --resize-mode {LETTERBOX}; give it, or leave {flag} out")
+        check_any_size(options.input.network, options.input.data_shape, flag)
+    if not options.data.rect:
+        return
+    if options.data.multi_scale:
+        raise OptionError("--rect and --multi-scale exclude each other: both choose the inputs; leave one of them out")
+    augmentation = augment_options(options)
+    if augmentation and augmentation.mosaic_prob:
+        raise OptionError(
+            "--rect and --mosaic-prob exclude each other: a mosaic fills its input; give --mosaic-prob 0, or leave "
+            "--rect out"
+        )
 
 
 def validation_metric(options: TrainOptions, classes: Sequence[str]) -> ValidationMetric:

@@ -1,4 +1,4 @@
-"""What a run leaves beside its checkpoints: log file, metrics.jsonl, run.json, a lock, TensorBoard scalars."""
+"""What a run leaves beside its checkpoints: log file, metrics.jsonl, run.json, a lock."""
 
 import fcntl
 import json
@@ -38,7 +38,7 @@ _SEEN = {
 _FOLLOWED = {"eval_every"}  # decides the learning rate of --lr-schedule plateau
 _RENAMED = {"engine": "data_engine"}  # options of earlier versions
 WIDTH = 12  # of a column of PREFIX-results.txt
-MAY_CHANGE = _MACHINE | _RANGE | _SEEN | {"tensorboard"}
+MAY_CHANGE = _MACHINE | _RANGE | _SEEN | {"tensorboard", "live"}
 
 
 @contextmanager
@@ -163,7 +163,8 @@ def changed_options(prefix: str, options: TrainOptions) -> list[str]:
     now = to_mapping(options)
     before = {_RENAMED.get(name, name): value for name, value in _earlier_options(prefix).items()}
     may_change = MAY_CHANGE - (_FOLLOWED if options.schedule.lr_schedule == "plateau" else set())
-    names = [name for name in before if name in now and name not in may_change and before[name] != now[name]]
+    # Texts of both, as --epoch was a number before it could be `best`.
+    names = [name for name in before if name in now and name not in may_change and str(before[name]) != str(now[name])]
     return [f"--{name.replace('_', '-')} is now {now[name]}, was {before[name]} in the run so far" for name in names]
 
 
@@ -205,25 +206,6 @@ class MetricsFile:
             return [record for record in records if record["epoch"] <= kept_epochs]
         except (ValueError, KeyError, TypeError) as error:
             raise OptionError(f"{self.path}: damaged ({error}); move it away") from error
-
-
-class ScalarWriter:
-    """TensorBoard scalars in PREFIX-tensorboard."""
-
-    def __init__(self, prefix: str) -> None:
-        """OptionError where tensorboardX is not installed."""
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise OptionError("--tensorboard needs tensorboardX: pip install 'tensorboardX>=2.6.5'") from error
-        self._writer = SummaryWriter(f"{prefix}-tensorboard")
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Writes the losses, scores and learning rate of an epoch."""
-        scalars = {f"{part}/{name}": value for part in ("train", "validation") for name, value in record[part].items()}
-        for name, value in {**scalars, "learning_rate": record["learning_rate"]}.items():
-            self._writer.add_scalar(name, value, record["epoch"])
-        self._writer.flush()
 
 
 def write_results(records: Sequence[dict[str, Any]], path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable
-from dataclasses import astuple
 from typing import Any
 
 from common.errors import OptionError
@@ -53,7 +52,7 @@ class CheckpointWriter:
             freeze_epochs=options.schedule.freeze_epochs,
             earlier_updates=self.module.earlier_updates,
             plateau=self.plateau.state() if self.plateau else {},
-            origin=astuple(self.origin),
+            origin=self.origin.numbers(),
             begun=self.begun,
             symbol_sha256=self.symbol_sha256,
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from common.errors import CheckpointError, OptionError
-from config.groups import ScheduleOptions, batches_per_update
+from config.groups import ScheduleOptions, batches_per_update, warmup_span
 from config.options import from_mapping
 from machine.runtime import mx
 from train.recipe import no_change
@@ -53,24 +53,63 @@ class WarmUp:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """Updates of each epoch of a stage: `early` in the first early_epochs (--warmup-accumulate), then `updates`."""
+
+    updates: int
+    early_epochs: int = 0
+    early: int = 0
+
+    @property
+    def first(self) -> int:
+        """Updates of the first epoch."""
+        return self.early if self.early_epochs else self.updates
+
+    def surplus(self, epochs: float) -> int:
+        """How many updates more than epochs * updates the first so many epochs have; 0 where epochs is negative."""
+        return round(max(0, min(epochs, self.early_epochs)) * (self.early - self.updates))
+
+    def before(self, epochs: int) -> int:
+        """Updates of the first so many epochs."""
+        return epochs * self.updates + self.surplus(epochs)
+
+    def epoch_of(self, update: int) -> int:
+        """The epoch, from 0, in which update 1, 2, ... is made; that of update 1 for earlier ones."""
+        place, early = max(0, update - 1), self.early_epochs * self.early
+        return place // self.early if place < early else self.early_epochs + (place - early) // self.updates
+
+
+@dataclass(frozen=True)
 class Origin:
     """What a schedule counts from: update u of a run is its update u + shift after the begin of epoch first_epoch.
 
-    updates: of an epoch, by which epochs became updates; 0 = not known. shift: other than 0 once a resumed run has
-    another number of them; the schedule then goes on by epochs.
+    updates, early_epochs, early: the pace by which epochs became updates; 0 updates = not known. shift: other than 0
+    once a resumed run has another pace; the schedule then goes on by epochs.
     """
 
     first_epoch: int = 0
     updates: int = 0
     shift: int = 0
+    early_epochs: int = 0
+    early: int = 0
 
-    def continued(self, epoch: int, done: int, updates: int) -> "Origin":
-        """Of a run that goes on at an epoch, after so many updates, with so many updates an epoch."""
+    def pace(self, updates: int) -> Pace:
+        """The pace of a run whose later epochs have so many updates."""
+        return Pace(updates, self.early_epochs, self.early)
+
+    def continued(self, epoch: int, done: int, updates: int, early_epochs: int = 0, early: int = 0) -> "Origin":
+        """Of a run that goes on at an epoch, after so many updates, at this pace."""
+        pace = Pace(updates, early_epochs, early)
         if not self.updates:  # rounded up: the last epoch may have ended early (--max-iter)
-            return Origin(max(0, epoch - math.ceil(done / updates)), updates)
-        if self.updates == updates:
+            return Origin(max(0, epoch - math.ceil(done / updates)), updates, 0, early_epochs, early)
+        if self.pace(self.updates) == pace:
             return self
-        return Origin(self.first_epoch, updates, (epoch - self.first_epoch) * updates - done)
+        return Origin(self.first_epoch, updates, pace.before(epoch - self.first_epoch) - done, early_epochs, early)
+
+    def numbers(self) -> tuple[int, ...]:
+        """For the checkpoint: (first_epoch, updates, shift), and early_epochs, early where there are any."""
+        found = (self.first_epoch, self.updates, self.shift)
+        return (*found, self.early_epochs, self.early) if self.early_epochs else found
 
 
 class Rates(Scheduler):
@@ -107,7 +146,7 @@ def get_lr_scheduler(
     given = {"lr_steps": lr_refactor_step, "lr_factor": lr_refactor_ratio}
     checked = from_mapping(ScheduleOptions, given, "get_lr_scheduler")
     updates = max(1, math.ceil(num_example / batch_size))
-    rate, scheduler = _steps(learning_rate, checked.lr_steps, checked.lr_factor, updates, begin_epoch, warm_up)
+    rate, scheduler = _steps(learning_rate, checked.lr_steps, checked.lr_factor, Pace(updates), begin_epoch, warm_up)
     tell_adjusted(learning_rate, rate, begin_epoch)
     return rate, scheduler
 
@@ -123,34 +162,34 @@ def make_schedule(
     updates: int,
     origin: Origin = Origin(),  # noqa: B008 - it is immutable
 ) -> tuple[float, Scheduler | None]:
-    """(start rate, scheduler) of a run's options; updates: of an epoch.
+    """(start rate, scheduler) of a run's options; updates: of an epoch (after the early ones of the origin).
 
     origin: its first_epoch is 0, unless training began at a later epoch with weights alone, or in a second stage. Steps
     at epochs are those of the run, all else counts from that epoch; the cosine ends with the stage. Where the origin
     has a shift, what --max-iter and steps like 80000i mean stays.
     """
-    relative_to, shift = origin.first_epoch, 0 if options.max_iter else origin.shift
-    lr, warm_up = options.lr, warm_up_of(options, updates)
+    relative_to, shift, pace = origin.first_epoch, 0 if options.max_iter else origin.shift, origin.pace(updates)
+    lr, warm_up = options.lr, warm_up_of(options, pace.first)
     if options.lr_schedule == "steps":
-        return _steps(lr, options.lr_steps, options.lr_factor, updates, relative_to, warm_up, shift)
+        return _steps(lr, options.lr_steps, options.lr_factor, pace, relative_to, warm_up, shift)
     if options.lr_schedule == "step_epochs":
-        return lr, Rates(lr, _each_epochs(options, updates, shift), warm_up)
+        return lr, Rates(lr, _each_epochs(options, pace, shift), warm_up)
     final = options.lr_final / lr if lr else 0.0
-    whole = options.max_iter or (options.end_epoch - relative_to) * updates
+    whole = options.max_iter or pace.before(options.end_epoch - relative_to)
     if options.lr_schedule == "cosine":
         begin, length = warm_up.updates - shift, max(1, whole - warm_up.updates)
         return lr, Rates(lr, lambda u: lr * cosine_factor(max(0, u - begin), length, final), warm_up)
-    epochs = math.ceil(whole / updates)
-    return lr, Rates(lr, lambda u: lr * cosine_factor(max(0, u + shift - 1) // updates, epochs, final), warm_up)
+    epochs = pace.epoch_of(whole) + 1
+    return lr, Rates(lr, lambda u: lr * cosine_factor(pace.epoch_of(u + shift), epochs, final), warm_up)
 
 
-def _each_epochs(options: ScheduleOptions, updates: int, shift: int) -> Callable[[int], float]:
+def _each_epochs(options: ScheduleOptions, pace: Pace, shift: int) -> Callable[[int], float]:
     """The rate of an update: multiplied by the factor, below 1, each lr_step_epochs epochs.
 
     Source: PyTorch's StepLR, called once after each epoch.
     """
-    length, factor = updates * options.lr_step_epochs, min(options.lr_factor, 1.0)
-    return lambda update: options.lr * factor ** (max(0, update + shift - 1) // length)
+    length, factor = options.lr_step_epochs, min(options.lr_factor, 1.0)
+    return lambda update: options.lr * factor ** (pace.epoch_of(update + shift) // length)
 
 
 def updates_per_epoch(options: ScheduleOptions, batch_size: int, num_example: int) -> int:
@@ -159,8 +198,30 @@ def updates_per_epoch(options: ScheduleOptions, batch_size: int, num_example: in
     return math.ceil(batches / batches_per_update(options, batch_size))
 
 
+def pace_of(options: ScheduleOptions, batch_size: int, num_example: int) -> Pace:
+    """The pace of a stage over so many images: --warmup-accumulate counts in all epochs that its warm-up touches."""
+    updates = updates_per_epoch(options, batch_size, num_example)
+    groups = options.warmup_accumulate
+    if groups in (None, batches_per_update(options, batch_size)) or not warmup_span(options):
+        return Pace(updates)
+    batches = max(1, math.ceil(num_example / batch_size))
+    return Pace(updates, warmup_span(options), math.ceil(batches / groups))
+
+
 def warm_up_of(options: ScheduleOptions, updates: int) -> WarmUp:
-    """The warm-up of a run's options; updates: of an epoch."""
+    """The warm-up of a run's options; updates: of its first epoch.
+
+    --warmup-updates is warmup_iters of the YOLOv3-SPP trainer, at most len(data_loader) - 1: with a warmup_factor as
+    there, the update after these is the first one at the full rate.
+    """
+    if options.warmup_updates and options.warmup_epochs:
+        raise OptionError(
+            f"--warmup-updates {options.warmup_updates} and --warmup-epochs {options.warmup_epochs:g} exclude each "
+            "other; set one of them to 0"
+        )
+    rising = min(options.warmup_updates, updates - 1)
+    if rising > 0:
+        return WarmUp(rising + (options.warmup_factor > 0), options.warmup_factor)
     return WarmUp(round(options.warmup_epochs * updates), options.warmup_factor)
 
 
@@ -200,15 +261,18 @@ class WarmUpOfOthers:
 
 
 def warm_up_of_others(options: ScheduleOptions, updates: int) -> Callable[[mx.optimizer.Optimizer], None]:
-    """What to do before each update, of which an epoch has `updates`.
+    """What to do before each update, of which the first epoch has `updates`.
 
-    OptionError for a momentum where there is none, or without --warmup-epochs.
+    OptionError for a momentum where there is none, or without a warm-up.
     """
     momentum, bias_lr = options.warmup_momentum, options.warmup_bias_lr
     if momentum is None and bias_lr is None:
         return no_change
-    if not options.warmup_epochs:
-        raise OptionError("--warmup-momentum and --warmup-bias-lr need --warmup-epochs; give it, or leave them out")
+    if not warmup_span(options):
+        raise OptionError(
+            "--warmup-momentum and --warmup-bias-lr need --warmup-epochs or --warmup-updates; give one of them, or "
+            "leave these out"
+        )
     if momentum is not None and not (options.optimizer in WITH_MOMENTUM and options.momentum):
         raise OptionError("--warmup-momentum needs --optimizer sgd or nag with a --momentum; leave it out")
     if bias_lr is not None and not options.lr:
@@ -221,13 +285,13 @@ def _steps(
     learning_rate: float,
     steps: Sequence[float | str],
     ratio: float,
-    updates: int,
+    pace: Pace,
     begin_epoch: int,
     warm_up: WarmUp,
     shift: int = 0,
 ) -> tuple[float, Scheduler | None]:
-    """As get_lr_scheduler, for a number of updates per epoch; shift: see Origin."""
-    places = {_updates(step, updates) - updates * begin_epoch - _shift(step, shift) for step in steps if ratio < 1}
+    """As get_lr_scheduler, at a pace from begin_epoch on; shift: see Origin."""
+    places = {_place(step, pace, begin_epoch, shift) for step in steps if ratio < 1}
     ahead = sorted(place for place in places if place > 0)
     rate = learning_rate * ratio ** (len(places) - len(ahead))
     if not ahead and not warm_up.updates:
@@ -235,14 +299,13 @@ def _steps(
     return rate, Rates(rate, lambda u: rate * ratio ** sum(u > place for place in ahead), warm_up)
 
 
-def _shift(step: float | str, shift: int) -> int:
-    return 0 if str(step).endswith("i") else shift
-
-
-def _updates(step: float | str, per_epoch: int) -> int:
-    """The number of updates that an epoch (80, "80") or a number of updates ("80000i") stands for."""
+def _place(step: float | str, pace: Pace, begin_epoch: int, shift: int) -> int:
+    """The update, counted from begin_epoch on, that an epoch (80, "80") or an update ("80000i") of the run is."""
     text = str(step)
-    return int(text[:-1]) if text.endswith("i") else round(float(text) * per_epoch)
+    if text.endswith("i"):
+        return int(text[:-1]) - pace.updates * begin_epoch
+    place = round(float(text) * pace.updates) + pace.surplus(float(text) - begin_epoch)
+    return place - pace.updates * begin_epoch - shift
 
 
 BETTER = 1e-4  # relative change of the loss that counts as better
@@ -287,6 +350,6 @@ class Plateau(Rates):
 
 
 def make_plateau(options: ScheduleOptions, updates: int, state: Mapping[str, Any]) -> Plateau:
-    """The schedule of a run's options; updates: of an epoch; state: of its checkpoint."""
+    """The schedule of a run's options; updates: of its first epoch; state: of its checkpoint."""
     warm_up = warm_up_of(options, updates)
     return Plateau(options.lr, options.lr_factor, options.lr_patience, options.lr_final, warm_up, state)

@@ -1,7 +1,6 @@
 """The stages of a run with what each trains, and where a run ends that is limited by its number of updates."""
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -13,7 +12,7 @@ from machine.runtime import mx
 from symbol.layers import matches
 from symbol.symbol_factory import freeze_pattern, get_symbol_train, label_names
 from train.options import TrainOptions, network_options, split_stages
-from train.schedule import updates_per_epoch
+from train.schedule import Pace, pace_of
 
 Symbol: TypeAlias = mx.sym.Symbol
 NO_END = 2**31 - 1
@@ -24,6 +23,7 @@ class Stage:
     """A part of a run under options of its own (train/options.py:split_stages); most runs have one.
 
     symbol: get_symbol_train's. frozen: names of the parameters that stay. run_end: the run stops before this epoch.
+    last_batches: of the run's last epoch, where --max-iter ends it in its middle; None = all.
     """
 
     options: TrainOptions
@@ -31,6 +31,7 @@ class Stage:
     symbol: Symbol
     frozen: tuple[str, ...]
     run_end: int
+    last_batches: int | None = None
 
     @property
     def losses(self) -> Symbol:
@@ -42,9 +43,9 @@ class Stage:
         """symbol_digest of the symbol."""
         return symbol_digest(self.symbol)
 
-    def updates_per_epoch(self, num_example: int) -> int:
-        """Updates of an epoch of so many images."""
-        return updates_per_epoch(self.options.schedule, self.options.data.batch_size, num_example)
+    def pace(self, num_example: int) -> Pace:
+        """Updates of epochs of so many images."""
+        return pace_of(self.options.schedule, self.options.data.batch_size, num_example)
 
 
 def make_stages(options: TrainOptions, classes: tuple[str, ...]) -> list[Stage]:
@@ -89,21 +90,25 @@ def without_end(options: TrainOptions) -> TrainOptions:
     return replace_options(options, end_epoch=NO_END) if options.schedule.max_iter else options
 
 
-def limit_updates(stage: Stage, updates_made: int, epoch: int, iterator: RecordIter) -> tuple[Stage, mx.io.DataIter]:
+def limit_updates(
+    stage: Stage, updates_made: int, epoch: int, iterator: RecordIter, first_epoch: int
+) -> tuple[Stage, mx.io.DataIter]:
     """(stage with the end that --max-iter means, iterator that ends there), for a start at an epoch.
 
-    Updates are counted as the schedule does: on from those of the run that is continued. OptionError if that has made
-    all of them.
+    Updates are counted as the schedule does, which begins at first_epoch: on from those of the run that is continued.
     """
     options = stage.options
-    limit, prefix = options.schedule.max_iter, options.output.prefix
+    limit = options.schedule.max_iter
     if not limit:
         return stage, iterator
     left = limit - updates_made
-    if left <= 0:
-        raise OptionError(f"{prefix} has made {updates_made} updates; raise --max-iter to train further")
-    last = epoch + math.ceil(left / stage.updates_per_epoch(iterator.num_examples))
-    return replace(stage, options=replace_options(options, end_epoch=last), run_end=last), LimitedIter(iterator, left)
+    pace = stage.pace(iterator.num_examples)
+    end = pace.before(epoch - first_epoch) + left
+    last = pace.epoch_of(end)  # from first_epoch on
+    batches = min((end - pace.before(last)) * iterator.spec.group_size(first_epoch + last), iterator.num_batches)
+    ended = replace_options(options, end_epoch=first_epoch + last + 1)
+    limited = replace(stage, options=ended, run_end=first_epoch + last + 1, last_batches=batches)
+    return limited, LimitedIter(iterator, left)
 
 
 class LimitedIter(mx.io.DataIter):

@@ -11,7 +11,7 @@ import numpy as np
 from common.errors import CheckpointError, OptionError
 from common.sizes import input_size
 from config.augment_options import FORCE
-from config.groups import OutputOptions, pixel_options
+from config.groups import OutputOptions, is_foreign, pixel_options
 from graph.symbol_graph import Params
 from machine.runtime import mx
 from model.checkpoint import (
@@ -26,8 +26,10 @@ from model.checkpoint import (
 )
 from model.params_file import read_params
 from model.weights.fit import expected_shapes
+from train.checks import BEST
 from train.module import RAW
 from train.options import TrainOptions, network_options
+from train.pretrained import epoch_of, foreign_weights, small_share
 from train.run_files import is_own_prefix
 from train.schedule import Origin
 from train.stages import Stage, stage_at
@@ -40,6 +42,7 @@ class Start:
     """First epoch, weights (None = initialise), and for an exact continuation the number of updates and optimizer
     state.
 
+    learning_rate: of the update before, None in a new stage.
     averages: of the weights, where those of arg_params and aux_params are saved beside them (--ema).
     earlier_updates: those of num_update that were made in earlier stages, by other optimizers.
     plateau: state of the schedule of that name. origin: what a schedule by updates counts from.
@@ -55,6 +58,7 @@ class Start:
     arg_params: Params | None = None
     aux_params: Params | None = None
     num_update: int = 0
+    learning_rate: float | None = None
     optimizer_state: dict[str, np.ndarray] | None = None
     averages: tuple[Params, Params] | None = None
     earlier_updates: int = 0
@@ -100,10 +104,13 @@ def _begin(plan: Sequence[Stage]) -> Start:
     weights: tuple[Params | None, Params | None] = (None, None)
     if options.start.finetune >= 0:
         weights = _from_weights(options, classes, options.output.prefix, options.start.finetune)
+    elif is_foreign(options.start.pretrained):
+        weights = _fitted(options, classes, *foreign_weights(options))
     elif options.start.pretrained:
-        weights = _from_weights(options, classes, options.start.pretrained, options.start.epoch)
+        epoch = epoch_of(options.start.pretrained, options.start.epoch)
+        weights = _from_weights(options, classes, options.start.pretrained, epoch)
         newest = max(list_epochs(options.start.pretrained), default=0)
-        if newest > options.start.epoch:
+        if newest > epoch and options.start.epoch != BEST:
             logger.warning("%s has checkpoints up to epoch %d; --epoch chooses one", options.start.pretrained, newest)
     return Start(first, kept, first, *weights)
 
@@ -121,8 +128,8 @@ def _resume(plan: Sequence[Stage]) -> Start:
     _refuse_other_run(trained_by, checkpoint)
     if checkpoint.epoch >= run.schedule.end_epoch:
         raise OptionError(
-            f"{run.output.prefix} is trained up to epoch {checkpoint.epoch}; raise --end-epoch above it to train "
-            "further"
+            f"{run.output.prefix} is trained up to epoch {checkpoint.epoch}, and --end-epoch is "
+            f"{run.schedule.end_epoch}; raise --end-epoch to {checkpoint.epoch + 1} or more to train further"
         )
     logger.info("continuing %s after epoch %d", run.output.prefix, checkpoint.epoch)
     if stage_at(plan, checkpoint.epoch) is not trained_by:
@@ -154,6 +161,7 @@ def _same_stage(options: TrainOptions, checkpoint: Checkpoint) -> Start:
         checkpoint.meta.begun,
         *(raw or averages),
         num_update=checkpoint.meta.num_update,
+        learning_rate=checkpoint.meta.learning_rate,
         optimizer_state=state,
         averages=averages if raw else None,
         earlier_updates=checkpoint.meta.earlier_updates,
@@ -250,9 +258,6 @@ def _refuse_overwriting(output: OutputOptions, kept: int) -> None:
 def _from_weights(options: TrainOptions, classes: Sequence[str], prefix: str, epoch: int) -> tuple[Params, Params]:
     """The weights of a checkpoint that fit by name and shape; they and those to initialise are listed."""
     arg_params, aux_params = read_weights(prefix, epoch)
-    settings = network_options(options)
-    wanted, wanted_aux = expected_shapes(options.input.network, options.input.data_shape, len(classes), **settings)
-    kept_arg, kept_aux = fitting(arg_params, wanted), fitting(aux_params, wanted_aux)
     for line in _other_input(prefix, epoch, options, classes):
         logger.warning(line)
     if epoch not in list_epochs(prefix):
@@ -260,7 +265,17 @@ def _from_weights(options: TrainOptions, classes: Sequence[str], prefix: str, ep
             "%s has no .json: its weights are taken to be of this run's pixels and, where they are as many, classes",
             params_path(prefix, epoch),
         )
-    _report(prefix, epoch, {**wanted, **wanted_aux}, {**arg_params, **aux_params}, {**kept_arg, **kept_aux}, options)
+    return _fitted(options, classes, str(params_path(prefix, epoch)), arg_params, aux_params)
+
+
+def _fitted(
+    options: TrainOptions, classes: Sequence[str], source: str, arg_params: Params, aux_params: Params
+) -> tuple[Params, Params]:
+    """Those of the weights that fit by name and shape; source: what they are, for messages."""
+    settings = network_options(options)
+    wanted, wanted_aux = expected_shapes(options.input.network, options.input.data_shape, len(classes), **settings)
+    kept_arg, kept_aux = fitting(arg_params, wanted), fitting(aux_params, wanted_aux)
+    _report(source, {**wanted, **wanted_aux}, {**arg_params, **aux_params}, {**kept_arg, **kept_aux}, options)
     return kept_arg, kept_aux
 
 
@@ -297,17 +312,16 @@ def fitting(params: Params, wanted: Mapping[str, tuple[int, ...]]) -> Params:
     return {name: array for name, array in params.items() if name in wanted and array.shape == wanted[name]}
 
 
-def _report(
-    prefix: str, epoch: int, wanted: dict[str, Any], found: Params, kept: Params, options: TrainOptions
-) -> None:
+def _report(source: str, wanted: dict[str, Any], found: Params, kept: Params, options: TrainOptions) -> None:
     """Logs what was loaded, re-initialised and unused; nothing loaded at all is an error."""
     if not kept:
-        raise CheckpointError(
-            f"{params_path(prefix, epoch)}: none of its {len(found)} parameters fits --network {options.input.network}"
-        )
+        raise CheckpointError(f"{source}: none of its {len(found)} parameters fits --network {options.input.network}")
     fresh = [name for name in wanted if name not in kept]
     unused = [name for name in found if name not in kept and name not in wanted]
-    logger.info("%s: %d of %d parameters loaded", params_path(prefix, epoch), len(kept), len(wanted))
+    logger.info("%s: %d of %d parameters loaded", source, len(kept), len(wanted))
+    little = small_share(source, wanted, kept, options)
+    if little:
+        logger.warning(little)
     for title, names in (("initialised anew", fresh), ("in the file but unused", unused)):
         if names:
             logger.info("%s (%d): %s", title, len(names), " ".join(names))

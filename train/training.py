@@ -1,37 +1,38 @@
 """Trains what preflight has checked: hands over to mx.mod.Module.fit, stage by stage."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from common.errors import OptionError, out_of_memory_hint
 from common.sizes import input_size
-from config.groups import DataOptions, batches_per_update, pixel_options, rect_multiple
 from config.options import obsolete_options
-from dataset.batch_spec import BatchSpec
-from dataset.input_sizes import multi_scale_sizes
+from dataset.image_list import image_names
 from dataset.iterator import RecordIter, open_batches
-from dataset.labels import HEADER_WIDTH, OBJECT_WIDTH
-from dataset.sidecar import Sidecar
 from machine.runtime import mx
-from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, label_names, mean_losses, size_multiple
-from train.callbacks import FiniteGuard, Progress, make_monitor
+from model.checkpoint import list_epochs
+from symbol.symbol_factory import get_symbol, get_symbol_train, label_names, mean_losses
+from train.batches import batch_specs, continues_early_version, first_epoch
+from train.callbacks import FiniteGuard, FitLog, make_monitor
 from train.epoch_end import EpochEnd, seed_epoch
 from train.metric import loss_rule, make_metric
 from train.module import DetectionModule
-from train.options import TrainOptions, augment_options, network_options
+from train.options import TrainOptions, network_options
 from train.preflight import Plan, preflight, validation_metric
+from train.progress import MeasuredIter, Progress
 from train.recipe import Recipe
 from train.run_files import command_to_continue, lock_prefix, log_to_file, remembered_log, write_run_file
 from train.saving import CheckpointWriter, SavePlan, Snapshots
-from train.schedule import Origin, Plateau, make_plateau, make_schedule, tell_adjusted, warm_up_of_others
+from train.schedule import Origin, Pace, Plateau, make_plateau, make_schedule, tell_adjusted, warm_up_of_others
 from train.stages import Stage, limit_updates
 from train.start import Start, after_stage
 
 logger = logging.getLogger(__name__)
+NO_JUMP = 0.01  # relative change of the learning rate that is none
 
 
 def run_training(options: TrainOptions, way_to_continue: Callable[[bool], str] = command_to_continue) -> None:
@@ -44,32 +45,52 @@ def run_training(options: TrainOptions, way_to_continue: Callable[[bool], str] =
     (dataset/native_iterator.py).
     """
     with remembered_log() as lines:
-        plan = replace(preflight(options), way_to_continue=way_to_continue)
-    fit(plan, lines)
+        plan = preflight(options)
+    fit(replace(plan, way_to_continue=way_to_continue, lines=tuple(lines)))
 
 
-def fit(plan: Plan, lines: list[logging.LogRecord]) -> None:
-    """Trains the stages of a plan that are not done yet; lines: what was logged before there was a log file."""
+def fit(plan: Plan) -> None:
+    """Trains the stages of a plan that are not done yet.
+
+    OptionError where another run trains under the prefix, or has done so since the plan was made.
+    """
     output, start = plan.options.output, plan.start
     with ExitStack() as stack:
         stack.enter_context(lock_prefix(output.prefix))
+        if tuple(list_epochs(output.prefix)) != plan.found_epochs:
+            raise OptionError(f"--prefix {output.prefix}: another run has written there since this one was checked")
         log = Path(output.log or f"{output.prefix}-train.log")
-        stack.enter_context(log_to_file(log, obsolete_options(plan.options), lines))
-        for stage in plan.stages:
-            if start.epoch < stage.options.schedule.end_epoch:
-                _train_stage(stage, plan, start)
-                if stage is not plan.stages[-1]:
-                    start = after_stage(stage)
+        stack.enter_context(log_to_file(log, obsolete_options(plan.options), plan.lines))
+        try:
+            for stage in plan.stages:
+                if start.epoch < stage.options.schedule.end_epoch:
+                    _train_stage(stage, plan, start)
+                    if stage is not plan.stages[-1]:
+                        start = after_stage(stage)
+        except (KeyboardInterrupt, SystemExit) as end:
+            if not getattr(end, "told", False):  # before the first batch of a stage, or after its last
+                _tell_interrupt(plan, start.follows_stage)
+            raise
+
+
+def _tell_interrupt(plan: Plan, is_saved: bool) -> str:
+    way = plan.way_to_continue(is_saved)
+    logger.warning("interrupted; continue with: %s", way)
+    return way
 
 
 def _train_stage(stage: Stage, plan: Plan, start: Start) -> None:
     """Trains one stage from a start in it to its end."""
     with ExitStack() as stack:
-        train_iter, val_iter = _iterators(stage, plan, start.epoch)
-        for iterator in filter(None, (train_iter, val_iter)):
-            stack.callback(iterator.close)
+        train_spec, val_spec = batch_specs(stage, plan.sidecars, start)
+        engine = stage.options.data.data_engine
+        train_iter = open_batches(train_spec, engine)
+        stack.callback(train_iter.close)
+        val_iter = open_batches(val_spec, engine) if val_spec else None
+        if val_iter:
+            stack.callback(val_iter.close)
+        stage, batches = limit_updates(stage, start.num_update, start.epoch, train_iter, first_epoch(start))
         write_run_file(plan.options.output.prefix, plan.options, plan.way_to_continue)
-        stage, batches = limit_updates(stage, start.num_update, start.epoch, train_iter)
         _announce(stage, train_iter, start.epoch)
         _fit(stage, plan, start, train_iter, batches, val_iter)
 
@@ -83,29 +104,40 @@ def _fit(
     val_iter: RecordIter | None,
 ) -> None:
     """Everything that mx.mod.Module.fit needs, then fit on batches, which train_iter serves."""
-    options, updates = stage.options, stage.updates_per_epoch(train_iter.num_examples)
+    options, pace = stage.options, _pace(stage, start, train_iter.num_examples)
     validates = validated_epochs(options)
-    origin = _origin(start, updates)
-    optimizer_params = _optimizer_params(options, start, origin, updates, len(plan.devices))
-    recipe = make_recipe(options, start, updates, validates)
+    origin = _origin(start, pace)
+    optimizer_params = _optimizer_params(options, start, origin, pace, len(plan.devices))
+    _tell_jump(options, start, optimizer_params)
+    recipe = make_recipe(options, start, pace.first, validates)
     validated = val_iter.smallest_size if val_iter else input_size(options.input.data_shape)
     module = _make_module(stage, plan, start, validated, recipe)
     metric = make_metric(stage.losses, len(plan.devices))
-    progress = Progress(options.data.batch_size, options.output.frequent, train_iter.num_batches, stage.run_end)
+    source = MeasuredIter(batches)
+    progress = Progress(
+        options.data.batch_size,
+        options.output.frequent,
+        train_iter.num_batches,
+        stage.run_end,
+        stage.last_batches,
+        source,
+        plan.devices,
+    )
     scheduler = optimizer_params["lr_scheduler"]
     plateau = scheduler if isinstance(scheduler, Plateau) else None
     writer = CheckpointWriter(stage, module, plateau, origin, start.begun)
     saves = SavePlan(options, start.num_update)
     epoch_end = EpochEnd(writer, saves, metric, start.kept_epochs, progress, validates)
     snapshots = Snapshots(writer, metric, start.num_update)
+    names = partial(image_names, options.data.train_path, options.data.train_list)
     seed_epoch(options.data.seed, start.epoch)
-    with _hints_at_the_end(epoch_end, start, plan.way_to_continue):
+    with _hints_at_the_end(epoch_end, start, plan):
         module.fit(
-            batches,
+            source,
             eval_data=val_iter,
             eval_metric=metric,
             validation_metric=validation_metric(options, stage.classes),
-            batch_end_callback=[FiniteGuard(), progress, snapshots, epoch_end.curves],
+            batch_end_callback=[FiniteGuard(names), progress, snapshots, *epoch_end.watchers],
             epoch_end_callback=epoch_end.without_validation,
             eval_end_callback=epoch_end.with_validation,
             kvstore=options.device.kv_store,
@@ -123,17 +155,22 @@ def _fit(
 
 
 @contextmanager
-def _hints_at_the_end(epoch_end: EpochEnd, start: Start, way_to_continue: Callable[[bool], str]) -> Iterator[None]:
+def _hints_at_the_end(epoch_end: EpochEnd, start: Start, plan: Plan) -> Iterator[None]:
     """Says how to continue where training is interrupted, and what to change where its memory is exhausted."""
     try:
         with out_of_memory_hint(
             "lower --batch-size (--accumulate keeps the images of an update) or --data-shape; checkpoints are kept"
         ):
             yield
-    except (KeyboardInterrupt, SystemExit):
-        way = way_to_continue(epoch_end.is_saved or start.follows_stage)
-        logger.warning("interrupted; continue with: %s", way)
-        raise
+    except (KeyboardInterrupt, SystemExit) as end:
+        epoch_end.progress.close()
+        way = _tell_interrupt(plan, epoch_end.is_saved or start.follows_stage)
+        # The text of a KeyboardInterrupt says that it has been told.
+        told = KeyboardInterrupt(way) if isinstance(end, KeyboardInterrupt) else SystemExit(end.code)
+        told.told = True  # type: ignore[union-attr]
+        raise told from end
+    finally:
+        epoch_end.progress.close()
 
 
 def _make_module(stage: Stage, plan: Plan, start: Start, validated: tuple[int, int], recipe: Recipe) -> DetectionModule:
@@ -148,14 +185,14 @@ def _make_module(stage: Stage, plan: Plan, start: Start, validated: tuple[int, i
         plan.devices,
         fixed_param_names=stage.frozen,
         optimizer_state=start.optimizer_state,
-        logger=logger,
+        logger=FitLog(logger),
         recipe=recipe,
         validation_losses=make_metric(stage.losses) if with_losses else None,
     )
 
 
 def make_recipe(options: TrainOptions, start: Start, updates: int, validates: Callable[[int], bool]) -> Recipe:
-    """updates: of an epoch; validates: whether the epoch of this number is validated."""
+    """updates: of the first epoch; validates: whether the epoch of this number is validated."""
     schedule = options.schedule
     return Recipe(
         means=mean_losses(options.input.network, **network_options(options)),
@@ -195,7 +232,7 @@ def _announce(stage: Stage, train_iter: RecordIter, epoch: int) -> None:
         logger.info(loss_rule(stage.losses))
     logger.info(
         "%d images in %d batches an epoch, epochs %d to %d; all that is written begins with %s",
-        train_iter.num_examples, train_iter.num_batches, epoch, schedule.end_epoch - 1, stage.options.output.prefix,
+        train_iter.num_examples, train_iter.num_batches, epoch + 1, schedule.end_epoch, stage.options.output.prefix,
     )  # fmt: skip
 
 
@@ -204,9 +241,17 @@ def _frozen(stage: Stage) -> str:
     return f"{len(stage.frozen)} parameters: {' '.join(stage.frozen)}" if stage.frozen else "nothing"
 
 
-def _origin(start: Start, updates: int) -> Origin:
+def _pace(stage: Stage, start: Start, num_example: int) -> Pace:
+    """Updates of the stage's epochs."""
+    pace = stage.pace(num_example)
+    return Pace(pace.updates) if continues_early_version(start) else pace
+
+
+def _origin(start: Start, pace: Pace) -> Origin:
     """Where the schedule counts from. A resumed run counts from where its first part did: same schedule."""
-    origin = start.origin.continued(start.epoch, start.num_update - start.earlier_updates, updates)
+    updates = pace.updates
+    done = start.num_update - start.earlier_updates
+    origin = start.origin.continued(start.epoch, done, updates, pace.early_epochs, pace.early)
     if start.origin.updates not in (0, updates):
         logger.warning(
             "an epoch has %d updates now, before it had %d: the schedule goes on by epochs",
@@ -216,15 +261,29 @@ def _origin(start: Start, updates: int) -> Origin:
     return origin
 
 
+def _tell_jump(options: TrainOptions, start: Start, optimizer_params: dict[str, Any]) -> None:
+    """A line where the rate of a resumed run is not the one that its last update had."""
+    before, done = start.learning_rate, optimizer_params["begin_num_update"]
+    schedule, scheduler = options.schedule, optimizer_params["lr_scheduler"]
+    if before is None or schedule.lr_schedule == "plateau":  # which may have changed it since
+        return
+    now = scheduler(done) if scheduler else optimizer_params["learning_rate"]
+    if abs(now - before) > NO_JUMP * max(now, before):
+        logger.warning(
+            "the learning rate jumps from %.4g to %.4g: --lr-schedule %s with its options as they are now, to epoch "
+            "%d, is another curve than that of the run so far", before, now, schedule.lr_schedule, schedule.end_epoch,
+        )  # fmt: skip
+
+
 def _optimizer_params(
-    options: TrainOptions, start: Start, origin: Origin, updates: int, num_contexts: int
+    options: TrainOptions, start: Start, origin: Origin, pace: Pace, num_contexts: int
 ) -> dict[str, Any]:
-    """Arguments of the optimizer; updates: of an epoch."""
+    """Arguments of the optimizer."""
     schedule = options.schedule
     rate, scheduler = (
-        (schedule.lr, make_plateau(schedule, updates, start.plateau))
+        (schedule.lr, make_plateau(schedule, pace.first, start.plateau))
         if schedule.lr_schedule == "plateau"
-        else make_schedule(schedule, updates, origin)
+        else make_schedule(schedule, pace.updates, origin)
     )
     done = start.num_update - start.earlier_updates
     if schedule.lr_schedule == "steps":  # without its warm-up
@@ -243,53 +302,3 @@ def _optimizer_params(
     if options.schedule.clip_gradient:
         params["clip_gradient"] = options.schedule.clip_gradient
     return params
-
-
-def _iterators(stage: Stage, plan: Plan, epoch: int) -> tuple[RecordIter, RecordIter | None]:
-    """The training iterator at its epoch and the validation iterator."""
-    options, data, num_classes = stage.options, stage.options.data, len(stage.classes)
-    network, size, settings = options.input.network, input_size(options.input.data_shape), network_options(options)
-    common: dict[str, Any] = {
-        "batch_size": data.batch_size,
-        "data_shape": size,
-        **pixel_options(options.input),
-        "max_objects": _label_rows(data, plan.sidecars),
-        "num_classes": num_classes,
-        "workers": data.workers,
-    }
-    sizes = multi_scale_sizes(size, data.multi_scale, size_multiple(network))
-    train_spec = BatchSpec(
-        data.train_path,
-        path_imglist=data.train_list,
-        augment=augment_options(options),
-        assigner=get_assigner(network, size, num_classes, sizes=sizes, **settings),
-        shuffle=True,
-        seed=data.seed,
-        epoch=epoch,
-        accumulate=batches_per_update(options.schedule, data.batch_size),
-        sizes=sizes,
-        **common,
-    )
-    train_iter = open_batches(train_spec, data.data_engine)
-    if not data.val_path:
-        return train_iter, None
-    if options.validation.val_loss:
-        common["assigner"] = get_assigner(network, size, num_classes, **settings)
-    rect = rect_multiple(options.validation)
-    val_spec = BatchSpec(data.val_path, path_imglist=data.val_list, augment=None, rect=rect, **common)
-    return train_iter, open_batches(val_spec, data.data_engine)
-
-
-def _label_rows(data: DataOptions, sidecars: Sequence[Sidecar | None]) -> int | None:
-    """Rows of the labels: as many as both records need unless given; None where a record without sidecar must be
-    searched for it, or a list."""
-    needed = max((sidecar.max_objects for sidecar in sidecars if sidecar), default=0)
-    rows = (data.label_width - HEADER_WIDTH) // OBJECT_WIDTH
-    if data.train_list or data.val_list:
-        return rows if data.label_width else None
-    if data.label_width and rows < max(1, needed):
-        raise OptionError(
-            f"--label-width {data.label_width} has room for {max(0, rows)} objects, but an image of the records has "
-            f"{needed}; give {HEADER_WIDTH + OBJECT_WIDTH * max(1, needed)} or leave the option out"
-        )
-    return rows if data.label_width else (needed if all(sidecars) else None)

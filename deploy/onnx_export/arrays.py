@@ -55,6 +55,14 @@ def slice_axis(graph: OnnxGraph, node: OperatorNode) -> str:
     return graph.slice(node.inputs[0], node.get("axis", 0), node.get("begin", 0), node.get("end", LAST))
 
 
+def slice_like(graph: OnnxGraph, node: OperatorNode) -> str:
+    """The first places along the axes, as many as the second input has."""
+    data: Tensor | str = node.inputs[0]
+    for axis in node.get("axes", ()) or range(len(node.shapes[0])):
+        data = graph.slice(data, axis, 0, node.shapes[0][axis])
+    return graph.add("Identity", data)
+
+
 def concat(graph: OnnxGraph, node: OperatorNode) -> str:
     """Arrays one after the other along an axis."""
     return graph.add("Concat", *node.inputs, axis=node.get("dim", 1))
@@ -160,6 +168,7 @@ TRANSLATIONS: dict[str, Callable[[OnnxGraph, OperatorNode], str | list[str]]] = 
     "gather_nd": gather_nd,
     "slice": slices,
     "slice_axis": slice_axis,
+    "slice_like": slice_like,
     "stack": stack,
     "topk": topk,
     "transpose": transpose,

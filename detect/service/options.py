@@ -2,25 +2,14 @@
 
 from dataclasses import dataclass
 
+from config.groups import ModelOptions
 from config.options import option
 
 
 @dataclass(frozen=True)
-class ServeOptions:
+class ServeOptions(ModelOptions):
     """Which model is served where, and what a request may cost."""
 
-    model: str = option("output/ssd", "model folder (of deploy.py), or prefix of a checkpoint", "model")
-    epoch: str = option("auto", "epoch of a checkpoint; auto = the newest, best = the best one", "model")
-    gpus: str | None = option(
-        None, "GPU to run on, the first of several; '' = the CPU (default: a usable one, else the CPU)", "model"
-    )
-    cpu: bool = option(False, "run on the CPU whatever --gpus says", "model")
-    engine: str = option(
-        "auto",
-        "what runs the network; auto = mxnet for checkpoints and GPUs, else the fastest one that is installed",
-        "model",
-        choices=("auto", "mxnet", "onnxruntime", "openvino"),
-    )
     thresh: float = option(
         0.5, "lowest score of an answer, unless a request says another", "model", minimum=0, maximum=1
     )
@@ -39,7 +28,12 @@ class ServeOptions:
         minimum=0,
         maximum=10_000,
     )
-    queue: int = option(64, "requests in progress; who comes then is told to come again (503)", "limits", minimum=1)
+    queue: int = option(
+        64,
+        "requests in progress at a time; further ones are answered with 503 and a time to try again",
+        "limits",
+        minimum=1,
+    )
     max_size: float = option(16.0, "largest image file, MB", "limits", minimum=0.001, maximum=1024)
     max_pixels: float = option(25.0, "largest image, millions of pixels", "limits", minimum=0.001, maximum=64)
     timeout: float = option(

@@ -27,6 +27,7 @@ from model.params_file import read_arrays
 from model.weights import vgg
 from model.weights.fit import subtract_epsilon
 from model.weights.vgg import Arrays
+from symbol.backbone.gluon_body import model_zoo
 from symbol.backbone.mobilenet import BLOCKS
 
 SSD_PARAMETER = re.compile(
@@ -124,14 +125,13 @@ def rename(arrays: Arrays, network: str, options: Mapping[str, Any]) -> tuple[Ar
 
 
 def _read_zoo(name: str) -> Arrays:
-    from gluoncv import model_zoo  # seconds to import
-
-    if name.lower() not in model_zoo.get_model_list():
+    zoo = model_zoo()  # seconds to import
+    if name.lower() not in zoo.get_model_list():
         raise CheckpointError(f"{ZOO}{name}: gluoncv has no such model; try {ZOO}mobilenet1.0 or {ZOO}vgg16")
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "zoo.params"
-            model_zoo.get_model(name, pretrained=True).save_parameters(str(path))
+            zoo.get_model(name, pretrained=True).save_parameters(str(path))
             return read_arrays(path)
     except (OSError, RuntimeError, ValueError, mx.base.MXNetError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

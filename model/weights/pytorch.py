@@ -12,7 +12,6 @@ EfficientNet, where it stands alone; some releases wrap convolutions (_conv_stem
 on level L. Arrays keep their values: same order of anchors and of their numbers (dy, dx, dh, dw), no background, RGB.
 """
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import CheckpointError, InstallError
+from common.errors import CheckpointError
 from config.options import from_mapping
 from model.weights import vgg
 from model.weights.darknet import split_auxiliary
+from model.weights.torch_file import read_state_dict
 from model.weights.vgg import Arrays
 from symbol.darknet_sections import layer_names
 from symbol.detector.bifpn import LOWEST
@@ -38,7 +38,6 @@ CLASSIFIER = {0: "fc6", 3: "fc7"}
 HEADS = {"loc": "loc_pred_conv", "conf": "cls_pred_conv"}
 PARAMETER = re.compile(r"(?:module\.)?(?:(vgg|features|classifier|extras|loc|conf)\.)?(\d+)\.(weight|bias)")
 L2_NORM = re.compile(r"(?:module\.)?L2Norm\.weight")
-WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep the state_dict
 # torchvision's preprocessing: RGB / 255, less the mean, over the standard deviation; ours: RGB less MEAN_PIXELS.
 MEAN = np.array((0.485, 0.456, 0.406))
 STD = np.array((0.229, 0.224, 0.225))
@@ -52,6 +51,7 @@ YOLO_KINDS = {
     ("BatchNorm2d", "running_mean"): "_bn_moving_mean",
     ("BatchNorm2d", "running_var"): "_bn_moving_var",
 }
+LITE = "efficientnet_lite"  # SSD on the body of an EfficientDet-Lite
 UNUSED = "num_batches_tracked"  # a counter that no computation reads
 NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var"}
 EFFDET_HEADS = {"regressor": "box", "classifier": "cls"}
@@ -85,24 +85,8 @@ RULES = tuple(
 
 
 def read(path: str | Path) -> Arrays:
-    """{name: array} of a state_dict saved by torch.save; nothing but tensors is unpickled (weights_only).
-
-    CheckpointError for a file that is missing, damaged or no state_dict; InstallError without torch.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise InstallError(f"{path}: reading .pth files needs torch: pip install 'torch>=2.10'") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except pickle.UnpicklingError as error:  # its text advises to run what the file holds
-        raise CheckpointError(f"{path}: damaged, or it holds more than tensors, which is never run") from error
-    except (RuntimeError, EOFError, ValueError, LookupError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: not a state_dict of torch.save ({reason})") from error
-    return _arrays(content, path)
+    """{name: array} of a state_dict saved by torch.save (torch_file.py); CheckpointError where it is none."""
+    return read_state_dict(path)
 
 
 def rename_ssd(arrays: Mapping[str, np.ndarray], network: str, options: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
@@ -111,20 +95,23 @@ def rename_ssd(arrays: Mapping[str, np.ndarray], network: str, options: Mapping[
     network and options change nothing: every network here with the body of VGG16 has the same names. CheckpointError
     for other state_dicts.
     """
+    named, is_scaled = vgg_body(arrays)
+    return vgg.shape_scale(_for_pixels(named) if is_scaled else named), {}
+
+
+def vgg_body(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, bool]:
+    """Arrays of a VGG16 under our names, and whether they are for torchvision's scaled images, not for pixels.
+
+    A classifier becomes fc6 and fc7; one of NaN is dropped, with the pixels that its body is for. CheckpointError for
+    other state_dicts.
+    """
     named = {ssd_name(name): array for name, array in arrays.items()}
     vgg.check_body(named, "PyTorch")
-    if any(name.startswith("features.") for name in arrays):
-        named = _for_pixels(vgg.reduce_classifier(named), is_scaled=_has_classifier(named))
-    return vgg.shape_scale(named), {}
-
-
-def _arrays(content: Any, path: str | Path) -> Arrays:
-    """The arrays of a state_dict, or of one in a dict of a training script; float32."""
-    if isinstance(content, dict):
-        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
-    if not isinstance(content, dict) or not content or not all(hasattr(value, "numpy") for value in content.values()):
-        raise CheckpointError(f"{path}: holds no state_dict; save one by torch.save(model.state_dict(), FILE)")
-    return {str(name): tensor.detach().float().numpy() for name, tensor in content.items()}
+    if not any(name.startswith("features.") for name in arrays):
+        return named, False
+    if _has_classifier(named):
+        return vgg.reduce_classifier(named), True
+    return {name: array for name, array in named.items() if not name.startswith(("fc6", "fc7"))}, False
 
 
 def ssd_name(name: str) -> str:
@@ -160,15 +147,12 @@ def _has_classifier(named: Mapping[str, np.ndarray]) -> bool:
     return "fc6_weight" not in named or bool(np.isfinite(named["fc6_weight"]).all())
 
 
-def _for_pixels(named: Arrays, is_scaled: bool) -> Arrays:
-    """Arrays for pixels of 0..255 less MEAN_PIXELS.
+def _for_pixels(named: Arrays) -> Arrays:
+    """Arrays for pixels of 0..255 less MEAN_PIXELS, of those for torchvision's scaled images.
 
-    is_scaled: the file is for torchvision's scaled images, so the first convolution takes the scale; the difference of
-    the means goes to its bias, which leaves a small error at the border of the image. Without it, the file is for
-    pixels already, and its classifier, which is NaN, is dropped.
+    The first convolution takes the scale; the difference of the means goes to its bias, which leaves a small error at
+    the border of the image.
     """
-    if not is_scaled:
-        return {name: array for name, array in named.items() if not name.startswith(("fc6", "fc7"))}
     weight = named[vgg.FIRST_WEIGHT]
     shift = (weight * ((MEAN_PIXELS / 255 - MEAN) / STD)[:, None, None]).sum(axis=(1, 2, 3))
     scaled = {vgg.FIRST_WEIGHT: (weight / (255 * STD)[:, None, None]).astype(np.float32)}
@@ -204,7 +188,7 @@ def rename_effdet(arrays: Mapping[str, np.ndarray], network: str, options: Mappi
     CheckpointError for another network or state_dict.
     """
     del options
-    if not isinstance(family_of(network), EfficientDet):
+    if not isinstance(family_of(network), EfficientDet) and not network.startswith(LITE):
         raise CheckpointError(f"--network {network}: these weights are for efficientdet_d0 and the like")
     named = {effdet_name(name): array for name, array in arrays.items() if not name.endswith(UNUSED)}
     if "body_stem_conv_weight" not in named:

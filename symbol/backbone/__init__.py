@@ -1,1 +1,1 @@
-"""Backbones: one file each, listed in symbol/registry.py."""
+"""Backbones: functions that the tables of the families (symbol/detector/) name."""

@@ -1,5 +1,8 @@
 """EfficientNet without its classifier (Tan, Le 2019, https://arxiv.org/abs/1905.11946, table 1 and section 4).
 
+EfficientNet-Lite (tensorflow/tpu, models/official/efficientnet/lite) has ReLU6 for swish and no squeeze-excitation;
+its stem and the number of blocks in the first and last stage do not grow.
+
 Parameters are called body_stem_... and body_N_... (N counts the blocks from 0).
 """
 
@@ -7,8 +10,10 @@ import math
 from dataclasses import dataclass, replace
 
 from machine.runtime import mx
-from symbol.layers import Layers, Symbol, Tap, add, same_conv, swish
+from symbol.layers import Activation, Layers, Symbol, Tap, activate, add, relu6, same_conv, swish
+from symbol.network_options import SSDOptions
 
+BATCH_NORM_EPS = 1e-3
 DIVISOR = 8  # of the numbers of channels
 STEM = 32
 SQUEEZE = 0.25  # channels inside of squeeze-excitation, of a block's input channels
@@ -40,23 +45,37 @@ STAGES = (
 
 @dataclass(frozen=True)
 class EfficientNet:
-    """One EfficientNet: B0's channels times width and blocks times depth."""
+    """One EfficientNet: B0's channels times width and blocks times depth; lite: an EfficientNet-Lite."""
 
     width: float = 1.0
     depth: float = 1.0
+    lite: bool = False
 
     @property
     def stem(self) -> int:
         """Channels of the first convolution."""
-        return round_channels(STEM * self.width)
+        return STEM if self.lite else round_channels(STEM * self.width)
 
     @property
     def stages(self) -> tuple[BodyStage, ...]:
         """The stages with this network's channels and blocks."""
+        fixed = (STAGES[0], STAGES[-1]) if self.lite else ()
         return tuple(
-            replace(s, channels=round_channels(s.channels * self.width), repeats=math.ceil(s.repeats * self.depth))
+            replace(
+                s,
+                channels=round_channels(s.channels * self.width),
+                repeats=s.repeats if s in fixed else math.ceil(s.repeats * self.depth),
+            )
             for s in STAGES
         )
+
+    @property
+    def activation(self) -> Activation:
+        """What follows the batch norms of its layers, and those of a detector on it."""
+        return relu6 if self.lite else swish
+
+
+LITE0, LITE1, LITE2 = (EfficientNet(*scale, lite=True) for scale in ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2)))
 
 
 def round_channels(channels: float) -> int:
@@ -72,27 +91,55 @@ def efficientnet(data: Symbol, layers: Layers, body: EfficientNet, drop_connect:
     grows from 0 at the first block to this (Huang et al. 2016, section 3).
     """
     net = same_conv(layers, data, "body_stem_conv", body.stem, 3, stride=2)
-    net = swish(layers.batch_norm(net, "body_stem_bn"), "body_stem_swish")
+    net = activate(layers.batch_norm(net, "body_stem_bn"), "body_stem", body.activation)
     channels, stride, number, taps = body.stem, 2, 0, {}
     total = sum(stage.repeats for stage in body.stages)
     for stage in body.stages:
         for repeat in range(stage.repeats):
             block = replace(stage, stride=1 if repeat else stage.stride)
-            net = _block(net, layers, f"body_{number}", block, channels, drop_connect * number / total)
+            net = _block(net, layers, f"body_{number}", block, channels, body, drop_connect * number / total)
             channels, stride, number = block.channels, stride * block.stride, number + 1
         taps[stride] = Tap(net, f"c{stride.bit_length() - 1}", channels, stride)
     return [tap for tap in taps.values() if tap.stride > 2]
 
 
-def _block(data: Symbol, layers: Layers, name: str, block: BodyStage, channels: int, drop_connect: float) -> Symbol:
-    """MBConv: widening 1x1, depthwise, squeeze-excitation, narrowing 1x1, residual where shapes allow."""
+def efficientnet_lite0(data: Symbol, layers: Layers, options: SSDOptions) -> list[Tap]:
+    """Taps c2 (stride 4) to c5 (stride 32) of EfficientNet-Lite0."""
+    return _lite(data, layers, LITE0)
+
+
+def efficientnet_lite1(data: Symbol, layers: Layers, options: SSDOptions) -> list[Tap]:
+    """Taps c2 (stride 4) to c5 (stride 32) of EfficientNet-Lite1."""
+    return _lite(data, layers, LITE1)
+
+
+def efficientnet_lite2(data: Symbol, layers: Layers, options: SSDOptions) -> list[Tap]:
+    """Taps c2 (stride 4) to c5 (stride 32) of EfficientNet-Lite2."""
+    return _lite(data, layers, LITE2)
+
+
+def _lite(data: Symbol, layers: Layers, body: EfficientNet) -> list[Tap]:
+    return efficientnet(data, replace(layers, batch_norm_eps=BATCH_NORM_EPS), body)
+
+
+def _block(
+    data: Symbol,
+    layers: Layers,
+    name: str,
+    block: BodyStage,
+    channels: int,
+    body: EfficientNet,
+    drop_connect: float,
+) -> Symbol:
+    """MBConv: widening 1x1, depthwise, squeeze-excitation but in a Lite, narrowing 1x1, residual where shapes allow."""
     net, inner = data, channels * block.expand
     if block.expand > 1:
         net = layers.conv(net, f"{name}_expand_conv", inner, 1, bias=False)
-        net = swish(layers.batch_norm(net, f"{name}_expand_bn"), f"{name}_expand_swish")
+        net = activate(layers.batch_norm(net, f"{name}_expand_bn"), f"{name}_expand", body.activation)
     net = same_conv(layers, net, f"{name}_depthwise_conv", inner, block.kernel, stride=block.stride, groups=inner)
-    net = swish(layers.batch_norm(net, f"{name}_depthwise_bn"), f"{name}_depthwise_swish")
-    net = _squeeze_excitation(net, layers, f"{name}_se", inner, max(1, int(channels * SQUEEZE)))
+    net = activate(layers.batch_norm(net, f"{name}_depthwise_bn"), f"{name}_depthwise", body.activation)
+    if not body.lite:
+        net = _squeeze_excitation(net, layers, f"{name}_se", inner, max(1, int(channels * SQUEEZE)))
     net = layers.conv(net, f"{name}_project_conv", block.channels, 1, bias=False)
     net = layers.batch_norm(net, f"{name}_project_bn")
     if block.stride > 1 or block.channels != channels:

@@ -6,6 +6,7 @@ gluoncv is imported when such a network is asked for, not before.
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -85,21 +86,33 @@ def _traced(model: str) -> TracedBody:
             ) from error
 
 
-def _find_model(model: str) -> Any:
+def model_zoo() -> Any:
+    """gluoncv.model_zoo, also beside a torch from 2.0 on, which gluoncv refuses; ImportError without gluoncv."""
     load_mxnet()  # set up before gluoncv imports it
+    torch = sys.modules.get("torch")
+    sys.modules["torch"] = None  # type: ignore[assignment]  # not to be found
     try:
-        from gluoncv.model_zoo import get_model
-        from gluoncv.model_zoo.model_zoo import get_model_list
+        from gluoncv import model_zoo as zoo
+    finally:
+        sys.modules.pop("torch")
+        if torch is not None:
+            sys.modules["torch"] = torch
+    return zoo
+
+
+def _find_model(model: str) -> Any:
+    try:
+        zoo = model_zoo()
     except ImportError as error:
         raise OptionError(
             f"--network {PREFIX}{model} needs gluoncv ({error}): pip install gluoncv==0.10.5.post0"
         ) from error
-    classifiers = [name for name in get_model_list() if not _NO_CLASSIFIER.match(name)]
+    classifiers = [name for name in zoo.get_model_list() if not _NO_CLASSIFIER.match(name)]
     if model not in classifiers:
         hint = did_you_mean(model, classifiers, most=3) or "; take a name of gluoncv's classification model zoo"
         raise OptionError(f"--network {PREFIX}{model}: gluoncv has no classifier of that name{hint}")
     # googlenet alone would otherwise fetch weights of its base.
-    return get_model(model, pretrained=False, **({"pretrained_base": False} if model == "googlenet" else {}))
+    return zoo.get_model(model, pretrained=False, **({"pretrained_base": False} if model == "googlenet" else {}))
 
 
 def trace(block: Any) -> TracedBody:

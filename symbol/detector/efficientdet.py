@@ -10,15 +10,14 @@ from boxes.effdet_assigner import PER_CELL, RATIOS, SCALES, STRIDES, EffDetAssig
 from common.errors import OptionError
 from common.sizes import Size
 from machine.runtime import mx
-from symbol.backbone.efficientnet import EfficientNet, efficientnet
-from symbol.detector.bifpn import bifpn
+from symbol.backbone.efficientnet import BATCH_NORM_EPS, LITE0, LITE1, LITE2, EfficientNet, efficientnet
+from symbol.detector.bifpn import FusionStyle, bifpn
 from symbol.family import Family, FeatureMap
-from symbol.layers import Layers, SharedSeparable, Symbol, swish
+from symbol.layers import Layers, SharedSeparable, Symbol, activate
 from symbol.losses import EFFDET_LABELS, effdet_losses
 from symbol.network_options import EffDetOptions
 from symbol.post_process import take_rows
 
-BATCH_NORM_EPS = 1e-3
 CLASS_BIAS = -math.log(99)  # at the start every class has the probability 0.01 (RetinaNet, section 4.1)
 BODY_TAPS = slice(1, None)  # c3, c4 and c5: strides 8, 16 and 32
 BOX_VALUES = 4
@@ -36,12 +35,15 @@ class EffDetRow:
     attention: bool = True  # fusions weigh their inputs
     anchor_scale: float = 4.0
     levels: int = 5  # maps, from stride 8 on
+    multiple: int = 0  # what the sides of inputs are multiples of; 0 = the last stride, half of it = its map rounds up
 
 
 # Bodies: B0 to B6, B6 again and B7 (Tan, Le 2019, EfficientNet: widths and depths of the published networks).
 _B6, _B7 = EfficientNet(1.8, 2.6), EfficientNet(2.0, 3.1)
+_LITE: dict[str, Any] = {"head_layers": 3, "attention": False, "anchor_scale": 3.0, "multiple": 64}
 # D6 and larger have fusions without weights for stable training (EfficientDet, section 5.1). The small ones keep five
-# levels, two cells and shared heads, with fewer channels and blocks.
+# levels, two cells and shared heads, with fewer channels and blocks. EfficientDet-Lite is google/automl's
+# (efficientdet/hparams_config.py): plain sums and ReLU6 throughout.
 ROWS: dict[str, EffDetRow] = {
     "efficientdet_d0": EffDetRow(EfficientNet(1.0, 1.0), 512, channels=64, cells=3, head_layers=3),
     "efficientdet_d1": EffDetRow(EfficientNet(1.0, 1.1), 640, channels=88, cells=4, head_layers=3),
@@ -52,13 +54,16 @@ ROWS: dict[str, EffDetRow] = {
     "efficientdet_d6": EffDetRow(_B6, 1280, channels=384, cells=8, head_layers=5, attention=False),
     "efficientdet_d7": EffDetRow(_B6, 1536, channels=384, cells=8, head_layers=5, attention=False, anchor_scale=5.0),
     "efficientdet_d7x": EffDetRow(_B7, 1536, channels=384, cells=8, head_layers=5, attention=False, levels=6),
+    "efficientdet_lite0": EffDetRow(LITE0, 320, channels=64, cells=3, **_LITE),
+    "efficientdet_lite1": EffDetRow(LITE1, 384, channels=88, cells=4, **_LITE),
+    "efficientdet_lite2": EffDetRow(LITE2, 448, channels=112, cells=5, **_LITE),
     "efficientdet_mini": EffDetRow(EfficientNet(0.25, 0.5), 384, channels=32, cells=2, head_layers=2),
     "efficientdet_small": EffDetRow(EfficientNet(0.5, 0.5), 384, channels=48, cells=2, head_layers=3),
 }
 
 
 class EfficientDet(Family):
-    """EfficientDet D0 to D7x, and small ones."""
+    """EfficientDet D0 to D7x, EfficientDet-Lite 0 to 2, and small ones."""
 
     name = "EfficientDet"
     options = EffDetOptions
@@ -103,16 +108,16 @@ class EfficientDet(Family):
         """The maps of predictions of an input of (height, width)."""
         del options
         check_size(network, row, size)
-        strides = STRIDES[: row.levels]
-        return [FeatureMap(f"stride{stride}", size[0] // stride, size[1] // stride, PER_CELL) for stride in strides]
+        shapes = zip(STRIDES, map_shapes(size, row.levels), strict=False)
+        return [FeatureMap(f"stride{stride}", *shape, PER_CELL) for stride, shape in shapes]
 
     def usual_sizes(self, network: str) -> tuple[int, ...]:
         """What the network was designed for."""
         return (self.rows[network].input_size,)
 
     def size_multiple(self, network: str) -> int:
-        """The largest stride."""
-        return STRIDES[self.rows[network].levels - 1]
+        """The largest stride, of a Lite half of it."""
+        return side_multiple(self.rows[network])
 
     def only_size(self, network: str, data_shape: Any) -> str:
         """Rectangular batches would have sides of other multiples."""
@@ -132,14 +137,29 @@ def anchor_scale(row: EffDetRow, options: EffDetOptions) -> float:
     return options.anchor_scale or row.anchor_scale
 
 
+def side_multiple(row: EffDetRow) -> int:
+    """What the sides of inputs are multiples of."""
+    return row.multiple or STRIDES[row.levels - 1]
+
+
+def rounds_up(row: EffDetRow) -> bool:
+    """Whether the last map may round up."""
+    return side_multiple(row) < STRIDES[row.levels - 1]
+
+
+def map_shapes(size: Size, levels: int) -> list[Size]:
+    """(height, width) of the maps of an input; one that the stride does not divide rounds up."""
+    return [(-(-size[0] // stride), -(-size[1] // stride)) for stride in STRIDES[:levels]]
+
+
 def check_size(network: str, row: EffDetRow, size: Size) -> None:
-    """OptionError unless every map halves the one before."""
-    stride = STRIDES[row.levels - 1]
-    if any(side % stride for side in size):
-        near = ",".join(str(max(1, round(side / stride)) * stride) for side in size)
+    """OptionError unless every map halves the one before, the last of a Lite perhaps rounded up."""
+    multiple = side_multiple(row)
+    if any(side % multiple for side in size):
+        near = ",".join(str(max(1, round(side / multiple)) * multiple) for side in size)
         raise OptionError(
-            f"data shape {size[0]},{size[1]}: {network} needs sides that are multiples of {stride}; give --data-shape "
-            f"{near}"
+            f"data shape {size[0]},{size[1]}: {network} needs sides that are multiples of {multiple}; give "
+            f"--data-shape {near}"
         )
 
 
@@ -155,7 +175,8 @@ def predictions(
     check_size(network, row, size)
     layers = Layers(options.freeze, BATCH_NORM_EPS, options.bn_momentum)
     taps = efficientnet(mx.sym.var("data"), layers, row.body, drop_connect)[BODY_TAPS]
-    maps = bifpn(taps, layers, row.channels, row.cells, row.levels, row.attention)
+    style = FusionStyle(row.attention, row.body.activation, rounds_up(row))
+    maps = bifpn(taps, layers, row.channels, row.cells, row.levels, style)
     cls = head(maps, layers, "cls", row, num_classes, CLASS_BIAS)
     return EffDetHeads(cls, head(maps, layers, "box", row, BOX_VALUES), maps[0])
 
@@ -173,7 +194,7 @@ def head(
     for level, net in enumerate(maps, start=3):
         for k, conv in enumerate(shared):
             net = layers.batch_norm(conv(net, f"{name}_{k}_p{level}"), f"{name}_{k}_bn{level}")
-            net = swish(net, f"{name}_{k}_p{level}_swish")
+            net = activate(net, f"{name}_{k}_p{level}", row.body.activation)
         net = mx.sym.transpose(pred(net, f"{name}_pred_p{level}"), axes=(0, 2, 3, 1))  # (B, h, w, 9 * values)
         outputs.append(mx.sym.reshape(net, shape=(0, -1, values)))  # (B, h * w * 9, values)
     return mx.sym.concat(*outputs, dim=1, name=f"{name}_pred")
@@ -187,11 +208,12 @@ def detection_symbol(
     Only the nms_topk anchors of the best scores are decoded.
     """
     del num_classes
-    anchors = sum((size[0] // stride) * (size[1] // stride) * PER_CELL for stride in STRIDES[: row.levels])
+    anchors = sum(height * width * PER_CELL for height, width in map_shapes(size, row.levels))
     best = best_anchors(heads.cls, min(options.nms_topk, anchors))  # (B, K)
     logits, offsets = take_rows(heads.cls, best, axes=2), take_rows(heads.box, best, axes=2)  # (B, K, C), (B, K, 4)
     height, width = ((_count(heads.finest, axis)) * STRIDES[0] for axis in (2, 3))  # (1,) each
-    corners = decode(offsets, anchors_of(best, heads.finest, row.levels, anchor_scale(row, options)))
+    scale = anchor_scale(row, options)
+    corners = decode(offsets, anchors_of(best, heads.finest, row.levels, scale, rounds_up(row)))
     sides = mx.sym.reshape(mx.sym.concat(width, height, width, height, dim=0), shape=(1, 1, 4))
     corners = mx.sym.clip(mx.sym.broadcast_div(corners, sides), a_min=0.0, a_max=1.0)
     return suppress(logits, corners, min(options.keep_topk, options.nms_topk, anchors), options)
@@ -238,22 +260,31 @@ def decode(offsets: Symbol, anchors: tuple[Symbol, Symbol, Symbol, Symbol]) -> S
     return mx.sym.stack(x - half_w, y - half_h, x + half_w, y + half_h, axis=2)
 
 
-def anchors_of(numbers: Symbol, finest: Symbol, levels: int, scale: float) -> tuple[Symbol, Symbol, Symbol, Symbol]:
+def anchors_of(
+    numbers: Symbol, finest: Symbol, levels: int, scale: float, rounds_up: bool = False
+) -> tuple[Symbol, Symbol, Symbol, Symbol]:
     """Centre x, y, width and height in pixels, each as numbers (B, K), of the anchors that have these numbers.
 
     The order is that of effdet_anchors; finest: the map of stride 8. All numbers are below 2^24, so that
-    float32 is exact.
+    float32 is exact. rounds_up: for inputs that not every stride divides (other operators would give the losses behind
+    them other names, and checkpoints of the networks that do without it another digest).
     """
     rows, columns = (mx.sym.reshape(_count(finest, axis), shape=(1, 1)) for axis in (2, 3))
     size = start = rows * columns * PER_CELL  # anchors of a level, of it and all finer ones
     zoom, first = numbers * 0 + 1, numbers * 0  # a cell in cells of the finest map, its level's first number
+    halved = rows, columns
     for _ in range(1, levels):
         beyond = mx.sym.broadcast_add(numbers, start * -1) > -0.5
-        zoom, first, size = zoom + zoom * beyond, first + mx.sym.broadcast_mul(beyond, size), size / 4
+        zoom, first = zoom + zoom * beyond, first + mx.sym.broadcast_mul(beyond, size)
+        if rounds_up:
+            halved = mx.sym.floor((halved[0] + 1) / 2), mx.sym.floor((halved[1] + 1) / 2)
+        size = halved[0] * halved[1] * PER_CELL if rounds_up else size / 4
         start = start + size
     place = mx.sym.floor((numbers - first) / PER_CELL)
     kind = numbers - first - place * PER_CELL
     width = mx.sym.broadcast_div(columns, zoom)
+    if rounds_up:
+        width = -mx.sym.floor(-width)
     y = mx.sym.floor(mx.sym.broadcast_div(place, width))
     x = place - y * width
     stride, scale_row = zoom * STRIDES[0], mx.sym.floor(kind / len(RATIOS))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from boxes.anchor_sets import MapAnchors
 from boxes.anchors import AnchorLayer, expand_variances
 from boxes.assigners import SSDAssigner
 from common.errors import OptionError
@@ -19,8 +20,8 @@ from symbol.losses import multibox_loss
 from symbol.network_options import SSDOptions
 from symbol.post_process import per_class_detection
 
-# Labels that the training symbols read, by target rule.
 NO_OVERLAP = 1e-37  # a normal float32; MultiBoxDetection neither suppresses nor sorts with the threshold 0
+# Labels that the training symbols read, by target rule.
 LABELS = {"paper": ("cls_target", "loc_target", "normaliser"), "mxnet": ("label",)}
 HEAD_LR_MULT = 2.0  # biases of the heads learn twice as fast (apache example/ssd)
 EXTRA_KERNEL = 3
@@ -39,7 +40,6 @@ class SSD(Family):
             "all-but-heads": r"(?!.*_(loc|cls)_pred_conv_)",
         }
     )
-    anchors = Family.FRACTIONS
     pattern = f"{GLUONCV}NAME"
 
     def row(self, network: str, size: Size, options: Any) -> SSDRow:
@@ -110,9 +110,19 @@ class SSD(Family):
         maps = zip(taps, shapes, anchor_layers(row, size), strict=True)
         return [FeatureMap(tap.name, shape[2], shape[3], layer.per_cell) for tap, shape, layer in maps]
 
+    def anchor_set(self, network: str, row: SSDRow, size: Size, options: SSDOptions) -> MapAnchors:
+        """Sizes and ratios of each map."""
+        shapes = tuple((one.height, one.width) for one in self.feature_maps(network, row, size, options))
+        layers = anchor_layers(customise(row, options), size)
+        return MapAnchors(size, options.overlap_threshold, layers, shapes, "anchor_sizes", "anchor_ratios")
+
     def tap_names(self, network: str, row: SSDRow, size: Size, options: SSDOptions) -> tuple[str, ...]:
         """The layers of the body that heads read."""
         return customise(row, options).taps
+
+    def usual_sizes(self, network: str) -> tuple[int, ...]:
+        """Those of its row."""
+        return self._rows(network)[0][1].usual_sizes if network in self.rows else super().usual_sizes(network)
 
     def only_size(self, network: str, data_shape: Any) -> str:
         """Anchors are fractions of the input that the symbol was built for."""

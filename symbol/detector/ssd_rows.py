@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from symbol.backbone import gluon_body, inceptionv3
 from symbol.backbone.densenet import densenet121, densenet_tiny
+from symbol.backbone.efficientnet import efficientnet_lite0, efficientnet_lite1, efficientnet_lite2
 from symbol.backbone.mobilenet import mobilenet, mobilenet_v2
 from symbol.backbone.resnet import resnet50, resnet101
 from symbol.backbone.vgg import legacy_vgg16_ssd_300, legacy_vgg16_ssd_512, vgg16_reduced, vgg16_reduced_bn
@@ -54,6 +55,8 @@ class SSDRow:
     clip_centres: bool = False
     # The body takes the option width.
     takes_width: bool = False
+    # Sides of the square inputs that it is usually trained on.
+    usual_sizes: tuple[int, ...] = (300, 512)
 
 
 def _extras(
@@ -98,6 +101,16 @@ def _six_maps(backbone: Backbone, taps: tuple[str, ...], filters: tuple[int, ...
     """Taps and extra layers of stride 2 that make six maps."""
     extras = _extras(filters, (2,) * len(filters), (1,) * len(filters))
     return SSDRow(backbone, taps, extras, SIZES_6, RATIOS_6, smallest_side=smallest_side)
+
+
+def _lite(backbone: Backbone) -> SSDRow:
+    """EfficientNet-Lite; its halvings are even where sides are multiples of 32.
+
+    Its maps have no activation, and with ImageNet's weights values of tens: they are L2-normalised, as relu4_3 is.
+    """
+    return replace(
+        _six_maps(backbone, ("c3", "c4", "c5"), FILTERS_3), l2_scales=(10.0, 10.0, 10.0), usual_sizes=(256, 320, 512)
+    )
 
 
 def _inception(*blocks: str, filters: tuple[int, ...]) -> SSDRow:
@@ -147,6 +160,9 @@ _MOBILENET_V2 = _six_maps(mobilenet_v2, ("block_14_expand_relu", "conv_last_relu
 ROWS: dict[str, Rows] = {
     "densenet-tiny": ((0, _six_maps(densenet_tiny, ("DBstage2_concat12", "DBstage3_concat18"), (256, 256, 256, 128))),),
     "densenet121": ((0, _six_maps(densenet121, ("DBstage3_concat24", "DBstage4_concat16"), (256, 256, 256, 128))),),
+    "efficientnet_lite0": ((0, _lite(efficientnet_lite0)),),
+    "efficientnet_lite1": ((0, _lite(efficientnet_lite1)),),
+    "efficientnet_lite2": ((0, _lite(efficientnet_lite2)),),
     "inceptionv3": (
         (448, _inception("mixed_7", "mixed_10", filters=FILTERS_4)),
         (0, _inception("mixed_2", "mixed_7", "mixed_10", filters=FILTERS_3)),

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from boxes.anchor_sets import PixelAnchors
 from boxes.yolo_assigner import YOLOAssigner
 from common.errors import CheckpointError, OptionError
 from common.sizes import Size
 from machine.runtime import mx
 from symbol.backbone.darknet import Level, darknet, yolov3, yolov3_tiny
 from symbol.darknet_cfg import load_cfg, parse_anchors, parse_cfg
-from symbol.darknet_sections import BOX_VALUES, Sections, trace, with_anchors, with_width
+from symbol.darknet_sections import BOX_VALUES, Sections, Yolo, trace, with_anchors, with_width
 from symbol.family import Family, FeatureMap
 from symbol.layers import Layers, Symbol
 from symbol.network_options import YOLOOptions
@@ -44,7 +47,6 @@ class YOLOv3(Family):
     options = YOLOOptions
     # Darknet-53, or what lies before the heads; all but the predicting convolutions.
     freeze = MappingProxyType({"body": r"body_\d+_", "all-but-heads": r"(?!pred_\d+_)"})
-    anchors = Family.PIXELS
     embedded = ("darknet_cfg",)
     pattern = f"{PREFIX}FILE"
 
@@ -100,6 +102,12 @@ class YOLOv3(Family):
             FeatureMap(f"stride{level.stride}", size[0] // level.stride, size[1] // level.stride, len(level.anchors))
             for level in levels(network, row, size, 1, options)
         ]
+
+    def anchor_set(self, network: str, row: YOLORow, size: Size, options: YOLOOptions) -> PixelAnchors:
+        """Widths and heights, of all maps together."""
+        threshold = self.assigner(network, row, size, 1, options).iou_threshold
+        anchors = next(section.anchors for section in customise(row, options) if isinstance(section, Yolo))
+        return PixelAnchors(size, threshold, np.array(anchors, float), "yolo_anchors")
 
     def usual_sizes(self, network: str) -> tuple[int, ...]:
         """Those of the paper."""

@@ -64,9 +64,9 @@ def test_the_example_of_the_document_runs(folder):
     _, log = process.communicate(timeout=300)
     assert process.returncode == 0, log
     for words in (
-        "Epoch[0] Batch [3/3]",
-        "Epoch[1] Train-CrossEntropy=",
-        "Epoch[1] Validation-mAP=",
+        "Epoch 1/2 3/3 CrossEntropy=",
+        "Epoch[2] Train-CrossEntropy=",
+        "Epoch[2] Validation-mAP=",
         "frozen: nothing",
     ):
         assert words in log

@@ -38,7 +38,8 @@ def test_the_file_wins_over_the_preset_and_flags_win_over_it(hyp):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("anchors: 3\n", r"unknown key 'anchors' \(known: giou, cls"),
+        ("giuo: 3\n", r"unknown key 'giuo' \(did you mean giou\?\); known: giou"),
+        ("anchors: 3\n", r"unknown key 'anchors'; known: giou, cls"),
         ("giou: big\n", "giou is 'big', not a number"),
         ("giou: true\n", "giou is 'true', not a number"),
         ("giou:\n", "giou is '', not a number"),

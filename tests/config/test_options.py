@@ -15,7 +15,16 @@ from common.errors import OptionError
 from config import preset as module
 from config.command_line import parse_options
 from config.groups import obsolete
-from config.options import from_mapping, group, option, replace_options, to_mapping
+from config.options import (
+    fields_of,
+    from_mapping,
+    group,
+    joined_options,
+    option,
+    replace_options,
+    same_option,
+    to_mapping,
+)
 from config.preset import read_preset, read_yaml
 
 
@@ -34,6 +43,23 @@ class Run:
     prefix: str = option("output/ssd", "where checkpoints go")
     seed: int | None = option(None, "random seed")
     classes: tuple[str, ...] = option((), "class names")
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A field with a name that is in no help, and one of a form of its own."""
+
+    data_engine: str = option(
+        "python", "who", choices=("python", "native"), hidden={"engine": "takes a data engine here"}
+    )
+    side: tuple[int, ...] = option((300,), "side", form="a side, or height,width")
+
+
+@dataclass(frozen=True)
+class Again:
+    """A field of another class, as it is."""
+
+    lr: float = same_option(Run, "lr", None)
 
 
 def parse(*words: str) -> Run:
@@ -110,6 +136,7 @@ def test_booleans_are_flags_that_also_take_a_word(words, force):
         (["--force", "-1"], "unknown option -1"),
         (["--no-force=1"], "ignored explicit argument"),
         ([""], "unexpected argument ''"),
+        (["--config", "shaps"], "no preset of that name (did you mean shapes?); presets: "),
         (["--config", "nowhere"], "--config nowhere: no such file, and no preset of that name"),
         (["--config", ""], "no such file"),
         (["--config", "x" * 5000], "no such file"),
@@ -230,11 +257,33 @@ def test_the_command_line_wins_over_the_preset_wherever_it_stands(tmp_path):
     assert parse("--batch-size", "4", "--config", preset) == expected
 
 
+def test_a_hidden_name_works_is_not_shown_and_has_its_own_sentence(capsys):
+    assert parse_options(Hidden, ["--engine", "native"], "").data_engine == "native"
+    with pytest.raises(OptionError, match="--engine takes a data engine here, not 'mxnet'"):
+        parse_options(Hidden, ["--engine=mxnet"], "")
+    with pytest.raises(OptionError, match="--data-engine is one of python, native, not 'mxnet'"):
+        parse_options(Hidden, ["--data-engine=mxnet"], "")
+    with pytest.raises(SystemExit):
+        parse_options(Hidden, ["--help"], "")
+    assert "--engine" not in capsys.readouterr().out
+
+
+def test_a_value_of_another_form_is_told_the_form():
+    with pytest.raises(OptionError, match="--side takes a side, or height,width, not '300x300'"):
+        parse_options(Hidden, ["--side", "300x300"], "")
+
+
+def test_options_of_the_first_class_come_first_and_one_may_be_declared_again():
+    assert list(fields_of(joined_options("Both", Again, Run)))[0] == "lr"
+    assert list(fields_of(joined_options("Both", Hidden, Run)))[:2] == ["data_engine", "side"]
+    assert Again().lr == Run().lr
+
+
 def test_a_preset_is_found_by_name(tmp_path, monkeypatch):
     write(tmp_path, "lr: 1\n")
     monkeypatch.setattr(module, "PRESET_FOLDER", tmp_path)
     assert parse("--config", "preset").lr == 1.0
-    with pytest.raises(OptionError, match=r"\(presets: preset\)"):
+    with pytest.raises(OptionError, match="of that name; presets: preset"):
         parse("--config", "other")
 
 

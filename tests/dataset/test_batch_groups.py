@@ -91,6 +91,40 @@ def test_normalisers_are_the_column_sums_of_a_group(make, engine, accumulate):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_groups_of_the_warm_up_are_those_of_another_size(make, engine):
+    """Two epochs with groups of one batch, then groups of four; whichever epoch an iterator begins at."""
+    options = {"engine": engine, "accumulate": 4, "warmup_accumulate": 1, "warmup_end": 2, "workers": 1}
+    ends = {1: [True] * BATCHES, 4: [False, False, False, True, False, True]}
+    iterator = make(**options)
+    for epoch in range(4):
+        batches = list(iterator)
+        group = 1 if epoch < 2 else 4
+        assert iterator.group_size == group
+        assert [batch.completes_update for batch in batches] == ends[group]
+        counts = [int((batch.label[0].asnumpy()[..., 0] >= 0).sum()) for batch in batches]
+        for k, batch in enumerate(batches):
+            begin = k // group * group
+            assert batch.label[-1].asnumpy()[0, 0] == sum(counts[begin : begin + group])
+        others = list(make(epoch=epoch, **options))
+        assert_same([index_and_total(b) for b in others], [index_and_total(b) for b in batches])
+        iterator.reset()
+
+
+def index_and_total(batch):
+    return [batch.index, batch.label[-1].asnumpy()]
+
+
+def test_each_update_of_the_warm_up_has_an_input_size_of_its_own(make):
+    options = {"sizes": SIZES, "accumulate": 3, "warmup_accumulate": 1, "warmup_end": 1, "shuffle": True, "seed": 4}
+    iterator = make(**options)
+    early = [batch.data[0].shape for batch in iterator]
+    iterator.reset()
+    later = [batch.data[0].shape for batch in iterator]
+    assert len(set(early)) > len(set(later))
+    assert later[:2] == later[1:3]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_closing_or_leaving_a_group_in_its_middle(make, engine):
     expected = epoch_of(make(engine=engine, accumulate=4))
     iterator = make(engine=engine, accumulate=4, workers=1)

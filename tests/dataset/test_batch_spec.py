@@ -33,6 +33,8 @@ OPTIONS = {
     "resize_mode": "force",
     "fill": 9,
     "accumulate": 2,
+    "warmup_accumulate": 3,
+    "warmup_end": 5,
     "sizes": (),
     "rect": 0,
 }
@@ -139,8 +141,9 @@ def test_a_classic_record_has_the_classes_of_its_labels(record, engine, classic,
         ({"batch_size": 0}, "batch_size 0 and part 0 of 1 do not make batches"),
         ({"part_index": -1}, "part -1 of 1"),
         ({"data_shape": (1, 32, 32)}, r"data_shape \(1, 32, 32\): expected a side"),
+        ({"warmup_accumulate": 0}, "accumulate 0: an update needs at least one batch"),
         ({"rect": 32}, "--rect-val: .* letterbox"),
-        ({"rect": 32, "resize_mode": "letterbox", "shuffle": True}, "--rect-val"),
+        ({"rect": 32, "resize_mode": "letterbox", "sizes": ((32, 32),)}, "--rect-val: .* not --multi-scale"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_before_the_record_is_opened(changes, message):

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import DataError, OptionError
+from config.augment_options import TrainAugment
 from dataset.batch_spec import BatchSpec
 from dataset.input_sizes import multi_scale_sizes
 from dataset.iterator import DetRecordIter, open_batches
@@ -30,6 +31,13 @@ def test_factors_and_pixels():
     assert multi_scale_sizes((256, 384), (0.6, 1.4), 128) == ((128, 256), (256, 384), (384, 512))
 
 
+@pytest.mark.parametrize("side", [320, 416, 512, 608, 640])
+def test_one_factor_gives_the_range_of_the_trainer(side):
+    """grid_min and grid_max of train.py of the YOLOv3-SPP trainer: 320 to 736 at 512."""
+    low, high = int(side // 1.5) // 32 * 32, int(side // 0.667) // 32 * 32
+    assert [height for height, _ in multi_scale_sizes((side, side), (1.5,))] == list(range(low, high + 1, 32))
+
+
 @given(st.tuples(st.integers(1, 20), st.integers(1, 20)), st.floats(0.5, 1), st.floats(1, 2))
 def test_sides_are_multiples_in_the_proportions_of_the_input(units, low, high):
     size = (units[0] * 32, units[1] * 32)
@@ -41,7 +49,7 @@ def test_sides_are_multiples_in_the_proportions_of_the_input(units, low, high):
         assert abs(height * size[1] - width * size[0]) <= 16 * max(size)
 
 
-@pytest.mark.parametrize("limits", [(1.5,), (1.5, 0.5), (1, 2, 3), (0.01, 0.02), (300, 310)])
+@pytest.mark.parametrize("limits", [(1.0,), (0.7,), (448,), (1.5, 0.5), (1, 2, 3), (0.01, 0.02), (300, 310)])
 def test_limits_that_make_no_sense(limits):
     with pytest.raises(OptionError, match="--multi-scale"):
         multi_scale_sizes((300, 300), limits)
@@ -134,8 +142,9 @@ def test_memory_is_reserved_for_the_largest_batch_alone(tmp_path):
     [
         ({"rect": 64}, "96,96, are not multiples of 64"),
         ({"resize_mode": "force"}, "--resize-mode letterbox"),
-        ({"shuffle": True}, "rectangular batches are for validation"),
-        ({"num_parts": 2}, "rectangular batches are for validation"),
+        ({"num_parts": 2}, "not 2 parts of a record"),
+        ({"sizes": ((64, 64),)}, "not --multi-scale"),
+        ({"augment": TrainAugment(mosaic_prob=0.5)}, "not --mosaic-prob"),
     ],
 )
 def test_what_does_not_go_together(record, options, words):
@@ -153,3 +162,42 @@ def test_a_damaged_header_is_named_at_once(tmp_path):
 def test_the_native_engine_refuses(record, rect):
     with pytest.raises(OptionError, match="--data-engine python"):
         open_batches(BatchSpec(record, BATCH, SIDE, **(LETTERBOX | {"workers": 1, "rect": rect})), "native")
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory):
+    """Nine images of which six have the same size: batches of two, the last of one."""
+    shapes = [(60, 90)] * 6 + [(64, 64), (90, 60), (90, 60)]
+    images = [picture(shape, seed) for seed, shape in enumerate(shapes)]
+    return write(tmp_path_factory.mktemp("twins") / "a.rec", images)
+
+
+def test_training_shuffles_the_batches_and_images_of_equal_size(twins):
+    """Each epoch has every record once, in the inputs of the validation's batches, in an order of its own."""
+    plain = [batch.data[0].shape for batch in batches_of(twins, rect=32)[0]]
+    seen, orders = set(), set()
+    for epoch in range(4):
+        batches, _ = batches_of(twins, rect=32, shuffle=True, epoch=epoch, seed=3)
+        assert sorted(batch.data[0].shape for batch in batches) == sorted(plain)
+        assert sorted(samples_of(batches)) == list(range(9))
+        orders.add(tuple(batch.data[0].shape for batch in batches))
+        seen |= {frozenset(batch.index.tolist()) for batch in batches}
+    assert len(orders) > 1
+    assert len(seen) > len(plain), "the same images do not always meet"
+
+
+def test_padding_shows_images_of_the_batch_itself(twins):
+    batches, _ = batches_of(twins, rect=32, shuffle=True, epoch=1)
+    short = next(batch for batch in batches if batch.pad)
+    pixels = short.data[0].asnumpy()
+    np.testing.assert_array_equal(pixels[1], pixels[0])
+    assert (short.label[0].asnumpy()[1] == -1).all()
+    assert short.index.tolist()[1] == -1
+
+
+def test_the_order_of_rectangles_depends_on_seed_and_epoch_alone(twins):
+    options = {"rect": 32, "shuffle": True, "augment": TrainAugment(), "seed": 1, "epoch": 2}
+    runs = [batches_of(twins, workers=workers, **options)[0] for workers in (0, 2)]
+    for one, other in zip(*runs, strict=True):
+        assert one.index.tolist() == other.index.tolist()
+        np.testing.assert_array_equal(one.data[0].asnumpy(), other.data[0].asnumpy())

@@ -21,6 +21,8 @@ NETWORKS = [
     ("yolov3_tiny", (96, 128), 4, {"nms_topk": 100}),
     ("yolov3_spp_mini", (96, 128), 1, {"multi_label": False}),
     ("yolov3_spp_mini", (64, 96), 5, {"only_classes": (1, 3), "force": True}),
+    ("efficientnet_lite0", (128, 96), 3, {}),
+    ("efficientdet_lite0", (64, 192), 2, {}),
     ("efficientdet_mini", (128, 256), 4, {}),
     ("efficientdet_mini", (128, 128), 1, {"force": True, "keep_topk": 30}),
 ]

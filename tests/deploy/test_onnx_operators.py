@@ -49,6 +49,7 @@ CASES = {
     "slice": (lambda d: sym.slice(d, begin=(None, None, 1, 1), end=(None, None, None, None)), IMAGE),
     "slice back": (lambda d: sym.slice(d, begin=(None, 0, -2), end=(None, 2, 1), step=(None, 1, -2)), IMAGE),
     "slice axis": (lambda d: sym.slice_axis(d, axis=-1, begin=-5, end=-1), IMAGE),
+    "slice like": (lambda d: sym.slice_like(d, sym.slice_axis(d, axis=3, begin=0, end=3), axes=(2, 3)), IMAGE),
     "slice to the end": (lambda d: sym.slice_axis(d, axis=2, begin=2, end=None), IMAGE),
     "concat": (lambda d: sym.concat(d, d * 2, dim=2), IMAGE),
     "stack": (lambda d: sym.stack(d, d + 1, axis=2), IMAGE),

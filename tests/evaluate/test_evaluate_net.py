@@ -54,7 +54,7 @@ def test_both_engines_give_the_same_scores(trained):
     """The images are PNG: both decode and resize them to the same pixels."""
     prefix, record = trained
     checkpoint = load_checkpoint(prefix, list_epochs(prefix)[-1])
-    native = evaluate_net(checkpoint, record, CPU, engine="native")
+    native = evaluate_net(checkpoint, record, CPU, data_engine="native")
     assert scores(native) == scores(evaluate_net(checkpoint, record, CPU, workers=0))
     assert native.images == IMAGES
 
@@ -292,6 +292,11 @@ def test_a_list_replaces_the_labels(trained, tmp_path):
     path.write_text("".join(f"{k}\t2\t6\t0\t0.1\t0.1\t0.9\t0.9\t0\t{k}.png\n" for k in range(IMAGES)))
     evaluation = evaluate_net(load_checkpoint(prefix), record, CPU, workers=0, list_path=str(path))
     assert [one.npos for one in evaluation.result.classes] == [IMAGES, 0, 0]
+
+
+def test_the_engine_is_no_choice_here():
+    with pytest.raises(OptionError, match="--engine takes python or native here.*demo.py has a choice.*not 'openvino'"):
+        parse_options(evaluate_options_class(), ["--engine", "openvino"], "")
 
 
 def test_filters_of_yolo_can_be_given_when_it_is_evaluated():

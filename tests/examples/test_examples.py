@@ -55,6 +55,14 @@ def agree(rows, expected):
     assert close.any(axis=1).mean() >= 0.98
 
 
+@pytest.mark.parametrize("script", ["detect_mxnet.py", "detect_onnxruntime.py"])
+def test_without_arguments_the_usage_is_told(script, tmp_path):
+    words = [sys.executable, "-I", str(EXAMPLES / script)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"usage: python {script} FOLDER IMAGE [LOWEST_SCORE]\n"
+
+
 @pytest.mark.parametrize("uint8", [False, True])
 @pytest.mark.parametrize("manifest", [{}, {"resize_mode": "letterbox", "fill": 114, "std": (58.0, 57.0, 59.0)}])
 def test_mxnet_alone(checkpoint, tmp_path, manifest, uint8):

@@ -9,7 +9,7 @@ from boxes.effdet_assigner import RATIOS, SCALES, STRIDES, effdet_anchors
 from boxes.geometry import centres_to_corners, corners_to_centres
 from machine.runtime import mx
 from symbol.backbone.efficientnet import SQUEEZE, efficientnet
-from symbol.detector.bifpn import FUSION_EPS, LOWEST, cell, first_inputs
+from symbol.detector.bifpn import FUSION_EPS, LOWEST, FusionStyle, cell, first_inputs
 from symbol.detector.efficientdet import BATCH_NORM_EPS, anchors_of, decode, predictions, suppress
 from symbol.detector.efficientdet import ROWS as EFFDET_NETWORKS
 from symbol.layers import Layers, Tap
@@ -120,7 +120,7 @@ def test_bifpn_cell(case: Case) -> None:
     if args["first_time"]:
         taps = [Tap(s, "", c, 0) for s, c in zip(inputs, args["conv_channels"], strict=True)]
         down, again = first_inputs(taps, LAYERS, "bifpn_0", args["num_channels"], 5)
-    maps = cell(down, again, LAYERS, "bifpn_0", args["num_channels"], args["attention"])
+    maps = cell(down, again, LAYERS, "bifpn_0", args["num_channels"], FusionStyle(args["attention"]))
     arrays = parameters(case) | {name: case[name] for name in names}
     outputs = run(mx.sym.Group(maps), arrays)
     assert_outputs(case, {f"out_p{level}": values for level, values in enumerate(outputs, start=LOWEST)})

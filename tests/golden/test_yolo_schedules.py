@@ -42,8 +42,8 @@ def test_rates_of_a_run(case):
     )
     if args["warmup"]:
         assert args["warmup_epochs"] == [0]
-        length = (args["warmup_iters"] + 1) / batches  # from the first update to that of full rate
-        options = replace_options(options, warmup_epochs=length, warmup_factor=args["warmup_factor"])
+        assert args["warmup_iters"] == min(1000, batches - 1)
+        options = replace_options(options, warmup_updates=1000, warmup_factor=args["warmup_factor"])
     _, scheduler = make_schedule(options.schedule, batches)
     updates = np.arange(epochs * batches).reshape(epochs, batches)[first:] + 1
     assert_close(case, "lr", np.vectorize(scheduler)(updates))

@@ -34,6 +34,7 @@ def run(body: str, **options) -> subprocess.CompletedProcess:
         ("open('/nowhere/x.rec')", 2, "error: /nowhere/x.rec: No such file or directory\n"),
         ("raise OSError(28, 'No space left on device')", 2, "error: No space left on device\n"),
         ("raise KeyboardInterrupt", 130, "interrupted\n"),
+        ("raise KeyboardInterrupt('told')", 130, ""),
         ("sys.exit(0)", 0, ""),
     ],
 )
@@ -70,3 +71,52 @@ def test_a_reader_that_has_gone_ends_the_command_quietly(body):
 def test_what_was_printed_before_a_mistake_is_seen():
     done = run("print('packed 3 images')\nraise DataError('x')")
     assert done.stdout == "packed 3 images\n"
+
+
+SIGNALLED = """
+import os, signal, time
+from machine.command import run_command
+from machine.command import exit_on_sigterm
+
+class Dies:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{name})
+        for _ in range(1000):  # Python runs the handler here
+            pass
+
+def main(argv):
+    exit_on_sigterm()
+    try:
+        {body}
+        time.sleep(20)
+    finally:
+        print("cleaned up")
+
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_within_del_is_not_lost(name, status):
+    done = run_code(SIGNALLED.format(name=name, body="Dies()"))
+    assert (done.returncode, done.stdout) == (status, "cleaned up\n"), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_other_errors_within_del_are_shown():
+    done = run_code(SIGNALLED.format(name="SIGINT", body="return") + "\n").stderr
+    assert done == ""
+    code = "from machine.command import keep_interrupts\nkeep_interrupts()\nclass A:\n def __del__(self): 1 / 0\nA()"
+    assert "ZeroDivisionError" in run_code(code).stderr
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_waits_for_the_end_of_held(name, status):
+    body = f"with held():\n            os.kill(os.getpid(), signal.{name}); time.sleep(0.1); print('whole')"
+    code = SIGNALLED.format(name=name, body=body).replace("import exit_on_sigterm", "import exit_on_sigterm, held")
+    done = run_code(code)
+    assert (done.returncode, done.stdout) == (status, "whole\ncleaned up\n"), done.stderr
+
+
+def run_code(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=15)

@@ -359,7 +359,7 @@ def test_a_json_without_digest_is_read_as_its_version_did_and_told_once(prefix, 
     assert (current.resize_mode, current.std, current.rect) == ("force", (1.0, 1.0, 1.0), 0)
     (record,) = caplog.records
     assert record.getMessage().startswith(f"{path}: of an earlier version, without a digest")
-    assert "python -m tools.sign_metadata" in record.getMessage()
+    assert "python tools/sign_metadata.py" in record.getMessage()
     path.write_text(earlier(path.read_text(), without=("files",)))
     with pytest.raises(CheckpointError, match="files is missing in checkpoint"):
         read_meta(prefix, 1)
@@ -396,7 +396,7 @@ def test_an_edit_is_refused_with_its_remedy(prefix):
     edited = (
         r"net-0003.json: damaged \(its digest is not that of its content: if it was edited on purpose, sign it with "
     )
-    with pytest.raises(CheckpointError, match=edited + r"python -m tools.sign_metadata\); use another epoch"):
+    with pytest.raises(CheckpointError, match=edited + r"python tools/sign_metadata.py\); use another epoch"):
         load_checkpoint(prefix, 3)
     edit(path, lambda values: None)
     with pytest.raises(

@@ -17,7 +17,7 @@ from symbol.symbol_factory import check_any_size, feature_maps, get_assigner, ge
 from tests.symbol.network_cases import CLASSES, parameter_shapes, without_det
 
 EFFDETS = pytest.mark.parametrize("network", list(EFFDET_NETWORKS))
-LIGHT = ["efficientdet_mini", "efficientdet_small", "efficientdet_d0"]
+LIGHT = ["efficientdet_mini", "efficientdet_small", "efficientdet_d0", "efficientdet_lite0"]
 LIGHTS = pytest.mark.parametrize("network", LIGHT)
 NETWORK = "efficientdet_mini"
 SIZES = [256, 512, (256, 768)]
@@ -35,6 +35,9 @@ COUNTS = {
     "efficientdet_d6": (49104, 51.629),
     "efficientdet_d7": (49104, 51.629),
     "efficientdet_d7x": (49140, 76.905),
+    "efficientdet_lite0": (49104, 3.203),
+    "efficientdet_lite1": (49104, 4.192),
+    "efficientdet_lite2": (49104, 5.181),
     "efficientdet_mini": (49104, 0.22),
     "efficientdet_small": (49104, 0.661),
 }
@@ -113,6 +116,28 @@ def test_a_training_step_reaches_every_parameter(network: str) -> None:
     after = module.get_params()[0]
     unchanged = [name for name in before if (before[name] == after[name].asnumpy()).all()]
     assert [name for name in unchanged if not name.endswith("_gamma")] == []  # some steps are below float32 at 1
+
+
+def test_lite_has_relu6_and_plain_sums_and_no_squeeze_excitation() -> None:
+    """google/automl, efficientdet/hparams_config.py; anchors of three cells."""
+    nodes = json.loads(get_symbol("efficientdet_lite1", 384, CLASSES).tojson())["nodes"]
+    layers = [node for node in nodes if node["name"].startswith(("body_", "bifpn_", "cls_", "box_"))]
+    assert {"Activation", "elemwise_mul", "mean"}.isdisjoint(node["op"] for node in layers)
+    assert {(n["attrs"]["a_min"], n["attrs"]["a_max"]) for n in layers if n["op"] == "clip"} == {("0.0", "6.0")}
+    assert not any(node["name"].endswith(("_w1", "_w2")) for node in layers)
+    assert get_assigner("efficientdet_lite1", 384, CLASSES).anchor_scale == 3.0  # type: ignore[union-attr]
+    blocks = {node["name"].split("_")[1] for node in layers if node["name"].endswith("_project_conv")}
+    assert len(blocks) == 1 + 3 + 3 + 4 + 4 + 5 + 1  # Lite1: depth 1.1, but for the first and the last stage
+
+
+@pytest.mark.parametrize("size", [320, 448, (320, 384)], ids=str)
+def test_the_last_map_of_a_lite_may_round_up(size: Any) -> None:
+    height, width = input_size(size)
+    maps = feature_maps("efficientdet_lite0", size)
+    assert [(m.height, m.width) for m in maps] == [(-(-height // s), -(-width // s)) for s in (8, 16, 32, 64, 128)]
+    module, batch = module_and_batch("efficientdet_lite0", (height, width), images=1)
+    module.forward_backward(batch)
+    assert all(np.isfinite(output.asnumpy()).all() for output in module.get_outputs())
 
 
 def test_classes_start_rare_and_fusions_even() -> None:
@@ -197,10 +222,12 @@ def test_a_symbol_runs_on_any_size() -> None:
         np.testing.assert_array_equal(infer(built, arrays)[0], infer(fitting, arrays)[0])
 
 
-@pytest.mark.parametrize("network", [NETWORK, "efficientdet_d7x"])
-def test_boxes_are_where_the_anchors_are(network: str) -> None:
+@pytest.mark.parametrize(
+    ("network", "size"),
+    [(NETWORK, (256, 256)), ("efficientdet_d7x", (256, 256)), ("efficientdet_lite0", (320, 320))],
+)
+def test_boxes_are_where_the_anchors_are(network: str, size: tuple[int, int]) -> None:
     """Predictions of 0: the best anchors' own boxes, inside of the input."""
-    size = (256, 256)
     symbol = get_symbol(network, size, 2, nms=1.0, nms_topk=20000, keep_topk=20000, score_threshold=0.1)
     arrays = random_arrays(symbol, size)
     for name, array in arrays.items():
@@ -214,12 +241,12 @@ def test_boxes_are_where_the_anchors_are(network: str) -> None:
     row = EFFDET_NETWORKS[network]
     anchors = effdet_anchors(size, row.anchor_scale, row.levels)[4::9]
     corners = np.clip(
-        np.concatenate([anchors[:, :2] - anchors[:, 2:] / 2, anchors[:, :2] + anchors[:, 2:] / 2], 1), 0, 256
+        np.concatenate([anchors[:, :2] - anchors[:, 2:] / 2, anchors[:, :2] + anchors[:, 2:] / 2], 1), 0, size[0]
     )
     assert (found[:, 0] == 1).all()
     np.testing.assert_allclose(found[:, 1], 1 / (1 + np.exp(-2)), rtol=1e-6)
-    order = [np.lexsort(boxes.T.round(2)) for boxes in (corners, found[:, 2:] * 256)]
-    np.testing.assert_allclose(found[order[1], 2:] * 256, corners[order[0]], atol=0.02)
+    order = [np.lexsort(boxes.T.round(2)) for boxes in (corners, found[:, 2:] * size[0])]
+    np.testing.assert_allclose(found[order[1], 2:] * size[0], corners[order[0]], atol=0.02)
 
 
 @LIGHTS

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boxes.anchor_fit import best_ssd_iou
+from boxes.anchor_sets import MapAnchors, pixel_sizes
 from boxes.anchors import AnchorLayer
 from common.errors import DataError, OptionError
 from config.preset import read_preset
@@ -15,7 +16,7 @@ from dataset.packing import pack_dataset
 from dataset.pascal_voc import PascalVoc
 from dataset.record_source import object_boxes
 from tests.dataset.voc import add, image_set, xml_object
-from tools.anchors import SSDFamily, main, pixel_sizes
+from tools.anchors import main
 from train.options import train_options_class
 
 YOLO = ["--network", "yolov3_tiny", "--data-shape", "96,128"]
@@ -88,7 +89,7 @@ def test_overlaps_are_those_of_the_placed_anchors(seed):
     """Of each map the nearest cell alone is looked at, which gives the overlap with all boxes of MultiBoxPrior."""
     low, high = np.sort(np.random.default_rng(seed).uniform(0, 1, (2, 20, 2)), axis=0)
     boxes = np.concatenate([low, high], axis=1)
-    family = SSDFamily((48, 64), "force", 0.5, LAYERS, ((6, 8), (2, 3)))
+    family = MapAnchors((48, 64), 0.5, LAYERS, ((6, 8), (2, 3)), "sizes", "ratios")
     sizes = pixel_sizes(boxes, family.size) / family.size[0]
     layers = [(layer.sizes, layer.ratios) for layer in LAYERS]
     found = best_ssd_iou(sizes, layers, family._places(boxes))
@@ -100,7 +101,7 @@ def test_fitted_ssd_anchors_are_where_the_cells_are():
     low = np.random.default_rng(0).uniform(0.05, 0.8, (200, 2))
     boxes = np.concatenate([low, low + 0.12], axis=1)
     layers = (AnchorLayer((0.05,), (1.0,)), AnchorLayer((0.13,), (1.0,)))
-    family = SSDFamily((64, 64), "force", 0.5, layers, ((16, 16), (2, 2)))
+    family = MapAnchors((64, 64), 0.5, layers, ((16, 16), (2, 2)), "sizes", "ratios")
     fitted = family.fit(boxes, 200, 0)
     assert fitted.placed_iou(boxes).mean() > 0.6 > 0.3 > family.placed_iou(boxes).mean()
     assert fitted.fit(boxes, 0, 0) == fitted

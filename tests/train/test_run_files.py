@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +13,10 @@ import pytest
 
 from common.errors import OptionError
 from config.options import replace_options
-from train.callbacks import Progress
 from train.curves import LiveCurves, save_curves
 from train.metric import LossMetric
 from train.options import train_options
+from train.progress import Progress
 from train.run_files import (
     MetricsFile,
     changed_options,
@@ -138,14 +139,74 @@ class Terminal(io.StringIO):
 
 def test_on_a_terminal_a_bar_shows_loss_speed_and_time_left(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
-    progress = Progress(batch_size=4, frequent=2, batches=6, end_epoch=3)
-    metric = SimpleNamespace(totals=lambda: (1.0, 1.0), get_name_value=lambda: [("CrossEntropy", 1.25)])
+    shown = shown_on_a_terminal(monkeypatch, 80)
+    assert "Epoch 2/3 6/6 CrossEntropy=1.25 SmoothL1=0.5 " in shown[-1]
+    assert re.search(r"images/s ends in \d:\d\d:\d\d", shown[-1])
+
+
+def shown_on_a_terminal(monkeypatch, columns, **changes):
+    """What an epoch of six batches draws, a line at a time."""
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((columns, 24)))
+    monkeypatch.setattr("train.progress.REDRAWN_SECONDS", 0.0)
+    progress = Progress(**{"batch_size": 4, "frequent": 20, "batches": 6, "end_epoch": 3} | changes)
+    values = [("CrossEntropy", 1.25), ("SmoothL1", 0.5)]
+    metric = SimpleNamespace(totals=lambda: (1.0, 1.0), get_name_value=lambda: values)
     for batch in range(6):
         progress(SimpleNamespace(epoch=1, nbatch=batch, eval_metric=metric))
-    shown = sys.stderr.getvalue()
-    assert "Epoch 1" in shown
-    assert "CrossEntropy=1.2500" in shown
-    assert "images/s, run ends in 0:00:00" in shown
+    return [line.rstrip() for line in sys.stderr.getvalue().split("\r") if "Epoch" in line]
+
+
+@pytest.mark.parametrize("columns", [120, 80, 60, 45])
+def test_the_line_on_a_terminal_fits_and_never_loses_the_time_left(monkeypatch, columns):
+    """From the second batch on, although --frequent is more than an epoch has."""
+    lines = shown_on_a_terminal(monkeypatch, columns)
+    assert len(lines) >= 6
+    assert all(len(line) < columns for line in lines)
+    assert lines[0].endswith("ends in ?")
+    lines = lines[-5:]  # from the second batch on
+    assert all(re.search(r"ends in \d:\d\d:\d\d$", line) for line in lines)
+    assert all("CrossEntropy=1.25" in line for line in lines if columns >= 60)
+    assert all("images/s" in line for line in lines if columns >= 80)
+
+
+def test_where_a_terminal_shows_a_line_the_log_has_it_too(monkeypatch, caplog):
+    with caplog.at_level(logging.INFO):
+        shown_on_a_terminal(monkeypatch, 80, frequent=3)
+    assert [record.getMessage().split()[2] for record in caplog.records] == ["3/6", "6/6"]
+    assert all("images/s ends in" in line and " step " in line and " MB" in line for line in caplog.messages)
+    assert all(record.shown_otherwise for record in caplog.records)
+
+
+@pytest.mark.parametrize(("last", "left"), [(None, 14), (2, 10)])
+def test_the_time_left_counts_the_batches_of_the_last_epoch(monkeypatch, last, left):
+    """One image a batch and a second; the second of six batches in the first of three epochs."""
+    clock = iter(range(100))
+    monkeypatch.setattr("train.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    progress = Progress(batch_size=1, frequent=1, batches=6, end_epoch=3, last_batches=last)
+    metric = SimpleNamespace(totals=lambda: (1.0, 1.0), get_name_value=lambda: [("loss", 1.25)])
+    for batch in range(2):
+        progress(SimpleNamespace(epoch=0, nbatch=batch, eval_metric=metric))
+    assert progress.state()["run ends in"] == f"0:00:{left + 2:02d}"
+
+
+def test_an_epoch_of_one_batch_has_a_speed(caplog):
+    progress = Progress(batch_size=4, frequent=20, batches=1, end_epoch=3)
+    metric = SimpleNamespace(totals=lambda: (1.0, 1.0), get_name_value=lambda: [("loss", 1.25)])
+    with caplog.at_level(logging.INFO):
+        progress(SimpleNamespace(epoch=0, nbatch=0, eval_metric=metric))
+    assert progress.images_per_second > 0
+    assert re.search(r"Epoch 1/3 1/1 loss=1.25 .* images/s ends in \d", caplog.messages[0])
+
+
+def test_a_long_epoch_has_lines_although_it_has_few_batches(monkeypatch, caplog):
+    monkeypatch.setattr("train.progress.QUIET_SECONDS", 0.0)
+    progress = Progress(batch_size=4, frequent=20, batches=3, end_epoch=3)
+    metric = SimpleNamespace(totals=lambda: (1.0, 1.0), get_name_value=lambda: [("loss", 1.25)])
+    with caplog.at_level(logging.INFO):
+        for batch in range(3):
+            progress(SimpleNamespace(epoch=0, nbatch=batch, eval_metric=metric))
+    assert [line.split()[2] for line in caplog.messages] == ["2/3", "3/3"]
 
 
 def test_a_resumed_run_tells_which_options_it_changes(tmp_path):

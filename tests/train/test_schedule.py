@@ -1,16 +1,40 @@
 """Learning rates: the classic steps, warm-up and cosine, and the same curve in a run that is resumed."""
 
+import json
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from common.errors import OptionError
+from common.errors import CheckpointError, OptionError
 from config.command_line import parse_options
 from config.options import from_mapping
 from config.preset import read_preset
+from dataset.iterator import DetRecordIter
 from machine.runtime import mx
-from train.options import train_options, train_options_class
+from model.checkpoint import load_checkpoint
+from symbol.symbol_factory import get_assigner, get_symbol_train, label_names
+from tests.train.test_training import digests, stop_in_epoch
+from tests.train.tiny import BATCH as TINY_BATCH
+from tests.train.tiny import CLASSES, metrics
+from train.metric import make_metric
+from train.options import network_options, train_options, train_options_class
 from train.preflight import check_recipe
-from train.schedule import Origin, get_lr_scheduler, make_schedule, updates_per_epoch, warm_up_of_others
+from train.schedule import (
+    Origin,
+    Pace,
+    Plateau,
+    WarmUp,
+    get_lr_scheduler,
+    make_schedule,
+    pace_of,
+    updates_per_epoch,
+    warm_up_of,
+    warm_up_of_others,
+)
+from train.stages import without_det
+from train.training import run_training
 
 EXAMPLES, BATCH, BATCHES = 95, 10, 10
 
@@ -251,3 +275,201 @@ def test_a_warm_up_may_be_a_part_of_an_epoch(epochs, updates):
 def test_warm_ups_that_cannot_be_are_refused(changes, words):
     with pytest.raises(OptionError, match=words):
         warm_up_of_others(options(**changes).schedule, BATCHES)
+
+
+# Ten batches an epoch: one update each in the first epoch, then groups of four.
+EARLY = {"accumulate": 4, "warmup_updates": 1000, "warmup_factor": 0.001, "warmup_accumulate": 1}
+
+
+def test_the_pace_of_a_warm_up_without_accumulation():
+    run = options(**EARLY)
+    pace = pace_of(run.schedule, BATCH, EXAMPLES)
+    assert (pace.updates, pace.early_epochs, pace.early, pace.first) == (3, 1, 10, 10)
+    assert [pace.before(k) for k in range(4)] == [0, 10, 13, 16]
+    assert [pace.epoch_of(u) for u in (0, 1, 10, 11, 13, 14, 16, 17)] == [0, 0, 0, 1, 1, 2, 2, 3]
+    longer = options(accumulate=4, warmup_epochs=2.5, warmup_accumulate=2)
+    assert [pace_of(longer.schedule, BATCH, EXAMPLES).before(k) for k in (1, 3, 5)] == [5, 15, 21]
+    assert pace_of(options(accumulate=4).schedule, BATCH, EXAMPLES) == Pace(3)
+    assert pace_of(options(warmup_epochs=1, warmup_accumulate=1).schedule, BATCH, EXAMPLES) == Pace(10)
+
+
+def trainer_rates(epochs, lr, final, batches=BATCHES, accumulate=4):
+    """The YOLOv3-SPP trainer's rate at each update, with groups that begin anew in each epoch."""
+    found = []
+    for epoch in range(epochs):
+        rate = lr * ((1 + np.cos(epoch * np.pi / epochs)) / 2 * (1 - final) + final)
+        for i in range(batches):
+            share = min(i / min(1000, batches - 1), 1.0)
+            factor = 0.001 * (1 - share) + share if epoch == 0 else 1.0
+            if epoch == 0 or (i + 1) % accumulate == 0 or i + 1 == batches:
+                found.append(rate * factor)
+    return found
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_the_rates_of_the_trainer_with_its_warm_up(first):
+    run = options(lr_schedule="cosine_epochs", lr_final=0.005, end_epoch=5 + first, **EARLY)
+    pace = pace_of(run.schedule, BATCH, EXAMPLES)
+    origin = Origin().continued(first, 0, pace.updates, pace.early_epochs, pace.early)
+    expected = trainer_rates(5, 0.5, 0.01)
+    np.testing.assert_allclose(rates(make_schedule(run.schedule, pace.updates, origin), len(expected)), expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lr_schedule": "cosine", "lr_final": 0.01},
+        {"lr_schedule": "cosine_epochs", "lr_final": 0.01},
+        {"lr_schedule": "step_epochs", "lr_step_epochs": 2},
+        {"lr_steps": ("3", "5.5")},
+    ],
+)
+@pytest.mark.parametrize("first", [0, 2])
+def test_epochs_of_another_length_at_the_begin_move_what_epochs_say(changes, first):
+    """From the second epoch on rates are those of a run of short epochs alone, but later by those of the first."""
+    run = options(lr_factor=0.1, **changes)
+    origin = Origin().continued(first, 0, 3, 1, 10)
+    with_early, without = make_schedule(run.schedule, 3, origin), make_schedule(run.schedule, 3, Origin(first, 3))
+    count = (8 - first) * 3
+    found, expected = rates(with_early, count + 7), rates(without, count)
+    if changes.get("lr_schedule") == "cosine":  # it is as long as all updates
+        whole = 0.5 * np.array([0.02 + 0.98 * (1 + np.cos(np.pi * u / (count + 7))) / 2 for u in range(1, count + 8)])
+        np.testing.assert_allclose(found, whole)
+        return
+    np.testing.assert_allclose(found[10:], expected[3:])
+    np.testing.assert_allclose(found[:10], expected[0])
+
+
+def test_a_run_that_is_resumed_with_another_pace_goes_on_by_epochs():
+    origin = Origin().continued(0, 0, 3, 1, 10)
+    assert origin.numbers() == (0, 3, 0, 1, 10)
+    assert origin.continued(2, 13, 3, 1, 10) == Origin(*origin.numbers())
+    assert origin.continued(2, 13, 5, 1, 10).shift == 15 - 13
+    assert origin.continued(2, 13, 3).shift == 6 - 13
+    assert Origin(0, 3).continued(2, 6, 3, 1, 10).shift == 13 - 6
+    assert Origin(0, 3, 4).numbers() == (0, 3, 4)
+
+
+@pytest.mark.parametrize(("updates", "rising"), [(10, 9), (5, 5), (1, 0)])
+def test_a_warm_up_of_updates_ends_within_the_first_epoch(updates, rising):
+    """With the trainer's factor it begins with the first update, and the one after it has the full rate."""
+    run = options(lr_factor=1.0, warmup_updates=min(updates, 5) if rising == 5 else 1000, warmup_factor=0.1)
+    found = warm_up_of(run.schedule, 10 if rising == 5 else updates)
+    expected = [0.1 * (1 - k / rising) + k / rising for k in range(rising)] if rising else []
+    np.testing.assert_allclose([found.at(u) for u in range(1, rising + 1)], expected)
+    assert found.at(rising + 1) == 1.0
+
+
+def test_two_lengths_of_the_warm_up_are_refused():
+    with pytest.raises(OptionError, match="--warmup-updates 9 and --warmup-epochs 1 exclude each other; set one"):
+        check_recipe(options(warmup_updates=9, warmup_epochs=1))
+
+
+def plateau(state=None, **changes):
+    settings = {"factor": 0.1, "patience": 2, "lowest": 0.002} | changes
+    return Plateau(1.0, warm_up=WarmUp(), state=state or {}, **settings)
+
+
+def rates_of(schedule, losses):
+    rates = []
+    for loss in losses:
+        schedule.observe(loss)
+        rates.append(schedule(1))
+    return rates
+
+
+def test_the_rate_falls_after_more_bad_validations_than_tolerated():
+    losses = [5, 4, 4, 3.9999, 4, 3, 3, 3, 3, math.nan, math.inf, 3, 3, 3, 3]
+    expected = [1, 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.002, 0.002, 0.002, 0.002]
+    np.testing.assert_allclose(rates_of(plateau(), losses), expected)
+
+
+@pytest.mark.parametrize("lowest", [2.0, 0.0])
+def test_a_lower_bound_above_the_rate_does_not_raise_it(lowest):
+    assert rates_of(plateau(patience=0, lowest=lowest), [1, 1])[-1] == (1.0 if lowest else 0.1)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 7])
+def test_the_state_goes_through_json(stop):
+    losses = [math.nan, 5, 5, 5, 5, 4, 4, 4, 4]
+    first = plateau()
+    begun = rates_of(first, losses[:stop])
+    state = json.loads(json.dumps(first.state(), allow_nan=False))
+    assert begun + rates_of(plateau(state), losses[stop:]) == rates_of(plateau(), losses)
+
+
+@pytest.mark.parametrize("state", [{"rate": "x"}, {"best": []}, {"bad": None}])
+def test_a_damaged_state_is_refused(state):
+    with pytest.raises(CheckpointError, match="plateau is damaged"):
+        plateau(state)
+
+
+@pytest.mark.parametrize("changes", [{}, {"targets": "mxnet"}, {"ema": 0.9}, {"cpus": 2}])
+def test_the_loss_of_the_validation_is_that_of_the_saved_weights(options, changes):
+    """10 images in batches of 8, with batch norm on its moving averages; detections are validated as without it."""
+    run = options(val_loss=True, end_epoch=1, **changes)
+    run_training(run)
+    found = metrics(run.output.prefix)[-1]
+    assert {name: pytest.approx(value, rel=1e-4) for name, value in loss_of(run).items()} == found["validation_loss"]
+    header, line = Path(f"{run.output.prefix}-results.txt").read_text().splitlines()
+    values = dict(zip(header.split(), line.split(), strict=True))
+    assert float(values["val_SmoothL1"]) == pytest.approx(found["validation_loss"]["SmoothL1"], rel=1e-4)
+    plain = options(prefix=f"{run.output.prefix}-plain", end_epoch=1, **changes)
+    run_training(plain)
+    assert metrics(plain.output.prefix)[-1]["validation"] == pytest.approx(found["validation"])
+    assert digests(plain.output.prefix, 1) == digests(run.output.prefix, 1)
+
+
+def loss_of(run):
+    """The losses of a run's last checkpoint over its validation record."""
+    settings, checkpoint = network_options(run), load_checkpoint(run.output.prefix)
+    symbol = without_det(get_symbol_train(run.input.network, run.input.data_shape, len(CLASSES), **settings))
+    names = label_names(run.input.network, **settings)
+    assigner = get_assigner(run.input.network, run.input.data_shape, len(CLASSES), **settings)
+    with_labels = DetRecordIter(run.data.val_path, TINY_BATCH, 64, augment=None, assigner=assigner, workers=0)
+    module = mx.mod.Module(symbol, label_names=names)
+    shapes = {desc.name: desc for desc in with_labels.provide_label}
+    module.bind(with_labels.provide_data, [shapes[name] for name in names], for_training=False)
+    module.set_params(checkpoint.arg_params, checkpoint.aux_params)
+    metric = make_metric(symbol)
+    for batch in with_labels:
+        arrays = dict(zip(shapes, batch.label, strict=True))
+        module.forward(mx.io.DataBatch(batch.data, [arrays[name] for name in names]), is_train=False)
+        metric.update([], module.get_outputs())
+    return dict(metric.get_global_name_value())
+
+
+def test_a_run_on_a_plateau_resumes_exactly(options, tmp_path):
+    changes = {
+        "lr_schedule": "plateau",
+        "val_loss": True,
+        "lr_patience": 0,
+        "lr": 0.5,
+        "lr_factor": 0.5,
+        "end_epoch": 6,
+    }
+    whole, parts = (options(prefix=str(tmp_path / name / "t"), **changes) for name in ("whole", "parts"))
+    run_training(whole)
+    rates = [line["learning_rate"] for line in metrics(whole.output.prefix)]
+    assert rates[0] == 0.5
+    assert rates[-1] < 0.5
+    stop = 1 + next(k for k, rate in enumerate(rates) if rate < 0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.callbacks.FiniteGuard.__call__", stop_in_epoch(stop))
+        with pytest.raises(RuntimeError):
+            run_training(parts)
+    run_training(options(**(changes | {"prefix": parts.output.prefix, "resume": "auto"})))
+    assert metrics(parts.output.prefix) == metrics(whole.output.prefix)
+    assert digests(parts.output.prefix, 6) == digests(whole.output.prefix, 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"val_loss": True, "val_path": ""}, "--val-loss needs a validation"),
+        ({"lr_schedule": "plateau"}, "--lr-schedule plateau follows the validation loss; give --val-loss"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options, changes, words):
+    with pytest.raises(OptionError, match=words):
+        run_training(options(**changes))

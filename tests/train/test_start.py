@@ -213,7 +213,7 @@ def test_finetuning_loses_later_checkpoints_only_if_asked_to(continued):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"pretrained": "nowhere/net"}, ["nowhere/net-0001.params: no such file"]),
+        ({"pretrained": "nowhere/net"}, ["nowhere/net-0001.params: no such file; check --pretrained and --epoch"]),
         ({"finetune": 4}, ["t-0004.params: no such file"]),
         ({"begin_epoch": 2}, ["the first epoch, 2, is not before --end-epoch 2"]),
         ({"finetune": 2}, ["the first epoch, 2, is not before --end-epoch 2"]),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import CheckpointError, DataError
+from common.errors import CheckpointError, DataError, OptionError
 from config.options import replace_options
 from deploy.main import export
 from detect.detector import Detector
@@ -141,3 +141,36 @@ def test_a_checkpoint_that_names_a_file_in_place_of_its_cfg_is_refused(run: Trai
     meta = replace(checkpoint.meta, network=f"darknet:{secret}", options=options)
     with pytest.raises(CheckpointError, match="its options hold no darknet_cfg"):
         model_from_checkpoint(replace(checkpoint, meta=meta))
+
+
+def test_a_run_on_rectangles_is_resumed_with_the_same_bits(tmp_path: Path) -> None:
+    """Accumulated over batches of different inputs, the last batch padded; the warm-up's epoch has updates of one."""
+    common = {
+        "network": "yolov3_tiny", "width": 0.125, "data_shape": (96,), "batch_size": 2, "workers": 0, "val_path": "",
+        "train_path": write_record(tmp_path / "train.rec", 9, 1, shapes=((64, 96), (96, 64), (96, 96))),
+        "resize_mode": "letterbox", "rect": True, "accumulate": 2, "warmup_updates": 9, "warmup_accumulate": 1,
+    }  # fmt: skip
+    for name, ends in (("whole", (3,)), ("parts", (1, 2, 3))):
+        for end in ends:
+            resume = "auto" if end > 1 and len(ends) > 1 else "-1"
+            run_training(train_options(**common, prefix=str(tmp_path / name), end_epoch=end, resume=resume))
+    assert [line["num_update"] for line in metrics(str(tmp_path / "whole"))] == [5, 8, 11]
+    for kind in ("params", "optim.params"):
+        whole, parts = (mx.nd.load(str(tmp_path / f"{name}-0003.{kind}")) for name in ("whole", "parts"))
+        for name, array in whole.items():
+            np.testing.assert_array_equal(array.asnumpy(), parts[name].asnumpy(), err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"resize_mode": "force"}, "--rect needs --resize-mode letterbox"),
+        ({"multi_scale": (1.5,)}, "--rect and --multi-scale exclude each other"),
+        ({"mosaic_prob": 1.0}, "--rect and --mosaic-prob exclude each other: .* give --mosaic-prob 0"),
+    ],
+)
+def test_what_rectangles_exclude_is_named(records, tmp_path: Path, changes, words) -> None:
+    options = {"network": "yolov3_tiny", "data_shape": (96,), "train_path": records[0], "val_path": records[1]}
+    options |= {"resize_mode": "letterbox", "rect": True, "prefix": str(tmp_path / "run")}
+    with pytest.raises(OptionError, match=words):
+        run_training(train_options(**options | changes))

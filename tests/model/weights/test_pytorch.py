@@ -1,9 +1,9 @@
-"""State_dicts of PyTorch under our names: ssd.pytorch's, vgg16_reducedfc.pth, torchvision's; files with torch."""
+"""State_dicts of PyTorch under our names: ssd.pytorch's, vgg16_reducedfc.pth, torchvision's."""
 
 import numpy as np
 import pytest
 
-from common.errors import CheckpointError, InstallError
+from common.errors import CheckpointError
 from model.weights import pytorch
 from model.weights.fit import compare, expected_shapes
 from model.weights.vgg import CONVOLUTIONS
@@ -59,36 +59,3 @@ def test_unknown_names_stay_and_other_networks_are_refused():
     assert {"vgg.99.weight", "epoch"} <= named.keys()
     with pytest.raises(CheckpointError, match="hold no layer conv1_1 of VGG16"):
         pytorch.rename_ssd({"layer1.0.conv1.weight": np.zeros((64, 64, 3, 3))}, "", {})
-
-
-def test_a_missing_torch_is_one_sentence(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(InstallError, match="a.pth: reading .pth files needs torch: pip install"):
-        pytorch.read("a.pth")
-
-
-def test_files_of_torch_are_read(tmp_path):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    arrays = {"vgg.0.weight": formula("w", (4, 3, 3, 3)), "vgg.0.bias": formula("b", (4,))}
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    for content in (tensors, {"state_dict": tensors, "epoch": 3}):
-        torch.save(content, tmp_path / "a.pth")
-        found = pytorch.read(tmp_path / "a.pth")
-        assert found.keys() == arrays.keys()
-        for name, array in arrays.items():
-            np.testing.assert_array_equal(found[name], array)
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"hello", b"\x80\x04\x95" + b"\xff" * 40])
-def test_damaged_files_of_torch_are_named(tmp_path, content):
-    pytest.importorskip("torch", reason="torch is not installed")
-    (tmp_path / "a.pth").write_bytes(content)
-    with pytest.raises(CheckpointError, match="a.pth: not a state_dict"):
-        pytorch.read(tmp_path / "a.pth")
-
-
-def test_objects_in_files_of_torch_are_never_unpickled(tmp_path):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    torch.save({"weight": tmp_path}, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match="a.pth: not a state_dict"):
-        pytorch.read(tmp_path / "a.pth")

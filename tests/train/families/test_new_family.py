@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from boxes.anchor_sets import PixelAnchors
 from common.errors import CheckpointError, OptionError
 from config.command_line import parse_options
 from config.options import joined_options, option, replace_options
@@ -126,6 +127,25 @@ def test_its_words_of_freeze_and_its_sizes(run):
     assert idle_options(train_options(network=NETWORK, keep_topk=3)) == []
     with pytest.raises(OptionError, match="data shape 80,80: retina_toy needs sides that are multiples of 32"):
         get_symbol(NETWORK, 80, 3)
+
+
+class SquareRetina(Retina):
+    """Its one anchor is an option that can be fitted."""
+
+    name = "SquareRetina"
+
+    def anchor_set(self, network, row, size, options):
+        return PixelAnchors(size, 0.5, np.full((1, 2), options.retina_side), "retina_side")
+
+
+def test_anchors_of_any_family_are_fitted_where_it_gives_them(records, monkeypatch, capsys):
+    monkeypatch.setattr(registry, "_families", [*registry.families(), SquareRetina({"square_toy": (8, 16, 16, 24)})])
+    anchors.main(
+        [f"--train-path={records[0]}", "--network=square_toy", "--data-shape=64", "--generations=3", "--seed=1"]
+    )
+    printed = capsys.readouterr().out
+    assert "input 64,64 (force), 1 anchors" in printed
+    assert '--retina-side "' in printed
 
 
 def test_what_it_cannot_do_is_refused_by_name(run, records, tmp_path):
