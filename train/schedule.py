@@ -16,7 +16,6 @@ from train.recipe import no_change
 Scheduler: TypeAlias = mx.lr_scheduler.LRScheduler
 BIASES = ("_bias", "_beta")
 WITH_MOMENTUM = ("sgd", "nag")
-ADJUSTED = "Adjusted learning rate to %g for epoch %d"
 logger = logging.getLogger(__name__)
 
 
@@ -147,7 +146,15 @@ def get_lr_scheduler(
     given = {"lr_steps": lr_refactor_step, "lr_factor": lr_refactor_ratio}
     checked = from_mapping(ScheduleOptions, given, "get_lr_scheduler")
     updates = max(1, math.ceil(num_example / batch_size))
-    return _steps(learning_rate, checked.lr_steps, checked.lr_factor, Pace(updates), begin_epoch, warm_up)
+    rate, scheduler = _steps(learning_rate, checked.lr_steps, checked.lr_factor, Pace(updates), begin_epoch, warm_up)
+    tell_adjusted(learning_rate, rate, begin_epoch)
+    return rate, scheduler
+
+
+def tell_adjusted(wanted: float, rate: float, epoch: int) -> None:
+    """Logs the rate with which a run begins or goes on at an epoch, where earlier steps have changed the wanted one."""
+    if rate != wanted:
+        logger.info("Adjusted learning rate to %g for epoch %d", rate, epoch)
 
 
 def make_schedule(
@@ -287,8 +294,6 @@ def _steps(
     places = {_place(step, pace, begin_epoch, shift) for step in steps if ratio < 1}
     ahead = sorted(place for place in places if place > 0)
     rate = learning_rate * ratio ** (len(places) - len(ahead))
-    if rate != learning_rate:
-        logger.info(ADJUSTED, rate, begin_epoch)
     if not ahead and not warm_up.updates:
         return rate, None
     return rate, Rates(rate, lambda u: rate * ratio ** sum(u > place for place in ahead), warm_up)

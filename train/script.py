@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from common.errors import UserError
 from machine.command import log_to_terminal
@@ -25,7 +24,8 @@ def log_to_console() -> None:
 
 def way_to_continue(is_saved: bool) -> str:
     """How the script goes on: as it is where there is no checkpoint of this run, else with another call."""
-    script = shlex.join(["python", *sys.argv]) if Path(sys.argv[0]).is_file() else "the same call"
+    is_file = hasattr(sys.modules["__main__"], "__file__")  # not in a notebook
+    script = shlex.join(["python", *sys.argv]) if is_file else "the same call"
     if not is_saved:
         return script
     return f'{script}, once its train_net has resume="auto", and neither finetune nor overwrite'

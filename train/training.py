@@ -27,7 +27,7 @@ from train.progress import MeasuredIter, Progress
 from train.recipe import Recipe
 from train.run_files import command_to_continue, lock_prefix, log_to_file, remembered_log, write_run_file
 from train.saving import CheckpointWriter, SavePlan, Snapshots
-from train.schedule import Origin, Pace, Plateau, make_plateau, make_schedule, warm_up_of_others
+from train.schedule import Origin, Pace, Plateau, make_plateau, make_schedule, tell_adjusted, warm_up_of_others
 from train.stages import Stage, limit_updates
 from train.start import Start, after_stage
 
@@ -285,6 +285,9 @@ def _optimizer_params(
         if schedule.lr_schedule == "plateau"
         else make_schedule(schedule, pace.updates, origin)
     )
+    done = start.num_update - start.earlier_updates
+    if schedule.lr_schedule == "steps":  # without its warm-up
+        tell_adjusted(schedule.lr, scheduler.rate(done + 1) if scheduler else rate, start.epoch)
     # The paper's losses are divided by the positives of the global batch: gradients of the contexts add up. The classic
     # outputs are normalised in each context.
     params: dict[str, Any] = {
@@ -292,7 +295,7 @@ def _optimizer_params(
         "wd": options.schedule.wd,
         "lr_scheduler": scheduler,
         "rescale_grad": 1.0 / num_contexts if mean_losses(options.input.network, **network_options(options)) else 1.0,
-        "begin_num_update": start.num_update - start.earlier_updates,
+        "begin_num_update": done,
     }
     if options.schedule.optimizer in ("sgd", "nag"):
         params["momentum"] = options.schedule.momentum

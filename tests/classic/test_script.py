@@ -123,6 +123,14 @@ def test_who_begins_again_is_told_the_argument(folder):
     assert list_epochs(prefix) == [1, 2]
 
 
+def test_a_resumed_run_tells_its_lowered_rate(folder, caplog):
+    caplog.set_level("INFO")
+    classic(folder, lr_refactor_step="1")
+    assert "Adjusted" not in caplog.text
+    classic(folder, lr_refactor_step="1", resume="auto", end_epoch=2)
+    assert [line for line in caplog.messages if "Adjusted" in line] == ["Adjusted learning rate to 0.001 for epoch 1"]
+
+
 def test_flags_are_named_as_arguments():
     assert set(ARGUMENTS) <= set(fields_of(train_options_class()))
     assert set(ARGUMENTS.values()) <= set(inspect.signature(train_net).parameters)
