@@ -229,9 +229,10 @@ def load_checkpoint(prefix: str, epoch: int | str = "auto") -> Checkpoint:
     check_prefix(prefix)
     epochs, plain = list_epochs(prefix), plain_epoch(prefix, epoch)
     if plain is not None:
+        where = f"of epoch {plain} (there are {', '.join(map(str, epochs))})" if epochs else "there"
         raise CheckpointError(
-            f"{prefix}: no checkpoint there but weights, {params_path(prefix, plain)} has no .json; train from it with "
-            f"--pretrained {prefix} --epoch {plain}, or with its symbol make a checkpoint of it by `python "
+            f"{prefix}: no checkpoint {where} but weights, {params_path(prefix, plain)} has no .json; train from it "
+            f"with --pretrained {prefix} --epoch {plain}, or with its symbol make a checkpoint of it by `python "
             f"tools/convert_weights.py --from classic {params_path(prefix, plain)} --prefix NEW`"
         )
     if not epochs and (Path(prefix) / "manifest.json").is_file():
