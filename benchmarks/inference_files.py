@@ -29,9 +29,9 @@ from benchmarks.inference_engines import (
     TORCH_SYMBOL,
 )
 from benchmarks.inference_models import NETWORKS, make_model, raw_outputs, read_inputs
-from deploy.calibrate import calibrate
 from deploy.onnx_export.export import to_onnx
 from deploy.onnx_files import int8_onnx
+from deploy.precision import calibrate
 from engines.mxnet_engine import fused_model
 from machine.runtime import mx
 from model.folder import Model, inference_model, write_model_folder

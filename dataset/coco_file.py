@@ -15,7 +15,7 @@ import numpy as np
 
 from common.errors import DataError
 from common.sizes import Size
-from dataset.mistakes import Mistakes
+from dataset.imdb import Mistakes
 
 MAX_BYTES = 4 << 30  # instances_train2017.json has 448 MB
 _EXACT = 1 << 53  # larger numbers are not exact as float64

@@ -17,9 +17,8 @@ from common.errors import DataError, did_you_mean
 from common.files import text_lines
 from common.sizes import Size
 from dataset.folder_files import files_in, find_file
-from dataset.imdb import AnnotatedImage, require_inside
+from dataset.imdb import AnnotatedImage, Mistakes, require_inside
 from dataset.labels import OBJECT_WIDTH
-from dataset.mistakes import Mistakes
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "path": ("path", "filename", "file_name", "image", "image_path", "image_id", "file", "img", "frame"),

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from common.errors import DataError
 from dataset.image_check import MAX_BYTES
-from dataset.mistakes import shortened
+from dataset.imdb import shortened
 from machine.command import held
 
 _CHUNK = 8  # images a worker takes at a time

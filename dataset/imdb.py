@@ -1,10 +1,13 @@
 """What every source of annotations gives: class names and annotated images, in pixels of the image as stored.
 
-Parts of a data set are drawn from it at random: train, val, test.
+Parts of a data set are drawn from it at random: train, val, test. Mistakes in its labels are all collected; then it is
+refused, or goes on without their images: packed without a label that cannot be read, an image would teach that its
+object is none.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -122,3 +125,47 @@ def split_dataset(imdb: Imdb, shares: Sequence[float], seed: int) -> dict[str, P
             images = [imdb.images[k] for k in sorted(groups[name])]
             parts[name] = Part(imdb.class_names, images, [line for image in images for line in image.dropped])
     return parts
+
+
+SHOWN = 10  # lines of a list in an error or a report
+
+
+class Mistakes:
+    """Sentences about labels that cannot be used, in `lines`."""
+
+    def __init__(self, skip: bool = False) -> None:
+        """skip: settle() refuses only a data set in which nothing else is left."""
+        self.skip = skip
+        self.lines: list[str] = []
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Keeps the sentence of a DataError in the block, which ends there; what follows goes on."""
+        try:
+            yield
+        except DataError as error:
+            self.lines.append(str(error))
+
+    def settle(self, usable: int) -> None:
+        """DataError with all that was collected, unless it may be skipped; with the first if nothing is usable.
+
+        usable: images that are left.
+        """
+        if not self.lines:
+            return
+        if not self.skip and len(self.lines) == 1:
+            raise DataError(self.lines[0])
+        if not self.skip:
+            listed = "; ".join(shortened(self.lines))
+            raise DataError(
+                f"labels that cannot be used: {len(self.lines)} (correct them, or leave their images out with "
+                f"--skip-bad): {listed}"
+            )
+        if not usable:
+            raise DataError(f"no annotation can be used: {self.lines[0]}")
+
+
+def shortened(lines: Sequence[str]) -> list[str]:
+    """The first ten lines and how many more there are."""
+    rest = len(lines) - SHOWN
+    return [*lines[:SHOWN], *([f"... and {rest} more"] if rest > 0 else [])]

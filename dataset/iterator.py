@@ -13,8 +13,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.sizes import DataShape, Size
-from dataset.batch_spec import MEAN_PIXELS, BatchPlan, BatchSpec, plan_batches
-from dataset.classic_spec import classic_spec
+from dataset.batch_spec import MEAN_PIXELS, BatchPlan, BatchSpec, classic_spec, plan_batches
 from dataset.samples import DATA, GEOMETRY, LABEL
 from dataset.transforms import shape_of
 from dataset.workers import InProcess, WorkerPool

@@ -16,9 +16,8 @@ from common.errors import DataError, did_you_mean
 from common.sizes import Size
 from dataset.folder_files import files_in
 from dataset.image_check import IMAGE_SUFFIXES
-from dataset.imdb import AnnotatedImage, require_inside
+from dataset.imdb import AnnotatedImage, Mistakes, require_inside
 from dataset.labels import OBJECT_WIDTH
-from dataset.mistakes import Mistakes
 
 SUFFIX = ".json"
 MAX_BYTES = 256 << 20  # a file may hold its image

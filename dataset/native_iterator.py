@@ -27,8 +27,7 @@ from common.sizes import DataShape, Size
 from config.augment_options import FORCE
 from config.config import classic_arguments
 from dataset.augment import MIN_SIDE
-from dataset.batch_spec import MEAN_PIXELS, BatchPlan, BatchSpec, plan_batches
-from dataset.classic_spec import classic_spec
+from dataset.batch_spec import MEAN_PIXELS, BatchPlan, BatchSpec, classic_spec, plan_batches
 from dataset.image_check import record_header
 from dataset.iterator import RecordIter, group_total
 from dataset.labels import OBJECT_WIDTH

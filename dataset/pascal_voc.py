@@ -19,8 +19,7 @@ from common.errors import DataError, did_you_mean
 from common.sizes import Size
 from dataset.folder_files import files_in
 from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES
-from dataset.imdb import AnnotatedImage, require_inside
-from dataset.mistakes import Mistakes
+from dataset.imdb import AnnotatedImage, Mistakes, require_inside
 from dataset.voc_folders import XML, VocFolder, voc_names
 
 VOC_CLASSES = tuple(

@@ -15,9 +15,8 @@ from common.files import text_lines
 from common.sizes import Size
 from dataset.darknet_data import MAX_CLASSES, numbered_names
 from dataset.image_check import image_header
-from dataset.imdb import AnnotatedImage
+from dataset.imdb import AnnotatedImage, Mistakes
 from dataset.labels import OBJECT_WIDTH, PIXELS_ABOVE
-from dataset.mistakes import Mistakes
 from dataset.yolo_folders import listed_images, listed_in
 
 MAX_LABEL_BYTES = 4 << 20

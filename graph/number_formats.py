@@ -2,17 +2,21 @@
 
 int8 is MXNet's quantization, from float32 weights and the thresholds of a calibration. A model folder holds these; they
 are quantised whenever the model is loaded, which gives the same numbers each time. Nothing but float32 operators is
-ever read from a file that way.
+ever read from a file that way. Lines that MXNet's C++ code writes meanwhile are kept from the terminal.
 """
 
 import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
 from common.errors import CheckpointError
 from graph.symbol_graph import Edge, Params, SymbolNode, graph_of, symbol_of
-from machine.quiet import quiet
 from machine.runtime import mx
 
 BFLOAT16, FLOAT32 = "bfloat16", "float32"
@@ -201,3 +205,65 @@ def _last_name(node: dict[str, Any]) -> str:
 
 def _inner_name(node: dict[str, Any]) -> str:
     return next(inner["name"] for inner in node["subgraphs"][0]["nodes"] if inner["op"] in _LAYERS)
+
+
+_STDERR = 2
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing that is written to standard error by this process appears; exceptions are raised as ever.
+
+    For calls of a fraction of a second: lines of other threads are lost, too. Calls may overlap: standard error is back
+    when the last of them ends. Without one nothing happens.
+    """
+    _redirection.begin()
+    try:
+        yield
+    finally:
+        _redirection.end()
+
+
+class _Redirection:
+    """Standard error, which is discarded while any call of quiet() lasts."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._saved: int | None = None
+
+    def begin(self) -> None:
+        """The first of overlapping calls redirects."""
+        with self._lock:
+            if not self._calls:
+                self._saved = _redirect()
+            self._calls += 1
+
+    def end(self) -> None:
+        """The last of overlapping calls restores."""
+        with self._lock:
+            self._calls -= 1
+            if not self._calls and self._saved is not None:
+                os.dup2(self._saved, _STDERR)
+                os.close(self._saved)
+                self._saved = None
+
+
+_redirection = _Redirection()
+
+
+def _redirect() -> int | None:
+    """A copy of standard error as it was; None where the process has none."""
+    try:
+        saved = os.dup(_STDERR)
+    except OSError:
+        return None
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), _STDERR)
+    except BaseException:
+        os.close(saved)
+        raise
+    return saved

@@ -31,9 +31,8 @@ from config.options import option
 from dataset.annotation_list import listed_path, write_annotation_list
 from dataset.class_names import choose_classes, read_class_names, similar_names
 from dataset.fitting import DUPLICATES, TRUST, Rules
-from dataset.imdb import Imdb, split_dataset
+from dataset.imdb import Imdb, shortened, split_dataset
 from dataset.layouts import KINDS
-from dataset.mistakes import shortened
 from dataset.packing import Report, pack_dataset
 from dataset.sources import AUTO, Source, Wanted, read_sources
 from dataset.voc_folders import image_sets
@@ -227,6 +226,8 @@ def _refuse_sources(target: Path, sources: Sequence[Path], options: PrepareOptio
 def _check_write_sets(options: PrepareOptions) -> None:
     if options.write_sets and not options.split:
         raise OptionError("--write-sets: the sets are the parts of --split; give that, too")
+    if options.write_sets and options.dataset not in (AUTO, "pascal"):
+        raise OptionError(f"--write-sets: only pascal folders have image sets, --dataset is {options.dataset}")
     if options.write_sets and (options.annotations or options.images or len(roots_of(options.root)) > 1):
         raise OptionError("--write-sets is for one --root, without --annotations and --images; leave it out")
 

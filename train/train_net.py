@@ -1,19 +1,27 @@
-"""The functions of the classic module of this name, for scripts; train.py calls train/training.py."""
+"""The functions of the classic module of this name, for scripts; train.py calls train/training.py.
 
+A script sees the log on its console, and mistakes and how to go on in the words of its arguments.
+"""
+
+import logging
 import numbers
-from collections.abc import Mapping, Sequence
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from common.errors import OptionError
+from common.errors import OptionError, UserError
 from common.sizes import input_size
 from config.options import from_mapping
 from graph.symbol_graph import Params
+from machine.command import log_to_terminal
 from machine.runtime import mx
 from train.options import train_options_class
 from train.schedule import get_lr_scheduler
-from train.script import log_to_console, named_by_arguments, way_to_continue
 from train.training import run_training
 
 __all__ = ["convert_pretrained", "get_lr_scheduler", "train_net"]
@@ -173,3 +181,42 @@ def _devices(ctx: Contexts) -> dict[str, Any]:
         named = ", ".join(map(str, contexts)) or "none"
         raise OptionError(f"ctx: {named}; give GPUs, or the CPU contexts mx.cpu(0), mx.cpu(1), ...")
     return {"cpu": True, "cpus": len(contexts)}
+
+
+_AUTO = re.compile(r"--resume auto")
+_FLAG = re.compile(r"--([a-z][a-z0-9]*(?:[-_][a-z0-9]+)*)")
+
+
+def log_to_console() -> None:
+    """Sends the log to stderr, as logging.basicConfig does: handlers that the script has set stay alone."""
+    root = logging.getLogger()
+    if not root.handlers:
+        log_to_terminal()
+    root.setLevel(logging.INFO)
+
+
+def way_to_continue(is_saved: bool) -> str:
+    """How the script goes on: as it is where there is no checkpoint of this run, else with another call."""
+    is_file = hasattr(sys.modules["__main__"], "__file__")  # not in a notebook
+    script = shlex.join(["python", *sys.argv]) if is_file else "the same call"
+    if not is_saved:
+        return script
+    return f'{script}, once its train_net has resume="auto", and neither finetune nor overwrite'
+
+
+@contextmanager
+def named_by_arguments(names: Mapping[str, str]) -> Iterator[None]:
+    """Raises a mistake again with arguments in place of flags: `resume="auto"`, not `--resume auto`.
+
+    names: {option: argument} where the two differ.
+    """
+    try:
+        yield
+    except UserError as error:
+        text = _AUTO.sub('resume="auto"', str(error))
+        text = _FLAG.sub(lambda found: _argument(found[1].replace("-", "_"), names), text)
+        raise type(error)(text) from error
+
+
+def _argument(option: str, names: Mapping[str, str]) -> str:
+    return names.get(option, option)

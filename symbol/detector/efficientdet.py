@@ -13,10 +13,9 @@ from machine.runtime import mx
 from symbol.backbone.efficientnet import BATCH_NORM_EPS, LITE0, LITE1, LITE2, EfficientNet, efficientnet
 from symbol.detector.bifpn import FusionStyle, bifpn
 from symbol.family import Family, FeatureMap
-from symbol.layers import Layers, SharedSeparable, Symbol, activate
+from symbol.layers import Layers, SharedSeparable, Symbol, activate, take_rows
 from symbol.losses import EFFDET_LABELS, effdet_losses
 from symbol.network_options import EffDetOptions
-from symbol.post_process import take_rows
 
 CLASS_BIAS = -math.log(99)  # at the start every class has the probability 0.01 (RetinaNet, section 4.1)
 BODY_TAPS = slice(1, None)  # c3, c4 and c5: strides 8, 16 and 32

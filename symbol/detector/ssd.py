@@ -15,10 +15,9 @@ from machine.runtime import mx
 from symbol.backbone.gluon_body import PREFIX as GLUONCV
 from symbol.detector.ssd_rows import Rows, Sizes, SSDRow, gluoncv_rows
 from symbol.family import Family, FeatureMap
-from symbol.layers import Layers, Symbol, Tap, l2_normalise
+from symbol.layers import Layers, Symbol, Tap, l2_normalise, per_class_detection
 from symbol.losses import multibox_loss
 from symbol.network_options import SSDOptions
-from symbol.post_process import per_class_detection
 
 NO_OVERLAP = 1e-37  # a normal float32; MultiBoxDetection neither suppresses nor sorts with the threshold 0
 # Labels that the training symbols read, by target rule.

@@ -16,9 +16,8 @@ from symbol.backbone.darknet import Level, darknet, yolov3, yolov3_tiny
 from symbol.darknet_cfg import load_cfg, parse_anchors, parse_cfg
 from symbol.darknet_sections import BOX_VALUES, Sections, Yolo, trace, with_anchors, with_width
 from symbol.family import Family, FeatureMap
-from symbol.layers import Layers, Symbol
+from symbol.layers import Layers, Symbol, take_rows
 from symbol.network_options import YOLOOptions
-from symbol.post_process import take_rows
 from symbol.yolo_losses import LABELS, by_anchor, yolo_losses
 
 

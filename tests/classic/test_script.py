@@ -18,8 +18,7 @@ from machine.runtime import mx
 from model.checkpoint import list_epochs
 from tests.train.tiny import BATCH, CLASSES, NETWORK, TRAIN, VAL, write_record
 from train.options import train_options_class
-from train.script import named_by_arguments
-from train.train_net import ARGUMENTS, train_net
+from train.train_net import ARGUMENTS, named_by_arguments, train_net
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "classic.md"

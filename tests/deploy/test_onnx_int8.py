@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from common.errors import CheckpointError, InstallError
 from deploy import onnx_files
-from deploy.calibrate import calibrate
 from deploy.main import main
 from deploy.onnx_files import add_int8_file, int8_onnx
+from deploy.precision import calibrate
 from detect.detector import Detector
 from engines.mxnet_engine import fused_model
 from model.folder import inference_model

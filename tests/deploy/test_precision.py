@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 
 from common.errors import CheckpointError, DataError, OptionError
-from deploy.calibrate import calibrate, rank_layers
 from deploy.main import main
-from deploy.precision import Int8Options, _calibration_batches, _with_fewest_float32_layers, with_dtype
+from deploy.precision import (
+    Int8Options,
+    _calibration_batches,
+    _with_fewest_float32_layers,
+    calibrate,
+    rank_layers,
+    with_dtype,
+)
 from detect.detector import Detector
 from engines.mxnet_engine import bind
 from graph.number_formats import fuse, to_int8

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from common.errors import CheckpointError, OutOfMemoryError
-from deploy.calibrate import calibrate
+from deploy.precision import calibrate
 from engines import mxnet_engine
 from engines.mxnet_engine import bind
 from graph.number_formats import fuse

@@ -10,7 +10,7 @@ from boxes.anchors import expand_variances
 from boxes.geometry import centres_to_corners
 from machine.runtime import mx
 from model.weights import pytorch
-from symbol.post_process import per_class_detection
+from symbol.layers import per_class_detection
 from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train
 from tests.golden.loader import Case, assert_outputs, case_of, cases, formula_parameters
 

@@ -6,8 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from deploy.calibrate import calibrate
-from deploy.precision import with_dtype
+from deploy.precision import calibrate, with_dtype
 from engines.mxnet_engine import bind
 from graph.fold import fold_constants
 from graph.number_formats import fuse, to_bfloat16

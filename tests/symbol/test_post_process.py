@@ -13,7 +13,7 @@ from boxes.nms import nms
 from common.errors import OptionError
 from machine.runtime import mx
 from symbol.detector.ssd import multibox_detection
-from symbol.post_process import per_class_detection
+from symbol.layers import per_class_detection
 from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train
 
 VARIANCES = (0.1, 0.1, 0.2, 0.2)

@@ -212,7 +212,7 @@ def test_the_parts_of_a_split_become_image_sets(tmp_path, capsys):
     assert f"{folder}/ImageSets/Main/trainval.txt written" in capsys.readouterr().out
     main([*words, str(tmp_path / "again.lst"), "--set", "test"])
     assert (tmp_path / "again.rec").read_bytes() == target.with_name("mine_test.rec").read_bytes()
-    main(split)  # the same sets once more
+    main([*split, "--overwrite"])  # the same sets once more
 
 
 def test_each_year_gets_sets_of_its_own(root, tmp_path):

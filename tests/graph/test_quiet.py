@@ -58,6 +58,6 @@ os.write(2, b"back")
     ids=["overlapping", "threads", "nested", "closed", "no object"],
 )
 def test_standard_error_is_as_before(code):
-    code = "import os, sys, threading\nfrom machine.quiet import quiet\n" + code
+    code = "import os, sys, threading\nfrom graph.number_formats import quiet\n" + code
     done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, check=True, timeout=60)
     assert done.stderr == b"back"
