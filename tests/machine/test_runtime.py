@@ -120,7 +120,7 @@ NOT_FOUND = "cannot open shared object file: No such file or directory"
         (MXNET, "mxnet", f"OSError('libcuda.so.1: {NOT_FOUND}')", ["NVIDIA driver"]),
         (MXNET, "mxnet", f"OSError('libcudnn.so.8: {NOT_FOUND}')", ["libcudnn.so.8", "requirements-cu112.lock"]),
         (MXNET, "mxnet", f"OSError('libfoo.so.9: {NOT_FOUND}')", ["the package that contains libfoo.so.9"]),
-        (MXNET, "mxnet", "AttributeError('np.PZERO was removed')", ["PZERO", "tools.doctor"]),
+        (MXNET, "mxnet", "AttributeError('np.PZERO was removed')", ["PZERO", "tools/doctor.py"]),
     ],
 )
 def test_what_cannot_be_loaded_is_one_sentence_with_the_remedy(tmp_path, command, module, error, words):
