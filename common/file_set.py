@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from common.errors import DataError
-from common.files import AtomicFile, write_atomically
+from common.files import AtomicFile, sync_folder, write_atomically
 
 _MAX_NOTE_BYTES = 1 << 16
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.tmp")
@@ -63,7 +63,7 @@ def finish_replacement(main: Path) -> None:
         for temporary, name in moves:
             with suppress(FileNotFoundError):  # renamed before the kill, or by another process now
                 os.replace(main.parent / temporary, main.parent / name)
-        _sync(main.parent)
+        sync_folder(main.parent)
         note.unlink(missing_ok=True)
     except FileNotFoundError:  # another process has finished it
         return
@@ -72,14 +72,6 @@ def finish_replacement(main: Path) -> None:
             f"{main} was being replaced when its packer ended, and that cannot be finished ({error}); "
             f"pack it again, or delete {note}"
         ) from error
-
-
-def _sync(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 def _checked(content: dict, main: Path) -> tuple[list[tuple[str, str]], list[str]]:

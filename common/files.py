@@ -43,17 +43,22 @@ class AtomicFile:
         """Renames the synced file to its final name, replacing an older one."""
         with _named(self.path):
             os.replace(self.temporary, self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self.path.parent)
 
     def discard(self) -> None:
         """Removes the temporary file; nothing happens once it has been published."""
         with suppress(OSError):  # close() tries once more to write what could not be written and is not wanted
             self.file.close()
         self.temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Returns when the renames in a folder are on the disk."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def publish_all(files: Sequence[AtomicFile]) -> None:

@@ -261,8 +261,35 @@ class PythonRecordIter(RecordIter):
             self._submitted += 1
 
 
-class DetRecordIter(PythonRecordIter):
-    """The python engine by its classic name and arguments."""
+class WrappedIter(mx.io.DataIter):
+    """The batches of another iterator."""
+
+    def __init__(self, iterator: mx.io.DataIter) -> None:
+        """iterator stays the caller's to close."""
+        super().__init__(iterator.batch_size)
+        self._iterator = iterator
+
+    @property
+    def provide_data(self) -> list[Any]:
+        """As the iterator's."""
+        return self._iterator.provide_data
+
+    @property
+    def provide_label(self) -> list[Any]:
+        """As the iterator's."""
+        return self._iterator.provide_label
+
+    def reset(self) -> None:
+        """Begins the iterator's next epoch."""
+        self._iterator.reset()
+
+    def next(self) -> mx.io.DataBatch:
+        """The next batch; StopIteration at the end of the epoch."""
+        return self._iterator.next()
+
+
+class ClassicArguments:
+    """The arguments of the classic DetRecordIter, for an engine that takes a BatchSpec."""
 
     def __init__(
         self,
@@ -282,7 +309,12 @@ class DetRecordIter(PythonRecordIter):
         raises OptionError; other errors as in PythonRecordIter.
         """
         more |= {"mean_pixels": mean_pixels, "path_imglist": path_imglist}
-        super().__init__(classic_spec(path_imgrec, batch_size, data_shape, label_pad_width, **more))
+        spec = classic_spec(path_imgrec, batch_size, data_shape, label_pad_width, **more)
+        super().__init__(spec)  # type: ignore[call-arg]  # of the engine, which comes next
+
+
+class DetRecordIter(ClassicArguments, PythonRecordIter):
+    """The python engine by its classic name and arguments."""
 
 
 def check_batches(spec: BatchSpec, engine: str = "python") -> None:

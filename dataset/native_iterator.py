@@ -23,13 +23,13 @@ import numpy as np
 
 from boxes.geometry import clip_to_unit
 from common.errors import DataError, OptionError
-from common.sizes import DataShape, Size
+from common.sizes import Size
 from config.augment_options import FORCE
 from config.config import classic_arguments
 from dataset.augment import MIN_SIDE
-from dataset.batch_spec import MEAN_PIXELS, BatchPlan, BatchSpec, classic_spec, plan_batches
+from dataset.batch_spec import BatchPlan, BatchSpec, plan_batches
 from dataset.image_check import record_header
-from dataset.iterator import RecordIter, group_total
+from dataset.iterator import ClassicArguments, RecordIter, group_total
 from dataset.labels import OBJECT_WIDTH
 from dataset.samples import DATA, GEOMETRY, LABEL, BatchLayout, SampleMaker, write_all
 from dataset.transforms import decode
@@ -128,23 +128,8 @@ class NativeRecordIter(RecordIter):
         return self._pass
 
 
-class NativeDetRecordIter(NativeRecordIter):
+class NativeDetRecordIter(ClassicArguments, NativeRecordIter):
     """The native engine with the arguments of DetRecordIter."""
-
-    def __init__(
-        self,
-        path_imgrec: str | Path,
-        batch_size: int,
-        data_shape: DataShape,
-        *,
-        mean_pixels: float | Sequence[float] = MEAN_PIXELS,
-        label_pad_width: int = 0,
-        path_imglist: str | Path | None = None,
-        **more: Any,
-    ) -> None:
-        """Arguments as DetRecordIter has them; errors as in NativeRecordIter."""
-        more |= {"mean_pixels": mean_pixels, "path_imglist": path_imglist}
-        super().__init__(classic_spec(path_imgrec, batch_size, data_shape, label_pad_width, **more))
 
 
 def check_native(plan: BatchPlan) -> None:

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from common.errors import CheckpointError, OptionError
-from common.files import file_sha256, write_atomically
+from common.files import file_sha256, sync_folder, write_atomically
 from common.sizes import input_size
 from common.version import versions
 from config.options import from_mapping, to_mapping
@@ -178,16 +178,8 @@ def _replace(target: Path, new: Path) -> None:
             with suppress(FileNotFoundError):
                 os.rename(old, target)
             raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_model(path: str | Path, epoch: int | str = "auto", **detection_options: Any) -> Model:

@@ -17,7 +17,7 @@ if not __package__:
 from dataclasses import dataclass
 
 from common.errors import DataError, OptionError
-from common.files import AtomicFile, publish_all, staged
+from common.files import write_all
 from config.command_line import parse_options
 from config.options import option
 from dataset.class_names import read_class_names
@@ -112,7 +112,7 @@ def make_lists(options: Im2recOptions) -> None:
         stem.with_name(f"{stem.name}{name}.lst"): format_list((i.index, [f"{i.label:f}"], i.path) for i in some)
         for name, some in lists.items()
     }
-    _write_all(contents)
+    write_all(contents)
     for label, folder in enumerate(classes):
         print(folder, label)
     for path, some in zip(contents, lists.values(), strict=True):
@@ -179,19 +179,6 @@ def _encoder(options: Im2recOptions) -> Encoder:
         encoding=options.encoding,
         quality=quality,
     )
-
-
-def _write_all(contents: dict[Path, bytes]) -> None:
-    """Writes small files that appear together."""
-    files: list[AtomicFile] = []
-    try:
-        for path, content in contents.items():
-            files.append(staged(path, content))
-    except BaseException:
-        for file in files:
-            file.discard()
-        raise
-    publish_all(files)
 
 
 def _print_report(source: ImageList, packed: PackedList) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dataset.iterator import WrappedIter
 from machine.command import SHOWN_OTHERWISE
 from machine.runtime import mx
 from train.metric import LossMetric
@@ -21,31 +22,20 @@ MEGABYTE = 1 << 20
 KILOBYTES = 1 << 10  # in a megabyte
 
 
-class MeasuredIter(mx.io.DataIter):
+class MeasuredIter(WrappedIter):
     """The batches of another iterator, and how long it kept the training waiting for them."""
 
     def __init__(self, iterator: mx.io.DataIter) -> None:
         """iterator stays the caller's to close."""
-        super().__init__(iterator.batch_size)
-        self._iterator = iterator
+        super().__init__(iterator)
         self._is_new = True
         self.begun = time.monotonic()  # when the first batch of this epoch was asked for
         self.waited = 0.0  # seconds, in all
 
-    @property
-    def provide_data(self) -> list[Any]:
-        """As the iterator's."""
-        return self._iterator.provide_data
-
-    @property
-    def provide_label(self) -> list[Any]:
-        """As the iterator's."""
-        return self._iterator.provide_label
-
     def reset(self) -> None:
         """Begins the iterator's next epoch."""
         self._is_new = True
-        self._iterator.reset()
+        super().reset()
 
     def next(self) -> mx.io.DataBatch:
         """The next batch; StopIteration at the end of the epoch."""
@@ -53,7 +43,7 @@ class MeasuredIter(mx.io.DataIter):
         if self._is_new:
             self.begun, self._is_new = asked, False
         try:
-            return self._iterator.next()
+            return super().next()
         finally:
             self.waited += time.monotonic() - asked
 

@@ -3,11 +3,11 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from common.errors import OptionError
 from config.options import replace_options
-from dataset.iterator import RecordIter
+from dataset.iterator import RecordIter, WrappedIter
 from machine.runtime import mx
 from symbol.layers import matches
 from symbol.symbol_factory import freeze_pattern, get_symbol_train, label_names
@@ -111,32 +111,18 @@ def limit_updates(
     return limited, LimitedIter(iterator, left)
 
 
-class LimitedIter(mx.io.DataIter):
+class LimitedIter(WrappedIter):
     """The batches of the first `limit` updates of an iterator, over all its epochs; afterwards its epochs are empty."""
 
     def __init__(self, iterator: RecordIter, limit: int) -> None:
         """iterator stays the caller's to close."""
-        super().__init__(iterator.batch_size)
-        self._iterator, self._left = iterator, limit
-
-    @property
-    def provide_data(self) -> list[Any]:
-        """As the iterator's."""
-        return self._iterator.provide_data
-
-    @property
-    def provide_label(self) -> list[Any]:
-        """As the iterator's."""
-        return self._iterator.provide_label
-
-    def reset(self) -> None:
-        """Begins the iterator's next epoch."""
-        self._iterator.reset()
+        super().__init__(iterator)
+        self._left = limit
 
     def next(self) -> mx.io.DataBatch:
         """The next batch; StopIteration at the end of the epoch and at the limit."""
         if not self._left:
             raise StopIteration
-        batch = self._iterator.next()
+        batch = super().next()
         self._left -= getattr(batch, "completes_update", True)
         return batch

@@ -18,42 +18,37 @@ from train.epoch_end import EpochEnd
 from train.training import run_training
 
 
-def test_the_records_of_a_batch_with_a_loss_that_is_not_finite_are_named(options, monkeypatch):
-    """The third of six batches is poisoned; it is read one batch late. Its losses are finite: ReLU hides the NaN."""
+@pytest.fixture
+def seen(monkeypatch):
+    """The numbers of the images of each batch; the pixels of the third batch are NaN."""
     from train.module import DetectionModule
 
-    real, seen = DetectionModule.forward, []
+    real, indices = DetectionModule.forward, []
 
     def forward(self, batch, is_train=None):
-        seen.append(batch.index)
-        if len(seen) == 3:
+        indices.append(batch.index)
+        if len(indices) == 3:
             batch.data[0][:] = np.nan
         real(self, batch, is_train)
 
     monkeypatch.setattr(DetectionModule, "forward", forward)
+    return indices
+
+
+def test_the_records_of_a_batch_with_a_loss_that_is_not_finite_are_named(options, seen):
+    """The third of six batches is poisoned; it is read one batch late. Its losses are finite: ReLU hides the NaN."""
     with pytest.raises(TrainingError) as caught:
         run_training(options(batch_size=4))
     assert f"epoch 1, batch 3 (images {', '.join(map(str, seen[2]))})" in str(caught.value)
     assert len(seen) == 4
 
 
-def test_the_images_of_a_padded_batch_are_named_by_their_paths_without_its_padding(options, tmp_path, monkeypatch):
+def test_the_images_of_a_padded_batch_are_named_by_their_paths_without_its_padding(options, tmp_path, seen):
     """22 images in batches of 8: the third has two rows of padding, with the number -1."""
-    from train.module import DetectionModule
-
-    real, seen = DetectionModule.forward, []
-
-    def forward(self, batch, is_train=None):
-        seen.append(batch.index)
-        if len(seen) == 3:
-            batch.data[0][:] = np.nan
-        real(self, batch, is_train)
-
     source = Path(options().data.train_path)
     for suffix in (".rec", ".json"):
         (tmp_path / f"r{suffix}").write_bytes(source.with_suffix(suffix).read_bytes())
     (tmp_path / "r.lst").write_text("".join(f"{k}\t0\tphotos/{k}.jpg\n" for k in range(22)))
-    monkeypatch.setattr(DetectionModule, "forward", forward)
     with pytest.raises(TrainingError) as caught:
         run_training(options(train_path=str(tmp_path / "r.rec")))
     names = ", ".join(f"{k} (photos/{k}.jpg)" for k in seen[2][:6])
