@@ -42,8 +42,11 @@ def test_rates_of_a_run(case):
     )
     if args["warmup"]:
         assert args["warmup_epochs"] == [0]
-        assert args["warmup_iters"] == min(1000, batches - 1)
-        options = replace_options(options, warmup_updates=1000, warmup_factor=args["warmup_factor"])
+        updates = args["warmup_iters"]
+        within = {"warmup_updates": updates}  # which an epoch cuts short at its last update but one
+        beyond = {"warmup_epochs": (updates + 1) / batches}  # from the first update to that of full rate
+        length = within if updates < batches else beyond
+        options = replace_options(options, **length, warmup_factor=args["warmup_factor"])
     _, scheduler = make_schedule(options.schedule, batches)
     updates = np.arange(epochs * batches).reshape(epochs, batches)[first:] + 1
     assert_close(case, "lr", np.vectorize(scheduler)(updates))
