@@ -15,7 +15,11 @@ from train.options import TrainOptions, split_stages
 
 AUGMENTATION = tuple(field.name for field in fields(TrainAugment))
 BEST = "best"  # of --epoch
-NOT_RESUMED = ("-1", "")
+
+
+def is_resumed(options: TrainOptions) -> bool:
+    """Whether a run is to continue an earlier one."""
+    return options.start.resume not in ("-1", "")
 
 
 def check_early(options: TrainOptions) -> None:
@@ -113,10 +117,10 @@ def _idle_of_schedule(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], 
 
 def _idle_of_start(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:
     """--resume auto without a checkpoint begins as if it were not given: everything may have an effect then."""
-    if options.start.resume not in (*NOT_RESUMED, "auto"):
+    if is_resumed(options) and options.start.resume != "auto":
         yield ("begin_epoch",), "with --resume"
         return
-    if options.start.resume in NOT_RESUMED and options.start.finetune < 0:
+    if not is_resumed(options) and options.start.finetune < 0:
         yield ("finetune_freeze",), "without --finetune"
     if options.start.finetune > 0:
         yield ("begin_epoch",), "with --finetune"

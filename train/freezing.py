@@ -4,12 +4,13 @@ import logging
 import re
 from collections.abc import Sequence
 
-from common.errors import CheckpointError, OptionError
+from common.errors import OptionError
 from config.options import replace_options
-from model.checkpoint import CheckpointMeta, list_epochs, read_meta
+from model.checkpoint import CheckpointMeta
 from model.weights.fit import expected_shapes
 from train.options import TrainOptions, network_options
-from train.start import fitting, is_resumed, read_weights
+from train.run_files import resumed_meta
+from train.start import fitting, read_weights
 
 PREDICTIONS = "pred"  # a part of the names of all heads
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def settle_freeze(options: TrainOptions, classes: Sequence[str]) -> TrainOptions
     is_classic = options.start.finetune_freeze == "classic"
     if is_classic and options.net.freeze:
         raise OptionError("--freeze and --finetune-freeze classic exclude each other; give one of them")
-    before = _resumed(options)
+    before = resumed_meta(options)
     if before:
         return _as_before(options, before)
     if is_classic and options.start.finetune >= 0:
@@ -60,20 +61,6 @@ def _as_before(options: TrainOptions, meta: CheckpointMeta) -> TrainOptions:
     if before or began_with_weights or options.schedule.freeze_epochs:
         return options
     return _nothing(options, "the run goes on as it began, with nothing frozen")
-
-
-def _resumed(options: TrainOptions) -> CheckpointMeta | None:
-    """What the checkpoint says from which the run goes on, None without one (resuming says what is wrong with it)."""
-    if not is_resumed(options):
-        return None
-    wanted, prefix = options.start.resume, options.output.prefix
-    epochs = list_epochs(prefix) if wanted == "auto" else [int(wanted)] if wanted.isdecimal() else []
-    for epoch in reversed(epochs):
-        try:
-            return read_meta(prefix, epoch)
-        except CheckpointError:
-            continue
-    return None
 
 
 def _all_but_predictions(options: TrainOptions, classes: Sequence[str]) -> str:

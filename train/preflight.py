@@ -18,21 +18,21 @@ from dataset.class_names import read_class_names
 from dataset.sidecar import Sidecar, read_sidecar, same_images, verify_sidecar
 from evaluate.eval_metric import ValidationMetric
 from machine.runtime import check_batch_size, contexts, mx
-from model.checkpoint import list_epochs, read_meta
+from model.checkpoint import list_epochs
 from model.weights.fit import expected_shapes
 from symbol.registry import family_of
 from symbol.symbol_factory import check_any_size, embedded_options
 from train.batches import check_stage_batches
 from train.callbacks import make_monitor
-from train.checks import check_records, idle_options
+from train.checks import check_records, idle_options, is_resumed
 from train.freezing import settle_freeze
 from train.options import TrainOptions, augment_options, network_options
 from train.pretrained import with_pixels
-from train.run_files import MetricsFile, changed_options, check_lock, command_to_continue
+from train.run_files import MetricsFile, changed_options, check_lock, command_to_continue, resumed_meta
 from train.saving import SavePlan
 from train.schedule import warm_up_of, warm_up_of_others
 from train.stages import Stage, make_stages, stage_at, without_end
-from train.start import Start, find_start, is_resumed
+from train.start import Start, find_start
 from train.tensorboard import check_tensorboard
 
 # Arrays of the size of a parameter that an optimizer keeps for it.
@@ -116,7 +116,7 @@ def with_embedded_files(options: TrainOptions) -> TrainOptions:
     A run without a checkpoint, or whose checkpoints are of another network, reads the files.
     """
     given = {name: text for name in _embedded(options) if (text := getattr(options.net, name))}
-    own = (_embedded_before(options) if is_resumed(options) else {}) | given
+    own = _embedded_before(options) | given
     return replace_options(options, **{**own, **embedded_options(options.input.network, own)})
 
 
@@ -139,17 +139,12 @@ def _embedded(options: TrainOptions) -> list[str]:
 
 
 def _embedded_before(options: TrainOptions) -> dict[str, Any]:
-    """The texts in the newest checkpoint that can be read; all of a prefix have the same network. {} without one."""
-    for epoch in reversed(list_epochs(options.output.prefix) if _embedded(options) else []):
-        try:
-            meta = read_meta(options.output.prefix, epoch)
-        except CheckpointError:  # resuming reports it
-            continue
-        if meta.network != options.input.network:
-            return {}
-        found = {name: meta.options.get(name) for name in _embedded(options)}
-        return {name: text for name, text in found.items() if text and isinstance(text, str)}
-    return {}
+    """The texts in the checkpoint that the run goes on from, {} without one or if it is of another network."""
+    meta = resumed_meta(options)
+    if not meta or meta.network != options.input.network:
+        return {}
+    found = {name: meta.options.get(name) for name in _embedded(options)}
+    return {name: text for name, text in found.items() if text and isinstance(text, str)}
 
 
 def read_sidecars(options: TrainOptions) -> list[Sidecar | None]:
@@ -197,19 +192,15 @@ def record_digests(sidecars: Sequence[Sidecar | None]) -> dict[str, str]:
 
 
 def changed_records(options: TrainOptions, sidecars: Sequence[Sidecar | None]) -> list[str]:
-    """A line for each record of a resumed run that is not the one of its newest checkpoint that can be read."""
-    for epoch in reversed(list_epochs(options.output.prefix) if is_resumed(options) else []):
-        try:
-            before = read_meta(options.output.prefix, epoch).records
-        except CheckpointError:  # resuming reports it
-            continue
-        now = record_digests(sidecars)
-        paths = {"train": options.data.train_path, "validation": options.data.val_path}
-        changed = [name for name, digest in now.items() if before.get(name, digest) != digest]
-        return [
-            f"{paths[name]}: not the {name} record of the run so far (sha256); it goes on with it" for name in changed
-        ]
-    return []
+    """A line for each record of a resumed run that is not the one of the checkpoint that it goes on from."""
+    meta = resumed_meta(options)
+    before = meta.records if meta else {}
+    paths = {"train": options.data.train_path, "validation": options.data.val_path}
+    return [
+        f"{paths[name]}: not the {name} record of the run so far (sha256); it goes on with it"
+        for name, digest in record_digests(sidecars).items()
+        if before.get(name, digest) != digest
+    ]
 
 
 def class_names(options: TrainOptions, sidecar: Sidecar | None) -> tuple[str, ...]:

@@ -4,14 +4,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from common.errors import CheckpointError
 from config.groups import InputOptions, is_foreign
 from config.options import replace_options
 from machine.runtime import mx
-from model.checkpoint import best_epoch, list_epochs, read_meta
+from model.checkpoint import best_epoch
 from model.weights.imagenet import Pixels, Pretrained, body_share, pixels_of, read_pretrained
-from train.checks import BEST, NOT_RESUMED, check_epoch, check_weights_file
+from train.checks import BEST, check_epoch, check_weights_file
 from train.options import TrainOptions, network_options
+from train.run_files import resumed_meta
 
 LEAST_SHARE = 2 / 3  # of a body's values, below which weights are probably another network's
 _MEANS, _STDS = ("mean_r", "mean_g", "mean_b"), ("std_r", "std_g", "std_b")
@@ -33,8 +33,10 @@ def with_pixels(options: TrainOptions) -> TrainOptions:
     start = options.start
     if not is_foreign(start.pretrained) or start.finetune >= 0:
         return options
-    before = None if start.resume in NOT_RESUMED else _pixels_before(options)
-    if before is None:
+    meta = resumed_meta(options)
+    if meta:
+        before = Pixels(_three(meta.mean_pixels), _three(meta.std))
+    else:
         check_weights_file(start.pretrained)
         before = pixels_of(start.pretrained, options.input.network)
     given = _pixels(options.input)
@@ -48,17 +50,6 @@ def with_pixels(options: TrainOptions) -> TrainOptions:
     logger.info("%s, as the weights of --pretrained %s want it", _told(before), start.pretrained)
     values = (*before.mean, *before.std)
     return replace_options(options, **dict(zip((*_MEANS, *_STDS), values, strict=True)))
-
-
-def _pixels_before(options: TrainOptions) -> Pixels | None:
-    """Those of the newest checkpoint of the prefix that can be read; None without one."""
-    for epoch in reversed(list_epochs(options.output.prefix)):
-        try:
-            meta = read_meta(options.output.prefix, epoch)
-        except CheckpointError:  # resuming reports it
-            continue
-        return Pixels(_three(meta.mean_pixels), _three(meta.std))
-    return None
 
 
 def _pixels(options: InputOptions) -> Pixels:

@@ -8,15 +8,17 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from common.errors import OptionError
+from common.errors import CheckpointError, OptionError
 from common.files import check_output_file, write_atomically
 from common.version import __version__
 from config.options import to_mapping
 from machine.runtime import mx
+from model.checkpoint import CheckpointMeta, list_epochs, read_meta
+from train.checks import is_resumed
 from train.options import TrainOptions
 
 # Options that a resumed run may have of its own without another result.
@@ -154,12 +156,27 @@ def write_run_file(
     write_atomically(Path(f"{prefix}-run.json"), (json.dumps(content, indent=1) + "\n").encode())
 
 
+def resumed_meta(options: TrainOptions) -> CheckpointMeta | None:
+    """What the checkpoint says that a resumed run goes on from: that of --resume, or the newest that can be read.
+
+    None without one, or for a run that is not resumed; resuming says what is wrong with a damaged one.
+    """
+    if not is_resumed(options):
+        return None
+    wanted, prefix = options.start.resume, options.output.prefix
+    epochs = list_epochs(prefix) if wanted == "auto" else [int(wanted)] if wanted.isdecimal() else []
+    for epoch in reversed(epochs):
+        with suppress(CheckpointError):
+            return read_meta(prefix, epoch)
+    return None
+
+
 def changed_options(prefix: str, options: TrainOptions) -> list[str]:
     """A line for each option that decides results and is not what PREFIX-run.json says of the run so far.
 
     Nothing unless the run is resumed and there is such a file that can be read: the checkpoints know what they must.
     """
-    if options.start.resume in ("-1", ""):
+    if not is_resumed(options):
         return []
     now = to_mapping(options)
     before = {_RENAMED.get(name, name): value for name, value in _earlier_options(prefix).items()}

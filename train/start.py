@@ -26,7 +26,7 @@ from model.checkpoint import (
 )
 from model.params_file import read_params
 from model.weights.fit import expected_shapes
-from train.checks import BEST
+from train.checks import BEST, is_resumed
 from train.module import RAW
 from train.options import TrainOptions, network_options
 from train.pretrained import epoch_of, foreign_weights, small_share
@@ -65,11 +65,6 @@ class Start:
     plateau: dict[str, Any] = field(default_factory=dict)
     origin: Origin = Origin()
     follows_stage: bool = False
-
-
-def is_resumed(options: TrainOptions) -> bool:
-    """Whether a run is to continue an earlier one."""
-    return options.start.resume not in ("-1", "")
 
 
 def find_start(plan: Sequence[Stage]) -> Start:
