@@ -4,11 +4,11 @@ Boxes are in pixels of the image that the annotation tells the size of. Where th
 after it was annotated, or replaced: with the same proportions its boxes are scaled, with others nobody can know.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from boxes.geometry import paired_iou
 from common.errors import DataError
 from common.sizes import Size
 from dataset.image_check import ImageInfo
@@ -21,6 +21,7 @@ ALIKE = 0.95  # two boxes of a class with a larger IoU are likely one object, an
 FAR = 0.5  # of the image's side: a box that reaches further out is likely a slip
 _THIN = 2.0 - 1e-3  # pixels
 _CLOSE = 1 / ALIKE - ALIKE  # of a box's side, by which a corner of another one of that IoU is off at most
+_COMPARED = 1 << 20  # pairs of boxes that are compared at a time
 _SLACK = 1.0  # pixels: annotations are rounded
 
 
@@ -131,31 +132,41 @@ def _doubles(
     image: AnnotatedImage, objects: np.ndarray, rows: np.ndarray
 ) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
     """(places of the objects that are no repetition, lines of the repetitions, lines of pairs that are nearly one)."""
-    if not _any_close(objects[:, 1:5]):
-        return np.arange(len(rows)), (), ()
-    low = np.maximum(objects[:, None, 1:3], objects[None, :, 1:3])
-    high = np.minimum(objects[:, None, 3:5], objects[None, :, 3:5])
-    common = np.clip(high - low, 0, None).prod(axis=2)
-    area = (objects[:, 3:5] - objects[:, 1:3]).prod(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        iou = common / (area[:, None] + area[None, :] - common)
-    close = np.triu((iou > ALIKE) & (objects[:, None, 0] == objects[None, :, 0]), 1)
-    if not close.any():
-        return np.arange(len(rows)), (), ()
-    same = close & (objects[:, None, :5] == objects[None, :, :5]).all(axis=2)
-    repeated = same.any(axis=0)
-    pairs = [(a, b) for a, b in np.argwhere(close & ~same) if not repeated[a] and not repeated[b]]
-    return np.flatnonzero(~repeated), _lines(image, rows, np.argwhere(same)), _lines(image, rows, pairs)
+    _, first, group = np.unique(objects[:, :5], axis=0, return_index=True, return_inverse=True)
+    partners = first[group.reshape(-1)]
+    is_first = partners == np.arange(len(rows))
+    kept, again = np.flatnonzero(is_first), np.flatnonzero(~is_first)
+    near = _near_partners(objects[kept])
+    alike = np.flatnonzero(near >= 0)
+    return (
+        kept,
+        _lines(image, rows[partners[again]], rows[again]),
+        _lines(image, rows[kept[near[alike]]], rows[kept[alike]]),
+    )
 
 
-def _any_close(boxes: np.ndarray) -> bool:
-    """Whether corners of two boxes (n, 4) are so close that their IoU may be above ALIKE; quick, for every image."""
+def _near_partners(objects: np.ndarray) -> np.ndarray:
+    """(n,) for each object the first one before it with its class and an IoU above ALIKE, -1 without one.
+
+    Works on blocks of rows, so that an image of any number of objects takes little memory.
+    """
+    boxes, count = objects[:, 1:5], len(objects)
     sides = (boxes[:, 2:] - boxes[:, :2]) * _CLOSE
-    near = np.abs(boxes[:, None] - boxes) <= np.concatenate([sides, sides], axis=1)
-    return bool(np.count_nonzero(near.all(axis=2)) > len(boxes))
+    reach = np.concatenate([sides, sides], axis=1)
+    partners = np.full(count, -1)
+    step = max(1, _COMPARED // count)
+    for start in range(0, count, step):
+        block = slice(start, start + step)
+        near = (np.abs(boxes[block, None] - boxes) <= reach[block, None]).all(axis=2)
+        pairs = np.argwhere(near) + (start, 0)
+        a, b = pairs[pairs[:, 0] < pairs[:, 1]].T
+        close = (objects[a, 0] == objects[b, 0]) & (paired_iou(boxes[a], boxes[b]) > ALIKE)
+        later, first = np.unique(b[close], return_index=True)
+        fresh = partners[later] < 0
+        partners[later[fresh]] = a[close][first[fresh]]
+    return partners
 
 
-def _lines(image: AnnotatedImage, rows: np.ndarray, pairs: Sequence[Sequence[int]] | np.ndarray) -> tuple[str, ...]:
-    """A line for each second object of the pairs."""
-    first = {int(b): int(a) for a, b in reversed([tuple(pair) for pair in pairs])}
-    return tuple(f"{image.name}: {image.shown(rows[a])} and {image.shown(rows[b])}" for b, a in sorted(first.items()))
+def _lines(image: AnnotatedImage, before: np.ndarray, after: np.ndarray) -> tuple[str, ...]:
+    """A line for each pair of rows of the annotation."""
+    return tuple(f"{image.name}: {image.shown(a)} and {image.shown(b)}" for a, b in zip(before, after, strict=True))
