@@ -20,6 +20,8 @@ SHOWN_OTHERWISE = {"shown_otherwise": True}  # `extra` of a log line that a term
 AGAIN_SECONDS = 0.01
 TERMINATED = 128 + signal.SIGTERM
 
+_arrived: list[int] = []  # signals that have raised an exception
+
 
 def run_command(main: Callable[[list[str]], int | None]) -> None:
     """Runs main(argv) and ends the process: 0 or main's value, 2 for a mistake of the user, 130 for Ctrl-C.
@@ -77,20 +79,33 @@ def _reader_is_gone() -> bool:
 
 def exit_on_sigterm() -> None:
     """Makes SIGTERM raise SystemExit with status 143."""
-    signal.signal(signal.SIGTERM, _terminate)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(TERMINATED)
+    signal.signal(signal.SIGTERM, _arrive)
 
 
 def keep_interrupts() -> None:
     """Sends a signal again whose exception Python dropped.
 
     Python ignores what is raised within __del__ (MXNet's arrays have one) and within callbacks of C code: a signal that
-    arrives there would be shown as a traceback and forgotten.
+    arrives there would be shown as a traceback and forgotten. See raise_lost_signal for what drops it without a word.
     """
     sys.unraisablehook = _send_again
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's `command &` ignores it
+        signal.signal(signal.SIGINT, _arrive)
+
+
+def _arrive(number: int, frame: FrameType | None) -> NoReturn:
+    _arrived.append(number)
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(TERMINATED)
+
+
+def raise_lost_signal() -> None:
+    """Raises again what a signal has raised before; for the body of a long loop, which runs on only if that was lost.
+
+    C code that makes an exception of its own drops the one at hand: int("normal") calls repr for its message, repr runs
+    the handler of a signal, and a ValueError takes the place of KeyboardInterrupt (seen when matplotlib looks for fonts).
+    """
+    if _arrived:
+        _arrive(_arrived[0], None)
 
 
 def _send_again(unraisable: Any) -> None:
@@ -117,8 +132,10 @@ def held() -> Iterator[None]:
         return
     found: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.signal(number, lambda arrived, _: found.append(arrived)) for number in numbers}
+    handlers = {number: signal.getsignal(number) for number in numbers}
     try:
+        for number in numbers:
+            signal.signal(number, lambda arrived, _: found.append(arrived))
         yield
     finally:
         for number, handler in handlers.items():

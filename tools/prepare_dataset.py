@@ -37,7 +37,7 @@ from dataset.packing import Report, pack_dataset
 from dataset.sources import AUTO, Source, Wanted, read_sources
 from dataset.voc_folders import image_sets
 from dataset.yolo import POLYGONS
-from machine.command import exit_on_sigterm, run_command
+from machine.command import exit_on_sigterm, raise_lost_signal, run_command
 from machine.cpu import usable_threads
 
 EXAMPLE = "python tools/prepare_dataset.py --dataset pascal --root data/VOCdevkit --year 2007 --target data/train.lst"
@@ -348,6 +348,7 @@ def progress(images: Iterable[T], total: int) -> Iterator[T]:
     begin = shown = time.monotonic()
     for count, image in enumerate(images, 1):
         yield image
+        raise_lost_signal()
         now = time.monotonic()
         if now - shown >= _LOG_SECONDS or count == total:
             logger.info("packing: %d of %d images, %.0f images/s", count, total, count / max(now - begin, 1e-6))

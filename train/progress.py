@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dataset.iterator import WrappedIter
-from machine.command import SHOWN_OTHERWISE
+from machine.command import SHOWN_OTHERWISE, raise_lost_signal
 from machine.runtime import mx
 from train.metric import LossMetric
 
@@ -84,6 +84,7 @@ class Progress:
 
     def __call__(self, param: Any) -> None:
         """param: BatchEndParam of fit."""
+        raise_lost_signal()
         now, done = time.monotonic(), param.nbatch + 1
         total = self._batches_of(param.epoch)
         if param.nbatch == 0:

@@ -118,5 +118,14 @@ def test_a_signal_waits_for_the_end_of_held(name, status):
     assert (done.returncode, done.stdout) == (status, "whole\ncleaned up\n"), done.stderr
 
 
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_whose_exception_was_dropped_ends_a_loop(name, status):
+    drop = f"try:\n            os.kill(os.getpid(), signal.{name})\n        except BaseException: pass"
+    loop = "while True: raise_lost_signal()"
+    code = SIGNALLED.format(name=name, body=f"{drop}\n        {loop}")
+    done = run_code(code.replace("import exit_on_sigterm", "import exit_on_sigterm, raise_lost_signal"))
+    assert (done.returncode, done.stdout) == (status, "cleaned up\n"), done.stderr
+
+
 def run_code(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=15)
