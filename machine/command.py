@@ -102,7 +102,7 @@ def raise_lost_signal() -> None:
     """Raises again what a signal has raised before; for the body of a long loop, which runs on only if that was lost.
 
     C code that makes an exception of its own drops the one at hand: int("normal") calls repr for its message, repr runs
-    the handler of a signal, and a ValueError takes the place of KeyboardInterrupt (seen when matplotlib looks for fonts).
+    the handler of a signal, and a ValueError takes the place of KeyboardInterrupt (seen in matplotlib).
     """
     if _arrived:
         _arrive(_arrived[0], None)
