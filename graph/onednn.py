@@ -102,7 +102,7 @@ class _Rewriting:
         """A convolution of stride 2 without its first row and column: it starts where it must if its kernel has a row
         and a column of zeros more. Where this would give another shape, the slice stays."""
         convolution = node.inputs[0].node
-        pad = _same_padding(node, convolution)
+        pad = same_padding(node, convolution)
         weight = self._args.get(convolution.inputs[1].node.name) if pad is not None else None
         if pad is None or weight is None or self._readers[convolution] != ["slice"]:
             return None
@@ -181,7 +181,7 @@ def _is_mean(node: SymbolNode) -> bool:
     return node.op == "mean" and _plain(node, "axis") == "(2,3)" and kept and not others
 
 
-def _same_padding(cut: SymbolNode, convolution: SymbolNode) -> int | None:
+def same_padding(cut: SymbolNode, convolution: SymbolNode) -> int | None:
     """The padding of a convolution of stride 2, the same everywhere, if a slice drops its first row and column."""
     if convolution.op != "Convolution" or tuple(_plain(cut, key) for key in ("begin", "end", "step")) != (*_CUT, ""):
         return None

@@ -9,6 +9,7 @@ import numpy as np
 
 from common.errors import CheckpointError
 from evaluate.scoring import inference_module, is_rewritten, score_detections
+from graph.onednn_training import is_constant, suit_training
 from graph.symbol_graph import Params
 from machine.runtime import mx
 from train.metric import LossMetric
@@ -33,12 +34,14 @@ class DetectionModule(mx.mod.Module):
         logger: logging.Logger | logging.LoggerAdapter = LOGGER,
         recipe: Recipe = Recipe(),  # noqa: B008 - it is immutable
         validation_losses: LossMetric | None = None,
+        rewrite_graph: bool = True,
     ) -> None:
         """symbol: training outputs without det; detection_symbol: get_symbol's det.
 
         optimizer_state: {parameter:k} -> k-th state array, restored when the optimizer has been created; it must fit
         exactly. None = the optimizer's own start. validation_losses: the metric of the losses of detection_symbol,
-        which is then get_symbol_train's; None = they are not computed.
+        which is then get_symbol_train's; None = they are not computed. rewrite_graph: CPUs train the graph that
+        graph/onednn_training.py makes of symbol.
         """
         super().__init__(
             symbol,
@@ -56,6 +59,7 @@ class DetectionModule(mx.mod.Module):
         # Called with the first batch of each validation, its labels and detections (score_detections).
         self.watch_validation: Callable[[mx.io.DataBatch, np.ndarray, np.ndarray], None] | None = None
         self._average: WeightAverage | None = None
+        self._rewrites = rewrite_graph and all(device.device_type == "cpu" for device in context)
         self._completes_update = True
         self._batches = 0  # of the update that is being made
         self._squares: list[mx.nd.NDArray] = []
@@ -66,6 +70,12 @@ class DetectionModule(mx.mod.Module):
         """Binds only the labels that the graph reads; an iterator may offer more."""
         offered = [desc[0] for desc in label_shapes or ()]
         self._used_labels = [k for k, name in enumerate(offered) if name in self._label_names]
+        if self._rewrites and not self.binded:
+            shapes = {
+                name: (size // len(self._context), *rest) for name, (size, *rest) in _shapes(data_shapes, label_shapes)
+            }
+            self._symbol: Symbol = suit_training(self.symbol, shapes)
+            self._aux_names = self._symbol.list_auxiliary_states()
         super().bind(data_shapes, [label_shapes[k] for k in self._used_labels] or None, **options)
 
     def forward(self, data_batch: mx.io.DataBatch, is_train: bool | None = None) -> None:
@@ -87,7 +97,7 @@ class DetectionModule(mx.mod.Module):
         self._recipe.before_update(self._optimizer)
         super().update()
         if self._average:
-            aux = list(zip(*self._exec_group.aux_arrays, strict=True))
+            aux = list(zip(*self._moving_averages().values(), strict=True))
             self._average.update(self._trained_arrays(), aux, self._squares, self._optimizer.num_update)
 
     def update_metric(self, eval_metric: mx.metric.EvalMetric, labels: Any, pre_sliced: bool = False) -> None:
@@ -106,7 +116,8 @@ class DetectionModule(mx.mod.Module):
 
     def params_to_save(self) -> tuple[Params, Params]:
         """(arg_params, aux_params) to validate and save: the averaged ones where there are, else get_params()."""
-        return self._average.params() if self._average else self.get_params()
+        arg_params, aux_params = self._average.params() if self._average else self.get_params()
+        return arg_params, {name: array for name, array in aux_params.items() if not is_constant(name)}
 
     def init_optimizer(self, *args: Any, **options: Any) -> None:
         """Creates the optimizer, then restores the state given to the constructor; begins the average of the
@@ -119,7 +130,7 @@ class DetectionModule(mx.mod.Module):
             mx.nd.waitall()
             arrays = self._exec_group
             args_0 = dict(zip(arrays.param_names, (a[0] for a in arrays.param_arrays), strict=True))
-            aux_0 = dict(zip(self._aux_names, (a[0] for a in arrays.aux_arrays), strict=True))
+            aux_0 = {name: averages[0] for name, averages in self._moving_averages().items()}
             self._average = WeightAverage(self._recipe.ema, args_0, aux_0, self._recipe.averages, self._recipe.ema_ramp)
         self._create_states(self._restored_state)
         self._restored_state = None
@@ -135,7 +146,8 @@ class DetectionModule(mx.mod.Module):
             for k, array in enumerate(_as_arrays(state)):
                 states[f"{name}:{k}"] = array.asnumpy()
         if self._average:
-            states |= {RAW + name: array.asnumpy() for params in self.get_params() for name, array in params.items()}
+            raw = {name: array for params in self.get_params() for name, array in params.items()}
+            states |= {RAW + name: array.asnumpy() for name, array in raw.items() if not is_constant(name)}
         return states
 
     @property
@@ -244,6 +256,11 @@ class DetectionModule(mx.mod.Module):
         contexts = zip(*self._exec_group.grad_arrays, strict=True)
         return [[array for array in arrays if array is not None] for arrays in contexts]
 
+    def _moving_averages(self) -> dict[str, list[mx.nd.NDArray]]:
+        """{name: array of each context} of the auxiliary states that training changes."""
+        named = zip(self._aux_names, self._exec_group.aux_arrays, strict=True)
+        return {name: arrays for name, arrays in named if not is_constant(name)}
+
     def _trained_arrays(self) -> dict[str, mx.nd.NDArray]:
         """{name: array of the first context} of the parameters that are not frozen."""
         group = self._exec_group
@@ -271,6 +288,11 @@ class DetectionModule(mx.mod.Module):
         module.bind(data, labels or None, for_training=False, shared_module=self)
         with self._weights_to_save():
             yield module
+
+
+def _shapes(*described: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(name, shape) of the DataDesc or pairs that a bind takes."""
+    return ((desc[0], desc[1]) for some in described for desc in some or ())
 
 
 def _as_arrays(state: Any) -> list[mx.nd.NDArray]:

@@ -188,6 +188,7 @@ def _make_module(stage: Stage, plan: Plan, start: Start, validated: tuple[int, i
         logger=FitLog(logger),
         recipe=recipe,
         validation_losses=make_metric(stage.losses) if with_losses else None,
+        rewrite_graph=stage.options.device.rewrite_graph,
     )
 
 

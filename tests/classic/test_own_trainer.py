@@ -50,6 +50,7 @@ def run_script(records, prefix, **options):
 
 def ours(records, prefix, **options):
     common = {"network": "mobilenet", "width": 0.125, "data_shape": (64,), "targets": "mxnet", "lr_steps": ("1", "2")}
+    common["rewrite_graph"] = False  # its rounding would differ from the script's
     run = train_options(**common, **records, batch_size=BATCH, workers=0, prefix=prefix, **options)
     run_training(run)
     return {line["epoch"] - 1: line for line in metrics(prefix)}
