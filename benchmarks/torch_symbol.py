@@ -1,11 +1,14 @@
 """A symbol of MXNet run by PyTorch, operator by operator (eager), with the same weights; it needs no mxnet.
 
-It knows the operators before the decoding of boxes. x * sigmoid(x) is one call of silu, as anyone writes it in PyTorch.
+It knows the operators before the decoding of boxes. x * sigmoid(x) is one call of silu, a clip to [0, 6] one of relu6
+and a slice that follows TensorFlow's SAME padding an uneven padding, as anyone writes them in PyTorch.
 """
 
 import ast
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -49,22 +52,80 @@ class TorchSymbol:
         return tensor.contiguous(memory_format=self._format) if tensor.ndim == 4 else tensor
 
 
+class TrainedSymbol(torch.nn.Module):
+    """The outputs of a symbol for `data`, with batch norms of the batch and parameters that are trained."""
+
+    def __init__(self, symbol: str, shapes: Mapping[str, Sequence[int]]) -> None:
+        """symbol: the JSON text; shapes: of arguments and auxiliary states, without data. Weights are random."""
+        super().__init__()
+        content = json.loads(symbol)
+        nodes = content["nodes"]
+        self._heads = [head[0] for head in content["heads"]]
+        self._size = len(nodes)
+        self._data = next(number for number, node in enumerate(nodes) if node["name"] == "data")
+        self._names = {k: f"v{k}" for k, node in enumerate(nodes) if node["op"] == "null" and k != self._data}
+        for number, name in self._names.items():
+            _register(self, name, nodes[number]["name"], tuple(shapes[nodes[number]["name"]]))
+        self._steps = [_step(number, nodes, TRAINED) for number, node in enumerate(nodes) if node["op"] != "null"]
+
+    def forward(self, data: Any) -> list[Any]:
+        """The outputs for images (B, 3, H, W)."""
+        values: list[Any] = [None] * self._size
+        for number, name in self._names.items():
+            values[number] = getattr(self, name)
+        values[self._data] = data
+        for number, operator, inputs in self._steps:
+            values[number] = operator(*(values[k] for k in inputs))
+        return [values[k] for k in self._heads]
+
+
+def _register(module: torch.nn.Module, name: str, original: str, shape: tuple[int, ...]) -> None:
+    """A parameter, or a buffer for a moving average, that starts as its name in the symbol says."""
+    if original.endswith(("_moving_mean", "_moving_var", "_running_mean", "_running_var")):
+        module.register_buffer(name, torch.full(shape, float(original.endswith("var"))))
+        return
+    spread = math.prod(shape[1:]) ** -0.5 if len(shape) > 1 else 0.0
+    start = torch.full(shape, float(original.endswith("_gamma")))
+    module.register_parameter(name, torch.nn.Parameter(start + spread * torch.randn(shape)))
+
+
 Step = tuple[int, Operator, list[int]]
 
 
-def _step(number: int, nodes: list[dict[str, Any]]) -> Step:
-    """(the node, its function, the nodes that it reads)."""
+def _step(number: int, nodes: list[dict[str, Any]], more: Mapping[str, Operator] = MappingProxyType({})) -> Step:
+    """(the node, its function, the nodes that it reads); more: operators that come before OPERATORS."""
     node = nodes[number]
     inputs = [entry[0] for entry in node["inputs"]]
+    if node["op"] == "Convolution" and more and _is_cut(number, nodes):
+        return number, lambda *tensors: _same_convolution(_attributes(node), *tensors), inputs
+    if node["op"] == "slice" and more and nodes[inputs[0]]["op"] == "Convolution":
+        return number, lambda data: data, inputs
     if node["op"] == "elemwise_mul":
         for gate, data in (inputs, inputs[::-1]):
             if _is_sigmoid(nodes[gate]) and nodes[gate]["inputs"][0][0] == data:
                 return number, F.silu, [data]
-    if node["op"] not in OPERATORS:
+    operator = more.get(node["op"]) or OPERATORS.get(node["op"])
+    if operator is None:
         raise NotImplementedError(f"benchmarks.torch_symbol does not know {node['op']} ({node['name']})")
-    attributes = {key: _parsed(value) for key, value in node.get("attrs", {}).items()}
-    operator = OPERATORS[node["op"]]
+    attributes = _attributes(node)
     return number, lambda *tensors: operator(attributes, *tensors), inputs
+
+
+def _attributes(node: dict[str, Any]) -> Attributes:
+    return {key: _parsed(value) for key, value in node.get("attrs", {}).items()}
+
+
+def _is_cut(number: int, nodes: list[dict[str, Any]]) -> bool:
+    """Whether slices, which drop the first row and column, alone read a node."""
+    readers = [node for node in nodes if any(entry[0] == number for entry in node["inputs"])]
+    return bool(readers) and all(node["op"] == "slice" for node in readers)
+
+
+def _same_convolution(attributes: Attributes, data: Any, weight: Any) -> Any:
+    """A convolution whose first row and column are cut off, which an uneven padding does."""
+    before, after = attributes["pad"][0] - 2, attributes["kernel"][0] - attributes["pad"][0]
+    padded = F.pad(data, (before, after) * 2)
+    return F.conv2d(padded, weight, None, attributes["stride"], 0, 1, attributes.get("num_group", 1))
 
 
 def _is_sigmoid(node: dict[str, Any]) -> bool:
@@ -105,6 +166,11 @@ def _batch_norm(attributes: Attributes, data: Any, gamma: Any, beta: Any, mean: 
     return F.batch_norm(data, mean, variance, gamma, beta, eps=attributes.get("eps", 1e-3))
 
 
+def _trained_batch_norm(attributes: Attributes, data: Any, gamma: Any, beta: Any, mean: Any, variance: Any) -> Any:
+    momentum = 1 - attributes.get("momentum", 0.9)
+    return F.batch_norm(data, mean, variance, gamma, beta, True, momentum, attributes.get("eps", 1e-3))
+
+
 def _activation(attributes: Attributes, data: Any) -> Any:
     return {"relu": F.relu, "sigmoid": torch.sigmoid}[attributes["act_type"]](data)
 
@@ -130,6 +196,12 @@ def _slice(attributes: Attributes, data: Any) -> Any:
 
 def _slice_axis(attributes: Attributes, data: Any) -> Any:
     return data.narrow(attributes["axis"], attributes["begin"], _end(attributes, data) - attributes["begin"])
+
+
+def _slice_like(attributes: Attributes, data: Any, like: Any) -> Any:
+    for axis in attributes["axes"]:
+        data = data.narrow(axis, 0, like.shape[axis])
+    return data
 
 
 def _end(attributes: Attributes, data: Any) -> int:
@@ -168,9 +240,17 @@ OPERATORS: dict[str, Operator] = {
     "elemwise_add": lambda attributes, left, right: left + right,
     "elemwise_mul": lambda attributes, left, right: left * right,
     "mean": lambda attributes, data: data.mean(attributes["axis"], keepdim=bool(attributes.get("keepdims"))),
+    "clip": lambda attributes, data: F.hardtanh(data, attributes["a_min"], attributes["a_max"]),
     "relu": lambda attributes, data: F.relu(data),
     "slice": _slice,
     "slice_axis": _slice_axis,
+    "slice_like": _slice_like,
     "sum": lambda attributes, data: data.sum(),
     "transpose": lambda attributes, data: data.permute(attributes["axes"]),
+}
+
+TRAINED: dict[str, Operator] = {
+    "Activation": lambda attributes, data: {"relu": F.relu_, "sigmoid": torch.sigmoid}[attributes["act_type"]](data),
+    "BatchNorm": _trained_batch_norm,
+    "clip": lambda attributes, data: F.hardtanh_(data, attributes["a_min"], attributes["a_max"]),
 }

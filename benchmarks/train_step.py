@@ -4,7 +4,7 @@ python -m benchmarks.train_step --network vgg16_reduced --rec data/train.rec
 python -m benchmarks.train_step --network mobilenet --rec data/train.rec
 python -m benchmarks.train_step --network yolov3_spp --rec data/train.rec
 python -m benchmarks.train_step --network efficientdet_d0 --rec data/train.rec
-(about three minutes each; PyTorch's rows need torch in the same environment, and EfficientDet has none)
+(about three minutes each; PyTorch's rows need torch in the same environment or in that of --python)
 
 - whole training: mx.mod.Module.fit as train.py has it: DetRecordIter with the SSD augmentation and the assigner in its
   workers, the losses, the update, the training metric, the guard against non-finite losses, progress lines. Ends of
@@ -20,15 +20,19 @@ after a stop are not counted, so that what the workers had ready does not flatte
 
 import importlib.util
 import json
+import re
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.common import Seconds, machine, median_ratio, print_table, verdict
+from benchmarks.inference_models import FAMILIES
 from common.errors import OptionError
 from common.sizes import input_size
 from config.augment_options import TrainAugment
@@ -41,7 +45,6 @@ from machine.cpu import usable_threads
 from machine.runtime import mx
 from symbol.darknet_sections import with_classes, with_width
 from symbol.detector.efficientdet import EfficientDet
-from symbol.detector.ssd import anchor_layers
 from symbol.detector.yolo import YOLOv3
 from symbol.detector.yolo import find_row as find_yolo_row
 from symbol.registry import family_of
@@ -76,8 +79,12 @@ class Setting:
 SETTINGS = {
     "vgg16_reduced": Setting(300, 8, 1.0, required=0.95, steps=2, torch_steps=1, rounds=4),
     "mobilenet": Setting(320, 16, 0.5, required=0.85, steps=12, torch_steps=4, rounds=9),
+    "gluoncv:mobilenetv2_1.0": Setting(300, 16, 1.0, required=0.9, steps=3, torch_steps=2, rounds=5),
+    "efficientnet_lite0": Setting(256, 16, 1.0, required=0.9, steps=4, torch_steps=3, rounds=5),
     "yolov3_spp": Setting(416, 4, 1.0, required=0.9, steps=2, torch_steps=1, rounds=4, memory=12.0),
-    "efficientdet_d0": Setting(512, 4, 1.0, required=0.9, steps=2, torch_steps=0, rounds=4, memory=12.0),
+    "yolov3_spp_mini": Setting(256, 16, 1.0, required=0.85, steps=8, torch_steps=4, rounds=7),
+    "efficientdet_d0": Setting(512, 4, 1.0, required=0.9, steps=2, torch_steps=2, rounds=4, memory=12.0),
+    "efficientdet_lite0": Setting(320, 8, 1.0, required=0.9, steps=4, torch_steps=3, rounds=5),
 }
 
 
@@ -95,6 +102,7 @@ class TrainStepOptions:
     steps: int = option(0, "steps of one measurement", minimum=0)
     workers: int | None = option(None, "processes that prepare batches (default: as train.py)", minimum=0)
     torch: bool = option(True, "measure PyTorch too, if it is installed")
+    python: str = option("", "the Python of an environment that has torch ('' = this one)")
 
 
 class TorchPeer:
@@ -104,11 +112,13 @@ class TorchPeer:
         """Starts it and waits until both variants are ready."""
         setting = SETTINGS[options.network]
         given = {"size": input_size(setting.size), "batch": setting.batch_size, "threads": usable_threads()}
-        describe = darknet_layers if isinstance(family_of(options.network), YOLOv3) else ssd_layers
-        given |= describe(options.network, setting, num_classes)
-        command = [sys.executable, "-m", "benchmarks.torch_peers", json.dumps(given)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
-        ready = json.loads(self._answer())
+        given |= {"classes": num_classes, **described(options.network, setting, num_classes)}
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "network.json")
+            file.write_text(json.dumps(given), "utf-8")
+            command = [options.python or sys.executable, "-m", "benchmarks.torch_peers", str(file)]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
+            ready = json.loads(self._answer())
         self.parameters, self.version = ready["parameters"], ready["version"]
 
     def seconds(self, variant: str, steps: int) -> float:
@@ -129,18 +139,18 @@ class TorchPeer:
         return line
 
 
-def ssd_layers(network: str, setting: Setting, num_classes: int) -> dict[str, Any]:
-    """What benchmarks.torch_peers must know of an SSD."""
-    size = input_size(setting.size)
-    row = family_of(network).row(network, size, None)
-    return {
-        "network": network,
-        "width": setting.width,
-        "extras": row.extras,
-        "anchors": [layer.per_cell for layer in anchor_layers(row, size)],
-        "l2_scale": max(row.l2_scales, default=0.0),
-        "classes": num_classes,
-    }
+def described(network: str, setting: Setting, num_classes: int) -> dict[str, Any]:
+    """What benchmarks.torch_peers must know of a network."""
+    family = family_of(network)
+    if isinstance(family, YOLOv3):
+        return darknet_layers(network, setting, num_classes)
+    kind = "efficientdet" if isinstance(family, EfficientDet) else "ssd"
+    heads = re.compile(FAMILIES[kind].heads)
+    internals = get_symbol(network, setting.size, num_classes, width=setting.width).get_internals()
+    symbol = mx.sym.Group([internals[name] for name in internals.list_outputs() if heads.fullmatch(name)])
+    args, _, aux = symbol.infer_shape(data=(1, 3, *input_size(setting.size)))
+    named = [*zip(symbol.list_arguments(), args, strict=True), *zip(symbol.list_auxiliary_states(), aux, strict=True)]
+    return {"symbol": symbol.tojson(), "shapes": dict(named), "family": kind}
 
 
 def darknet_layers(network: str, setting: Setting, num_classes: int) -> dict[str, Any]:
@@ -256,12 +266,8 @@ def count_parameters(options: TrainStepOptions, num_classes: int) -> int:
 
 
 def start_torch(options: TrainStepOptions, num_classes: int) -> TorchPeer | None:
-    """The peer, or None where torch is not installed or not wanted, or torch_peers lacks the network."""
-    if (
-        not options.torch
-        or isinstance(family_of(options.network), EfficientDet)
-        or importlib.util.find_spec("torch") is None
-    ):
+    """The peer, or None where torch is not installed or not wanted."""
+    if not options.torch or not (options.python or importlib.util.find_spec("torch")):
         return None
     peer, wanted = TorchPeer(options, num_classes), count_parameters(options, num_classes)
     if peer.parameters != wanted:
@@ -278,7 +284,7 @@ def report(options: TrainStepOptions, seconds: dict[str, Seconds], version: str 
     for name in (WHOLE, BARE, EAGER, CHANNELS_LAST):
         title = f"{name} {version}" if version and name in TORCH_VARIANTS else name
         if name not in seconds:
-            missing = "not measured" if importlib.util.find_spec("torch") else "torch not installed"
+            missing = "not measured" if options.python or importlib.util.find_spec("torch") else "torch not installed"
             rows.append((title, missing, "", ""))
             continue
         step = statistics.median(seconds[name])

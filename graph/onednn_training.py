@@ -28,7 +28,8 @@ Shape = tuple[int, ...]
 CONSTANT = "onednn_"  # begins the names of auxiliary states that are constants of a rewritten graph
 MOST_OF_JIT = 3  # side of the largest depthwise kernel whose weight gradient oneDNN 2.4 has a kernel for
 FEWEST_PIXELS = 1025  # of all maps of a batch, for a depthwise convolution in blocks: with fewer its weights cost more
-FEWEST_CHANNELS = 8  # of a convolution's input that get channels of zeros: a picture's three do not
+FEWEST_CHANNELS = 17  # of a convolution's input that get channels of zeros: maps of fewer are large, and so cost more
+MOST_FILTERS = BLOCK // 2  # of a convolution that stays: as many are a block of their own
 _SIX = {"fix_gamma": "False", "use_global_stats": "True", "eps": "1e-20"}
 _ROUNDING = 1e-5
 _BATCH_NORM_RELU = "_contrib_BatchNormWithReLU"
@@ -117,7 +118,10 @@ class _Rewriting:
         if _groups(node) > 1:
             return None
         filters, channels, *kernel = self._shapes[weight.node.name]
-        more, missing = -filters % BLOCK, -channels % BLOCK if channels >= FEWEST_CHANNELS else 0
+        more, missing = (
+            -filters % BLOCK if filters > MOST_FILTERS else 0,
+            -channels % BLOCK if channels >= FEWEST_CHANNELS else 0,
+        )
         if not more and not missing:
             return None
         name = node.name
