@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import DataError, OptionError
-from dataset.image_check import ImageInfo, check_stream
+from dataset.image_check import ImageInfo, check_stream, packed_image
 from dataset.image_list import ImageRoot, ListEntry, checked_objects, read_list
 from dataset.image_pool import in_order, or_reason, read_image, refuse_unusable
 from dataset.labels import HEADER_WIDTH, MIN_OBJECT_WIDTH
@@ -41,6 +41,7 @@ class Encoder:
         color: 1 = BGR, 0 = grey, -1 = as stored.
         encoding: .jpg or .png.
         quality: of JPEG 1 to 100, compression of PNG 1 to 9.
+        bit_depth: the rule of --bit-depth; not with pass_through.
     """
 
     pass_through: bool = False
@@ -49,6 +50,7 @@ class Encoder:
     color: int = 1
     encoding: str = ".jpg"
     quality: int = 95
+    bit_depth: str = ""
 
     def __call__(self, content: bytes) -> tuple[bytes, ImageInfo]:
         """(bytes to store, what is known of the file); DataError, the reason alone, for what is no whole image.
@@ -56,7 +58,10 @@ class Encoder:
         The EXIF orientation is ignored: labels refer to the pixels as stored. Files passed through are checked for
         completeness, not decoded.
         """
-        info = check_stream(content)
+        if self.bit_depth:
+            content, info = packed_image(content, self.bit_depth)  # a PNG of 8 bits, which is then any other's
+        else:
+            info = check_stream(content)
         if self.pass_through:
             return content, info
         try:
@@ -206,11 +211,14 @@ def pack_list(
                 packed.label_width,
                 f"im2rec {source.path.name}",
                 packed.digests,
+                encoder.bit_depth,
             )
             writer.add_file(sidecar_path(rec), sidecar_bytes(sidecar))
         dropped = not source.class_names and has_sidecar(rec)
         if dropped:
             writer.remove(sidecar_path(rec))
+    if encoder.bit_depth and not source.class_names:
+        logger.warning("%s: without a sidecar nothing keeps the bit depth for train.py; give --class-names", rec)
     if dropped:
         logger.warning("%s removed: it described the record that was there before", sidecar_path(rec))
     return packed

@@ -19,7 +19,7 @@ from typing import TypeVar
 if not __package__:
     importlib.import_module("as_module")
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -35,6 +35,7 @@ from dataset.imdb import Imdb, shortened, split_dataset
 from dataset.layouts import KINDS
 from dataset.packing import Report, pack_dataset
 from dataset.sources import AUTO, Source, Wanted, read_sources
+from dataset.transforms import checked_bit_depth
 from dataset.voc_folders import image_sets
 from dataset.yolo import POLYGONS
 from machine.command import exit_on_sigterm, raise_lost_signal, run_command
@@ -103,6 +104,13 @@ class PrepareOptions:
     polygons: str = option(
         "refuse", "yolo: what becomes of polygons; box takes the box around each", "annotations", choices=POLYGONS
     )
+    bit_depth: str = option(
+        "",
+        "how pixels of more than 8 bits become 8: window:LOW,HIGH maps LOW to 0 and HIGH to 255, percentile:P,Q takes "
+        "LOW and HIGH from the values of each image; train.py, deploy.py and detection go by it, too; none refuses "
+        "images of more than 8 bits",
+        "annotations",
+    )
     true_negative: bool = option(True, "keep images without objects, to learn from them what is none", "annotations")
     split: tuple[float, ...] = option(
         (),
@@ -155,6 +163,7 @@ def main(argv: list[str]) -> None:
     )
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     exit_on_sigterm()
+    options = replace(options, bit_depth=checked_bit_depth(options.bit_depth))
     target = _target(options)
     _check_write_sets(options)
     names = _names(options)
@@ -195,6 +204,7 @@ def _pack(imdb: Imdb, target: Path, options: PrepareOptions, kind: str, bad: Seq
             keep_empty=options.true_negative,
             rules=Rules(options.trust_size, options.duplicates),
             source=_source(options, kind),
+            bit_depth=options.bit_depth,
             progress=progress,
         )
         if options.annotation_list:

@@ -331,7 +331,7 @@ def test_an_image_that_pillow_cannot_read_is_named(tmp_path):
         (tmp_path / path).write_bytes(text)
     (tmp_path / "classes.txt").write_text("cat\n")
     words = ["--dataset", "yolo", "--root", str(tmp_path), "--target", str(tmp_path / "t.lst"), "--num-thread", "1"]
-    with pytest.raises(DataError, match=r"images that cannot be used: 1 .*a\.jpg: neither JPEG nor PNG"):
+    with pytest.raises(DataError, match=r"images that cannot be used: 1 .*a\.jpg: none of JPEG, PNG, BMP, WEBP, TIFF"):
         main(words)
 
 
