@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import DataError, OptionError
+from dataset.folder_files import WINDOWS_PATH
 from dataset.image_check import ImageInfo, check_stream, packed_image
 from dataset.image_list import ImageRoot, ListEntry, checked_objects, read_list
 from dataset.image_pool import in_order, or_reason, read_image, refuse_unusable
@@ -253,7 +254,7 @@ def _encode(entry: ListEntry, root: ImageRoot, encoder: Encoder) -> Encoded:
 def _read_and_encode(entry: ListEntry, root: ImageRoot, encoder: Encoder) -> Encoded:
     """Reads and encodes one image, in a thread; OSError, or DataError with the reason alone."""
     path = root.find(entry.path)
-    if "\\" in entry.path and not os.path.exists(path):
+    if ("\\" in entry.path or WINDOWS_PATH.match(entry.path)) and not os.path.exists(path):
         raise DataError("a path of Windows; write it relative to the folder of the images, with / for \\")
     content, info = encoder(read_image(path))
     return Encoded(entry, content, rotated=info.orientation != 1, digest=image_digest(content))

@@ -127,8 +127,8 @@ class PrepareOptions:
     )
     write_sets: bool = option(
         False,
-        "pascal, with --split: also write the parts, and trainval, as ImageSets/Main/NAME.txt beside the annotations; "
-        "a file with other names is never replaced",
+        "pascal, with --split: also write the parts, and trainval, as ImageSets/Main/NAME.txt in each root or year; a "
+        "file with other names is never replaced",
         "output",
     )
     target: str = option("data/train.lst", "list to write; .rec, .idx and .json go beside it", "output")
@@ -181,7 +181,8 @@ def main(argv: list[str]) -> None:
     if not parts:
         _pack(imdb, target, options, kind, source.bad)
         return
-    sets = image_sets(options.root, imdb.images, parts) if options.write_sets else {}
+    given = bool(options.annotations or options.images)
+    sets = image_sets(roots_of(options.root), imdb.images, parts, given) if options.write_sets else {}
     _refuse_other_sets(sets)
     print_list("bad annotations, left out", source.bad)
     for name, part in parts.items():
@@ -238,8 +239,13 @@ def _check_write_sets(options: PrepareOptions) -> None:
         raise OptionError("--write-sets: the sets are the parts of --split; give that, too")
     if options.write_sets and options.dataset not in (AUTO, "pascal"):
         raise OptionError(f"--write-sets: only pascal folders have image sets, --dataset is {options.dataset}")
-    if options.write_sets and (options.annotations or options.images or len(roots_of(options.root)) > 1):
-        raise OptionError("--write-sets is for one --root, without --annotations and --images; leave it out")
+    if options.write_sets and (options.annotations or options.images):
+        roots = roots_of(options.root)
+        if len(roots) > 1 or not roots[0].is_dir():
+            raise OptionError(
+                f"--write-sets with --annotations or --images: the sets go to ImageSets/ in --root, and {options.root} "
+                "is not one folder; name one"
+            )
 
 
 def _refuse_other_sets(sets: Mapping[Path, bytes]) -> None:
