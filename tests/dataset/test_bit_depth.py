@@ -17,7 +17,6 @@ from dataset.batch_spec import BatchSpec
 from dataset.image_check import packed_image
 from dataset.iterator import open_batches
 from dataset.labels import pack_label
-from dataset.pascal_voc import PascalVoc
 from dataset.recordio import RecordReader, RecordWriter, pack
 from dataset.sidecar import read_sidecar
 from dataset.transforms import checked_bit_depth, decode, eight_bits, parse_bit_depth
@@ -381,23 +380,3 @@ def test_im2rec_tells_that_a_rule_is_kept_nowhere(tmp_path, caplog):
     (tmp_path / "t.json").unlink(missing_ok=True)
     im2rec_of(tmp_path, coded(COLOUR), "--bit-depth=window:0,4095")
     assert "without a sidecar nothing keeps the bit depth for train.py; give --class-names" in caplog.text
-
-
-def test_real_images_of_12_bits_are_packed_as_those_of_8(bccd_dir, tmp_path):
-    """Bit by bit the same records, so that whatever is trained on them, or detects in them, has the same mAP."""
-    names = PascalVoc(bccd_dir, image_sets=["test"]).images[:12]
-    plain, deep = {}, {}
-    for image in names:
-        pixels = cv2.imread(str(image.path))
-        plain[image.path.stem], deep[image.path.stem] = coded(pixels), coded(pixels.astype(np.uint16) * 16)
-    for name, images in (("plain", plain), ("deep", deep)):
-        folder = tmp_path / name
-        for stem, content in images.items():
-            write(folder / f"images/{stem}.png", content)
-            write(folder / f"annotations/{stem}.xml", (bccd_dir / f"Annotations/{stem}.xml").read_bytes())
-    one = prepare(tmp_path / "plain", tmp_path / "one.lst")
-    other = prepare(tmp_path / "deep", tmp_path / "other.lst", "--bit-depth=window:0,4080")
-    assert len(one) == 12
-    for before, after in zip(one, other, strict=True):
-        np.testing.assert_array_equal(before.label, after.label)
-        np.testing.assert_array_equal(decode(before.image, "x"), decode(after.image, "x"))
