@@ -4,6 +4,7 @@ import asyncio
 import io
 import logging
 import shutil
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -21,6 +22,7 @@ from detect.service.app import Limits, Service
 from detect.service.batching import describe, load_runner
 from detect.service.options import ServeOptions
 from engines.preprocess import read_image
+from evaluate import main as evaluate
 from evaluate.evaluate_net import check_record, evaluate_net
 from machine.opencv import cv2
 from machine.runtime import mx
@@ -111,6 +113,14 @@ def test_training_is_bit_for_bit_that_of_8_bits(runs):
     assert [read_meta(options.output.prefix, 1).bit_depth for options in (eight, deep)] == ["", RULE]
 
 
+def test_a_rule_that_is_none_is_refused_in_every_file(runs, folders):
+    options, records = runs[12]
+    for known in (read_sidecar(records[0]), read_meta(options.output.prefix, 1), read_manifest(folders[12])):
+        assert known.bit_depth == RULE
+        with pytest.raises(ValueError, match="bit depth 'window:9,1': expected window:LOW,HIGH"):
+            replace(known, bit_depth="window:9,1")
+
+
 def test_records_of_two_bit_depths_are_not_trained_on(runs):
     (options, records), (_, deep) = runs[8], runs[12]
     with pytest.raises(
@@ -136,6 +146,14 @@ def test_another_bit_depth_is_told_when_a_run_goes_on_or_is_evaluated(runs, capl
     assert (
         f"packed with the bit depth none, 8 bits, p was trained with {RULE}: its pixels mean something" in caplog.text
     )
+
+
+def test_weights_without_a_json_are_taken_to_be_of_the_record(runs, tmp_path, monkeypatch):
+    (eight, _), (_, records) = runs[8], runs[12]
+    monkeypatch.setattr("model.weights.plain.load_plain", lambda *args: load_checkpoint(eight.output.prefix))
+    (tmp_path / "p-0001.params").touch()
+    options = evaluate.EvaluateOptions(prefix=str(tmp_path / "p"), epoch="1", rec_path=records[1])
+    assert evaluate._checkpoint(options).meta.bit_depth == RULE
 
 
 def test_weights_of_another_bit_depth_are_told(runs, tmp_path, caplog):
