@@ -18,17 +18,16 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from common.errors import DataError
 from common.sizes import Size
-from dataset.transforms import DECODE_FLAGS, DECODE_FLAGS_RGB, eight_bits, too_deep
+from dataset.transforms import DECODE_FLAGS, DECODE_FLAGS_RGB, PNG_SIGNATURE, eight_bits, has_sound_lengths, too_deep
 from machine.opencv import MAX_PIXELS, cv2
 
 MAX_BYTES = 256 << 20
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 OTHER_SUFFIXES = (".jpe", ".jfif", ".dib", ".gif", ".jp2", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".tga", ".dds")
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
-    _PNG_SIGNATURE: "PNG",
+    PNG_SIGNATURE: "PNG",
     b"BM": "BMP",
     b"RIFF": "WEBP",
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF"),
@@ -204,8 +203,8 @@ def without_metadata(content: bytes) -> bytes:
 
     What is cut off or damaged stays as it is.
     """
-    if content.startswith(_PNG_SIGNATURE):
-        return b"".join([_PNG_SIGNATURE, *_pixel_chunks(content)])
+    if content.startswith(PNG_SIGNATURE):
+        return b"".join([PNG_SIGNATURE, *_pixel_chunks(content)])
     if not content.startswith(b"\xff\xd8"):
         return content
     parts, begin = [content[:2]], 2
@@ -220,7 +219,7 @@ def without_metadata(content: bytes) -> bytes:
 
 
 def _pixel_chunks(content: bytes) -> Iterator[bytes]:
-    begin = len(_PNG_SIGNATURE)
+    begin = len(PNG_SIGNATURE)
     while begin < len(content):
         end = begin + 12 + int.from_bytes(content[begin : begin + 4], "big")
         if content[begin + 4 : begin + 8] in _PIXEL_CHUNKS:
@@ -345,7 +344,7 @@ def _has_byte_tables(segment: bytes) -> bool:
 
 def _has_whole_chunks(content: bytes) -> bool:
     """Whether a PNG is a chain of chunks (length, type, data, CRC of type and data) that ends with IEND."""
-    begin, kind, view = len(_PNG_SIGNATURE), b"", memoryview(content)
+    begin, kind, view = len(PNG_SIGNATURE), b"", memoryview(content)
     while kind != b"IEND":
         end = begin + 8 + int.from_bytes(view[begin : begin + 4], "big")
         if end + 4 > len(content) or zlib.crc32(view[begin + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
@@ -356,10 +355,12 @@ def _has_whole_chunks(content: bytes) -> bool:
 
 def decoded(content: bytes, size: Size, kind: str, flags: int = DECODE_FLAGS) -> np.ndarray:
     """The pixels as OpenCV decodes them; DataError with the reason alone where they are not of the size (h, w)."""
+    if not has_sound_lengths(content):
+        raise DataError(f"damaged {kind}: a part of it claims to be longer than the file")
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
-        raise DataError(f"OpenCV cannot decode this {kind}: {error}") from error
+        raise DataError(f"OpenCV cannot decode this {kind}: {error.err}") from error
     if pixels is None or pixels.shape[:2] != size:
         raise DataError(f"OpenCV cannot decode this {kind}")
     return pixels

@@ -22,6 +22,7 @@ from config.augment_options import AUTO_INTERPOLATION
 from machine.opencv import MAX_PIXELS, cv2
 
 Span = tuple[int, int]
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MORE_BITS = (
     "has more than 8 bits, and records hold 8; pack the images again with --bit-depth, which says how they become 8"
 )
@@ -37,7 +38,7 @@ WINDOW, PERCENTILE = "window", "percentile"
 BIT_DEPTH_FORM = f"{WINDOW}:LOW,HIGH with LOW < HIGH, or {PERCENTILE}:P,Q with 0 <= P < Q <= 100"
 _LARGEST = 1e12  # of a window's ends
 _NARROWEST = 1e-30  # window that is divided by: below it, values are either below or above
-_STRIP = 1 << 20  # values that are mapped at a time where there are too many different ones for a table
+_STRIP = 1 << 20  # values that are mapped at a time, as they take 8 bytes each meanwhile
 HALF_PIXEL = 0.5  # OpenCV's coordinates are those of the pixels' centres
 
 
@@ -69,7 +70,8 @@ def decode(image: bytes, where: str) -> np.ndarray:
     DataError naming `where` if it is no image that OpenCV can decode, has more than MAX_PIXELS or more than 8 bits.
     """
     try:
-        pixels = cv2.imdecode(np.frombuffer(image, np.uint8), DECODE_FLAGS | _ALL_BITS)
+        fits = has_sound_lengths(image)
+        pixels = cv2.imdecode(np.frombuffer(image, np.uint8), DECODE_FLAGS | _ALL_BITS) if fits else None
     except cv2.error as error:
         reason = f"more than {MAX_PIXELS} pixels" if "CV_IO_MAX" in error.err else error.err
         raise DataError(f"{where}: the image cannot be decoded ({reason}); replace it and pack again") from error
@@ -78,6 +80,20 @@ def decode(image: bytes, where: str) -> np.ndarray:
     if pixels.dtype != np.uint8:
         raise DataError(f"{where}: the image {MORE_BITS}")
     return pixels
+
+
+def has_sound_lengths(content: bytes) -> bool:
+    """Whether no chunk of a PNG claims to be longer than the file (ISO/IEC 15948 section 5.3); of others, True.
+
+    OpenCV 4.11 reserves what a chunk claims, up to 4 GiB, before it reads it.
+    """
+    begin = len(PNG_SIGNATURE)
+    while content.startswith(PNG_SIGNATURE) and begin < len(content):
+        length = int.from_bytes(content[begin : begin + 4], "big")
+        if length > len(content):
+            return False
+        begin += length + 12  # its length, type and checksum
+    return True
 
 
 def parse_bit_depth(rule: str) -> tuple[str, float, float]:
@@ -137,20 +153,22 @@ def eight_bits(pixels: np.ndarray, rule: str) -> np.ndarray:
 
 
 def _mapped(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
-    """The linear map of eight_bits: by a table of all values, where a value has 16 bits at most, else in strips."""
+    """The linear map of eight_bits, some rows at a time; by a table of all values where a value has 16 bits at most."""
     scale = 255 / max(high - low, _NARROWEST)
 
     def convert(values: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):
             return np.clip(np.rint((values.astype(np.float64) - low) * scale), 0, 255).astype(np.uint8)
 
-    size = pixels.dtype.itemsize
-    if pixels.dtype.kind in "ui" and size <= 2:
-        patterns = np.arange(1 << 8 * size, dtype=f"u{size}")
-        return convert(patterns.view(pixels.dtype))[np.ascontiguousarray(pixels).view(patterns.dtype)]
-    flat = pixels.reshape(-1)
-    strips = [convert(flat[k : k + _STRIP]) for k in range(0, flat.size, _STRIP)]
-    return np.concatenate(strips).reshape(pixels.shape)
+    table, kind = None, pixels.dtype
+    if kind.kind in "ui" and kind.itemsize <= 2:
+        table = convert(np.arange(1 << 8 * kind.itemsize, dtype=f"u{kind.itemsize}").view(kind))
+    mapped, rows = np.empty(pixels.shape, np.uint8), max(1, _STRIP // max(1, pixels[:1].size))
+    for begin in range(0, len(pixels), rows):
+        strip = np.ascontiguousarray(pixels[begin : begin + rows])
+        found = convert(strip) if table is None else table[strip.view(f"u{kind.itemsize}")]
+        mapped[begin : begin + rows] = found
+    return mapped
 
 
 def too_deep(pixels: np.ndarray) -> str:

@@ -20,6 +20,7 @@ from dataset.labels import pack_label
 from dataset.recordio import RecordReader, RecordWriter, pack
 from dataset.sidecar import read_sidecar
 from dataset.transforms import checked_bit_depth, decode, eight_bits, parse_bit_depth
+from engines.preprocess import read_image
 from machine.opencv import cv2
 from tests.dataset.layouts import write
 from tests.dataset.voc import CAT, DOG, add, image_set, jpeg
@@ -285,6 +286,18 @@ def test_random_damage_gives_no_other_error(content, data):
         assert packed_image(bytes(damaged), "percentile:0,100")[0].startswith(b"\x89PNG")
     except DataError as error:
         assert str(error)  # noqa: PT017 - both outcomes are right
+
+
+@pytest.mark.parametrize("pixels", [EIGHT, GREY], ids=["8 bits", "16 bits"])
+def test_a_chunk_that_claims_gigabytes_takes_no_memory(pixels, monkeypatch):
+    content = bytearray(coded(pixels))
+    content[33] = 0xE0  # of the length of IDAT; Pillow reads it in parts, and stops at the end of the pixels
+    monkeypatch.setattr(cv2, "imdecode", lambda *args: pytest.fail("OpenCV would reserve 3.7 GB"))
+    for read in (packed_image, lambda x: read_image(x, "x"), lambda x: image_check.file_pixels(x, "percentile:0,100")):
+        with pytest.raises(DataError):
+            read(bytes(content))
+    with pytest.raises(DataError, match="cannot be decoded"):
+        decode(bytes(content), "x")
 
 
 @pytest.mark.parametrize("engine", ["python", "native"])
