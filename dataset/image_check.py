@@ -11,17 +11,26 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from common.errors import DataError
 from common.sizes import Size
-from dataset.transforms import DECODE_FLAGS, DECODE_FLAGS_RGB, PNG_SIGNATURE, eight_bits, has_sound_lengths, too_deep
+from dataset.transforms import (
+    DECODE_FLAGS,
+    DECODE_FLAGS_RGB,
+    PNG_SIGNATURE,
+    eight_bits,
+    has_sound_lengths,
+    share_outside,
+    too_deep,
+)
 from machine.opencv import MAX_PIXELS, cv2
 
 MAX_BYTES = 256 << 20
+MANY_OUTSIDE = 0.01  # share of an image's values that a window may clip without a word, as hot pixels
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 OTHER_SUFFIXES = (".jpe", ".jfif", ".dib", ".gif", ".jp2", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".tga", ".dds")
@@ -59,11 +68,15 @@ _DEEP_TIFFS = "save it with 8 or 16 bits, grey (BlackIsZero) or RGB, the channel
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """size (height, width) as stored, EXIF orientation 1..8, bits of a sample (8 where there are fewer)."""
+    """size (height, width) as stored, EXIF orientation 1..8, bits of a sample (8 where there are fewer).
+
+    outside: the share of values that a window of --bit-depth has clipped.
+    """
 
     size: Size
     orientation: int
     bits: int = 8
+    outside: float = 0.0
 
 
 def packed_image(content: bytes, rule: str = "") -> tuple[bytes, ImageInfo]:
@@ -93,27 +106,29 @@ def _kind(content: bytes) -> str:
 
 
 def file_pixels(content: bytes, rule: str) -> tuple[np.ndarray, ImageInfo]:
-    """(pixels_of, what is known) of a whole image file; DataError with the reason alone."""
+    """(pixels (h, w, 3) uint8 RGB, or (h, w) grey, by a rule of --bit-depth; what is known) of a whole image file.
+
+    DataError with the reason alone.
+    """
     kind = _kind(content)
     with _opened(without_metadata(content), (kind,), kind) as image:
         refuse_several(image)
         info = _info(image, content, exif=True)
         load_strictly(image)
-        return pixels_of(image, content, info.size, rule), info
+        pixels = pixels_of(image, content, info.size)
+        return eight_bits(pixels, rule), replace(info, outside=share_outside(pixels, rule))
 
 
-def pixels_of(image: Image.Image, content: bytes, size: Size, rule: str) -> np.ndarray:
-    """(h, w, 3) uint8 RGB, or (h, w) grey, of a file of the size (h, w) opened by Pillow, by a rule of --bit-depth.
+def pixels_of(image: Image.Image, content: bytes, size: Size) -> np.ndarray:
+    """(h, w, 3) RGB, or (h, w) grey, of a file of the size (h, w) opened by Pillow, with all its bits.
 
     OpenCV decodes it, but for a TIFF of 8 bits, whose colours it would multiply by alpha. DataError: the reason alone.
     """
     if sample_bits(image, content) > 8:
-        pixels = _deep_pixels(image, content, size)
-    elif image.format == "TIFF":
-        pixels = np.asarray(image.convert("RGB"))
-    else:
-        pixels = decoded(content, size, str(image.format), DECODE_FLAGS_RGB)
-    return eight_bits(pixels, rule)
+        return _deep_pixels(image, content, size)
+    if image.format == "TIFF":
+        return np.asarray(image.convert("RGB"))
+    return decoded(content, size, str(image.format), DECODE_FLAGS_RGB)
 
 
 def sample_bits(image: Image.Image, content: bytes) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 
 from common.errors import DataError, OptionError
 from dataset.folder_files import WINDOWS_PATH
-from dataset.image_check import ImageInfo, check_stream, packed_image
+from dataset.image_check import MANY_OUTSIDE, ImageInfo, check_stream, packed_image
 from dataset.image_list import ImageRoot, ListEntry, checked_objects, read_list
 from dataset.image_pool import in_order, or_reason, read_image, refuse_unusable
 from dataset.labels import HEADER_WIDTH, MIN_OBJECT_WIDTH
@@ -106,6 +106,7 @@ class Encoded:
     content: bytes = b""
     reason: str = ""
     rotated: bool = False
+    outside: float = 0.0
     digest: str = ""
 
 
@@ -139,6 +140,7 @@ class PackedList:
     label_width: int = 0
     bad: list[str] = field(default_factory=list)
     rotated: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
 
 
@@ -238,6 +240,8 @@ def _write(writer: RecordWriter, encoded: Encoded, whole: bool, packed: PackedLi
     packed.label_width = max(packed.label_width, len(label))
     if encoded.rotated:
         packed.rotated.append(entry.path)
+    if encoded.outside > MANY_OUTSIDE:
+        packed.outside.append(f"{entry.path}: {encoded.outside:.0%}")
 
 
 def _counts(source: ImageList, names: tuple[str, ...], kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -257,4 +261,4 @@ def _read_and_encode(entry: ListEntry, root: ImageRoot, encoder: Encoder) -> Enc
     if ("\\" in entry.path or WINDOWS_PATH.match(entry.path)) and not os.path.exists(path):
         raise DataError("a path of Windows; write it relative to the folder of the images, with / for \\")
     content, info = encoder(read_image(path))
-    return Encoded(entry, content, rotated=info.orientation != 1, digest=image_digest(content))
+    return Encoded(entry, content, rotated=info.orientation != 1, digest=image_digest(content), outside=info.outside)

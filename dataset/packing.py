@@ -11,7 +11,7 @@ import numpy as np
 
 from common.errors import DataError
 from dataset.fitting import DEFAULT_RULES, Fitted, Rules, fit_objects
-from dataset.image_check import ImageInfo, packed_image
+from dataset.image_check import MANY_OUTSIDE, ImageInfo, packed_image
 from dataset.image_pool import in_order, or_reason, process_pool, read_image, refuse_unusable
 from dataset.imdb import AnnotatedImage, Imdb
 from dataset.labels import pack_label, validate
@@ -40,7 +40,7 @@ class Report:
 
     Lists: dropped boxes; bad images; images of another size than annotated, whose boxes were scaled; rotated ones;
     boxes far outside, thin (less than two pixels), there twice, nearly twice; images that lost all their boxes.
-    clipped: boxes. digests: of the images packed.
+    outside: images of which a window clips many values. clipped: boxes. digests: of the images packed.
     """
 
     class_names: tuple[str, ...]
@@ -50,6 +50,7 @@ class Report:
     bad: list[str] = field(default_factory=list)
     scaled: list[str] = field(default_factory=list)
     rotated: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
     far: list[str] = field(default_factory=list)
     thin: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
@@ -145,6 +146,8 @@ def _add(writer: RecordWriter, index: int, checked: Checked, report: Report, kee
     report.objects_per_class += np.bincount(objects[:, 0].astype(int), minlength=len(report.class_names))
     if info.orientation != 1:
         report.rotated.append(image.name)
+    if info.outside > MANY_OUTSIDE:
+        report.outside.append(f"{image.name}: {info.outside:.0%}")
     return ["\t".join([str(index), *(f"{value:.9g}" for value in label), image.name]) + "\n"]
 
 

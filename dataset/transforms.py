@@ -152,6 +152,12 @@ def eight_bits(pixels: np.ndarray, rule: str) -> np.ndarray:
     return _mapped(pixels, low, high)
 
 
+def share_outside(pixels: np.ndarray, rule: str) -> float:
+    """The share of pixels that a window clips, 0 to 1; 0 for a percentile, which means to, and without a rule."""
+    kind, low, high = parse_bit_depth(rule) if rule else ("", 0.0, 0.0)
+    return float(((pixels < low) | (pixels > high)).mean()) if kind == WINDOW else 0.0
+
+
 def _mapped(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
     """The linear map of eight_bits, some rows at a time; by a table of all values where a value has 16 bits at most."""
     scale = 255 / max(high - low, _NARROWEST)

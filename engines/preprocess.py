@@ -121,7 +121,7 @@ def _decoded(content: bytes, name: str, bit_depth: str) -> np.ndarray:
             image.draft("RGB", (1, 1))
             refuse_several(image)
             load_strictly(image)
-            return _three_channels(pixels_of(image, content, size, bit_depth))
+            return _three_channels(eight_bits(pixels_of(image, content, size), bit_depth))
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
         reason = "its format is unknown" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise DataError(f"{name}: not a sound image ({reason}); give a whole {', '.join(FORMATS)}") from error

@@ -194,6 +194,7 @@ def _encoder(options: Im2recOptions) -> Encoder:
 def _print_report(source: ImageList, packed: PackedList) -> None:
     print_list("bad images, left out", packed.bad)
     print_list("images with an EXIF orientation, which is ignored", packed.rotated)
+    print_list("images of which --bit-depth clips many values", packed.outside)
     suffixes = ".rec .idx .json" if source.class_names else ".rec .idx"
     print(f"{source.path.with_suffix('')}{suffixes} written")
     print(f"images: {packed.count}, left out: {len(packed.bad)}, most label values: {packed.label_width}")

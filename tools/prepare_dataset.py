@@ -340,6 +340,7 @@ def _print_report(report: Report, target: Path, more: str) -> None:
     print_list("boxes dropped", report.dropped)
     print_list("images of another size than annotated, their boxes were scaled", report.scaled)
     print_list("images with an EXIF orientation, which is ignored", report.rotated)
+    print_list("images of which --bit-depth clips many values", report.outside)
     for lines, what in ((report.twice, "the same class and box twice"), (report.alike, "nearly the same box twice")):
         print_list(what, lines)
     print_list("boxes that reach far outside their image", report.far)

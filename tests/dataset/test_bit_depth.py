@@ -2,6 +2,7 @@
 
 import ast
 import io
+import re
 import struct
 from pathlib import Path
 
@@ -350,6 +351,26 @@ def test_images_of_both_depths_are_told_apart_by_a_window(tmp_path):
     both = prepare(root, tmp_path / "p.lst", "--bit-depth=percentile:1,99", "--no-shuffle")
     for record, pixels in zip(both, (COLOUR, EIGHT), strict=True):
         np.testing.assert_array_equal(decode(record.image, "x"), eight_bits(pixels, "percentile:1,99"))
+
+
+@pytest.mark.parametrize("tool", ["prepare_dataset", "im2rec"])
+def test_images_that_a_window_clips_are_listed(tmp_path, capsys, tool):
+    def told(rule):
+        if tool == "im2rec":
+            im2rec_of(tmp_path, coded(pixels), f"--bit-depth={rule}", "--class-names=cat")
+        else:
+            root = voc_of(tmp_path / "v", {"a": coded(pixels)})
+            prepare(root, tmp_path / "v.lst", f"--bit-depth={rule}", "--overwrite")
+        return re.findall(r"--bit-depth clips many values: 1\n  (.*)\n", capsys.readouterr().out)
+
+    pixels = np.full((30, 40), 100, np.uint16)
+    pixels[0, :12] = 4095  # 1 % of them
+    for rule in ("window:0,1000", "window:100,1000", "percentile:0,50"):
+        assert not told(rule)
+    pixels[0, 12] = 1001
+    place = "a.png" if tool == "im2rec" else "JPEGImages/a.png"
+    assert told("window:0,1000") == [f"{place}: 1%"]
+    assert told("window:0,99") == told("window:5000,9000") == [f"{place}: 100%"]
 
 
 def test_a_wrong_rule_is_refused_before_anything_is_read(tmp_path):
