@@ -57,8 +57,8 @@ def read_annotations(path: Path, collected: Mistakes | None = None) -> Annotatio
     """Reads and checks an annotation file; what is damaged raises DataError naming the file.
 
     Images and annotations that cannot be used go to `collected`, each with its id, and images with such annotations
-    are not in the result; without it they raise DataError, too. Of categories of one name those without annotations
-    are left out, with a line in the log.
+    are not in the result, nor any image of an id that several have; without it they raise DataError, too. Of categories
+    of one name those without annotations are left out, with a line in the log.
     """
     content, mistakes = _load(path), Mistakes() if collected is None else collected
     images: list[Image] = []
@@ -66,9 +66,10 @@ def read_annotations(path: Path, collected: Mistakes | None = None) -> Annotatio
         with mistakes.collected():
             images.append(_image_entry(entry, path))
     categories = [_category(entry, path) for entry in _entries(content, "categories", path)]
-    refuse_repeated([image.id for image in images], "image id", path)
+    images, ambiguous = _of_distinct_ids(images, path, mistakes)
     refuse_repeated([category.id for category in categories], "category id", path)
     objects, spoiled = _objects(content, images, categories, path, mistakes)
+    spoiled |= ambiguous
     used = np.unique(objects[:, 1]).tolist()
     categories = _without_unused_twins(categories, used, path)
     refuse_repeated([category.name for category in categories], "category name", path)
@@ -76,6 +77,26 @@ def read_annotations(path: Path, collected: Mistakes | None = None) -> Annotatio
         mistakes.settle(len(images))
     kept = tuple(image for image in images if image.id not in spoiled)
     return Annotations(kept, tuple(categories), objects[~np.isin(objects[:, 0], list(spoiled))])
+
+
+def _of_distinct_ids(images: Sequence[Image], path: Path, mistakes: Mistakes) -> tuple[list[Image], set[int]]:
+    """(the images, one of each id; the ids that stand for several images, so that no annotation says whose it is).
+
+    An entry that is there again changes nothing: the first one counts. Each entry beyond the first is a mistake.
+    """
+    first: dict[int, Image] = {}
+    ambiguous: set[int] = set()
+    for image in images:
+        other = first.setdefault(image.id, image)
+        if other is image:
+            continue
+        mistakes.lines.append(
+            f"{path}: the image id {image.id} is there more than once, of {other.file_name:.80} and "
+            f"{image.file_name:.80}; correct the file"
+        )
+        if other != image:
+            ambiguous.add(image.id)
+    return list(first.values()), ambiguous
 
 
 def _objects(

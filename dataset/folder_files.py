@@ -12,7 +12,7 @@ from pathlib import Path
 from common.errors import DataError
 
 MAC_PREFIX, MAC_FOLDER = "._", "__MACOSX"
-_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 logger = logging.getLogger(__name__)
 
 
@@ -42,12 +42,12 @@ def find_file(written: str, folder: Path, where: str | Path) -> Path:
     """
     if "\0" in written:
         raise DataError(f"{where}: {written!r:.80} is not a path")
-    slashed = written if _WINDOWS.match(written) else written.replace("\\", "/")
+    slashed = written if WINDOWS_PATH.match(written) else written.replace("\\", "/")
     candidates = [folder / written, folder.parent / written, folder / slashed, folder.parent / slashed]
     if slashed.startswith("data/"):
         candidates.append(folder / slashed.removeprefix("data/"))
     found = next((path for path in candidates if path.is_file()), None)
-    if found is None and _WINDOWS.match(written):
+    if found is None and WINDOWS_PATH.match(written):
         raise DataError(
             f"{where}: {written!r:.200} is a path of a Windows machine; write paths relative to {folder}, with /"
         )

@@ -1,4 +1,5 @@
-"""Is an encoded image whole? Training decodes with OpenCV, which takes half a JPEG for one with a grey lower half.
+"""Is an encoded image whole, and what are its pixels in 8 bits? Training decodes with OpenCV, which takes half a JPEG
+for one with a grey lower half.
 
 Images are never rotated: EXIF orientation is ignored when packing and when training, and annotations refer to the
 pixels as stored (cv2.IMREAD_IGNORE_ORIENTATION).
@@ -9,23 +10,38 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from common.errors import DataError
 from common.sizes import Size
-from dataset.transforms import DECODE_FLAGS
+from dataset.transforms import (
+    DECODE_FLAGS,
+    DECODE_FLAGS_RGB,
+    PNG_SIGNATURE,
+    eight_bits,
+    has_sound_lengths,
+    share_outside,
+    too_deep,
+)
 from machine.opencv import MAX_PIXELS, cv2
 
 MAX_BYTES = 256 << 20
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-OTHER_SUFFIXES = (".jpe", ".jfif", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".avif", ".heic", ".heif",
-                  ".ppm", ".pgm", ".tga", ".dds")  # fmt: skip
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_SIGNATURES = {b"\xff\xd8\xff": "JPEG", _PNG_SIGNATURE: "PNG"}
-_READABLE = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")  # by Pillow and by OpenCV
+MANY_OUTSIDE = 0.01  # share of an image's values that a window may clip without a word, as hot pixels
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+OTHER_SUFFIXES = (".jpe", ".jfif", ".dib", ".gif", ".jp2", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".tga", ".dds")
+_SIGNATURES = {
+    b"\xff\xd8\xff": "JPEG",
+    PNG_SIGNATURE: "PNG",
+    b"BM": "BMP",
+    b"RIFF": "WEBP",
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF"),
+}
+_READABLE = (*FORMATS, "PPM")  # by Pillow and by OpenCV
 # What Pillow raises for damaged files; RuntimeError comes from its decoders in C.
 _PILLOW_ERRORS = (
     OSError,
@@ -45,27 +61,113 @@ _METADATA = {0xE2, *range(0xE3, 0xEE), 0xEF, 0xFE}  # APP2 (profiles) to APP15, 
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
 _FRAME = struct.Struct(">BHHB")  # bits of a sample, height, width, components
 _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright, 5 to 8 exchange height and width
+_PNG_BITS = 24  # where IHDR, the first chunk, has the bits of a sample
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANES = 258, 262, 284  # tags of TIFF 6.0, section 8
+_DEEP_TIFFS = "save it with 8 or 16 bits, grey (BlackIsZero) or RGB, the channels of a pixel side by side"
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """size (height, width) as stored, EXIF orientation 1..8."""
+    """size (height, width) as stored, EXIF orientation 1..8, bits of a sample (8 where there are fewer).
+
+    outside: the share of values that a window of --bit-depth has clipped.
+    """
 
     size: Size
     orientation: int
+    bits: int = 8
+    outside: float = 0.0
+
+
+def packed_image(content: bytes, rule: str = "") -> tuple[bytes, ImageInfo]:
+    """What a record holds of an image file, and what is known of the file.
+
+    A JPEG or PNG of 8 bits stays as it is; with a rule of --bit-depth, and of BMP, WEBP and TIFF, the pixels are stored
+    as PNG of 8 bits, without loss. Alpha is not kept. Whatever is wrong raises DataError with the reason alone: another
+    format, more than 64 megapixels (before decoding), a cut-off or undecodable stream, several pages, more than 8 bits
+    without a rule and what eight_bits refuses.
+    """
+    kind = _kind(content)
+    if kind in ("JPEG", "PNG") and not rule:
+        info = _read(content, (kind,), kind, load=True)
+        if info.bits == 8:
+            decoded(content, info.size, kind)
+            return content, info
+    pixels, info = file_pixels(content, rule)
+    return encode_png(pixels), info
+
+
+def _kind(content: bytes) -> str:
+    """The format of a file by its first bytes; DataError with the reason alone for another one."""
+    kind = next((name for signature, name in _SIGNATURES.items() if content.startswith(signature)), None)
+    if not content or kind is None:
+        raise DataError(f"none of {', '.join(FORMATS)}; convert it" if content else "empty file")
+    return kind
+
+
+def file_pixels(content: bytes, rule: str) -> tuple[np.ndarray, ImageInfo]:
+    """(pixels (h, w, 3) uint8 RGB, or (h, w) grey, by a rule of --bit-depth; what is known) of a whole image file.
+
+    DataError with the reason alone.
+    """
+    kind = _kind(content)
+    with _opened(without_metadata(content), (kind,), kind) as image:
+        refuse_several(image)
+        info = _info(image, content, exif=True)
+        load_strictly(image)
+        pixels = pixels_of(image, content, info.size)
+        return eight_bits(pixels, rule), replace(info, outside=share_outside(pixels, rule))
+
+
+def pixels_of(image: Image.Image, content: bytes, size: Size) -> np.ndarray:
+    """(h, w, 3) RGB, or (h, w) grey, of a file of the size (h, w) opened by Pillow, with all its bits.
+
+    OpenCV decodes it, but for a TIFF of 8 bits, whose colours it would multiply by alpha. DataError: the reason alone.
+    """
+    if sample_bits(image, content) > 8:
+        return _deep_pixels(image, content, size)
+    if image.format == "TIFF":
+        return np.asarray(image.convert("RGB"))
+    return decoded(content, size, str(image.format), DECODE_FLAGS_RGB)
+
+
+def sample_bits(image: Image.Image, content: bytes) -> int:
+    """Bits of a sample of a file that Pillow has opened, 8 where there are fewer; its own mode would hide 16 of RGB."""
+    if image.format == "PNG":
+        return max(8, content[_PNG_BITS])
+    if image.format == "TIFF":
+        return max(8, *image.tag_v2.get(_TIFF_BITS, (1,)))  # type: ignore[attr-defined]
+    if image.format == "PPM":
+        highest = image.tile[0][3]  # type: ignore[attr-defined]
+        return 16 if isinstance(highest, tuple) and highest[-1] > 255 else 8
+    return 8
+
+
+def _deep_pixels(image: Image.Image, content: bytes, size: Size) -> np.ndarray:
+    """(h, w, 3) RGB, or (h, w) grey, as stored, of a PNG, TIFF or PPM of more than 8 bits, without alpha."""
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        bits, colours = {*tags.get(_TIFF_BITS, ())}, tags.get(_TIFF_PHOTOMETRIC)
+        if not bits <= {16, 32} or colours not in (1, 2) or tags.get(_TIFF_PLANES, 1) != 1:
+            raise DataError(
+                f"a TIFF of {'/'.join(map(str, sorted(bits)))} bits in a form that is not read; {_DEEP_TIFFS}"
+            )
+    pixels = decoded(content, size, str(image.format), cv2.IMREAD_UNCHANGED)
+    return pixels if pixels.ndim == 2 else pixels[..., 2::-1]  # (h, w, 3): BGR or BGRA is RGB
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Pixels (h, w, 3) uint8 RGB, or (h, w) grey, as PNG."""
+    ordered = pixels if pixels.ndim == 2 else cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR)
+    done, content = cv2.imencode(".png", ordered)
+    if not done:
+        raise DataError("OpenCV cannot write it as PNG")
+    return content.tobytes()
 
 
 def check_image(content: bytes) -> ImageInfo:
-    """Decodes a JPEG or PNG completely; whatever is wrong with it raises DataError with the reason alone.
-
-    Refused: other formats, more than 64 megapixels (before decoding), a cut-off or undecodable stream.
-    """
-    kind = next((name for signature, name in _SIGNATURES.items() if content.startswith(signature)), None)
-    if not content or kind is None:
-        raise DataError("neither JPEG nor PNG; convert it" if content else "empty file")
-    info = _read(content, (kind,), kind, load=True)
-    _decode(content, info.size, kind)
-    return info
+    """What is known of an image file that can be packed as it is, or re-encoded; DataError as packed_image."""
+    return packed_image(content)[1]
 
 
 def image_header(content: bytes) -> ImageInfo:
@@ -116,8 +218,8 @@ def without_metadata(content: bytes) -> bytes:
 
     What is cut off or damaged stays as it is.
     """
-    if content.startswith(_PNG_SIGNATURE):
-        return b"".join([_PNG_SIGNATURE, *_pixel_chunks(content)])
+    if content.startswith(PNG_SIGNATURE):
+        return b"".join([PNG_SIGNATURE, *_pixel_chunks(content)])
     if not content.startswith(b"\xff\xd8"):
         return content
     parts, begin = [content[:2]], 2
@@ -132,7 +234,7 @@ def without_metadata(content: bytes) -> bytes:
 
 
 def _pixel_chunks(content: bytes) -> Iterator[bytes]:
-    begin = len(_PNG_SIGNATURE)
+    begin = len(PNG_SIGNATURE)
     while begin < len(content):
         end = begin + 12 + int.from_bytes(content[begin : begin + 4], "big")
         if content[begin + 4 : begin + 8] in _PIXEL_CHUNKS:
@@ -141,20 +243,46 @@ def _pixel_chunks(content: bytes) -> Iterator[bytes]:
 
 
 def _read_as_is(content: bytes, formats: tuple[str, ...], kind: str, load: bool) -> ImageInfo:
+    with _opened(content, formats, kind) as image:
+        exif_in_header = image.format in ("JPEG", "MPO")  # of a PNG it may come after the pixels
+        info = _info(image, content, exif=load or exif_in_header)
+        if load:
+            refuse_several(image)
+            load_strictly(image)
+        return info
+
+
+@contextmanager
+def _opened(content: bytes, formats: tuple[str, ...], kind: str) -> Iterator[Image.Image]:
+    """A file opened by Pillow; DataError with the reason alone for what it cannot read, here or in the block."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content), formats=formats) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise DataError(_too_large(width, height))
-            exif_in_header = image.format in ("JPEG", "MPO")  # of a PNG it may come after the pixels
-            orientation = _orientation(image) if load or exif_in_header else 1
-            if load:
-                load_strictly(image)
+            if image.size[0] * image.size[1] > MAX_PIXELS:
+                raise DataError(_too_large(*image.size))
+            yield image
     except UnidentifiedImageError as error:
-        raise DataError(f"damaged {kind}: its header cannot be read") from error
+        form = f", or its form is not read: {_DEEP_TIFFS}" if kind == "TIFF" else ""
+        raise DataError(f"damaged {kind}: its header cannot be read{form}") from error
     except _PILLOW_ERRORS as error:
         raise DataError(f"damaged {kind}: {error}") from error
-    return ImageInfo((height, width), orientation)
+
+
+def _info(image: Image.Image, content: bytes, exif: bool) -> ImageInfo:
+    """What the header tells; exif: whether to look for the orientation, which is 1 otherwise."""
+    return ImageInfo((image.height, image.width), _orientation(image) if exif else 1, sample_bits(image, content))
+
+
+def refuse_several(image: Image.Image) -> None:
+    """DataError with the reason alone for a file that shows more than one picture, and a TIFF that is to be rotated."""
+    if image.format == "TIFF" and image.tag_v2.next:  # type: ignore[attr-defined]
+        raise DataError("a TIFF of several pages; save the page that is annotated as a file of its own")
+    if image.format == "WEBP" and getattr(image, "n_frames", 1) > 1:
+        raise DataError("an animated WEBP; save the picture that is annotated as a file of its own")
+    turned = image.tag_v2.get(_ORIENTATION, 1) if image.format == "TIFF" else 1  # type: ignore[attr-defined]
+    if turned != 1:
+        raise DataError(
+            f"a TIFF that asks to be rotated (tag Orientation {turned}), as libraries do or not; save it upright"
+        )
 
 
 def check_stream(content: bytes) -> ImageInfo:
@@ -170,8 +298,7 @@ def check_stream(content: bytes) -> ImageInfo:
     stream = io.BytesIO(content)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(stream, formats=_READABLE) as image:
-            (width, height), kind, begin = image.size, image.format, stream.tell()
-            orientation = _orientation(image) if "exif" in image.info else 1
+            kind, begin, info = image.format, stream.tell(), _eight_bit_header(image, content)
     except UnidentifiedImageError as error:
         if len(without_metadata(content)) < len(content):
             return check_stream(without_metadata(content))
@@ -180,15 +307,24 @@ def check_stream(content: bytes) -> ImageInfo:
         if len(without_metadata(content)) < len(content):
             return check_stream(without_metadata(content))
         raise DataError(f"damaged header: {error}") from error
-    if width * height > MAX_PIXELS:
-        raise DataError(_too_large(width, height))
     if kind == "PNG" and not _has_whole_chunks(content):
         raise DataError("damaged PNG: a checksum is wrong or the end is missing")
     if kind in ("JPEG", "MPO") and content.find(_END_OF_IMAGE, begin) < 0:
         return check_image(content)
     if kind not in ("JPEG", "MPO", "PNG"):
-        _decode(content, (height, width), str(kind))
-    return ImageInfo((height, width), orientation)
+        decoded(content, info.size, str(kind))
+    return info
+
+
+def _eight_bit_header(image: Image.Image, content: bytes) -> ImageInfo:
+    """What the header tells; DataError, the reason alone, for too many pixels, pages or bits."""
+    info = _info(image, content, exif="exif" in image.info)
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(_too_large(*image.size))
+    refuse_several(image)
+    if info.bits > 8:
+        raise DataError(too_deep(_deep_pixels(image, content, info.size)))
+    return info
 
 
 def _plain_jpeg_size(content: bytes) -> Size | None:
@@ -223,7 +359,7 @@ def _has_byte_tables(segment: bytes) -> bool:
 
 def _has_whole_chunks(content: bytes) -> bool:
     """Whether a PNG is a chain of chunks (length, type, data, CRC of type and data) that ends with IEND."""
-    begin, kind, view = len(_PNG_SIGNATURE), b"", memoryview(content)
+    begin, kind, view = len(PNG_SIGNATURE), b"", memoryview(content)
     while kind != b"IEND":
         end = begin + 8 + int.from_bytes(view[begin : begin + 4], "big")
         if end + 4 > len(content) or zlib.crc32(view[begin + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
@@ -232,14 +368,17 @@ def _has_whole_chunks(content: bytes) -> bool:
     return True
 
 
-def _decode(content: bytes, size: Size, kind: str) -> None:
-    """Decodes as training does."""
+def decoded(content: bytes, size: Size, kind: str, flags: int = DECODE_FLAGS) -> np.ndarray:
+    """The pixels as OpenCV decodes them; DataError with the reason alone where they are not of the size (h, w)."""
+    if not has_sound_lengths(content):
+        raise DataError(f"damaged {kind}: a part of it claims to be longer than the file")
     try:
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), DECODE_FLAGS)
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
-        raise DataError(f"OpenCV cannot decode this {kind}: {error}") from error
+        raise DataError(f"OpenCV cannot decode this {kind}: {error.err}") from error
     if pixels is None or pixels.shape[:2] != size:
         raise DataError(f"OpenCV cannot decode this {kind}")
+    return pixels
 
 
 def load_strictly(image: Image.Image) -> None:

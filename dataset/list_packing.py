@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import DataError, OptionError
-from dataset.image_check import ImageInfo, check_stream
+from dataset.folder_files import WINDOWS_PATH
+from dataset.image_check import MANY_OUTSIDE, ImageInfo, check_stream, packed_image
 from dataset.image_list import ImageRoot, ListEntry, checked_objects, read_list
 from dataset.image_pool import in_order, or_reason, read_image, refuse_unusable
 from dataset.labels import HEADER_WIDTH, MIN_OBJECT_WIDTH
@@ -41,6 +42,7 @@ class Encoder:
         color: 1 = BGR, 0 = grey, -1 = as stored.
         encoding: .jpg or .png.
         quality: of JPEG 1 to 100, compression of PNG 1 to 9.
+        bit_depth: the rule of --bit-depth; not with pass_through.
     """
 
     pass_through: bool = False
@@ -49,6 +51,7 @@ class Encoder:
     color: int = 1
     encoding: str = ".jpg"
     quality: int = 95
+    bit_depth: str = ""
 
     def __call__(self, content: bytes) -> tuple[bytes, ImageInfo]:
         """(bytes to store, what is known of the file); DataError, the reason alone, for what is no whole image.
@@ -56,7 +59,10 @@ class Encoder:
         The EXIF orientation is ignored: labels refer to the pixels as stored. Files passed through are checked for
         completeness, not decoded.
         """
-        info = check_stream(content)
+        if self.bit_depth:
+            content, info = packed_image(content, self.bit_depth)  # a PNG of 8 bits, which is then any other's
+        else:
+            info = check_stream(content)
         if self.pass_through:
             return content, info
         try:
@@ -100,6 +106,7 @@ class Encoded:
     content: bytes = b""
     reason: str = ""
     rotated: bool = False
+    outside: float = 0.0
     digest: str = ""
 
 
@@ -133,6 +140,7 @@ class PackedList:
     label_width: int = 0
     bad: list[str] = field(default_factory=list)
     rotated: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
 
 
@@ -206,11 +214,14 @@ def pack_list(
                 packed.label_width,
                 f"im2rec {source.path.name}",
                 packed.digests,
+                encoder.bit_depth,
             )
             writer.add_file(sidecar_path(rec), sidecar_bytes(sidecar))
         dropped = not source.class_names and has_sidecar(rec)
         if dropped:
             writer.remove(sidecar_path(rec))
+    if encoder.bit_depth and not source.class_names:
+        logger.warning("%s: without a sidecar nothing keeps the bit depth for train.py; give --class-names", rec)
     if dropped:
         logger.warning("%s removed: it described the record that was there before", sidecar_path(rec))
     return packed
@@ -229,6 +240,8 @@ def _write(writer: RecordWriter, encoded: Encoded, whole: bool, packed: PackedLi
     packed.label_width = max(packed.label_width, len(label))
     if encoded.rotated:
         packed.rotated.append(entry.path)
+    if encoded.outside > MANY_OUTSIDE:
+        packed.outside.append(f"{entry.path}: {encoded.outside:.0%}")
 
 
 def _counts(source: ImageList, names: tuple[str, ...], kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -245,7 +258,7 @@ def _encode(entry: ListEntry, root: ImageRoot, encoder: Encoder) -> Encoded:
 def _read_and_encode(entry: ListEntry, root: ImageRoot, encoder: Encoder) -> Encoded:
     """Reads and encodes one image, in a thread; OSError, or DataError with the reason alone."""
     path = root.find(entry.path)
-    if "\\" in entry.path and not os.path.exists(path):
+    if ("\\" in entry.path or WINDOWS_PATH.match(entry.path)) and not os.path.exists(path):
         raise DataError("a path of Windows; write it relative to the folder of the images, with / for \\")
     content, info = encoder(read_image(path))
-    return Encoded(entry, content, rotated=info.orientation != 1, digest=image_digest(content))
+    return Encoded(entry, content, rotated=info.orientation != 1, digest=image_digest(content), outside=info.outside)

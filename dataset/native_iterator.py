@@ -32,7 +32,7 @@ from dataset.image_check import record_header
 from dataset.iterator import ClassicArguments, RecordIter, group_total
 from dataset.labels import OBJECT_WIDTH
 from dataset.samples import DATA, GEOMETRY, LABEL, BatchLayout, SampleMaker, write_all
-from dataset.transforms import decode
+from dataset.transforms import MORE_BITS, decode
 from machine.runtime import mx
 
 AHEAD = 3  # batches that the thread makes ahead
@@ -329,6 +329,8 @@ def _size(image: bytes, where: str) -> Size:
             f"{where}: the JPEG asks to be rotated (EXIF orientation {info.orientation}), which the native engine "
             "would do to the pixels but not to the boxes; use --data-engine python or remove the tag"
         )
+    if info.bits > 8:
+        raise DataError(f"{where}: the image {MORE_BITS}")
     return info.size
 
 

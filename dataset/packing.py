@@ -1,4 +1,5 @@
-"""Annotated images -> NAME.lst, .rec, .idx, .json: images checked in parallel, their bytes stored untouched."""
+"""Annotated images -> NAME.lst, .rec, .idx, .json: images checked in parallel; JPEG and PNG of 8 bits are
+stored untouched, others as PNG."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,7 +11,7 @@ import numpy as np
 
 from common.errors import DataError
 from dataset.fitting import DEFAULT_RULES, Fitted, Rules, fit_objects
-from dataset.image_check import ImageInfo, check_image
+from dataset.image_check import MANY_OUTSIDE, ImageInfo, packed_image
 from dataset.image_pool import in_order, or_reason, process_pool, read_image, refuse_unusable
 from dataset.imdb import AnnotatedImage, Imdb
 from dataset.labels import pack_label, validate
@@ -39,7 +40,7 @@ class Report:
 
     Lists: dropped boxes; bad images; images of another size than annotated, whose boxes were scaled; rotated ones;
     boxes far outside, thin (less than two pixels), there twice, nearly twice; images that lost all their boxes.
-    clipped: boxes. digests: of the images packed.
+    outside: images of which a window clips many values. clipped: boxes. digests: of the images packed.
     """
 
     class_names: tuple[str, ...]
@@ -49,6 +50,7 @@ class Report:
     bad: list[str] = field(default_factory=list)
     scaled: list[str] = field(default_factory=list)
     rotated: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
     far: list[str] = field(default_factory=list)
     thin: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
@@ -70,22 +72,26 @@ def pack_dataset(
     keep_empty: bool = True,
     rules: Rules = DEFAULT_RULES,
     source: str = "",
+    bit_depth: str = "",
     progress: Progress = lambda images, total: images,
 ) -> Report:
     """Packs the images of imdb, in an order shuffled by seed (None: as they come), ids counting from 0 in that order.
 
     target is the .lst; the other files go beside it. Every image is decoded once, completely. A damaged or missing one
     raises DataError with the list of all such images, after the last; with skip_bad it is left out. Images without
-    objects are left out unless keep_empty. rules: of fit_objects. Files appear at the end, the sidecar last; an error
-    or an interruption leaves those of an earlier run as they were. The result depends neither on `workers` nor on
-    timing.
+    objects are left out unless keep_empty. rules: of fit_objects; bit_depth: of packed_image. Files appear at the end,
+    the sidecar last; an error or an interruption leaves those of an earlier run as they were. The result depends
+    neither on `workers` nor on timing.
     """
     images = _shuffled([image for image in imdb.images if keep_empty or len(image.objects)], seed)
     report = Report(imdb.class_names, dropped=list(imdb.dropped), empty=len(imdb.images) - len(images))
     report.objects_per_class = np.zeros(len(imdb.class_names), np.int64)
     lines: list[str] = []
     rec = target.with_suffix(".rec")
-    with RecordWriter(rec) as writer, _checked(images, workers, rules) as results:
+    with (
+        RecordWriter(rec) as writer,
+        _checked(images, workers, partial(_check, rules=rules, bit_depth=bit_depth)) as results,
+    ):
         for checked in progress(results, len(images)):
             if checked.reason:
                 report.bad.append(f"{checked.image.name}: {checked.reason}")
@@ -97,7 +103,14 @@ def pack_dataset(
         writer.add_file(target, "".join(lines).encode("utf-8"))
         width = pack_label(np.zeros((max(report.counts), 6))).size
         sidecar = describe_record(
-            writer.finish(), report.class_names, report.counts, report.objects_per_class, width, source, report.digests
+            writer.finish(),
+            report.class_names,
+            report.counts,
+            report.objects_per_class,
+            width,
+            source,
+            report.digests,
+            bit_depth,
         )
         writer.add_file(sidecar_path(rec), sidecar_bytes(sidecar))
     return report
@@ -133,6 +146,8 @@ def _add(writer: RecordWriter, index: int, checked: Checked, report: Report, kee
     report.objects_per_class += np.bincount(objects[:, 0].astype(int), minlength=len(report.class_names))
     if info.orientation != 1:
         report.rotated.append(image.name)
+    if info.outside > MANY_OUTSIDE:
+        report.outside.append(f"{image.name}: {info.outside:.0%}")
     return ["\t".join([str(index), *(f"{value:.9g}" for value in label), image.name]) + "\n"]
 
 
@@ -145,20 +160,20 @@ def _in_pixels(image: AnnotatedImage, fitted: Fitted) -> AnnotatedImage:
     return replace(image, objects=image.objects * scale)
 
 
-def _checked(images: list[AnnotatedImage], workers: int, rules: Rules) -> AbstractContextManager[Iterator[Checked]]:
+def _checked(
+    images: list[AnnotatedImage], workers: int, check: Callable[[AnnotatedImage], Checked]
+) -> AbstractContextManager[Iterator[Checked]]:
     """The checked images in order, from `workers` processes; 1, or no image at all, works in this one."""
-    check = partial(_check, rules=rules)
     if workers == 1 or not images:
         return nullcontext(map(check, images))
     return in_order(process_pool(workers), workers, check, images)
 
 
-def _check(image: AnnotatedImage, rules: Rules) -> Checked:
-    return or_reason(lambda: _read_and_check(image, rules), lambda reason: Checked(image, reason=reason))
+def _check(image: AnnotatedImage, rules: Rules, bit_depth: str) -> Checked:
+    return or_reason(lambda: _read_and_check(image, rules, bit_depth), lambda reason: Checked(image, reason=reason))
 
 
-def _read_and_check(image: AnnotatedImage, rules: Rules) -> Checked:
+def _read_and_check(image: AnnotatedImage, rules: Rules, bit_depth: str) -> Checked:
     """Reads and decodes one image, in a worker; OSError, or DataError with the reason alone."""
-    content = read_image(image.path)
-    info = check_image(content)
+    content, info = packed_image(read_image(image.path), bit_depth)
     return Checked(image, content, info, fit_objects(image, info, rules), image_digest(content))

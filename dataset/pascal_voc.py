@@ -168,8 +168,8 @@ class _ImageFinder:
         self._listed: dict[Path, dict[str, Path]] = {}
 
     def __call__(self, folder: Path, name: str, written: str) -> Path:
-        """The image: JPEG or PNG in any spelling, else another format (packing says what it can do with it), else
-        the file that the annotation names (`written`), else NAME.jpg, which packing names as missing.
+        """The image: of a format that is packed, in any spelling of its suffix, else of another one (packing says so),
+        else the file that the annotation names (`written`), else NAME.jpg, which packing names as missing.
 
         The annotation of a.jpg may be called a.jpg.xml.
         """
@@ -180,7 +180,8 @@ class _ImageFinder:
         suffixed = own if Path(own).suffix.lower() in (*IMAGE_SUFFIXES, *OTHER_SUFFIXES) else ""
         wanted = written.replace("\\", "/").rpartition("/")[2]
         names = (own, f"{suffixed}/", Path(suffixed).stem if suffixed else own, f"{wanted}/")
-        return next((images[key] for key in names if key in images), usual)
+        likely = usual.with_name(suffixed) if suffixed else usual
+        return next((images[key] for key in names if key in images), likely)
 
     def _images(self, folder: Path) -> dict[str, Path]:
         if folder not in self._listed:

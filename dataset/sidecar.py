@@ -13,6 +13,7 @@ from common.files import file_sha256, write_atomically
 from common.signed_json import SignedKind
 from common.version import __version__
 from dataset.recordio import RecordReader
+from dataset.transforms import parse_bit_depth
 
 DIGEST_LENGTH = 16
 
@@ -22,6 +23,7 @@ class Sidecar:
     """What is known of a .rec file; label_width is the number of floats of its widest label, size its bytes.
 
     image_digests: image_digest of each image, one after the other in the record's order; "" in sidecars without.
+    bit_depth: the rule of --bit-depth by which the images became 8 bits; "" = they had 8.
     """
 
     class_names: tuple[str, ...]
@@ -35,9 +37,13 @@ class Sidecar:
     size: int
     tool_version: str
     image_digests: str = ""
+    bit_depth: str = ""
 
     def __post_init__(self) -> None:
-        """ValueError for counts below 0, and for class names that are listed twice or have no count each."""
+        """ValueError for counts below 0, for class names that are listed twice or have no count each, and for a rule
+        that is none."""
+        if self.bit_depth:
+            parse_bit_depth(self.bit_depth)
         counts = {"objects_per_class": min(self.objects_per_class, default=0)}
         counts |= {field.name: getattr(self, field.name) for field in fields(self) if field.type is int}
         negative = next((name for name, count in counts.items() if count < 0), None)
@@ -78,9 +84,10 @@ def describe_record(
     label_width: int,
     source: str,
     digests: Iterable[str] = (),
+    bit_depth: str = "",
 ) -> Sidecar:
     """The sidecar of a complete .rec, under whatever name; counts: the objects of each record; digests: of the images
-    of all."""
+    of all; bit_depth: the rule of --bit-depth."""
     return Sidecar(
         class_names=class_names,
         num_images=len(counts),
@@ -93,6 +100,7 @@ def describe_record(
         size=rec.stat().st_size,
         tool_version=__version__,
         image_digests="".join(digests),
+        bit_depth=bit_depth,
     )
 
 

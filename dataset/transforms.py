@@ -1,4 +1,5 @@
-"""What augmentation does to pixels and boxes, once it is decided: place, resize, map, shift colours, mirror, normalise.
+"""What is done to pixels and boxes, once it is decided: decode, bring to 8 bits; and augmentation's place, resize, map,
+shift colours, mirror, normalise.
 
 A random expand (Liu et al. 2016, section 3.6) followed by a crop is one rectangle of the source image, which may reach
 beyond it. It is drawn by one resize of the part that shows the image; the expanded canvas itself never exists.
@@ -9,24 +10,35 @@ shifts are parts of the input's own sides; and how much of an object is left is 
 (there by what a mosaic's canvas shows of it, times the scale once).
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from boxes.geometry import area, clip_to_unit
-from common.errors import DataError
+from common.errors import DataError, OptionError
 from common.sizes import Size
 from config.augment_options import AUTO_INTERPOLATION
 from machine.opencv import MAX_PIXELS, cv2
 
 Span = tuple[int, int]
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MORE_BITS = (
+    "has more than 8 bits, and records hold 8; pack the images again with --bit-depth, which says how they become 8"
+)
 DECODE_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 DECODE_FLAGS_RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_ALL_BITS = cv2.IMREAD_ANYDEPTH  # so that more than 8 are seen; without it the upper 8 would be taken
 HUE_RANGE = 180  # of OpenCV's 8-bit HLS
 WHOLE = np.array([0.0, 0.0, 1.0, 1.0])
 MIN_PIXELS = 4  # an object keeps more than this of each side,
 MIN_AREA = 0.2  # more than this part of its area,
 MAX_ASPECT = 10  # and less than this ratio of its sides (ultralytics/yolov3, random_affine)
+WINDOW, PERCENTILE = "window", "percentile"
+BIT_DEPTH_FORM = f"{WINDOW}:LOW,HIGH with LOW < HIGH, or {PERCENTILE}:P,Q with 0 <= P < Q <= 100"
+_LARGEST = 1e12  # of a window's ends
+_NARROWEST = 1e-30  # window that is divided by: below it, values are either below or above
+_STRIP = 1 << 20  # values that are mapped at a time, as they take 8 bytes each meanwhile
 HALF_PIXEL = 0.5  # OpenCV's coordinates are those of the pixels' centres
 
 
@@ -52,19 +64,128 @@ class ColourShift:
     contrast: float = 0.0
 
 
-def decode(image: bytes, where: str, *, rgb: bool = False) -> np.ndarray:
-    """Encoded image -> (h, w, 3) uint8 BGR, or RGB; EXIF orientation is ignored: boxes refer to the stored pixels.
+def decode(image: bytes, where: str) -> np.ndarray:
+    """Encoded image -> (h, w, 3) uint8 BGR; EXIF orientation is ignored: boxes refer to the stored pixels.
 
-    DataError naming `where` if it is no image that OpenCV can decode, or has more than MAX_PIXELS.
+    DataError naming `where` if it is no image that OpenCV can decode, has more than MAX_PIXELS or more than 8 bits.
     """
     try:
-        pixels = cv2.imdecode(np.frombuffer(image, np.uint8), DECODE_FLAGS_RGB if rgb else DECODE_FLAGS)
+        fits = has_sound_lengths(image)
+        pixels = cv2.imdecode(np.frombuffer(image, np.uint8), DECODE_FLAGS | _ALL_BITS) if fits else None
     except cv2.error as error:
         reason = f"more than {MAX_PIXELS} pixels" if "CV_IO_MAX" in error.err else error.err
         raise DataError(f"{where}: the image cannot be decoded ({reason}); replace it and pack again") from error
     if pixels is None:
         raise DataError(f"{where}: its {len(image)} bytes of image cannot be decoded; replace it and pack again")
+    if pixels.dtype != np.uint8:
+        raise DataError(f"{where}: the image {MORE_BITS}")
     return pixels
+
+
+def has_sound_lengths(content: bytes) -> bool:
+    """Whether no chunk of a PNG claims to be longer than the file (ISO/IEC 15948 section 5.3); of others, True.
+
+    OpenCV 4.11 reserves what a chunk claims, up to 4 GiB, before it reads it.
+    """
+    begin = len(PNG_SIGNATURE)
+    while content.startswith(PNG_SIGNATURE) and begin < len(content):
+        length = int.from_bytes(content[begin : begin + 4], "big")
+        if length > len(content):
+            return False
+        begin += length + 12  # its length, type and checksum
+    return True
+
+
+def parse_bit_depth(rule: str) -> tuple[str, float, float]:
+    """(kind, low, high) of a rule of --bit-depth; ValueError for what is none."""
+    kind, _, numbers = rule.partition(":")
+    words = numbers.split(",")
+    try:
+        low, high = map(float, words) if len(words) == 2 else (math.nan, math.nan)
+    except ValueError:
+        low = high = math.nan
+    least, most = (0, 100) if kind == PERCENTILE else (-_LARGEST, _LARGEST)
+    if kind not in (WINDOW, PERCENTILE) or not least <= low < high <= most:
+        raise ValueError(f"bit depth {rule!r:.80}: expected {BIT_DEPTH_FORM}")
+    return kind, low, high
+
+
+def checked_bit_depth(rule: str) -> str:
+    """The rule of --bit-depth in its one spelling, "" as it is; OptionError for what is none."""
+    if not rule:
+        return ""
+    try:
+        kind, *ends = parse_bit_depth(rule)
+    except ValueError as error:
+        raise OptionError(f"--bit-depth {rule:.80}: expected {BIT_DEPTH_FORM}") from error
+    return f"{kind}:{','.join(str(int(end)) if end.is_integer() else repr(end) for end in ends)}"
+
+
+def shown_bit_depth(rule: str) -> str:
+    """The rule of --bit-depth, in a sentence."""
+    return rule or "none, 8 bits"
+
+
+def eight_bits(pixels: np.ndarray, rule: str) -> np.ndarray:
+    """Pixels of any shape and type of numbers as uint8, by a rule of --bit-depth; "" leaves uint8 as it is.
+
+    LOW becomes 0, HIGH 255, and what lies between them the nearest whole number in proportion, halves the even one;
+    the rest is clipped. LOW and HIGH of a percentile are the smallest values of these pixels, all channels together,
+    that P and Q percent of them do not exceed. So pixels that a percentile has mapped stay as they are when it is
+    applied once more. DataError with the reason alone for more than 8 bits without a rule, 8 bits with a window, and
+    numbers that are not finite.
+    """
+    if not rule and pixels.dtype != np.uint8:
+        raise DataError(too_deep(pixels))
+    if not rule:
+        return pixels
+    kind, low, high = parse_bit_depth(rule)
+    if kind == WINDOW and pixels.dtype == np.uint8:
+        raise DataError(
+            f"has 8 bits, and the bit depth {rule} is of images with more: 0 to 255 would be dark or clipped; give the "
+            "image with all its bits"
+        )
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise DataError("has values that are not finite; replace them")
+    if kind == PERCENTILE:
+        low, high = map(float, np.percentile(pixels, (low, high), method="inverted_cdf"))
+    return _mapped(pixels, low, high)
+
+
+def share_outside(pixels: np.ndarray, rule: str) -> float:
+    """The share of pixels that a window clips, 0 to 1; 0 for a percentile, which means to, and without a rule."""
+    kind, low, high = parse_bit_depth(rule) if rule else ("", 0.0, 0.0)
+    return float(((pixels < low) | (pixels > high)).mean()) if kind == WINDOW else 0.0
+
+
+def _mapped(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
+    """The linear map of eight_bits, some rows at a time; by a table of all values where a value has 16 bits at most."""
+    scale = 255 / max(high - low, _NARROWEST)
+
+    def convert(values: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return np.clip(np.rint((values.astype(np.float64) - low) * scale), 0, 255).astype(np.uint8)
+
+    table, kind = None, pixels.dtype
+    if kind.kind in "ui" and kind.itemsize <= 2:
+        table = convert(np.arange(1 << 8 * kind.itemsize, dtype=f"u{kind.itemsize}").view(kind))
+    mapped, rows = np.empty(pixels.shape, np.uint8), max(1, _STRIP // max(1, pixels[:1].size))
+    for begin in range(0, len(pixels), rows):
+        strip = np.ascontiguousarray(pixels[begin : begin + rows])
+        found = convert(strip) if table is None else table[strip.view(f"u{kind.itemsize}")]
+        mapped[begin : begin + rows] = found
+    return mapped
+
+
+def too_deep(pixels: np.ndarray) -> str:
+    """The sentence on pixels of more than 8 bits, with the window that would hold them."""
+    low, high = pixels.min(), pixels.max()
+    whole = pixels.dtype.kind in "ui" and low >= 0
+    window = f"0,{max(255, (1 << int(high).bit_length()) - 1)}" if whole else f"{low:g},{high:g}"
+    return (
+        f"has values of {pixels.dtype} from {low:g} to {high:g}, more than 8 bits hold; pack with --bit-depth, for "
+        f"instance {WINDOW}:{window}, which says how they become 8, and a model trained on that does the same"
+    )
 
 
 def shape_of(image: np.ndarray) -> Size:

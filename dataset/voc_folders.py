@@ -8,6 +8,7 @@ side by side   XML files beside the images: in the folder, in images/, or in fol
 """
 
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,27 +71,40 @@ def voc_names(
     return list(found), files
 
 
-def image_sets(root: str | Path, images: Sequence[AnnotatedImage], parts: Mapping[str, Part]) -> dict[Path, bytes]:
+def image_sets(
+    roots: Sequence[Path], images: Sequence[AnnotatedImage], parts: Mapping[str, Part], given: bool = False
+) -> dict[Path, bytes]:
     """{ImageSets/Main/NAME.txt: its content} of the parts that were drawn of `images`, beside the annotations.
 
-    trainval holds train and val, as in VOC. Names stand in the order of `images`. Each year of a VOCdevkit has files of
-    its own, and none of a part without images of that year. DataError where XML files lie beside the images: such a
-    folder has no sets.
+    trainval holds train and val, as in VOC. Names stand in the order of `images`. Each root, and each year of a
+    VOCdevkit, has files of its own, and none of a part without images of it. given: the user names the folders of
+    annotations and images, the one root holds the sets. DataError where XML files lie beside the images: such a folder
+    has no sets.
     """
-    drawn = {name: {image.name for image in part.images} for name, part in parts.items()}
+    drawn = {name: {image.path for image in part.images} for name, part in parts.items()}
     sets = {**drawn, DEFAULT_SET: drawn.get("train", set()) | drawn.get("val", set())}
     lines: dict[Path, str] = {}
     for image in images:
-        folder, name = _year_and_name(Path(root), image.name)
-        for image_set in (one for one, names in sets.items() if image.name in names):
+        root, own = _root_and_name(roots, image)
+        folder, name = (root, Path(own).with_suffix("").as_posix()) if given else _year_and_name(root, own)
+        for image_set in (one for one, paths in sets.items() if image.path in paths):
             path = folder / "ImageSets" / "Main" / f"{image_set}.txt"
             lines[path] = f"{lines.get(path, '')}{name}\n"
-    for folder in {path.parents[2] for path in lines}:
+    for folder in () if given else {path.parents[2] for path in lines}:
         if not any((folder / name).is_dir() for name in ANNOTATION_FOLDERS):
             raise DataError(
                 f"{folder} has its XML files beside the images, where sets are folders; leave out --write-sets"
             )
     return {path: text.encode("utf-8") for path, text in lines.items()}
+
+
+def _root_and_name(roots: Sequence[Path], image: AnnotatedImage) -> tuple[Path, str]:
+    """(the root of an image, its path from there on); of roots within one another the inner one."""
+    if len(roots) == 1:
+        return roots[0], image.name
+    path = Path(os.path.abspath(image.path))
+    root = max((one for one in roots if path.is_relative_to(os.path.abspath(one))), key=lambda one: len(one.parts))
+    return root, path.relative_to(os.path.abspath(root)).as_posix()
 
 
 def _year_and_name(root: Path, image: str) -> tuple[Path, str]:

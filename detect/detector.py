@@ -132,11 +132,14 @@ class Detector:
         self._writer = InputWriter(self.manifest)
         self._timings = Timings()
 
-    def detect(self, images: ImageInput | Iterable[ImageInput]) -> np.ndarray | list[np.ndarray]:
+    def detect(self, images: ImageInput | Iterable[ImageInput], mapped: bool = False) -> np.ndarray | list[np.ndarray]:
         """Detections of an image, or the list of those of several images.
 
         An image is a path, the bytes of an image file, or an array (h, w, 3) uint8 RGB. Several are anything iterable,
-        an array (n, h, w, 3) included.
+        an array (n, h, w, 3) included. A model with a bit depth (manifest.bit_depth) takes files and arrays of more
+        bits, and makes them 8 itself; engines.preprocess.read_image does it alone, for instance to draw on them.
+
+        mapped: arrays are what read_image gave by the model's bit depth. Otherwise a window refuses 8 bits.
 
         Returns:
             For each image a float32 array (n, 6), rows [id, score, xmin, ymin, xmax, ymax] by falling score, in pixels
@@ -146,14 +149,14 @@ class Detector:
         if isinstance(images, (str, Path, bytes, bytearray, memoryview)):
             return next(self.stream([images]))
         if isinstance(images, np.ndarray) and images.ndim != 4:
-            return next(self.stream([images]))
-        return list(self.stream(images))
+            return next(self.stream([images], mapped))
+        return list(self.stream(images, mapped))
 
-    def stream(self, images: Iterable[ImageInput]) -> Iterator[np.ndarray]:
+    def stream(self, images: Iterable[ImageInput], mapped: bool = False) -> Iterator[np.ndarray]:
         """The detections of one image after the other, as detect() gives them; holds batch_size images at a time."""
         numbered = enumerate(images)
         while chunk := list(itertools.islice(numbered, self.batch_size)):
-            yield from self._detect_batch([self._read(image, number) for number, image in chunk])
+            yield from self._detect_batch([self._read(image, number, mapped) for number, image in chunk])
 
     def statistics(self) -> dict[str, StepStatistics]:
         """How often each step ran and its seconds: decoding, pre-processing and post-processing of an image, and the
@@ -164,9 +167,10 @@ class Detector:
         """Starts the statistics anew, for instance after the first images."""
         self._timings.clear()
 
-    def _read(self, image: ImageInput, number: int) -> np.ndarray:
+    def _read(self, image: ImageInput, number: int, mapped: bool) -> np.ndarray:
+        rule = "" if mapped and isinstance(image, np.ndarray) else self.manifest.bit_depth
         with self._timings.measure(DECODING):
-            return read_image(image, f"image {number}")
+            return read_image(image, f"image {number}", rule)
 
     def _detect_batch(self, pictures: list[np.ndarray]) -> Iterator[np.ndarray]:
         """The detections of up to batch_size pictures."""

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -139,6 +139,7 @@ class DetectionRun:
         self.problems: list[str] = []
         self._threshold = threshold
         self._window = window
+        self._bit_depth = detector.manifest.bit_depth
         self._ended = False  # by the user, in the window
 
     def detect_images(self, jobs: Sequence[Job]) -> None:
@@ -166,13 +167,18 @@ class DetectionRun:
             stack.callback(frames.close)
             shown = tqdm(frames, video.name, total, disable=None, unit=" frames", leave=False)
             try:
-                return sum(1 for _ in self._detect(_items(video.name, shown, job, *sinks)))
+                return sum(1 for _ in self._detect(_items(video.name, self._mapped(video.name, shown), job, *sinks)))
             except KeyboardInterrupt:
                 raise  # a film that the user has ended is kept
             except BaseException:
                 for sink in filter(None, sinks):
                     sink.discard()
                 raise
+
+    def _mapped(self, name: str, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
+        """The frames in the model's bit depth; DataError where that is a window, as videos have 8 bits."""
+        for frame in frames:
+            yield replace(frame, pixels=read_image(frame.pixels, f"{name}, frame {frame.number}", self._bit_depth))
 
     def close(self) -> None:
         """Completes the records and closes the window."""
@@ -184,7 +190,7 @@ class DetectionRun:
         """Those images that can be read; the errors of the others join the problems."""
         for job in jobs:
             try:
-                pixels = read_image(job.source.path, str(job.source.path))
+                pixels = read_image(job.source.path, str(job.source.path), self._bit_depth)
             except DataError as error:
                 self.problems.append(str(error))
                 continue
@@ -195,7 +201,7 @@ class DetectionRun:
     def _detect(self, items: Iterator[Item], wait: bool = False) -> Iterator[PictureRecord]:
         """Detects in the items and gives their results away; yields their records."""
         while not self._ended and (batch := list(itertools.islice(items, self.detector.batch_size))):
-            found = self.detector.detect([item.pixels for item in batch])
+            found = self.detector.detect([item.pixels for item in batch], mapped=True)
             for item, rows in zip(batch, found, strict=True):
                 yield self._finish(item, rows, wait)
 
@@ -241,7 +247,9 @@ def main(argv: list[str]) -> int:
     window = Window() if options.show else None
     detector = _load(options)
     if options.benchmark:
-        print("\n".join(benchmark(detector, _pictures(sources, options), options.benchmark)))
+        print(
+            "\n".join(benchmark(detector, _pictures(sources, options, detector.manifest.bit_depth), options.benchmark))
+        )
         return 0
     _make_folders(jobs[0], options)
     return _detect(DetectionRun(detector, options.thresh, Records(options.json), window), jobs, options)
@@ -347,7 +355,7 @@ def _report(run: DetectionRun, options: DemoOptions, seconds: float) -> None:
         logger.error("error: %s", problem)
 
 
-def _pictures(sources: Sequence[InputSource], options: DemoOptions) -> list[ImageInput]:
+def _pictures(sources: Sequence[InputSource], options: DemoOptions, bit_depth: str) -> list[ImageInput]:
     """What --benchmark detects in: the bytes of image files, the first frames of videos; errors as when detecting."""
     pictures: list[ImageInput] = []
     for source in sources[: options.benchmark]:
@@ -355,7 +363,7 @@ def _pictures(sources: Sequence[InputSource], options: DemoOptions) -> list[Imag
             limit = min(options.max_frames or MAX_BENCHMARK_FRAMES, options.benchmark)
             pictures += [frame.pixels for frame in Video(source.origin, options.frame_resize).frames(limit)]
         else:
-            read_image(source.path, str(source.path))
+            read_image(source.path, str(source.path), bit_depth)
             pictures.append(source.path.read_bytes())
     return pictures
 

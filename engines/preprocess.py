@@ -2,7 +2,6 @@
 
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -10,33 +9,36 @@ from PIL import Image
 from common.errors import DataError
 from common.sizes import Size
 from dataset.augment import STRETCHED, resize_only
-from dataset.image_check import MAX_BYTES, load_strictly
+from dataset.image_check import FORMATS, IMAGE_SUFFIXES, MAX_BYTES, load_strictly, pixels_of, refuse_several
 from dataset.labels import OBJECT_WIDTH
 from dataset.letterbox import Resize
-from dataset.transforms import decode
+from dataset.transforms import eight_bits
 from machine.opencv import MAX_PIXELS, cv2
 from model.manifest import UINT8_NHWC, Manifest
 
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+SUFFIXES = frozenset(IMAGE_SUFFIXES)
 _VALUES = np.arange(256, dtype=np.float32)
 _NO_OBJECTS = np.zeros((0, OBJECT_WIDTH), np.float32)
 
 ImageInput = str | Path | bytes | bytearray | memoryview | np.ndarray
 
 
-def read_image(image: ImageInput, name: str) -> np.ndarray:
-    """A path, an encoded image or pixels as (h, w, 3) uint8 RGB; arrays are returned as they are.
+def read_image(image: ImageInput, name: str, bit_depth: str = "") -> np.ndarray:
+    """A path, an encoded image or pixels as (h, w, 3) uint8 RGB; arrays of uint8 are returned as they are.
+
+    bit_depth: the model's rule of --bit-depth, by which more than 8 bits become 8, of files and of arrays, whose shape
+    is then (h, w, 3) or (h, w). Without one they are refused, and so are 8 bits where it is a window: nothing tells
+    whether they are mapped already. A percentile is of 8 bits, too, and leaves what it has mapped as it is.
 
     EXIF orientation is ignored, as in training. DataError naming the file, or `name`, if it cannot be read, is damaged
     or cut off, has more than MAX_PIXELS pixels (seen before it is decoded), or is an array of another shape or type.
     """
     if isinstance(image, np.ndarray):
-        return _checked_pixels(image, name)
+        return _checked_pixels(image, name, bit_depth)
     if isinstance(image, (str, Path)):
-        return _decoded(_read_file(Path(image)), str(image))
+        return _decoded(_read_file(Path(image)), str(image), bit_depth)
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return _decoded(bytes(image), name)
+        return _decoded(bytes(image), name, bit_depth)
     raise DataError(f"{name}: an image is a path, its encoded bytes or an array, not {type(image).__name__}")
 
 
@@ -110,26 +112,42 @@ def _read_file(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
-def _decoded(content: bytes, name: str) -> np.ndarray:
+def _decoded(content: bytes, name: str, bit_depth: str) -> np.ndarray:
     """Pillow reads the size first, then decodes at a low resolution: OpenCV would take half a JPEG for a whole one."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            _check_size(image.size[1], image.size[0], name)
+            size = (image.height, image.width)
+            _check_size(*size)
             image.draft("RGB", (1, 1))
+            refuse_several(image)
             load_strictly(image)
+            return _three_channels(eight_bits(pixels_of(image, content, size), bit_depth))
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
         reason = "its format is unknown" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise DataError(f"{name}: not a sound image ({reason}); give a whole {', '.join(FORMATS)}") from error
-    return decode(content, name, rgb=True)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
 
 
-def _checked_pixels(pixels: Any, name: str) -> np.ndarray:
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise DataError(f"{name}: expected pixels (height, width, 3) uint8 RGB, not {pixels.shape} {pixels.dtype}")
-    _check_size(pixels.shape[0], pixels.shape[1], name)
-    return pixels
+def _checked_pixels(pixels: np.ndarray, name: str, bit_depth: str) -> np.ndarray:
+    """An array as it is or, of more than 8 bits or with a bit depth, as eight_bits makes it."""
+    is_number, is_grey = pixels.dtype.kind in "uif", pixels.ndim == 2 and pixels.dtype != np.uint8
+    if not is_number or not (is_grey or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+        raise DataError(
+            f"{name}: expected pixels (height, width, 3) uint8 RGB, or of more bits, not {pixels.shape} {pixels.dtype}"
+        )
+    try:
+        _check_size(pixels.shape[0], pixels.shape[1])
+        return _three_channels(eight_bits(pixels, bit_depth))
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
 
 
-def _check_size(height: int, width: int, name: str) -> None:
+def _three_channels(pixels: np.ndarray) -> np.ndarray:
+    """(h, w, 3) of (h, w, 3), or of grey (h, w)."""
+    return pixels if pixels.ndim == 3 else cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+
+
+def _check_size(height: int, width: int) -> None:
     if not 0 < height * width <= MAX_PIXELS:
-        raise DataError(f"{name}: {width} x {height} pixels, at most {MAX_PIXELS // 10**6} million are read")
+        raise DataError(f"{width} x {height} pixels, at most {MAX_PIXELS // 10**6} million are read")

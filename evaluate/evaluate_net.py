@@ -14,6 +14,7 @@ from dataset.batch_spec import BatchSpec
 from dataset.iterator import RecordIter, open_batches
 from dataset.recordio import refuse_other_file
 from dataset.sidecar import read_sidecar, verify_sidecar
+from dataset.transforms import shown_bit_depth
 from evaluate.coco_metric import COCOResult
 from evaluate.eval_metric import ValidationMetric
 from evaluate.scoring import inference_module, score_detections
@@ -163,12 +164,18 @@ def _inference_module(
 
 def check_record(rec_path: str, meta: CheckpointMeta, prefix: str, what: str = "--rec-path") -> None:
     """check_classes, and a record that has changed since it was packed is refused with DataError; one that is the
-    training record, or none of the run's, is told."""
+    training record, none of the run's, or of another bit depth, is told."""
     check_classes(rec_path, meta.class_names, prefix, what)
     sidecar = read_sidecar(rec_path)
     if sidecar is None:
         return
     verify_sidecar(rec_path, sidecar, hash=True)
+    if sidecar.bit_depth != meta.bit_depth:
+        logger.warning(
+            "%s %s was packed with the bit depth %s, %s was trained with %s: its pixels mean something else; pack the "
+            "record as the training's",
+            what, rec_path, shown_bit_depth(sidecar.bit_depth), prefix, shown_bit_depth(meta.bit_depth),
+        )  # fmt: skip
     known = next((name for name, digest in meta.records.items() if digest == sidecar.sha256), "")
     if known == "train" and what != CALIBRATION:
         logger.warning(

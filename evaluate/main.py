@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +145,8 @@ def _checkpoint(options: EvaluateOptions) -> "Checkpoint":
     if plain is None:
         return load_checkpoint(options.prefix, options.epoch)
     sidecar = read_sidecar(options.rec_path) if Path(options.rec_path).is_file() else None
-    return load_plain(options.prefix, plain, options, sidecar.class_names if sidecar else ())
+    checkpoint = load_plain(options.prefix, plain, options, sidecar.class_names if sidecar else ())
+    return replace(checkpoint, meta=replace(checkpoint.meta, bit_depth=sidecar.bit_depth if sidecar else ""))
 
 
 def idle_evaluate_options(options: EvaluateOptions, kinds: tuple[str, ...], rect: int) -> list[str]:

@@ -1,6 +1,7 @@
 """Detects with the model.onnx of a deployed folder, onnxruntime and Pillow alone: pip install onnxruntime pillow.
 
 python detect_onnxruntime.py FOLDER IMAGE [LOWEST_SCORE]
+A folder with a bit_depth, for images of more than 8 bits, needs opencv-python-headless as well.
 """
 
 import json
@@ -26,6 +27,38 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return ((((rows[y] * (2048 - down)) >> 16) + ((rows[below] * down) >> 16) + 2) >> 2).astype(np.uint8)
 
 
+def eight_bits(pixels: np.ndarray, rule: str) -> np.ndarray:
+    """Pixels as uint8 by the bit_depth of a manifest: window:LOW,HIGH or percentile:P,Q."""
+    kind, _, ends = rule.partition(":")
+    low, high = map(float, ends.split(","))
+    if kind == "percentile":
+        low, high = map(float, np.percentile(pixels, (low, high), method="inverted_cdf"))
+    elif pixels.dtype == np.uint8:
+        sys.exit(f"the image has 8 bits, and {rule} is of images with more")
+    return np.clip(np.rint((pixels.astype(float) - low) * (255 / max(high - low, 1e-30))), 0, 255).astype(np.uint8)
+
+
+def deep_image(path: str, rule: str) -> np.ndarray:
+    """RGB (h, w, 3) uint8 of an image of a model with a bit_depth."""
+    import cv2  # noqa: TID251 - without the project
+
+    pixels = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    if pixels is None or cv2.imcount(path) > 1:
+        sys.exit(f"{path}: OpenCV cannot read it, or it has several pages")
+    mapped = eight_bits(pixels if pixels.ndim == 2 else pixels[..., 2::-1], rule)  # BGR, perhaps with alpha, or grey
+    return mapped if mapped.ndim == 3 else np.stack([mapped] * 3, axis=2)
+
+
+def refuse_more_bits(path: str) -> None:
+    """Ends with a sentence for a file that has, or may have, more than 8 bits, of which the upper 8 would be read."""
+    with open(path, "rb") as file:
+        head = file.read(25)
+    if head[:4] == b"\x89PNG" and head[24:] > b"\x08":
+        sys.exit(f"{path}: has more than 8 bits, and the model was trained on 8")
+    if head[:4] in (b"II*\0", b"MM\0*"):
+        sys.exit(f"{path}: TIFF may have more than 8 bits, and the model was trained on 8; save it as PNG")
+
+
 if len(sys.argv) < 3:
     print("usage: python detect_onnxruntime.py FOLDER IMAGE [LOWEST_SCORE]", file=sys.stderr)
     sys.exit(2)
@@ -33,7 +66,11 @@ folder, path, lowest = sys.argv[1], sys.argv[2], float((sys.argv[3:] or [0.5])[0
 with open(f"{folder}/manifest.json", encoding="utf-8") as file:
     manifest = json.load(file)
 height, width = manifest["input_shape"]
-image = np.asarray(Image.open(path).convert("RGB"))
+if manifest.get("bit_depth"):
+    image = deep_image(path, manifest["bit_depth"])
+else:
+    refuse_more_bits(path)
+    image = np.asarray(Image.open(path).convert("RGB"))
 h, w = image.shape[:2]
 scale = min(height / h, width / w)
 fitted = max(1, round(h * scale)), max(1, round(w * scale))

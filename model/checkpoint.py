@@ -23,6 +23,7 @@ from common.files import AtomicFile, check_prefix, file_sha256, numbered_files, 
 from common.signed_json import SignedKind
 from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES
 from config.groups import METRICS
+from dataset.transforms import parse_bit_depth
 from graph.symbol_graph import Params
 from model.manifest import FileRecord
 from model.params_file import read_arrays, read_params, stage_arrays, with_kinds
@@ -49,6 +50,7 @@ class CheckpointMeta:
         batch_size: images of a batch on all devices.
         symbol_sha256: of the training symbol, without what no weight depends on.
         resize_mode, fill: how images fill the input, and the colour of the borders.
+        bit_depth: the rule by which pixels of more than 8 bits became 8 in the records; "" = images have 8.
         rect: what the sides of rectangular validation batches are multiples of; 0 = all have one size.
         metrics, overlap, use_difficult: the rule of the validation.
         freeze_epochs: of --freeze-epochs. earlier_updates: those of num_update that an earlier stage made.
@@ -73,6 +75,7 @@ class CheckpointMeta:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     resize_mode: str = FORCE
     fill: int = DEFAULT_FILL
+    bit_depth: str = ""
     rect: int = 0
     metrics: tuple[str, ...] = ("voc07",)
     overlap: float = 0.5
@@ -87,6 +90,8 @@ class CheckpointMeta:
 
     def __post_init__(self) -> None:
         """ValueError for a field with a value that no checkpoint has."""
+        if self.bit_depth:
+            parse_bit_depth(self.bit_depth)
         wrong = [name for name, lengths in _LENGTHS.items() if len(getattr(self, name)) not in lengths]
         wrong += ["data_shape"] if any(side < 1 for side in self.data_shape) else []
         wrong += ["origin"] if any(number < 0 for number in (*self.origin[:2], *self.origin[3:])) else []

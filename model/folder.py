@@ -248,6 +248,7 @@ def _manifest_of(checkpoint: Checkpoint, size: tuple[int, int], options: Any) ->
         input_shape=size,
         resize_mode=meta.resize_mode,
         fill=meta.fill,
+        bit_depth=meta.bit_depth,
         network=meta.network,
         options=to_mapping(options),
         postprocessing=PostProcessing(

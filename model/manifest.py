@@ -13,6 +13,7 @@ from common.sizes import input_size
 from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES
 from config.classic_options import ExpectedModel
 from dataset.class_names import read_class_names
+from dataset.transforms import parse_bit_depth
 
 if TYPE_CHECKING:
     from model.checkpoint import Checkpoint
@@ -113,6 +114,7 @@ class Manifest:
         input_shape: (height, width).
         resize_mode: `force` = height and width are scaled each for itself; `letterbox` = by one factor, with borders.
         fill: colour of the borders; `force` has none.
+        bit_depth: the rule by which pixels of more than 8 bits become 8; "" = images have 8.
         interpolation: of the resize.
         dtype: how the network computes, one of DTYPES.
         input_format: what `data` holds, one of INPUT_FORMATS.
@@ -136,6 +138,7 @@ class Manifest:
     source: SourceCheckpoint
     resize_mode: str = FORCE
     fill: int = DEFAULT_FILL
+    bit_depth: str = ""
     interpolation: str = "bilinear"
     dtype: str = FLOAT32
     input_format: str = FLOAT32_NCHW
@@ -152,6 +155,8 @@ class Manifest:
             raise ValueError("calibration belongs to the dtype int8, which needs it")
         if not 0 <= self.fill <= 255:
             raise ValueError(f"fill is {self.fill!r:.50}, not 0 to 255")
+        if self.bit_depth:
+            parse_bit_depth(self.bit_depth)
         if not self.class_names or not all(self.class_names) or len(set(self.class_names)) != len(self.class_names):
             raise ValueError("class_names is empty, or a name is empty or appears twice")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:

@@ -23,6 +23,7 @@ from config.options import option
 from dataset.class_names import read_class_names
 from dataset.image_list import ImageRoot, find_images, format_list, split_images
 from dataset.list_packing import DEFAULT_QUALITY, Encoder, ImageList, PackedList, load_list, pack_list
+from dataset.transforms import checked_bit_depth
 from machine.command import exit_on_sigterm, run_command
 from machine.cpu import usable_threads
 from tools.prepare_dataset import print_list, progress
@@ -64,6 +65,12 @@ class Im2recOptions:
     num_thread: int | None = option(None, "threads (default: all usable cores)", _PACK, minimum=1, maximum=256)
     color: int = option(1, "1 = colour, 0 = grey, -1 = as stored, with alpha", _PACK, choices=(-1, 0, 1))
     encoding: str = option(".jpg", "encoding of the images", _PACK, choices=(".jpg", ".png"))
+    bit_depth: str = option(
+        "",
+        "how pixels of more than 8 bits become 8: window:LOW,HIGH or percentile:P,Q, as in prepare_dataset.py; none "
+        "refuses such images",
+        _PACK,
+    )
     pack_label: bool | None = option(
         None, "store all values of a label, --no-pack-label: the first (default: all where there are several)", _PACK
     )
@@ -171,6 +178,8 @@ def _encoder(options: Im2recOptions) -> Encoder:
     quality = options.quality or DEFAULT_QUALITY[options.encoding]
     if options.encoding == ".png" and quality > DEFAULT_QUALITY[".png"]:
         raise OptionError(f"--quality {quality}: the compression of PNG is 1 to 9")
+    if options.pass_through and options.bit_depth:
+        raise OptionError("--pass-through stores files as they are, --bit-depth changes their pixels; leave one out")
     return Encoder(
         pass_through=options.pass_through,
         center_crop=options.center_crop,
@@ -178,12 +187,14 @@ def _encoder(options: Im2recOptions) -> Encoder:
         color=options.color,
         encoding=options.encoding,
         quality=quality,
+        bit_depth=checked_bit_depth(options.bit_depth),
     )
 
 
 def _print_report(source: ImageList, packed: PackedList) -> None:
     print_list("bad images, left out", packed.bad)
     print_list("images with an EXIF orientation, which is ignored", packed.rotated)
+    print_list("images of which --bit-depth clips many values", packed.outside)
     suffixes = ".rec .idx .json" if source.class_names else ".rec .idx"
     print(f"{source.path.with_suffix('')}{suffixes} written")
     print(f"images: {packed.count}, left out: {len(packed.bad)}, most label values: {packed.label_width}")

@@ -19,7 +19,7 @@ from typing import TypeVar
 if not __package__:
     importlib.import_module("as_module")
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -35,6 +35,7 @@ from dataset.imdb import Imdb, shortened, split_dataset
 from dataset.layouts import KINDS
 from dataset.packing import Report, pack_dataset
 from dataset.sources import AUTO, Source, Wanted, read_sources
+from dataset.transforms import checked_bit_depth
 from dataset.voc_folders import image_sets
 from dataset.yolo import POLYGONS
 from machine.command import exit_on_sigterm, raise_lost_signal, run_command
@@ -103,6 +104,13 @@ class PrepareOptions:
     polygons: str = option(
         "refuse", "yolo: what becomes of polygons; box takes the box around each", "annotations", choices=POLYGONS
     )
+    bit_depth: str = option(
+        "",
+        "how pixels of more than 8 bits become 8: window:LOW,HIGH maps LOW to 0 and HIGH to 255, percentile:P,Q takes "
+        "LOW and HIGH from the values of each image; train.py, deploy.py and detection go by it, too; none refuses "
+        "images of more than 8 bits",
+        "annotations",
+    )
     true_negative: bool = option(True, "keep images without objects, to learn from them what is none", "annotations")
     split: tuple[float, ...] = option(
         (),
@@ -119,8 +127,8 @@ class PrepareOptions:
     )
     write_sets: bool = option(
         False,
-        "pascal, with --split: also write the parts, and trainval, as ImageSets/Main/NAME.txt beside the annotations; "
-        "a file with other names is never replaced",
+        "pascal, with --split: also write the parts, and trainval, as ImageSets/Main/NAME.txt in each root or year; a "
+        "file with other names is never replaced",
         "output",
     )
     target: str = option("data/train.lst", "list to write; .rec, .idx and .json go beside it", "output")
@@ -155,6 +163,7 @@ def main(argv: list[str]) -> None:
     )
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     exit_on_sigterm()
+    options = replace(options, bit_depth=checked_bit_depth(options.bit_depth))
     target = _target(options)
     _check_write_sets(options)
     names = _names(options)
@@ -172,7 +181,8 @@ def main(argv: list[str]) -> None:
     if not parts:
         _pack(imdb, target, options, kind, source.bad)
         return
-    sets = image_sets(options.root, imdb.images, parts) if options.write_sets else {}
+    given = bool(options.annotations or options.images)
+    sets = image_sets(roots_of(options.root), imdb.images, parts, given) if options.write_sets else {}
     _refuse_other_sets(sets)
     print_list("bad annotations, left out", source.bad)
     for name, part in parts.items():
@@ -195,6 +205,7 @@ def _pack(imdb: Imdb, target: Path, options: PrepareOptions, kind: str, bad: Seq
             keep_empty=options.true_negative,
             rules=Rules(options.trust_size, options.duplicates),
             source=_source(options, kind),
+            bit_depth=options.bit_depth,
             progress=progress,
         )
         if options.annotation_list:
@@ -228,8 +239,13 @@ def _check_write_sets(options: PrepareOptions) -> None:
         raise OptionError("--write-sets: the sets are the parts of --split; give that, too")
     if options.write_sets and options.dataset not in (AUTO, "pascal"):
         raise OptionError(f"--write-sets: only pascal folders have image sets, --dataset is {options.dataset}")
-    if options.write_sets and (options.annotations or options.images or len(roots_of(options.root)) > 1):
-        raise OptionError("--write-sets is for one --root, without --annotations and --images; leave it out")
+    if options.write_sets and (options.annotations or options.images):
+        roots = roots_of(options.root)
+        if len(roots) > 1 or not roots[0].is_dir():
+            raise OptionError(
+                f"--write-sets with --annotations or --images: the sets go to ImageSets/ in --root, and {options.root} "
+                "is not one folder; name one"
+            )
 
 
 def _refuse_other_sets(sets: Mapping[Path, bytes]) -> None:
@@ -324,6 +340,7 @@ def _print_report(report: Report, target: Path, more: str) -> None:
     print_list("boxes dropped", report.dropped)
     print_list("images of another size than annotated, their boxes were scaled", report.scaled)
     print_list("images with an EXIF orientation, which is ignored", report.rotated)
+    print_list("images of which --bit-depth clips many values", report.outside)
     for lines, what in ((report.twice, "the same class and box twice"), (report.alike, "nearly the same box twice")):
         print_list(what, lines)
     print_list("boxes that reach far outside their image", report.far)

@@ -108,7 +108,7 @@ def _service(options: ServeOptions) -> "Service":
         max_wait=options.max_wait_ms / 1e3,
     )
     about = describe(options, detector, runner)
-    return Service(runner, detector.class_names, limits, options.thresh, about)
+    return Service(runner, detector.class_names, limits, options.thresh, about, detector.manifest.bit_depth)
 
 
 if __name__ == "__main__":

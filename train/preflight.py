@@ -16,6 +16,7 @@ from config.groups import OutputOptions, batches_per_update, validation_kinds
 from config.options import replace_options
 from dataset.class_names import read_class_names
 from dataset.sidecar import Sidecar, read_sidecar, same_images, verify_sidecar
+from dataset.transforms import shown_bit_depth
 from evaluate.eval_metric import ValidationMetric
 from machine.runtime import check_batch_size, contexts, mx
 from model.checkpoint import list_epochs
@@ -29,7 +30,7 @@ from train.freezing import settle_freeze
 from train.options import TrainOptions, augment_options, network_options
 from train.pretrained import with_pixels
 from train.run_files import MetricsFile, changed_options, check_lock, command_to_continue, resumed_meta
-from train.saving import SavePlan
+from train.saving import SavePlan, bit_depth_of, record_digests
 from train.schedule import warm_up_of, warm_up_of_others
 from train.stages import Stage, make_stages, stage_at, without_end
 from train.start import Start, find_start
@@ -150,7 +151,7 @@ def _embedded_before(options: TrainOptions) -> dict[str, Any]:
 def read_sidecars(options: TrainOptions) -> list[Sidecar | None]:
     """Sidecars of the training record and, if there is one, the validation record.
 
-    DataError where a record is missing, their classes differ, or one has changed since it was packed.
+    DataError where a record is missing, their classes or bit depths differ, or one has changed since it was packed.
     """
     check_records(options)
     paths = [path for path in (options.data.train_path, options.data.val_path) if path]
@@ -160,6 +161,11 @@ def read_sidecars(options: TrainOptions) -> list[Sidecar | None]:
         raise DataError(
             f"{options.data.train_path} and {options.data.val_path} hold different classes "
             f"({', '.join(train.class_names)}; {', '.join(val.class_names)}); pack both with the same --class-names"
+        )
+    if train and val and train.bit_depth != val.bit_depth:
+        raise DataError(
+            f"{options.data.train_path} and {options.data.val_path} were packed with different bit depths "
+            f"({shown_bit_depth(train.bit_depth)}; {shown_bit_depth(val.bit_depth)}); pack both with one --bit-depth"
         )
     for path, sidecar in zip(paths, sidecars, strict=True):
         if sidecar and options.data.verify_data:
@@ -186,21 +192,25 @@ def _check_apart(paths: Sequence[str], train: Sidecar | None, val: Sidecar | Non
         )  # fmt: skip
 
 
-def record_digests(sidecars: Sequence[Sidecar | None]) -> dict[str, str]:
-    """{train, validation: sha256} of the records that have sidecars."""
-    return {name: one.sha256 for name, one in zip(("train", "validation"), sidecars, strict=False) if one}
-
-
 def changed_records(options: TrainOptions, sidecars: Sequence[Sidecar | None]) -> list[str]:
-    """A line for each record of a resumed run that is not the one of the checkpoint that it goes on from."""
+    """A line for each record of a resumed run that is not the one of the checkpoint that it goes on from, and one for
+    another bit depth."""
     meta = resumed_meta(options)
     before = meta.records if meta else {}
     paths = {"train": options.data.train_path, "validation": options.data.val_path}
-    return [
+    now = bit_depth_of(sidecars)
+    depth = (
+        f"{paths['train']}: packed with the bit depth {shown_bit_depth(now)}, the run so far had "
+        f"{shown_bit_depth(meta.bit_depth)}; it goes on with the new one"
+        if meta and any(sidecars) and meta.bit_depth != now
+        else ""
+    )
+    lines = [
         f"{paths[name]}: not the {name} record of the run so far (sha256); it goes on with it"
         for name, digest in record_digests(sidecars).items()
         if before.get(name, digest) != digest
     ]
+    return [*lines, depth] if depth else lines
 
 
 def class_names(options: TrainOptions, sidecar: Sidecar | None) -> tuple[str, ...]:

@@ -1,12 +1,13 @@
 """Writes checkpoints of a run and decides which of them are there: of epochs, of updates, the best one."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from common.errors import OptionError
 from common.sizes import input_size
 from config.groups import pixel_options, rect_multiple, validation_kinds
+from dataset.sidecar import Sidecar
 from model.checkpoint import CheckpointMeta, drop_after, list_epochs, remove_checkpoint, save_checkpoint
 from train.callbacks import finite_values
 from train.metric import LossMetric
@@ -28,11 +29,12 @@ class CheckpointWriter:
         plateau: Plateau | None,
         origin: Origin,
         begun: int,
-        records: dict[str, str],
+        sidecars: Sequence[Sidecar | None],
     ) -> None:
         """stage: what the module trains; plateau: its schedule, if it is that one; origin: what another one counts
-        from; begun: epochs that the run found done when it began with weights alone; records: their sha256."""
-        self.plateau, self.origin, self.begun, self.records = plateau, origin, begun, records
+        from; begun: epochs that the run found done when it began with weights alone; sidecars: of the records."""
+        self.plateau, self.origin, self.begun = plateau, origin, begun
+        self.records, self.bit_depth = record_digests(sidecars), bit_depth_of(sidecars)
         self.options, self.classes, self.module = stage.options, stage.classes, module
         self.symbol_json, self.symbol_sha256 = stage.symbol.tojson(), stage.digest
 
@@ -47,6 +49,7 @@ class CheckpointWriter:
             seed=options.data.seed,
             class_names=tuple(self.classes),
             **pixel_options(options.input),
+            bit_depth=self.bit_depth,
             rect=rect_multiple(options.validation),
             metrics=validation_kinds(options.validation),
             overlap=options.validation.overlap,
@@ -66,6 +69,16 @@ class CheckpointWriter:
         arg_params, aux_params = self.module.params_to_save()
         state = self.module.optimizer_state()
         save_checkpoint(prefix, self.symbol_json, arg_params, aux_params, state, meta)
+
+
+def record_digests(sidecars: Sequence[Sidecar | None]) -> dict[str, str]:
+    """{train, validation: sha256} of the records that have sidecars."""
+    return {name: one.sha256 for name, one in zip(("train", "validation"), sidecars, strict=False) if one}
+
+
+def bit_depth_of(sidecars: Sequence[Sidecar | None]) -> str:
+    """The rule of --bit-depth by which the records were packed, of the first that has a sidecar."""
+    return next((one.bit_depth for one in sidecars if one), "")
 
 
 class SavePlan:

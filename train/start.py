@@ -12,6 +12,8 @@ from common.errors import CheckpointError, OptionError
 from common.sizes import input_size
 from config.augment_options import FORCE
 from config.groups import OutputOptions, is_foreign, pixel_options
+from dataset.sidecar import read_sidecar
+from dataset.transforms import shown_bit_depth
 from graph.symbol_graph import Params
 from machine.runtime import mx
 from model.checkpoint import (
@@ -287,6 +289,12 @@ def _other_input(prefix: str, epoch: int, options: TrainOptions, classes: Sequen
         for name, value in pixel_options(options.input).items()
         if found[name] != value and not (name == "fill" and options.input.resize_mode == FORCE)
     ]
+    sidecar = read_sidecar(options.data.train_path)
+    if sidecar and meta.bit_depth and meta.bit_depth != sidecar.bit_depth:
+        lines.append(
+            f"{source} was trained with the bit depth {meta.bit_depth}, {options.data.train_path} was packed with "
+            f"{shown_bit_depth(sidecar.bit_depth)}: pack it with the same, unless that is meant"
+        )
     if len(names) == len(classes) and names != tuple(classes):
         lines.append(
             f"{source} was trained on the classes {', '.join(names)}, this run has {', '.join(classes)}: its "

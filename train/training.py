@@ -22,7 +22,7 @@ from train.epoch_end import EpochEnd, seed_epoch
 from train.metric import loss_rule, make_metric
 from train.module import DetectionModule
 from train.options import TrainOptions, network_options
-from train.preflight import Plan, preflight, record_digests, validation_metric
+from train.preflight import Plan, preflight, validation_metric
 from train.progress import MeasuredIter, Progress
 from train.recipe import Recipe
 from train.run_files import command_to_continue, lock_prefix, log_to_file, remembered_log, write_run_file
@@ -125,7 +125,7 @@ def _fit(
     )
     scheduler = optimizer_params["lr_scheduler"]
     plateau = scheduler if isinstance(scheduler, Plateau) else None
-    writer = CheckpointWriter(stage, module, plateau, origin, start.begun, record_digests(plan.sidecars))
+    writer = CheckpointWriter(stage, module, plateau, origin, start.begun, plan.sidecars)
     saves = SavePlan(options, start.num_update)
     epoch_end = EpochEnd(writer, saves, metric, start.kept_epochs, progress, validates)
     snapshots = Snapshots(writer, metric, start.num_update)

@@ -89,11 +89,18 @@ class Service:
     """The routes and what they share."""
 
     def __init__(
-        self, runner: Runner, class_names: Sequence[str], limits: Limits, threshold: float, about: dict[str, Any]
+        self,
+        runner: Runner,
+        class_names: Sequence[str],
+        limits: Limits,
+        threshold: float,
+        about: dict[str, Any],
+        bit_depth: str = "",
     ) -> None:
-        """Serves a model; threshold is the lowest score unless a request says another, `about` is shown by /health."""
+        """Serves a model; threshold is the lowest score unless a request says another, `about` is shown by /health,
+        bit_depth is the model's."""
         self._names, self._limits, self._threshold, self._about = tuple(class_names), limits, threshold, about
-        self._runner = runner
+        self._runner, self._bit_depth = runner, bit_depth
         self._in_progress = self._preparing = 0
         self._metrics = Metrics()
         self._metrics.describe(**{name: str(about[name]) for name in ("model", "network", "engine")})
@@ -224,7 +231,7 @@ class Service:
     def _decode(self, content: bytes) -> np.ndarray:
         check_header(content, self._limits.max_pixels)
         try:
-            return read_image(content, "the image")
+            return read_image(content, "the image", self._bit_depth)
         except DataError as error:
             raise RefusedError(400, str(error)) from error
 

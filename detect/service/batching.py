@@ -31,7 +31,7 @@ class Detects(Protocol):
 
     batch_size: int
 
-    def stream(self, images: Iterable[np.ndarray]) -> Iterator[Rows]:
+    def stream(self, images: Iterable[np.ndarray], mapped: bool) -> Iterator[Rows]:
         """Detections (n, 6) of one image after the other."""
         ...
 
@@ -64,9 +64,9 @@ class Runner:
             self._several, self.batch_size = None, 1
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Rows]:
-        """Detections (n, 6) of each of at most batch_size images."""
+        """Detections (n, 6) of each of at most batch_size images, which read_image gave by the model's bit depth."""
         detector = self._several if self._several and len(images) >= self.least else self._single
-        return list(detector.stream(images))
+        return list(detector.stream(images, mapped=True))
 
     def statistics(self) -> dict[int, dict[str, StepStatistics]]:
         """{size of the detector's batches: figures of its steps}."""
@@ -79,7 +79,7 @@ def seconds_of(detector: Detects, images: Sequence[np.ndarray]) -> float:
     seconds = []
     for _ in range(WARM_UPS + TRIALS):
         begin = time.perf_counter()
-        list(detector.stream(images))
+        list(detector.stream(images, mapped=True))
         seconds.append(time.perf_counter() - begin)
     return min(seconds[WARM_UPS:])
 
@@ -243,6 +243,7 @@ def describe(options: ServeOptions, detector: Detector, runner: Runner) -> dict[
         "dtype": detector.manifest.dtype,
         "engine": detector.engine,
         "input": detector.manifest.size,
+        "bit_depth": detector.manifest.bit_depth,
         "version": __version__,
         "batches": {
             "most_images": runner.batch_size,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from PIL import Image
 from starlette.requests import Request
 
-from engines.preprocess import FORMATS
+from dataset.image_check import FORMATS
 
 MEGA = 1_000_000
 DRAIN_SECONDS = 1.0

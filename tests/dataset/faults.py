@@ -1,11 +1,15 @@
 """What can be wrong with a data set, and what is said or done then: the second table of docs/data.md."""
 
+import io
 import json
 import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from tests.dataset.coco import annotation, content, image
 from tests.dataset.layouts import CATEGORIES, YOLO_TEXT, coco, images, voc, write, yolo
@@ -62,6 +66,60 @@ def _coco_a(**entry: object) -> Callable[[Path], object]:
         boxes[1].update(entry)
         what = content([image(1, "a.jpg"), image(2, "b.jpg")], boxes, CATEGORIES)
         write(root / "annotations/instances_train.json", json.dumps(what))
+
+    return build
+
+
+def _coco_ids(*names: str) -> Callable[[Path], object]:
+    """The images of these names, the id 1 each, and c of the id 2; an object in each."""
+
+    def build(root: Path) -> None:
+        images(root, *(f"images/{name}" for name in (*names, "c.jpg")))
+        entries = [*(image(1, name) for name in names), image(2, "c.jpg")]
+        boxes = [annotation(number, 3, [0, 0, 20, 15]) for number in (1, 2)]
+        write(root / "annotations/instances_train.json", json.dumps(content(entries, boxes, CATEGORIES)))
+
+    return build
+
+
+def _voc_image(suffix: str, coded: bytes) -> Callable[[Path], object]:
+    """A sound image b, and a with these bytes."""
+
+    def build(root: Path) -> None:
+        _voc_a(CAT)(root)
+        (root / "images/a.jpg").unlink()
+        write(root / f"images/a{suffix}", coded)
+
+    return build
+
+
+def _pixels(kind: str, factor: int = 1, **options: object) -> bytes:
+    """An image of 40 x 30 pixels, grey; factor above 1: of 16 bits."""
+    values = np.arange(1200).reshape(30, 40) % 256
+    stream = io.BytesIO()
+    Image.fromarray((values * factor).astype(np.uint16 if factor > 1 else np.uint8)).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def _deep(*names: str) -> Callable[[Path], object]:
+    """The images a and b, those of these names of 12 bits."""
+
+    def build(root: Path) -> None:
+        _voc_a(CAT)(root)
+        for name in names:
+            (root / f"images/{name}.jpg").unlink()
+            write(root / f"images/{name}.png", _pixels("PNG", 16))
+
+    return build
+
+
+def _label_of_a_jpg(*objects: str, image: bool = True) -> Callable[[Path], object]:
+    """A sound image b, and the label a.jpg.xml."""
+
+    def build(root: Path) -> None:
+        images(root, "images/b.jpg", *(["images/a.jpg"] if image else []))
+        voc(root, "annotations/b.xml")
+        write(root / "annotations/a.jpg.xml", xml(*objects))
 
     return build
 
@@ -138,6 +196,8 @@ def _truncated(root: Path) -> None:
 
 
 _BOXES = "--root FOLDER/boxes.txt"
+_WINDOW = "--bit-depth window:0,4080"
+_TWICE = {"save_all": True, "append_images": [Image.new("L", (40, 30), 9)]}
 FAULTS = (
     Fault("YOLO: a polygon", _yolo_a("0 .1 .1 .5 .1 .3 .5\n"), "a.txt:1: PATH is a polygon; --polygons box takes"),
     Fault("YOLO: a sixth column", _yolo_a("0 .5 .5 .1 .1 .9\n"), "a.txt:1: PATH has a sixth column"),
@@ -151,6 +211,17 @@ FAULTS = (
     Fault("COCO: bbox null", _coco_a(bbox=None), "annotation 2 has the bbox None"),
     Fault("COCO: an id that is a text", _coco_a(image_id="1"), "annotation 2 has the image_id '1'", images=2),
     Fault("COCO: no category", _coco_a(category_id=None), "annotation 2 has the category_id None"),
+    Fault(
+        "COCO: an image id of two files",
+        _coco_ids("a.jpg", "b.jpg"),
+        "the image id 1 is there more than once, of a.jpg",
+    ),
+    Fault(
+        "COCO: an entry of an image twice",
+        _coco_ids("a.jpg", "a.jpg"),
+        "the image id 1 is there more than once, of a.jpg and a.jpg",
+        images=2,
+    ),
     Fault("COCO: iscrowd null", _coco_a(iscrowd=None), "1 annotations have iscrowd null", read=True),
     Fault(
         "COCO: two categories of a name",
@@ -177,6 +248,27 @@ FAULTS = (
     Fault("xmax 5000 of 40", _voc_a(xml_object("cat", (5, 1, 5000, 9))), "boxes that reach far outside", read=True),
     Fault("classes `Cat` and `cat`", _voc_a(xml_object("Cat", (1, 1, 9, 9))), "are they one class?", read=True),
     Fault("a JPEG cut off", _truncated, "images/a.jpg: damaged JPEG"),
+    Fault(
+        "12 bits in a PNG of 16", _voc_image(".png", _pixels("PNG", 16)), "values of uint16 from 0 to 4080, more than 8"
+    ),
+    Fault("12 bits and a window", _deep("a", "b"), "images: 2,", f"--root FOLDER {_WINDOW}", read=True),
+    Fault(
+        "8 bits and a window",
+        _deep("b"),
+        "a.jpg: has 8 bits, and the bit depth window:0,4080",
+        f"--root FOLDER {_WINDOW}",
+    ),
+    Fault("a TIFF", _voc_image(".tif", _pixels("TIFF")), "images: 2,", read=True),
+    Fault("a TIFF of two pages", _voc_image(".tif", _pixels("TIFF", **_TWICE)), "a TIFF of several pages"),
+    Fault("an animated WEBP", _voc_image(".webp", _pixels("WEBP", **_TWICE)), "an animated WEBP"),
+    Fault("a GIF", _voc_image(".gif", _pixels("GIF")), "a.gif: none of JPEG, PNG, BMP, WEBP, TIFF; convert it"),
+    Fault(
+        "VOC: a.jpg.xml, a box of texts",
+        _label_of_a_jpg(xml_object("cat", ("x", 1, 9, 9))),
+        "a.jpg.xml: <xmin> holds 'x'",
+    ),
+    Fault("VOC: a.jpg.xml without a.jpg", _label_of_a_jpg(CAT, image=False), "images/a.jpg: the image is missing"),
+    Fault("VOC: a.jpg.xml", _label_of_a_jpg(CAT), "images: 2,", read=True),
     Fault("72 megapixels", _huge, "more than 64 million; make it smaller or cut it into tiles"),
     Fault(
         "names: no such file", _names("", None), "no.txt: no such file", "--root FOLDER --class-names no.txt", images=0

@@ -135,6 +135,22 @@ def test_damaged_and_hostile_files_are_refused_with_a_sentence(tmp_path, case):
     assert len(str(caught.value)) < 500
 
 
+def test_an_id_of_several_images_leaves_these_out_and_an_entry_there_twice_counts_once(tmp_path):
+    boxes = [annotation(number, 18, [0, 0, 9 + number, 9]) for number in (1, 2, 3)]
+    images = [image(1, "a.jpg"), image(2, "b.jpg"), image(1, "c.jpg"), image(2, "b.jpg"), image(3, "d.jpg")]
+    write_set(tmp_path / "root", "train2017", content(images, boxes))
+    with pytest.raises(
+        DataError, match=r"cannot be used: 2 .*--skip-bad.* id 1 is there.* of a\.jpg and c\.jpg.* id 2 is"
+    ):
+        Coco(tmp_path / "root")
+    read = Coco(tmp_path / "root", skip_bad=True)
+    assert [(one.name, one.objects[:, 3].tolist()) for one in read.images] == [
+        ("train2017/b.jpg", [11]),
+        ("train2017/d.jpg", [12]),
+    ]
+    assert len(read.bad) == 2
+
+
 def test_a_link_out_of_the_root(tmp_path):
     (tmp_path / "secret.jpg").write_bytes(b"x")
     root = tmp_path / "root"

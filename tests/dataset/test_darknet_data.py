@@ -197,7 +197,9 @@ def test_images_of_other_formats_in_a_folder_are_named_as_in_a_list(folder, tmp_
         (folder / "labels" / name).with_suffix(".txt").write_text("0 0.5 0.5 0.1 0.1")
     (folder / "images/train/notes.txt").write_text("no image")
     words = ["--dataset", "yolo", "--root", str(folder), "--target", str(tmp_path / "t.lst"), "--num-thread", "1"]
-    with pytest.raises(DataError, match=r"cannot be used: 3 .*images/train/d\.bmp: neither JPEG nor PNG; convert it"):
+    with pytest.raises(
+        DataError, match=r"cannot be used: 3 .*images/train/d\.bmp: none of JPEG, PNG, BMP, WEBP, TIFF; convert it"
+    ):
         main([*words, "--no-shuffle"])
     main([*words, "--skip-bad"])
     assert "images: 3, without objects: 1, left out: 3" in capsys.readouterr().out

@@ -53,19 +53,23 @@ def test_whole_images_pass(content):
     assert info.orientation == 1
 
 
-def test_16_bit_png_passes():
+@pytest.mark.parametrize("check", [check_image, check_stream])
+def test_16_bit_png_is_refused(check):
     stream = io.BytesIO()
     Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40)).save(stream, "PNG")
-    assert check_image(stream.getvalue()).size == (30, 40)
+    with pytest.raises(
+        DataError, match="has values of uint16 from 0 to 1199, .*--bit-depth, for instance window:0,2047"
+    ):
+        check(stream.getvalue())
+    assert image_header(stream.getvalue()).bits == 16
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         (b"", "empty file"),
-        (b"not an image at all", "neither JPEG nor PNG"),
-        (encode("GIF", "L"), "neither JPEG nor PNG"),
-        (encode("WEBP"), "neither JPEG nor PNG"),
+        (b"not an image at all", "none of JPEG, PNG, BMP, WEBP, TIFF"),
+        (encode("GIF", "L"), "none of JPEG, PNG, BMP, WEBP, TIFF"),
         (jpeg(400, 300)[:-2000], "damaged JPEG.*truncated"),
         (jpeg()[:100], "damaged JPEG"),
         (encode("PNG")[:-200], "damaged PNG"),

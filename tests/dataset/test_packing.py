@@ -121,7 +121,7 @@ def test_bad_images_are_all_named_and_nothing_is_written(root, target):
 def test_skip_bad_leaves_them_out(root, target):
     (root / "JPEGImages" / "03.jpg").write_bytes(b"GIF89a")
     report = run(root, target, skip_bad=True)
-    assert report.bad == ["JPEGImages/03.jpg: neither JPEG nor PNG; convert it"]
+    assert report.bad == ["JPEGImages/03.jpg: none of JPEG, PNG, BMP, WEBP, TIFF; convert it"]
     assert [record.index for record in records(target)] == list(range(29))
     assert read_sidecar(target).num_images == 29
 

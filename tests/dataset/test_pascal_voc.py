@@ -187,7 +187,7 @@ def test_an_image_is_found_in_any_spelling_of_its_suffix(bare, suffix):
 def test_an_image_of_another_format_is_named_as_such(bare, tmp_path, suffix):
     (bare / "JPEGImages/a.jpg").rename(bare / f"JPEGImages/a{suffix}")
     (bare / f"JPEGImages/a{suffix}").write_bytes(b"pixels")
-    with pytest.raises(DataError, match=rf"JPEGImages/a\{suffix}: neither JPEG nor PNG; convert it"):
+    with pytest.raises(DataError, match=rf"JPEGImages/a\{suffix}: none of JPEG, PNG, BMP, WEBP, TIFF; convert it"):
         pack_dataset(PascalVoc(bare), tmp_path / "t.lst", seed=None, workers=1)
 
 

@@ -65,10 +65,10 @@ def test_a_folders_files_of_other_formats_are_told(photos, caplog):
     (photos / "notes.txt").write_text("")
     find_images([str(photos)])
     assert not caplog.text
-    for name in ("x.tif", "y.GIF", "z.mp4"):
+    for name in ("x.jp2", "y.GIF", "z.mp4"):
         (photos / name).write_bytes(b"")
     assert _names(find_images([str(photos)]), photos) == ["a.jpg", "b.PNG", "c,d.jpg"]
-    assert f"{photos}: pictures and videos left out: 3, first x.tif; of a folder only .bmp, .jpeg" in caplog.text
+    assert f"{photos}: pictures and videos left out: 3, first x.jp2; of a folder only .bmp, .jpeg" in caplog.text
 
 
 def test_pictures_have_names_of_their_own():

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from common.errors import DataError
+from dataset.image_check import packed_image
 from dataset.iterator import DetRecordIter
 from dataset.labels import pack_label
 from dataset.recordio import RecordWriter, pack
@@ -83,6 +84,32 @@ def test_what_is_no_image_is_refused_by_name(image, reason):
     with pytest.raises(DataError, match=reason) as caught:
         read_image(image, "image 7")
     assert "image 7" in str(caught.value)
+
+
+PAGES = {"save_all": True, "append_images": [Image.fromarray(255 - PIXELS)]}
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (_encoded(PIXELS, "TIFF", **PAGES), "a TIFF of several pages"),
+        (_encoded(PIXELS, "TIFF", tiffinfo={274: 6}), "a TIFF that asks to be rotated"),
+        (_encoded(PIXELS, "WEBP", **PAGES), "an animated WEBP"),
+        (_encoded(PIXELS, "TIFF")[:-300], "TIFF"),
+    ],
+)
+def test_files_that_show_no_single_picture_are_refused_by_name(image, reason):
+    with pytest.raises(DataError, match=f"image 7: .*{reason}"):
+        read_image(image, "image 7")
+
+
+def test_detection_reads_what_packing_stores():
+    """By one rule, whatever the format; a lossy WEBP and the grey of a TIFF included."""
+    deep = _encoded(PIXELS[..., 0].astype(np.uint16) * 16, "TIFF")
+    for content, rule in ((deep, "window:0,4080"), (_encoded(PIXELS, "WEBP"), ""), (_encoded(PIXELS, "TIFF"), ""),
+                          (JPEG, "percentile:2,98"), (deep, "percentile:2,98")):  # fmt: skip
+        stored = read_image(packed_image(content, rule)[0], "x")
+        np.testing.assert_array_equal(read_image(content, "x", rule), stored)
 
 
 @pytest.mark.parametrize("name", ["none.jpg", "", "a\0.jpg"])

@@ -17,7 +17,7 @@ from model.manifest import (
 from tests.signing import earlier, flips, signed
 
 CALIBRATION = {"record": "a.rec", "mode": "naive", "images": 5, "thresholds": {"conv1": [-1.5, 2]}, "excluded": []}
-NEW = ("input_format", "calibration", "accuracy")  # later than the first version
+NEW = ("input_format", "calibration", "accuracy", "bit_depth")  # later than the first version
 GOOD = Manifest(
     class_names=("red", "grün"),
     mean=(1.0, 2.0, 3.0),

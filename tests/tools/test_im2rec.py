@@ -252,6 +252,12 @@ def test_one_call_packs_the_lists_that_another_made(root, tmp_path):
     ("line", "message"),
     [
         (f"1\t{BOXES}\t../out/secret.jpg", "images that cannot be used: 1 .*lies outside"),
+        (
+            f"1\t{BOXES}\timages\\a.jpg",
+            r"images\\a\.jpg \(line 2\): a path of Windows; write it relative to the folder",
+        ),
+        (f"1\t{BOXES}\tD:\\set\\a.jpg", r"D:\\set\\a\.jpg \(line 2\): a path of Windows; write it relative"),
+        (f"1\t{BOXES}\tD:/set/a.jpg", r"D:/set/a\.jpg \(line 2\): a path of Windows; write it relative"),
         ("1\t2\t6\t0\t10\t20\t30\t40\t0\ta/0.jpg", "line 2, object 0 .*pixel coordinates"),
         ("1\t0\ta/0.jpg", "line 2: the label has 1 values"),
         ("1\t2\t6\t5\t0\t0\t1\t1\t0\ta/0.jpg", "line 2, object 0 .*class ids are whole numbers 0 to 1"),

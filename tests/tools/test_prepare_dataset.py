@@ -245,6 +245,70 @@ def test_image_sets_are_those_of_a_split_voc_folder(root, more, message):
         main(["--root", str(root), "--write-sets", *more])
 
 
+def split_in(target, root, *words):
+    """Draws parts, writes the sets, and packs the part `val` once more by its set."""
+    words = ["--num-thread", "1", "--root", str(root), *words]
+    main([*words, "--target", str(target), "--split", "0.5,0.5", "--write-sets"])
+    main([*words, "--target", str(target.with_name("again.lst")), "--set", "val", "--no-shuffle"])
+
+
+def test_each_of_several_roots_gets_sets_of_its_own(tmp_path):
+    """`two` lies in `one`, whose images it does not share."""
+    one, two = tmp_path / "one", tmp_path / "one/more/two"
+    for root in (one, two):
+        for k in range(6):
+            add(root, f"{root.name}{k}", CAT)
+        shutil.rmtree(root / "ImageSets")
+    split_in(tmp_path / "t.lst", f"{one},{two}", "--no-shuffle")
+    for root in (one, two):
+        found = sets_of(root)
+        assert found["trainval"] == [f"{root.name}{k}" for k in range(6)]
+        assert sorted(found["train"] + found["val"]) == found["trainval"]
+    assert (tmp_path / "again.rec").read_bytes() == (tmp_path / "t_val.rec").read_bytes()
+
+
+def test_sets_of_folders_that_are_named_go_to_the_root(tmp_path):
+    root = tmp_path / "set"
+    for k in range(6):
+        add(root / "made", f"n{k}", CAT)
+    words = ["--annotations", str(root / "made/Annotations"), "--images", str(root / "made/JPEGImages")]
+    split_in(tmp_path / "t.lst", root, *words, "--no-shuffle")
+    assert sets_of(root)["trainval"] == [f"n{k}" for k in range(6)]
+    assert not (root / "made/ImageSets/Main/val.txt").exists()
+    assert (tmp_path / "again.rec").read_bytes() == (tmp_path / "t_val.rec").read_bytes()
+    for wrong in (f"{root},{tmp_path}", str(tmp_path / "none")):
+        with pytest.raises(
+            OptionError, match=r"--write-sets with --annotations or --images: .* is not one folder; name"
+        ):
+            main(["--root", wrong, *words, "--split", "0.5,0.5", "--write-sets"])
+
+
+LISTS = {
+    "train.txt": "{}\n",
+    "boxes.txt": "{} 1,1,20,15,0\n",
+    "boxes.csv": "filename,width,height,class,xmin,ymin,xmax,ymax\n{},40,30,cat,1,1,20,15\n",
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_windows_paths_in_lists(tmp_path, name):
+    folder = tmp_path / "set"
+    for path, text in {"images/a.jpg": jpeg(), "labels/a.txt": b"0 0.25 0.25 0.5 0.5", "classes.txt": b"cat\n"}.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(text)
+    words = ["--root", str(folder / name), "--target", str(tmp_path / "t.lst"), "--num-thread", "1", "--overwrite"]
+    for path in ("images\\a.jpg", ".\\images\\a.jpg"):
+        (folder / name).write_text(LISTS[name].format(path))
+        main(words)
+        assert read_sidecar(tmp_path / "t.rec").num_objects == 1
+    for path in ("D:\\set\\images\\a.jpg", "D:/set/images/a.jpg", "\\\\host\\share\\a.jpg"):
+        (folder / name).write_text(LISTS[name].format(path))
+        with pytest.raises(
+            DataError, match=rf"{name}:\d: .* is a path of a Windows machine; write paths relative to .*, w"
+        ):
+            main(words)
+
+
 def test_the_annotation_list_holds_what_was_packed(tmp_path):
     folder, target = tmp_path / "mine", tmp_path / "t.lst"
     add(folder, "a", CAT, xml_object("cat", (41, 1, 50, 15)))
@@ -331,7 +395,7 @@ def test_an_image_that_pillow_cannot_read_is_named(tmp_path):
         (tmp_path / path).write_bytes(text)
     (tmp_path / "classes.txt").write_text("cat\n")
     words = ["--dataset", "yolo", "--root", str(tmp_path), "--target", str(tmp_path / "t.lst"), "--num-thread", "1"]
-    with pytest.raises(DataError, match=r"images that cannot be used: 1 .*a\.jpg: neither JPEG nor PNG"):
+    with pytest.raises(DataError, match=r"images that cannot be used: 1 .*a\.jpg: none of JPEG, PNG, BMP, WEBP, TIFF"):
         main(words)
 
 

@@ -166,7 +166,7 @@ def test_the_answer_is_a_picture_where_one_is_asked_for(path, accept, kind):
     ("content", "path", "headers", "status", "sentence"),
     [
         (b"", "/detect", {}, 400, "the body is empty; send"),
-        (b"GIF89a", "/detect", {}, 415, "no image that can be read; send JPEG, PNG, BMP, WEBP"),
+        (b"GIF89a", "/detect", {}, 415, "no image that can be read; send JPEG, PNG, BMP, WEBP, TIFF"),
         (PHOTO[:-40], "/detect", {}, 400, "the image: not a sound image"),
         (PHOTO[:20], "/detect", {}, 4, "image"),
         (plain(0, 251, 200), "/detect", {}, 413, "200 x 251 pixels, more than 0.05 million"),

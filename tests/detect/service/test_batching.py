@@ -144,7 +144,7 @@ class Detector:
         self.batch_size, self.seconds = batch_size, seconds
         self.calls = []
 
-    def stream(self, images):
+    def stream(self, images, mapped=False):
         self.calls.append(len(images))
         return iter([np.zeros((0, 6))] * len(images))
 
@@ -180,7 +180,7 @@ def test_detectors_are_measured_after_they_have_warmed_up():
     class Warming:
         batch_size, runs = 2, 0
 
-        def stream(self, images):
+        def stream(self, images, mapped=False):
             assert len(images) == 2
             self.runs += 1
             time.sleep(0.2 if self.runs == 1 else 0)

@@ -16,7 +16,7 @@ def test_batches_run_in_the_engine_that_was_chosen_for_single_images(monkeypatch
             opened.append((engine, batch_size))
             self.engine, self.batch_size = "openvino", batch_size
 
-        def stream(self, images):
+        def stream(self, images, mapped=False):
             return iter([])
 
         def reset_statistics(self):

@@ -74,6 +74,6 @@ def test_a_dropped_image_is_answered_by_a_table(tmp_path, monkeypatch):
 def test_a_file_that_is_no_image_is_answered_by_a_sentence(tmp_path, monkeypatch):
     html = page_after_drop(b"no image", tmp_path, monkeypatch)
     text, attributes = of(html, "error")
-    assert text == "This is no image that can be read; send JPEG, PNG, BMP, WEBP."
+    assert text == "This is no image that can be read; send JPEG, PNG, BMP, WEBP, TIFF."
     assert "hidden" not in attributes
     assert "hidden" in of(html, "result")[1]
