@@ -21,6 +21,7 @@ COCO_ALONE = "with --metrics coco, which has its own"
 ONE_SIZE = "without --rect-val"
 SMALLEST_FACTOR = 1e-6  # of a learning rate: a factor of 0 would end all learning
 IMAGENET = "imagenet"  # the word of --pretrained
+OPTIMIZERS = ("sgd", "nag", "adam", "adamw", "rmsprop", "adadelta")
 SCHEDULES = ("steps", "step_epochs", "cosine", "cosine_epochs", "plateau")
 
 
@@ -144,12 +145,18 @@ class ScheduleOptions:
         "schedule",
         minimum=0,
     )
-    optimizer: str = option("sgd", "optimizer", "schedule", choices=("sgd", "nag", "adam", "rmsprop", "adadelta"))
+    optimizer: str = option("sgd", "optimizer", "schedule", choices=OPTIMIZERS)
     lr: float = option(0.002, "learning rate", "schedule", minimum=0.0, maximum=100.0)
     momentum: float = option(0.9, "momentum of sgd and nag", "schedule", minimum=0.0, maximum=1.0)
     wd: float = option(0.0005, "weight decay of weights; biases have none", "schedule", minimum=0.0, maximum=1.0)
     bn_decay: bool = option(True, "weight decay of batch norms' gamma, too, as MXNet has it", "schedule")
     clip_gradient: float = option(0.0, "limit of each gradient element; 0 = none", "schedule", minimum=0.0)
+    clip_gradient_norm: float = option(
+        0.0, "limit of the length of an update's whole gradient; 0 = none", "schedule", minimum=0.0
+    )
+    body_lr: float = option(
+        1.0, "factor of the learning rate for the body", "schedule", minimum=SMALLEST_FACTOR, maximum=100.0
+    )
     accumulate: int = option(
         1, "batches whose gradients are added up before each update", "schedule", minimum=1, maximum=4096
     )

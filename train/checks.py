@@ -11,10 +11,11 @@ from config.groups import COCO_ALONE, IMAGENET, is_foreign, validation_kinds, wa
 from config.options import without_effect
 from dataset.recordio import refuse_other_file
 from symbol.registry import family_of
-from train.options import TrainOptions, split_stages
+from train.options import BODY, TrainOptions, split_stages
 
 AUGMENTATION = tuple(field.name for field in fields(TrainAugment))
 BEST = "best"  # of --epoch
+WITHOUT_BODY = (BODY, "all-but-heads")  # words of --freeze that leave nothing of the body to train
 
 
 def is_resumed(options: TrainOptions) -> bool:
@@ -111,6 +112,8 @@ def _idle_of_schedule(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], 
         yield ("freeze_batch_size", "freeze_lr"), "without --freeze-epochs"
     if options.schedule.max_iter:
         yield ("end_epoch",), "with --max-iter"
+    if options.net.freeze in WITHOUT_BODY and not options.schedule.freeze_epochs:
+        yield ("body_lr",), f"with --freeze {options.net.freeze}"
     if options.schedule.optimizer not in ("sgd", "nag"):
         yield ("momentum",), f"with --optimizer {options.schedule.optimizer}"
 

@@ -36,7 +36,7 @@ from train.start import Start, find_start
 from train.tensorboard import check_tensorboard
 
 # Arrays of the size of a parameter that an optimizer keeps for it.
-OPTIMIZER_STATES = {"sgd": 1, "nag": 1, "adam": 2, "rmsprop": 1, "adadelta": 2}
+OPTIMIZER_STATES = {"sgd": 1, "nag": 1, "adam": 2, "adamw": 2, "rmsprop": 1, "adadelta": 2}
 BYTES = 4  # of a float32
 MEGABYTE = 1 << 20
 

@@ -11,7 +11,7 @@ from dataset.iterator import RecordIter, WrappedIter
 from machine.runtime import mx
 from symbol.layers import matches
 from symbol.symbol_factory import freeze_pattern, get_symbol_train, label_names
-from train.options import TrainOptions, network_options, split_stages
+from train.options import BODY, TrainOptions, network_options, split_stages
 from train.schedule import Pace, pace_of
 
 Symbol: TypeAlias = mx.sym.Symbol
@@ -55,7 +55,16 @@ def make_stages(options: TrainOptions, classes: tuple[str, ...]) -> list[Stage]:
 
 def _make_stage(options: TrainOptions, classes: tuple[str, ...], run_end: int) -> Stage:
     symbol = get_symbol_train(options.input.network, options.input.data_shape, len(classes), **network_options(options))
+    if options.schedule.body_lr != 1.0:
+        _require_body(options, symbol)
     return Stage(options, classes, symbol, tuple(frozen_parameters(options, symbol)), run_end)
+
+
+def _require_body(options: TrainOptions, symbol: Symbol) -> None:
+    """OptionError where --body-lr has no parameter to change the rate of."""
+    pattern = freeze_pattern(options.input.network, BODY)
+    if not any(matches(pattern, name) for name in symbol.list_arguments()):
+        raise OptionError(f"--body-lr: --network {options.input.network} has no body apart; leave it out")
 
 
 def stage_at(plan: Sequence[Stage], epoch: int) -> Stage:

@@ -15,13 +15,13 @@ from dataset.image_list import image_names
 from dataset.iterator import RecordIter, open_batches
 from machine.runtime import mx
 from model.checkpoint import list_epochs
-from symbol.symbol_factory import get_symbol, get_symbol_train, label_names, mean_losses
+from symbol.symbol_factory import freeze_pattern, get_symbol, get_symbol_train, label_names, mean_losses
 from train.batches import batch_specs, continues_early_version, first_epoch
 from train.callbacks import FiniteGuard, FitLog, make_monitor
 from train.epoch_end import EpochEnd, seed_epoch
 from train.metric import loss_rule, make_metric
 from train.module import DetectionModule
-from train.options import TrainOptions, network_options
+from train.options import BODY, TrainOptions, network_options
 from train.preflight import Plan, preflight, record_digests, validation_metric
 from train.progress import MeasuredIter, Progress
 from train.recipe import Recipe
@@ -203,6 +203,9 @@ def make_recipe(options: TrainOptions, start: Start, updates: int, validates: Ca
         validates=validates,
         earlier_updates=start.earlier_updates,
         bn_decay=schedule.bn_decay,
+        clip_norm=schedule.clip_gradient_norm,
+        body=freeze_pattern(options.input.network, BODY),
+        body_lr=schedule.body_lr,
     )
 
 
