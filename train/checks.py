@@ -6,14 +6,16 @@ from pathlib import Path
 
 from common.errors import CheckpointError, DataError
 from common.files import check_prefix, numbered_files
-from config.augment_options import CENTER, TrainAugment
+from config.augment_options import CENTER, RunAugment
 from config.groups import COCO_ALONE, IMAGENET, is_foreign, validation_kinds, warmup_span
 from config.options import without_effect
 from dataset.recordio import refuse_other_file
 from symbol.registry import family_of
 from train.options import BODY, TrainOptions, split_stages
 
-AUGMENTATION = tuple(field.name for field in fields(TrainAugment))
+AUGMENTATION = tuple(field.name for field in fields(RunAugment))
+# What is drawn -> what limits it.
+STRENGTHS = {"blur_prob": "max_blur", "noise_prob": "max_noise", "jpeg_prob": "min_jpeg_quality"}
 BEST = "best"  # of --epoch
 WITHOUT_BODY = (BODY, "all-but-heads")  # words of --freeze that leave nothing of the body to train
 
@@ -138,9 +140,19 @@ def _idle_of_start(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str
 def _idle_of_images(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:
     if options.data.augment == "none":
         yield AUGMENTATION, "with --augment none"
-    elif options.augmentation.crop_emit_mode == CENTER:
-        yield ("emit_overlap_thresh",), f"with --crop-emit-mode {CENTER}"
+    else:
+        yield from _idle_of_augmentation(options.augmentation)
     if options.input.resize_mode == "force" and not options.validation.rect_val:
         yield ("fill",), "with --resize-mode force, which draws no borders"
     if not options.validation.rect_val and not options.data.rect:
         yield ("rect_multiple",), "without --rect or --rect-val"
+
+
+def _idle_of_augmentation(augment: RunAugment) -> Iterator[tuple[tuple[str, ...], str]]:
+    if augment.crop_emit_mode == CENTER:
+        yield ("emit_overlap_thresh",), f"with --crop-emit-mode {CENTER}"
+    if not augment.mosaic_prob and not augment.mixup_prob:
+        yield ("close_mosaic",), "without --mosaic-prob or --mixup-prob"
+    for probability, strength in STRENGTHS.items():
+        if not getattr(augment, probability):
+            yield (strength,), f"without --{probability.replace('_', '-')}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import OptionError
-from config.augment_options import TrainAugment
+from config.augment_options import RunAugment
 from config.groups import (
     DataOptions,
     InputOptions,
@@ -37,7 +37,7 @@ class TrainOptions:
     device: TrainDeviceOptions = group(TrainDeviceOptions)
     input: InputOptions = group(InputOptions)
     net: CommonOptions = group(CommonOptions)
-    augmentation: TrainAugment = group(TrainAugment)
+    augmentation: RunAugment = group(RunAugment)
 
 
 def train_options_class() -> type[TrainOptions]:
@@ -58,7 +58,7 @@ def network_options(options: TrainOptions) -> dict[str, Any]:
     return {field.name: getattr(options.net, field.name) for field in dataclasses.fields(options.net)}
 
 
-def augment_options(options: TrainOptions) -> TrainAugment | None:
+def augment_options(options: TrainOptions) -> RunAugment | None:
     """The augmentation of a training run; None = resize only."""
     return None if options.data.augment == "none" else options.augmentation
 

@@ -90,6 +90,8 @@ def _train_stage(stage: Stage, plan: Plan, start: Start) -> None:
         if val_iter:
             stack.callback(val_iter.close)
         stage, batches = limit_updates(stage, start.num_update, start.epoch, train_iter, first_epoch(start))
+        if stage.options.augmentation.close_mosaic:
+            train_iter.end_mosaic(stage.run_end - stage.options.augmentation.close_mosaic)
         write_run_file(plan.options.output.prefix, plan.options, plan.way_to_continue)
         _announce(stage, train_iter, start.epoch)
         _fit(stage, plan, start, train_iter, batches, val_iter)
