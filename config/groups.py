@@ -4,6 +4,7 @@ A command's option class is made of such groups (train/options.py) or of its own
 """
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ METRICS = ("voc07", "voc", "coco")
 # Why options of the validation have no effect.
 COCO_ALONE = "with --metrics coco, which has its own"
 ONE_SIZE = "without --rect-val"
+SECONDS = {"h": 3600, "m": 60, "s": 1}
 SMALLEST_FACTOR = 1e-6  # of a learning rate: a factor of 0 would end all learning
 IMAGENET = "imagenet"  # the word of --pretrained
 OPTIMIZERS = ("sgd", "nag", "adam", "adamw", "rmsprop", "adadelta")
@@ -144,6 +146,16 @@ class ScheduleOptions:
         "updates after which the run ends, in mid-epoch too, in place of --end-epoch; 0 = no limit",
         "schedule",
         minimum=0,
+    )
+    time_limit: str = option(
+        "",
+        "time that the run may take, such as 90s, 15m or 1h30m, in place of --end-epoch: its speed is measured first, "
+        "and the schedule ends where this time does; '' = no limit",
+        "schedule",
+        pattern=(r"|(?=.*[1-9])(\d+h)?(\d+m)?(\d+s)?", "a time above 0 such as 90s, 15m, 2h or 1h30m"),
+    )
+    patience: int = option(
+        0, "epochs without a better --best-metric after which the run ends; 0 = it does not", "schedule", minimum=0
     )
     optimizer: str = option("sgd", "optimizer", "schedule", choices=OPTIMIZERS)
     lr: float = option(0.002, "learning rate", "schedule", minimum=0.0, maximum=100.0)
@@ -378,6 +390,11 @@ def pixel_options(options: InputOptions) -> dict[str, Any]:
 def rect_multiple(options: ValidationOptions) -> int:
     """What the sides of rectangular validation batches are multiples of; 0 = all batches have the same size."""
     return options.rect_multiple if options.rect_val else 0
+
+
+def seconds_of(time: str) -> int:
+    """Seconds of a time such as 90s, 15m or 1h30m; 0 of ''."""
+    return sum(int(number) * SECONDS[unit] for number, unit in re.findall(r"(\d+)([hms])", time))
 
 
 def warmup_span(options: ScheduleOptions) -> int:

@@ -31,6 +31,7 @@ from dataset.transforms import (
     map_objects,
     mirror_objects,
     mirror_pixels,
+    mix_pixels,
     place,
     resize,
     scale_hsv,
@@ -136,8 +137,7 @@ def mix_up(first: Tile, second: Tile, rng: np.random.Generator) -> Tile:
     The losses of the objects have no weights, as in ultralytics/yolov3.
     """
     share = rng.beta(MIXUP_BETA, MIXUP_BETA)
-    mixed = first[0] * share + second[0] * (1 - share)
-    return mixed.astype(np.uint8), np.concatenate([first[1], second[1]])
+    return mix_pixels(first[0], second[0], share), np.concatenate([first[1], second[1]])
 
 
 def degrade(pixels: np.ndarray, options: TrainAugment, rng: np.random.Generator) -> np.ndarray:

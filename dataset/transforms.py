@@ -191,6 +191,11 @@ def turn_objects(objects: np.ndarray, quarters: int) -> np.ndarray:
     return turned
 
 
+def mix_pixels(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
+    """The mean of two images (h, w, 3) uint8 with the weights share and 1 - share."""
+    return cv2.addWeighted(first, share, second, 1 - share, 0)
+
+
 def without_colours(image: np.ndarray) -> np.ndarray:
     """An image (h, w, 3) uint8 BGR in grey."""
     return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)

@@ -17,6 +17,7 @@ AUGMENTATION = tuple(field.name for field in fields(RunAugment))
 # What is drawn -> what limits it.
 STRENGTHS = {"blur_prob": "max_blur", "noise_prob": "max_noise", "jpeg_prob": "min_jpeg_quality"}
 BEST = "best"  # of --epoch
+STEPPED = ("steps", "step_epochs")  # schedules that --time-limit shortens from --end-epoch
 WITHOUT_BODY = (BODY, "all-but-heads")  # words of --freeze that leave nothing of the body to train
 
 
@@ -85,7 +86,9 @@ def _idle(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:
     yield from _idle_of_images(options)
     yield from family_of(options.input.network).ineffective_options(options.net)
     if not options.data.val_path:
-        yield ("eval_every", "val_loss", "metrics", "best_metric", "rect_val"), "without --val-path"
+        yield ("eval_every", "val_loss", "metrics", "best_metric", "rect_val", "patience"), "without --val-path"
+    elif options.validation.eval_every == "last":
+        yield ("patience",), "with --eval-every last"
     if validation_kinds(options.validation) == ("coco",):
         yield ("overlap",), COCO_ALONE
     if options.output.save_best_only and not options.output.save_every.endswith("i"):
@@ -114,6 +117,8 @@ def _idle_of_schedule(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], 
         yield ("freeze_batch_size", "freeze_lr"), "without --freeze-epochs"
     if options.schedule.max_iter:
         yield ("end_epoch",), "with --max-iter"
+    if options.schedule.time_limit and options.schedule.lr_schedule not in STEPPED:
+        yield ("end_epoch",), "with --time-limit"
     if options.net.freeze in WITHOUT_BODY and not options.schedule.freeze_epochs:
         yield ("body_lr",), f"with --freeze {options.net.freeze}"
     if options.schedule.optimizer not in ("sgd", "nag"):

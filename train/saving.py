@@ -13,7 +13,7 @@ from train.metric import LossMetric
 from train.module import DetectionModule
 from train.options import TrainOptions, network_options
 from train.schedule import Origin, Plateau
-from train.stages import Stage
+from train.stages import Patience, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +29,13 @@ class CheckpointWriter:
         origin: Origin,
         begun: int,
         records: dict[str, str],
+        patience: Patience,
     ) -> None:
         """stage: what the module trains; plateau: its schedule, if it is that one; origin: what another one counts
-        from; begun: epochs that the run found done when it began with weights alone; records: their sha256."""
+        from; begun: epochs that the run found done when it began with weights alone; records: their sha256;
+        patience: ends the run."""
         self.plateau, self.origin, self.begun, self.records = plateau, origin, begun, records
+        self.patience, self.time_limit = patience, stage.time_limit
         self.options, self.classes, self.module = stage.options, stage.classes, module
         self.symbol_json, self.symbol_sha256 = stage.symbol.tojson(), stage.digest
 
@@ -59,6 +62,8 @@ class CheckpointWriter:
             earlier_updates=self.module.earlier_updates,
             plateau=self.plateau.state() if self.plateau else {},
             origin=self.origin.numbers(),
+            patience=self.patience.state(),
+            time_limit=self.time_limit,
             begun=self.begun,
             records=self.records,
             symbol_sha256=self.symbol_sha256,
