@@ -323,7 +323,7 @@ def shortened(options: ScheduleOptions, pace: Pace, first_epoch: int, updates: i
     else:
         return {"max_iter": updates}
     begin = pace.updates * first_epoch
-    moved = tuple(f"{begin + place * (part if place > 0 else 1)!r}i" for place in places)
+    moved = tuple(f"{begin + place * part!r}i" for place in places)
     return {"max_iter": updates, "lr_schedule": "steps", "lr_steps": moved}
 
 

@@ -92,6 +92,18 @@ def test_each_of_them_changes_the_weights(options, tmp_path, change):
     assert found[0] != found[1]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_mosaics_end_before_the_last_epochs_however_these_are_found(options, tmp_path, workers):
+    """Two epochs of three updates; that the second has no mosaics shows beside a run that has them."""
+    recipe = {"augment": "ssd", "mosaic_prob": 1.0, "lr_steps": (), "val_path": "", "workers": workers}
+    ends = {"epoch": {"end_epoch": 2}, "updates": {"max_iter": 6}, "open": {"end_epoch": 2, "close_mosaic": 0}}
+    for name, end in ends.items():
+        run_training(options(prefix=str(tmp_path / name / "t"), **({"close_mosaic": 1} | recipe | end)))
+    by_epoch, by_updates, open_ones = (digests(str(tmp_path / name / "t"), 2) for name in ends)
+    assert by_epoch == by_updates
+    assert by_epoch != open_ones
+
+
 def test_a_run_ends_about_when_its_time_does(options):
     limit, begun = 5, time.monotonic()
     run = options(time_limit=f"{limit}s", lr_schedule="cosine", frequent=10**6)
