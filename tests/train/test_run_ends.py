@@ -128,6 +128,14 @@ def test_a_run_whose_time_is_over_is_not_resumed_but_with_more_updates(options, 
     assert metrics(run.output.prefix)[-1]["num_update"] == UPDATES + 1
 
 
+def test_a_run_that_gets_its_limit_when_it_is_resumed_has_that_time_from_there_on(continued, measured):
+    run = continued(resume="auto", time_limit="10s", val_path="")
+    run_training(run)
+    assert [given[-1] for given in measured] == [3], "epochs of the stage that are done"
+    assert metrics(run.output.prefix)[-1]["num_update"] == 3 * 3 + UPDATES
+    assert list_epochs(run.output.prefix)[-1] == 6
+
+
 COSTS = Costs(batch=2.0, validation=30.0, checkpoint=5.0)
 
 
