@@ -28,7 +28,7 @@ from model.manifest import FileRecord
 from model.params_file import read_arrays, read_params, stage_arrays, with_kinds
 
 _LENGTHS = {"mean_pixels": (3,), "std": (3,), "data_shape": (2,), "origin": (3, 5)}
-TIME_LIMIT = ("seconds", "updates")
+TIME_LIMIT = ("seconds", "updates", "end_epoch")
 _PIXEL_FIELDS = ("mean_pixels", "std", "resize_mode", "fill")
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,8 @@ class CheckpointMeta:
         metrics, overlap, use_difficult: the rule of the validation.
         freeze_epochs: of --freeze-epochs. earlier_updates: those of num_update that an earlier stage made.
         plateau: state of the schedule of that name. origin: what a schedule by updates counts from (`Origin`).
-        patience: state of --patience. time_limit: seconds of --time-limit, and the updates that it was found to mean.
+        patience: state of --patience. time_limit: seconds of --time-limit, the updates that it was found to mean, and
+            the --end-epoch that steps of the schedule were made for.
         begun: epochs that the run found done when it began with weights alone.
         records: sha256 of the records of the run, by `train` and `validation`; empty where they were not looked at.
         files: the set's .params and .optim.params by name; empty before they are written.

@@ -164,9 +164,9 @@ def updates_within(seconds: float, costs: Costs, pace: Pace, batches: int, every
     return max(1, made + int(max(0.0, epochs - whole) * next_epoch))
 
 
-def end_after(stage: Stage, limit: dict[str, int], end_epoch: int, pace: Pace, first_epoch: int) -> Stage:
-    """The stage of a run with --time-limit whose schedule, made for end_epoch, ends with the limit's updates."""
-    meant = replace_options(stage.options, end_epoch=end_epoch).schedule
+def end_after(stage: Stage, limit: dict[str, int], pace: Pace, first_epoch: int) -> Stage:
+    """The stage of a run with --time-limit whose schedule, made for the limit's end_epoch, ends with its updates."""
+    meant = replace_options(stage.options, end_epoch=limit["end_epoch"]).schedule
     changes = shortened(meant, pace, first_epoch, limit["updates"])
     return replace(stage, options=replace_options(stage.options, **changes), time_limit=limit)
 

@@ -46,6 +46,7 @@ from train.start import Start, after_stage
 logger = logging.getLogger(__name__)
 MEASURED_SHARE = 0.02  # of --time-limit, over which the speed of training is measured,
 MEASURED_SECONDS = 120.0  # but not longer than that
+LESS_MEMORY = "lower --batch-size (--accumulate keeps the images of an update) or --data-shape; checkpoints are kept"
 NO_JUMP = 0.01  # relative change of the learning rate that is none
 
 
@@ -123,12 +124,14 @@ def _with_time_limit(
     pace, begin, limit = _pace(stage, start, train_iter.num_examples), first_epoch(start), start.time_limit
     if not limit:
         seconds = seconds_of(time_limit)
-        costs = _measured(stage, plan, start, train_iter, val_iter, seconds)
+        with out_of_memory_hint(LESS_MEMORY):
+            costs = _measured(stage, plan, start, train_iter, val_iter, seconds)
         train_iter.set_epoch(start.epoch)
         left = seconds * (1 - SPARE) - (time.monotonic() - plan.begun)
         every = 0 if validation.eval_every == "last" else int(validation.eval_every)
         more = updates_within(left, costs, pace, train_iter.num_batches, every, start.epoch - begin)
-        limit = {"seconds": seconds, "updates": start.num_update + more}
+        end_epoch = plan.options.schedule.end_epoch
+        limit = {"seconds": seconds, "updates": start.num_update + more, "end_epoch": end_epoch}
         logger.info(
             "--time-limit %s: a batch takes %.3f s, a validation %.1f s, a checkpoint %.1f s; the run ends with update "
             "%d", time_limit, costs.batch, costs.validation, costs.checkpoint, limit["updates"],
@@ -137,7 +140,7 @@ def _with_time_limit(
             logger.warning(
                 "--time-limit %s ends the run within its warm-up; shorten that, or give more time", time_limit
             )
-    return end_after(stage, limit, plan.options.schedule.end_epoch, pace, begin)
+    return end_after(stage, limit, pace, begin)
 
 
 def _measured(
@@ -236,9 +239,7 @@ def _fit(
 def _hints_at_the_end(epoch_end: EpochEnd, start: Start, plan: Plan) -> Iterator[None]:
     """Says how to continue where training is interrupted, and what to change where its memory is exhausted."""
     try:
-        with out_of_memory_hint(
-            "lower --batch-size (--accumulate keeps the images of an update) or --data-shape; checkpoints are kept"
-        ):
+        with out_of_memory_hint(LESS_MEMORY):
             yield
     except (KeyboardInterrupt, SystemExit) as end:
         epoch_end.progress.close()

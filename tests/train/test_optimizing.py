@@ -13,6 +13,7 @@ from tests.train.tiny import NETWORK
 from train.checks import idle_options
 from train.options import train_options
 from train.recipe import Recipe
+from train.schedule import Rates, WarmUp, WarmUpOfOthers
 from train.stages import make_stages
 
 BODY = freeze_pattern(NETWORK["network"], "body")
@@ -120,6 +121,22 @@ def test_the_body_changes_by_its_part_of_the_rate(batches):
         for name in names:
             change = weights(slow)[name] - before[name]
             np.testing.assert_allclose(change, part * (weights(plain)[name] - before[name]), atol=1e-6, err_msg=name)
+
+
+def test_the_rate_of_the_bodys_biases_warms_up_to_its_part(batches):
+    """From 0.1 to 0.05 within two updates, where the others rise to 0.05; the body has a quarter of either."""
+    warm_up = WarmUp(2, 0.5)
+    others = WarmUpOfOthers(warm_up, None, 0.0, bias_lr=0.1)
+    recipe = Recipe(body=BODY, body_lr=0.25, before_update=others)
+    rates = Rates(0.05, lambda update: 0.05, warm_up)
+    module = make_module(batches()[0], recipe=recipe, parameters={"lr_scheduler": rates})
+    beta = "conv_12_batchnorm_beta"
+    assert matches(BODY, beta)
+    for batch, rate in zip(batches(), (0.1, 0.05, 0.05), strict=True):
+        step(module, batch)
+        mult = module._optimizer.lr_mult
+        assert mult[beta] * module.learning_rate == pytest.approx(0.25 * rate)
+        assert mult["conv_12_conv2d_weight"] == 0.25
 
 
 def test_a_network_without_a_body_of_its_own_is_refused(monkeypatch):

@@ -75,7 +75,7 @@ def test_a_resumed_run_with_everything_and_a_time_limit_ends_as_one_limited_in_u
     assert last["num_update"] == UPDATES
     assert last["validation"]
     assert last["learning_rate"] == pytest.approx(0.0, abs=1e-5), "the end of the cosine"
-    expected = {"seconds": 10, "updates": UPDATES}
+    expected = {"seconds": 10, "updates": UPDATES, "end_epoch": 2}
     assert read_meta(parts.output.prefix, 1).time_limit == expected
     assert json.loads(Path(f"{parts.output.prefix}-run.json").read_text())["time_limit"] == expected
 
@@ -126,6 +126,17 @@ def test_a_run_whose_time_is_over_is_not_resumed_but_with_more_updates(options, 
         run_training(replace_options(again, time_limit="2h"))
     run_training(replace_options(again, time_limit="", max_iter=UPDATES + 1))
     assert metrics(run.output.prefix)[-1]["num_update"] == UPDATES + 1
+
+
+def test_steps_stay_where_they_were_put_whatever_end_epoch_is_now(options, tmp_path, measured):
+    recipe = {"time_limit": "10s", "val_path": "", "lr_schedule": "step_epochs", "lr_factor": 0.5, "end_epoch": 6}
+    whole, parts = (options(prefix=str(tmp_path / name / "t"), **recipe) for name in ("whole", "parts"))
+    run_training(whole)
+    rates = [line["learning_rate"] for line in metrics(whole.output.prefix)]
+    assert rates == pytest.approx([0.05 / 2, 0.05 / 8, 0.05 / 32]), "9 updates: 1.5 to a step; it falls after each"
+    interrupted(parts, 1)
+    run_training(replace_options(parts, resume="auto", end_epoch=60))
+    assert metrics(parts.output.prefix) == metrics(whole.output.prefix)
 
 
 def test_a_run_that_gets_its_limit_when_it_is_resumed_has_that_time_from_there_on(continued, measured):
