@@ -12,6 +12,7 @@ FORCE, LETTERBOX = RESIZE_MODES = ("force", "letterbox")
 DEFAULT_FILL = 127  # grey, of all that lies beside an image
 CENTER, OVERLAP = "center", "overlap"
 AUTO_INTERPOLATION, RANDOM_INTERPOLATION = 9, 10
+BEST_JPEG = 95  # OpenCV's own quality
 _PER_SAMPLER = (
     "min_crop_scales",
     "max_crop_scales",
@@ -49,8 +50,9 @@ class TrainAugment:
     for each sampler: their length is the classic num_crop_sampler, () everywhere = no sampler. OptionError if lengths
     differ or a range is empty.
 
-    The last eight fields are those of the YOLOv3-SPP recipe (ultralytics/yolov3), all of them off: mosaic, an affine
-    map of what the classic part or the mosaic shows, and gains in HSV.
+    The fields from mosaic_prob on are later than that, and all off: mosaic, an affine map of what the classic part or
+    the mosaic shows, and gains in HSV, as the YOLOv3-SPP recipe has them (ultralytics/yolov3); quarter turns and flips
+    of images before anything else; mixtures of two views; colours, sharpness, noise and JPEG of the result.
     """
 
     rand_crop_prob: float = _probability(5 / 6, "cropping")
@@ -117,6 +119,20 @@ class TrainAugment:
     hsv_h: float = _strength("largest change of hue, relative to its value (HSV)", 1.0)
     hsv_s: float = _strength("largest change of saturation, relative to its value", 1.0)
     hsv_v: float = _strength("largest change of brightness, relative to its value", 1.0)
+    flip_ud_prob: float = _probability(0.0, "exchanging top and bottom")
+    quarter_turn_prob: float = _probability(0.0, "turning by one, two or three quarters of a circle")
+    mixup_prob: float = _probability(0.0, "mixing with another image; the boxes of both stay")
+    grey_prob: float = _probability(0.0, "taking the colours away")
+    blur_prob: float = _probability(0.0, "blurring the input")
+    max_blur: float = option(
+        2.0, "largest sigma of the blur, in pixels of the input", _GROUP, minimum=0.1, maximum=50.0
+    )
+    noise_prob: float = _probability(0.0, "adding noise")
+    max_noise: float = option(16.0, "largest deviation of the noise, of 255", _GROUP, minimum=0.1, maximum=255.0)
+    jpeg_prob: float = _probability(0.0, "compressing the input as a JPEG")
+    min_jpeg_quality: int = option(
+        30, f"lowest quality of this JPEG; the highest is {BEST_JPEG}", _GROUP, minimum=1, maximum=BEST_JPEG
+    )
 
     def __post_init__(self) -> None:
         """Checks that there is one entry per sampler and no empty range."""
@@ -145,3 +161,10 @@ class TrainAugment:
     def num_crop_sampler(self) -> int:
         """The number of crop samplers."""
         return len(self.min_crop_overlaps)
+
+
+@dataclass(frozen=True)
+class RunAugment(TrainAugment):
+    """The augmentation of a run, whose end is known."""
+
+    close_mosaic: int = option(0, "epochs at the end without mosaics and mixtures", _GROUP, minimum=0)

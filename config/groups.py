@@ -4,6 +4,7 @@ A command's option class is made of such groups (train/options.py) or of its own
 """
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,10 @@ METRICS = ("voc07", "voc", "coco")
 # Why options of the validation have no effect.
 COCO_ALONE = "with --metrics coco, which has its own"
 ONE_SIZE = "without --rect-val"
+SECONDS = {"h": 3600, "m": 60, "s": 1}
 SMALLEST_FACTOR = 1e-6  # of a learning rate: a factor of 0 would end all learning
 IMAGENET = "imagenet"  # the word of --pretrained
+OPTIMIZERS = ("sgd", "nag", "adam", "adamw", "rmsprop", "adadelta")
 SCHEDULES = ("steps", "step_epochs", "cosine", "cosine_epochs", "plateau")
 
 
@@ -144,12 +147,28 @@ class ScheduleOptions:
         "schedule",
         minimum=0,
     )
-    optimizer: str = option("sgd", "optimizer", "schedule", choices=("sgd", "nag", "adam", "rmsprop", "adadelta"))
+    time_limit: str = option(
+        "",
+        "time that the run may take, such as 90s, 15m or 1h30m, in place of --end-epoch: its speed is measured first, "
+        "and the schedule ends where this time does; '' = no limit",
+        "schedule",
+        pattern=(r"|(?=.*[1-9])(\d+h)?(\d+m)?(\d+s)?", "a time above 0 such as 90s, 15m, 2h or 1h30m"),
+    )
+    patience: int = option(
+        0, "epochs without a better --best-metric after which the run ends; 0 = it does not", "schedule", minimum=0
+    )
+    optimizer: str = option("sgd", "optimizer", "schedule", choices=OPTIMIZERS)
     lr: float = option(0.002, "learning rate", "schedule", minimum=0.0, maximum=100.0)
     momentum: float = option(0.9, "momentum of sgd and nag", "schedule", minimum=0.0, maximum=1.0)
     wd: float = option(0.0005, "weight decay of weights; biases have none", "schedule", minimum=0.0, maximum=1.0)
     bn_decay: bool = option(True, "weight decay of batch norms' gamma, too, as MXNet has it", "schedule")
     clip_gradient: float = option(0.0, "limit of each gradient element; 0 = none", "schedule", minimum=0.0)
+    clip_gradient_norm: float = option(
+        0.0, "limit of the length of an update's whole gradient; 0 = none", "schedule", minimum=0.0
+    )
+    body_lr: float = option(
+        1.0, "factor of the learning rate for the body", "schedule", minimum=SMALLEST_FACTOR, maximum=100.0
+    )
     accumulate: int = option(
         1, "batches whose gradients are added up before each update", "schedule", minimum=1, maximum=4096
     )
@@ -374,6 +393,11 @@ def pixel_options(options: InputOptions) -> dict[str, Any]:
 def rect_multiple(options: ValidationOptions) -> int:
     """What the sides of rectangular validation batches are multiples of; 0 = all batches have the same size."""
     return options.rect_multiple if options.rect_val else 0
+
+
+def seconds_of(time: str) -> int:
+    """Seconds of a time such as 90s, 15m or 1h30m; 0 of ''."""
+    return sum(int(number) * SECONDS[unit] for number, unit in re.findall(r"(\d+)([hms])", time))
 
 
 def warmup_span(options: ScheduleOptions) -> int:

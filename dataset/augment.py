@@ -1,11 +1,13 @@
-"""The random choices of augmentation: SSD's canvas, crop, mirror, colours, interpolation; YOLO's mosaic, affine, HSV.
+"""The random choices of augmentation: SSD's canvas, crop, mirror, colours, interpolation; YOLO's mosaic, affine, HSV,
+mixtures; quarter turns, flips, blur, noise, JPEG, grey.
 
 The recipe is that of the classic ImageDetRecordIter (det_aug_default): colours, mirror, expand, crop, resize. Here
 everything that moves pixels is chosen first and drawn in one go (dataset/transforms.py), and the mirror comes last,
 which gives the same distribution since canvas and crop do not prefer a side. Two details differ on purpose: hue wraps
 around (the classic code clips it at red), and colours shift at the lower resolution of the resize.
 
-Mosaics are those of load_mosaic, affine maps those of random_affine (ultralytics/yolov3, utils/datasets.py).
+Mosaics are those of load_mosaic, affine maps those of random_affine (ultralytics/yolov3, utils/datasets.py). A part
+that is off draws no random number, so that the others draw the same ones with and without it.
 """
 
 from collections.abc import Sequence
@@ -14,36 +16,49 @@ import numpy as np
 
 from boxes.geometry import area, intersection
 from common.sizes import Size
-from config.augment_options import OVERLAP, RANDOM_INTERPOLATION, TrainAugment
+from config.augment_options import BEST_JPEG, OVERLAP, RANDOM_INTERPOLATION, TrainAugment
 from dataset.letterbox import Frame, Resize
 from dataset.transforms import (
     WHOLE,
     ColourShift,
+    as_jpeg,
+    blurred,
     draw,
+    flip_objects,
+    flip_pixels,
     geometry,
     map_boxes,
     map_objects,
     mirror_objects,
     mirror_pixels,
+    mix_pixels,
     place,
     resize,
     scale_hsv,
     shape_of,
     shift_colours,
     translation,
+    turn_objects,
+    turn_pixels,
     warp,
+    with_noise,
+    without_colours,
 )
 
 MIN_PAD_SCALE = 1.05  # det_aug_default does not pad for less
 MIN_SIDE = 1e-3  # of the input; a third of a pixel at 300, nothing that could be learnt
 LINEAR = 1
 INTERPOLATIONS = 5
+LEAST_BLUR = 0.1  # of the largest sigma
 STRETCHED = Resize()
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 TILES = 4
 # Of each tile: where it lies, above (1) or below (0) the centre, and left (1) or right (0) of it.
 SIDES = ((1, 1), (1, 0), (0, 1), (0, 0))
+
+MIXED = 2  # images of a mixture
+MIXUP_BETA = 32.0  # both parameters of the distribution of the shares (ultralytics/yolov3, utils/augmentations.py)
 
 Tile = tuple[np.ndarray, np.ndarray]  # image (h, w, 3) uint8, objects (n, 6) normalised to it
 
@@ -84,7 +99,7 @@ def augment(
     if options.affine:
         matrix = choose_matrix(size, size, options, rng)
         pixels, found = warp(pixels, matrix, size, options.fill_value), map_objects(found, size, matrix, size)
-        view = _unknown_view(image)
+        view = unknown_view(image)
     return _scale_hsv(pixels, options, rng), found, view
 
 
@@ -103,10 +118,43 @@ def augment_mosaic(
     if rng.random() < options.rand_mirror_prob:
         pixels, found = mirror_pixels(pixels), mirror_objects(found)
     pixels = shift_colours(pixels, choose_colours(options, rng))
-    return _scale_hsv(pixels, options, rng), found, _unknown_view(tiles[0][0])
+    return _scale_hsv(pixels, options, rng), found, unknown_view(tiles[0][0])
 
 
-def _unknown_view(image: np.ndarray) -> np.ndarray:
+def orient(image: np.ndarray, objects: np.ndarray, options: TrainAugment, rng: np.random.Generator) -> Tile:
+    """An image, turned and flipped at random before anything else is chosen; the same object where it is neither."""
+    if options.quarter_turn_prob and rng.random() < options.quarter_turn_prob:
+        quarters = int(rng.integers(1, 4))
+        image, objects = turn_pixels(image, quarters), turn_objects(objects, quarters)
+    if options.flip_ud_prob and rng.random() < options.flip_ud_prob:
+        image, objects = flip_pixels(image), flip_objects(objects)
+    return image, objects
+
+
+def mix_up(first: Tile, second: Tile, rng: np.random.Generator) -> Tile:
+    """The weighted mean of the pixels of two views of one size, with the objects of both (Zhang et al. 2018, mixup).
+
+    The losses of the objects have no weights, as in ultralytics/yolov3.
+    """
+    share = rng.beta(MIXUP_BETA, MIXUP_BETA)
+    return mix_pixels(first[0], second[0], share), np.concatenate([first[1], second[1]])
+
+
+def degrade(pixels: np.ndarray, options: TrainAugment, rng: np.random.Generator) -> np.ndarray:
+    """The finished view (H, W, 3) in grey, blurred, with noise, as a JPEG: each with its own probability."""
+    if options.grey_prob and rng.random() < options.grey_prob:
+        pixels = without_colours(pixels)
+    if options.blur_prob and rng.random() < options.blur_prob:
+        pixels = blurred(pixels, rng.uniform(LEAST_BLUR * options.max_blur, options.max_blur))
+    if options.noise_prob and rng.random() < options.noise_prob:
+        deviation = np.float32(rng.uniform(0, options.max_noise))
+        pixels = with_noise(pixels, deviation * rng.standard_normal(pixels.shape, np.float32))
+    if options.jpeg_prob and rng.random() < options.jpeg_prob:
+        pixels = as_jpeg(pixels, int(rng.integers(options.min_jpeg_quality, BEST_JPEG + 1)))
+    return pixels
+
+
+def unknown_view(image: np.ndarray) -> np.ndarray:
     """The geometry (6,) of an image whose place in the input is not one scale and offset: NaN."""
     return np.array([*shape_of(image), *[np.nan] * 4])
 

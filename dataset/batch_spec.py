@@ -56,6 +56,8 @@ class BatchSpec:
             multiples of `rect` pixels, in which its images are as large as in data_shape (dataset/input_sizes.py);
             data_shape's sides must be such multiples. With shuffle the batches come in another order in every epoch,
             and images of equal size change places. 0 = one size.
+        mosaic_end: in this epoch and later ones samples show one record each, without mosaics and mixtures; None =
+            there is no such epoch.
     """
 
     path_imgrec: str | Path
@@ -83,6 +85,7 @@ class BatchSpec:
     warmup_end: int = 0
     sizes: Sequence[Size] = ()
     rect: int = 0
+    mosaic_end: int | None = None
 
     def __post_init__(self) -> None:
         """Checks what can be checked without the record."""
@@ -178,6 +181,7 @@ def plan_batches(spec: BatchSpec) -> BatchPlan:
         assigner=_with_room(spec.assigner, label_rows(source.max_objects, spec.augment)),
         seed=spec.seed,
         resize=Resize(spec.resize_mode, spec.fill),
+        mosaic_end=spec.mosaic_end,
     )
     sizes = tuple(input_size(one, smallest=1) for one in spec.sizes) or (size,)
     inputs = (size, *(rectangles.sizes if rectangles else sizes))

@@ -6,6 +6,7 @@ The engine `python`, worker processes, is here, too; its classic name is DetReco
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,12 @@ class RecordIter(mx.io.DataIter, ABC):
     def reset(self) -> None:
         """Begins the next epoch, in mid-epoch too."""
         self.set_epoch(self.epoch + 1)
+
+    def end_mosaic(self, epoch: int) -> None:
+        """Ends mosaics and mixtures before this epoch (BatchSpec.mosaic_end), for one whose end is known late."""
+        if epoch != self._maker.mosaic_end:
+            self._maker = replace(self._maker, mosaic_end=epoch)
+            self.close()
 
     @abstractmethod
     def set_epoch(self, epoch: int) -> None:

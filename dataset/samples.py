@@ -12,7 +12,19 @@ from boxes.assigners import Assigner, AssignerError
 from common.errors import DataError
 from common.sizes import Size
 from config.augment_options import TrainAugment
-from dataset.augment import TILES, Sample, Tile, augment, augment_mosaic, resize_only
+from dataset.augment import (
+    MIXED,
+    TILES,
+    Sample,
+    Tile,
+    augment,
+    augment_mosaic,
+    degrade,
+    mix_up,
+    orient,
+    resize_only,
+    unknown_view,
+)
 from dataset.labels import OBJECT_WIDTH, PADDING, parse_label, validate
 from dataset.letterbox import Resize
 from dataset.recordio import RecordReader
@@ -24,8 +36,10 @@ ALIGNMENT = 64  # bytes, a cache line
 
 
 def label_rows(max_objects: int, augment: TrainAugment | None) -> int:
-    """Rows of the labels for records of max_objects: a mosaic shows four."""
-    return max_objects * (TILES if augment and augment.mosaic_prob else 1)
+    """Rows of the labels for records of max_objects: a mosaic shows four, a mixture two views."""
+    if augment is None:
+        return max_objects
+    return max_objects * (TILES if augment.mosaic_prob else 1) * (MIXED if augment.mixup_prob else 1)
 
 
 @dataclass(frozen=True)
@@ -37,11 +51,12 @@ class SampleMaker:
         size: (H, W) of the network input; resized() gives the maker of another.
         augment: None = the whole image resized, otherwise random views.
         mean, std: (3,) RGB, float32.
-        max_objects: of a record, at most; the label has as many rows, or those of four records where mosaics are made.
+        max_objects: of a record, at most; the label has as many rows, or more where samples show several records.
         num_classes: valid class ids are below it.
         assigner: None = no targets.
         seed: of the augmentation.
         resize: how images fill the input.
+        mosaic_end: samples of this epoch and later ones show one record each; None = there is no such epoch.
     """
 
     reader: RecordReader
@@ -54,6 +69,7 @@ class SampleMaker:
     assigner: Assigner | None
     seed: int
     resize: Resize = Resize()
+    mosaic_end: int | None = None
 
     def resized(self, size: Size) -> "SampleMaker":
         """The same for inputs of another (H, W)."""
@@ -90,10 +106,25 @@ class SampleMaker:
         if self.augment is None:
             return resize_only(*own, self.size, self.resize)
         rng = np.random.default_rng((self.seed, epoch, position))
-        if self.augment.mosaic_prob and rng.random() < self.augment.mosaic_prob:
+        is_alone = self.mosaic_end is not None and epoch >= self.mosaic_end
+        pixels, objects, view = self._random_view(own, self.augment, is_alone, rng)
+        if not is_alone and self.augment.mixup_prob and rng.random() < self.augment.mixup_prob:
+            other = self.read(int(rng.integers(len(self.reader))))
+            second = self._random_view(other, self.augment, is_alone, rng)
+            pixels, objects = mix_up((pixels, objects), second[:2], rng)
+            view = unknown_view(own[0])
+        return degrade(pixels, self.augment, rng), objects, view
+
+    def _random_view(self, own: Tile, options: TrainAugment, is_alone: bool, rng: np.random.Generator) -> Sample:
+        """As view() of an image; is_alone: it is in no mosaic."""
+        if not is_alone and options.mosaic_prob and rng.random() < options.mosaic_prob:
             others = rng.integers(len(self.reader), size=TILES - 1)
-            return augment_mosaic([own, *map(self.read, others.tolist())], self.size, self.augment, rng, self.resize)
-        return augment(*own, self.size, self.augment, rng, self.resize)
+            tiles = [orient(*tile, options, rng) for tile in (own, *map(self.read, others.tolist()))]
+            pixels, objects, _ = augment_mosaic(tiles, self.size, options, rng, self.resize)
+            return pixels, objects, unknown_view(own[0])
+        image, objects = orient(*own, options, rng)
+        pixels, objects, view = augment(image, objects, self.size, options, rng, self.resize)
+        return pixels, objects, view if image is own[0] else unknown_view(own[0])
 
     def read(self, position: int) -> Tile:
         """The image (h, w, 3) and the objects (n, 6) of a record; DataError naming it if it is damaged."""

@@ -286,6 +286,57 @@ def mirror_objects(objects: np.ndarray) -> np.ndarray:
     return mirrored
 
 
+def flip_pixels(image: np.ndarray) -> np.ndarray:
+    """An image (h, w, 3) with top and bottom exchanged."""
+    return cv2.flip(image, 0)
+
+
+def flip_objects(objects: np.ndarray) -> np.ndarray:
+    """Objects (n, 6) of a normalised image with top and bottom exchanged."""
+    flipped = objects.copy()
+    flipped[:, [2, 4]] = 1 - objects[:, [4, 2]]
+    return flipped
+
+
+def turn_pixels(image: np.ndarray, quarters: int) -> np.ndarray:
+    """An image (h, w, 3) turned clockwise by 1, 2 or 3 quarters: (w, h, 3) unless it is 2."""
+    return cv2.rotate(image, (cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE)[quarters - 1])
+
+
+def turn_objects(objects: np.ndarray, quarters: int) -> np.ndarray:
+    """Objects (n, 6) of a normalised image that is turned clockwise: each quarter takes (x, y) to (1 - y, x)."""
+    turned = objects.copy()
+    for _ in range(quarters):
+        xmin, ymin, xmax, ymax = turned[:, 1:5].T
+        turned[:, 1:5] = np.stack([1 - ymax, xmin, 1 - ymin, xmax], axis=1)
+    return turned
+
+
+def mix_pixels(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
+    """The mean of two images (h, w, 3) uint8 with the weights share and 1 - share."""
+    return cv2.addWeighted(first, share, second, 1 - share, 0)
+
+
+def without_colours(image: np.ndarray) -> np.ndarray:
+    """An image (h, w, 3) uint8 BGR in grey."""
+    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+
+
+def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
+    """An image (h, w, 3) uint8 under a Gaussian blur; sigma in pixels, above 0."""
+    return cv2.GaussianBlur(image, (0, 0), sigma)
+
+
+def with_noise(image: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """An image (h, w, 3) uint8 plus noise of its shape, rounded and clipped."""
+    return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
+
+
+def as_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    """An image (h, w, 3) uint8 BGR as a JPEG of a quality of 1 to 100 shows it."""
+    return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], DECODE_FLAGS)
+
+
 def resize(image: np.ndarray, size: Size, interpolation: int) -> np.ndarray:
     """An image (h, w, 3) resized to (H, W); interpolation 0 to 4 as in OpenCV, 9 = area if it shrinks, else cubic."""
     if interpolation == AUTO_INTERPOLATION:

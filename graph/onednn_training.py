@@ -29,6 +29,7 @@ CONSTANT = "onednn_"  # begins the names of auxiliary states that are constants 
 MOST_OF_JIT = 3  # side of the largest depthwise kernel whose weight gradient oneDNN 2.4 has a kernel for
 FEWEST_PIXELS = 1025  # of all maps of a batch, for a depthwise convolution in blocks: with fewer its weights cost more
 FEWEST_CHANNELS = 17  # of a convolution's input that get channels of zeros: maps of fewer are large, and so cost more
+MOST_COLOURS = 3  # channels of a picture, which oneDNN reads in a plain layout
 MOST_FILTERS = BLOCK // 2  # of a convolution that stays: as many are a block of their own
 _SIX = {"fix_gamma": "False", "use_global_stats": "True", "eps": "1e-20"}
 _ROUNDING = 1e-5
@@ -66,6 +67,7 @@ class _Rewriting:
         found = zip(internals.list_outputs(), internals.infer_shape(**inputs)[1], strict=True)
         self._shapes = {name.removesuffix("_output").removesuffix("_output0"): shape for name, shape in found}
         self._constants: dict[tuple[str, int], Edge] = {}
+        self._broken: set[str] = set()  # convolutions that are not of whole blocks
         for node in self.graph.nodes():  # a shape is not inferred backwards through what is put around a weight
             if node.op == VARIABLE and node.name not in known:
                 node.attrs["__shape__"] = str(self._shapes[node.name])
@@ -116,12 +118,16 @@ class _Rewriting:
         """A convolution of whole blocks of channels, read and given."""
         data, weight, *bias = node.inputs
         if _groups(node) > 1:
+            if self._shapes[node.name][1] % BLOCK:
+                self._broken.add(node.name)
             return None
         filters, channels, *kernel = self._shapes[weight.node.name]
         more, missing = (
             -filters % BLOCK if filters > MOST_FILTERS else 0,
             -channels % BLOCK if channels >= FEWEST_CHANNELS else 0,
         )
+        if (filters + more) % BLOCK or (channels + missing) % BLOCK and channels > MOST_COLOURS:
+            self._broken.add(node.name)
         if not more and not missing:
             return None
         name = node.name
@@ -166,7 +172,18 @@ class _Rewriting:
         if norm.op != "BatchNorm" or len(self._readers[norm]) > 1 or is_output or norm.attrs.get("axis", "1") != "1":
             return False
         shape = self._shapes[norm.name]
-        return len(shape) == 4 and shape[1] % BLOCK == 0
+        return len(shape) == 4 and shape[1] % BLOCK == 0 and self._has_one_layout(norm)
+
+    def _has_one_layout(self, norm: SymbolNode) -> bool:
+        """Whether data and gradient of a batch norm cannot lie in different blocks, which oneDNN refuses with a ReLU.
+
+        Convolutions of whole blocks read and give whole blocks; slices and reshapes are plain, which MXNet copies.
+        """
+        activation = self._readers[norm][0]
+        around = [norm.inputs[0].node, *self._readers[activation]]
+        if all(node.op in ("Convolution", "slice_axis", "Reshape") for node in around):
+            return not self._broken & {node.name for node in around}
+        return not self._broken
 
     def _constant(self, kind: str, channels: int) -> Edge:
         """A vector of equal numbers; those that a batch norm may change are variables."""

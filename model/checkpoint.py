@@ -29,6 +29,7 @@ from model.manifest import FileRecord
 from model.params_file import read_arrays, read_params, stage_arrays, with_kinds
 
 _LENGTHS = {"mean_pixels": (3,), "std": (3,), "data_shape": (2,), "origin": (3, 5)}
+TIME_LIMIT = ("seconds", "updates", "end_epoch")
 _PIXEL_FIELDS = ("mean_pixels", "std", "resize_mode", "fill")
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ class CheckpointMeta:
         metrics, overlap, use_difficult: the rule of the validation.
         freeze_epochs: of --freeze-epochs. earlier_updates: those of num_update that an earlier stage made.
         plateau: state of the schedule of that name. origin: what a schedule by updates counts from (`Origin`).
+        patience: state of --patience. time_limit: seconds of --time-limit, the updates that it was found to mean, and
+            the --end-epoch that steps of the schedule were made for.
         begun: epochs that the run found done when it began with weights alone.
         records: sha256 of the records of the run, by `train` and `validation`; empty where they were not looked at.
         files: the set's .params and .optim.params by name; empty before they are written.
@@ -84,6 +87,8 @@ class CheckpointMeta:
     earlier_updates: int = 0
     plateau: dict[str, Any] = field(default_factory=dict)
     origin: tuple[int, ...] = (0, 0, 0)
+    patience: dict[str, Any] = field(default_factory=dict)
+    time_limit: dict[str, int] = field(default_factory=dict)
     begun: int = 0
     records: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
@@ -95,6 +100,7 @@ class CheckpointMeta:
         wrong = [name for name, lengths in _LENGTHS.items() if len(getattr(self, name)) not in lengths]
         wrong += ["data_shape"] if any(side < 1 for side in self.data_shape) else []
         wrong += ["origin"] if any(number < 0 for number in (*self.origin[:2], *self.origin[3:])) else []
+        wrong += ["time_limit"] if self.time_limit and self.time_limit.keys() != set(TIME_LIMIT) else []
         wrong += ["class_names"] if not self.class_names else []
         wrong += ["metrics"] if not self.metrics or not set(self.metrics) <= set(METRICS) else []
         wrong += ["resize_mode"] if self.resize_mode not in RESIZE_MODES else []

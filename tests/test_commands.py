@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from config.options import replace_options
 from evaluate.main import main as evaluate_main
 from machine.command import run_command
 from model.checkpoint import list_epochs, load_checkpoint, optimizer_path, params_path
+from tests.train.test_run_ends import EVERYTHING
 from tests.train.tiny import NETWORK, flags, metrics, write_record
 from train.main import main as train_main
 from train.options import train_options
@@ -115,9 +117,9 @@ def whole(options):
     return options
 
 
-def assert_same_run(found, expected):
+def assert_same_run(found, expected, last=EPOCHS):
     for path in (params_path, optimizer_path):
-        assert digest(path(found.output.prefix, EPOCHS)) == digest(path(expected.output.prefix, EPOCHS))
+        assert digest(path(found.output.prefix, last)) == digest(path(expected.output.prefix, last))
     assert metrics(found.output.prefix) == metrics(expected.output.prefix)
 
 
@@ -149,6 +151,27 @@ def test_two_stages_killed_within_and_between_them_give_the_same_bits(options, t
     status, output = finish("train.py", [*flags(killed), "--resume", "auto"])
     assert status == 0, output
     assert_same_run(killed, whole)
+
+
+@pytest.mark.slow
+def test_a_run_with_a_time_limit_and_every_part_of_the_recipe_killed_gives_the_same_bits(options, tmp_path):
+    """What the whole run has found of its time is in its first checkpoint, from which the other one goes on."""
+    parts = {name: value for name, value in EVERYTHING.items() if name not in ("accumulate", "lr", "patience")}
+    whole = replace_options(options, prefix=str(tmp_path / "whole" / "t"), time_limit="20s", patience=99, **parts)
+    status, output = finish("train.py", flags(whole))
+    assert status == 0, output
+    last = list_epochs(whole.output.prefix)[-1]
+    assert last > 3, "the machine is too slow for this test"
+    killed = replace_options(whole, prefix=str(tmp_path / "killed" / "t"), resume="auto")
+    Path(killed.output.prefix).parent.mkdir()
+    for name in ("t-0001.json", "t-0001.params", "t-0001.optim.params", "t-symbol.json", "t-metrics.jsonl"):
+        shutil.copy(tmp_path / "whole" / name, tmp_path / "killed" / name)
+    with running(killed, lambda: list_epochs(killed.output.prefix)[-1] > 2):
+        pass
+    assert list_epochs(killed.output.prefix)[-1] < last
+    status, output = finish("train.py", flags(killed))
+    assert status == 0, output
+    assert_same_run(killed, whole, last)
 
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

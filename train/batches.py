@@ -23,6 +23,7 @@ def batch_specs(stage: Stage, sidecars: Sequence[Sidecar | None], start: Start) 
     OptionError where options of the data or the targets do not fit together.
     """
     options, data, num_classes = stage.options, stage.options.data, len(stage.classes)
+    close = options.augmentation.close_mosaic
     network, size, settings = options.input.network, input_size(options.input.data_shape), network_options(options)
     common: dict[str, Any] = {
         "batch_size": data.batch_size,
@@ -47,6 +48,7 @@ def batch_specs(stage: Stage, sidecars: Sequence[Sidecar | None], start: Start) 
         warmup_end=0 if continues_early_version(start) else first_epoch(start) + warmup_span(options.schedule),
         sizes=sizes,
         rect=options.validation.rect_multiple if data.rect else 0,
+        mosaic_end=stage.run_end - close if close else None,
         **common,
     )
     if not data.val_path:

@@ -6,15 +6,19 @@ from pathlib import Path
 
 from common.errors import CheckpointError, DataError
 from common.files import check_prefix, numbered_files
-from config.augment_options import CENTER, TrainAugment
+from config.augment_options import CENTER, RunAugment
 from config.groups import COCO_ALONE, IMAGENET, is_foreign, validation_kinds, warmup_span
 from config.options import without_effect
 from dataset.recordio import refuse_other_file
 from symbol.registry import family_of
-from train.options import TrainOptions, split_stages
+from train.options import BODY, TrainOptions, split_stages
 
-AUGMENTATION = tuple(field.name for field in fields(TrainAugment))
+AUGMENTATION = tuple(field.name for field in fields(RunAugment))
+# What is drawn -> what limits it.
+STRENGTHS = {"blur_prob": "max_blur", "noise_prob": "max_noise", "jpeg_prob": "min_jpeg_quality"}
 BEST = "best"  # of --epoch
+STEPPED = ("steps", "step_epochs")  # schedules that --time-limit shortens from --end-epoch
+WITHOUT_BODY = (BODY, "all-but-heads")  # words of --freeze that leave nothing of the body to train
 
 
 def is_resumed(options: TrainOptions) -> bool:
@@ -82,7 +86,9 @@ def _idle(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:
     yield from _idle_of_images(options)
     yield from family_of(options.input.network).ineffective_options(options.net)
     if not options.data.val_path:
-        yield ("eval_every", "val_loss", "metrics", "best_metric", "rect_val"), "without --val-path"
+        yield ("eval_every", "val_loss", "metrics", "best_metric", "rect_val", "patience"), "without --val-path"
+    elif options.validation.eval_every == "last":
+        yield ("patience",), "with --eval-every last"
     if validation_kinds(options.validation) == ("coco",):
         yield ("overlap",), COCO_ALONE
     if options.output.save_best_only and not options.output.save_every.endswith("i"):
@@ -111,6 +117,10 @@ def _idle_of_schedule(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], 
         yield ("freeze_batch_size", "freeze_lr"), "without --freeze-epochs"
     if options.schedule.max_iter:
         yield ("end_epoch",), "with --max-iter"
+    if options.schedule.time_limit and options.schedule.lr_schedule not in STEPPED:
+        yield ("end_epoch",), "with --time-limit"
+    if options.net.freeze in WITHOUT_BODY and not options.schedule.freeze_epochs:
+        yield ("body_lr",), f"with --freeze {options.net.freeze}"
     if options.schedule.optimizer not in ("sgd", "nag"):
         yield ("momentum",), f"with --optimizer {options.schedule.optimizer}"
 
@@ -135,9 +145,19 @@ def _idle_of_start(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str
 def _idle_of_images(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:
     if options.data.augment == "none":
         yield AUGMENTATION, "with --augment none"
-    elif options.augmentation.crop_emit_mode == CENTER:
-        yield ("emit_overlap_thresh",), f"with --crop-emit-mode {CENTER}"
+    else:
+        yield from _idle_of_augmentation(options.augmentation)
     if options.input.resize_mode == "force" and not options.validation.rect_val:
         yield ("fill",), "with --resize-mode force, which draws no borders"
     if not options.validation.rect_val and not options.data.rect:
         yield ("rect_multiple",), "without --rect or --rect-val"
+
+
+def _idle_of_augmentation(augment: RunAugment) -> Iterator[tuple[tuple[str, ...], str]]:
+    if augment.crop_emit_mode == CENTER:
+        yield ("emit_overlap_thresh",), f"with --crop-emit-mode {CENTER}"
+    if not augment.mosaic_prob and not augment.mixup_prob:
+        yield ("close_mosaic",), "without --mosaic-prob or --mixup-prob"
+    for probability, strength in STRENGTHS.items():
+        if not getattr(augment, probability):
+            yield (strength,), f"without --{probability.replace('_', '-')}"

@@ -34,6 +34,10 @@ def seed_epoch(seed: int, epoch: int) -> None:
     np.random.seed(mixed)
 
 
+class RunEnds(Exception):  # noqa: N818 - no error
+    """Leaves fit before its last epoch."""
+
+
 class EpochEnd:
     """Callback for the end of an epoch, after validation where there is one."""
 
@@ -65,7 +69,7 @@ class EpochEnd:
         for record in self.metrics.records:
             if record["epoch"] in saved and record["epoch"] > writer.begun and self._is_best(record):
                 self.best = record
-        self._kept_epochs, self._took_over, self._told = kept_epochs, False, False
+        self._kept_epochs, self._took_over, self._told, self._is_over = kept_epochs, False, False, False
         self._epoch_started = time.monotonic()
 
     @property
@@ -88,7 +92,8 @@ class EpochEnd:
         record = self._record(number, validation) | ({"best_f1": operating_point} if operating_point else {})
         if self.validates(epoch) and self.module.validation_losses:
             record["validation_loss"] = self._observe_losses(self.module.validation_losses)
-        last = number >= self.options.schedule.end_epoch
+        is_given_up = self._is_given_up(epoch, record)
+        last = is_given_up or number >= self.options.schedule.end_epoch
         # The line comes before the checkpoint: a run that is killed between the two cuts it when it is resumed.
         self.metrics.append(record)
         write_results(self.metrics.records, Path(f"{self.options.output.prefix}-results.txt"))
@@ -107,8 +112,10 @@ class EpochEnd:
             self.plan.prune(self.options.output.prefix, self.best["epoch"] if self.best else None)
         if self.board:
             self.board.epoch(record)
-        is_over = number >= self.progress.end_epoch
-        self.curves.draw(force=last or len(self.metrics.records) == 1, is_over=is_over)
+        self._is_over = is_given_up or number >= self.progress.end_epoch
+        self.curves.draw(force=last or len(self.metrics.records) == 1, is_over=self._is_over)
+        if is_given_up:
+            raise RunEnds
         seed_epoch(self.options.data.seed, number)
         self._epoch_started = time.monotonic()
 
@@ -139,10 +146,22 @@ class EpochEnd:
             self.writer.plateau.observe(sum(value for _, value in pairs))
         return finite_values(pairs)
 
+    def _is_given_up(self, epoch: int, record: dict[str, Any]) -> bool:
+        """Whether --patience ends the run with this epoch, which is told."""
+        patience = self.writer.patience
+        if not patience.epochs or not self.validates(epoch):
+            return False
+        patience.observe(record["epoch"], record["validation"].get(self.best_metric))
+        if patience.is_over:
+            best, since = patience.best, patience.best_epoch
+            text = "the run ends with epoch %d: %s has not been above the %.4f of epoch %d since (--patience %d)"
+            logger.info(text, record["epoch"], self.best_metric, best, since, patience.epochs)
+        return patience.is_over
+
     def log_summary(self) -> None:
         """After the last epoch of the run: its best and its newest checkpoint, and what to do with them."""
         number, prefix = self.metrics.records[-1]["epoch"], self.options.output.prefix
-        if number < self.progress.end_epoch:
+        if not self._is_over:
             return
         if self.best:
             logger.info("best: checkpoint %d with %s=%.4f", self.best["epoch"], *self._best_score())

@@ -12,6 +12,7 @@ EXAMPLE = "python train.py --train-path data/train.rec --val-path data/val.rec -
 FIRST = (
     *("train_path", "val_path", "prefix", "network", "data_shape", "batch_size", "end_epoch", "gpus", "cpu"),
     *("pretrained", "epoch", "resume", "finetune", "overwrite", "optimizer", "lr", "lr_steps", "warmup_epochs"),
+    *("time_limit", "patience"),
     *(
         "accumulate",
         "ema",

@@ -12,8 +12,9 @@ from evaluate.scoring import inference_module, is_rewritten, score_detections
 from graph.onednn_training import is_constant, suit_training
 from graph.symbol_graph import Params
 from machine.runtime import mx
+from symbol.layers import matches
 from train.metric import LossMetric
-from train.recipe import Recipe, WeightAverage
+from train.recipe import ClippedUpdater, Recipe, WeightAverage, sum_of_squares
 
 Symbol: TypeAlias = mx.sym.Symbol
 LOGGER = logging.getLogger(__name__)
@@ -88,13 +89,16 @@ class DetectionModule(mx.mod.Module):
     def update(self) -> None:
         """As Module.update, where the batch completes an update; then takes the weights into their average."""
         gradients = self._gradients()
-        self._squares = [mx.nd.multi_sum_sq(*g, num_arrays=len(g)).sum() for g in gradients if g]
+        self._squares = [sum_of_squares(arrays) for arrays in gradients if arrays]
         self._add_up([array for arrays in gradients for array in arrays])
         if not self._completes_update:
             return
         if self._recipe.means:
             self._optimizer.rescale_grad = self._rescale / self._batches
         self._recipe.before_update(self._optimizer)
+        if isinstance(self._updater, ClippedUpdater):
+            is_whole = self._batches == 1 and len(self._squares) == 1
+            self._updater.squares = self._squares[0] if is_whole else None
         super().update()
         if self._average:
             aux = list(zip(*self._moving_averages().values(), strict=True))
@@ -126,6 +130,11 @@ class DetectionModule(mx.mod.Module):
         self._rescale = self._optimizer.rescale_grad
         if not self._recipe.bn_decay:
             self._optimizer.set_wd_mult({name: 0.0 for name in self._param_names if name.endswith("_gamma")})
+        if self._recipe.body_lr != 1.0:
+            body = [name for name in self._param_names if matches(self._recipe.body, name)]
+            self._optimizer.set_lr_mult(dict.fromkeys(body, self._recipe.body_lr))
+        if self._recipe.clip_norm:
+            self._updater = ClippedUpdater(self._optimizer, self._recipe.clip_norm)
         if self._recipe.ema:
             mx.nd.waitall()
             arrays = self._exec_group

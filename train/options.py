@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import OptionError
-from config.augment_options import TrainAugment
+from config.augment_options import RunAugment
 from config.groups import (
     DataOptions,
     InputOptions,
@@ -37,7 +37,7 @@ class TrainOptions:
     device: TrainDeviceOptions = group(TrainDeviceOptions)
     input: InputOptions = group(InputOptions)
     net: CommonOptions = group(CommonOptions)
-    augmentation: TrainAugment = group(TrainAugment)
+    augmentation: RunAugment = group(RunAugment)
 
 
 def train_options_class() -> type[TrainOptions]:
@@ -58,7 +58,7 @@ def network_options(options: TrainOptions) -> dict[str, Any]:
     return {field.name: getattr(options.net, field.name) for field in dataclasses.fields(options.net)}
 
 
-def augment_options(options: TrainOptions) -> TrainAugment | None:
+def augment_options(options: TrainOptions) -> RunAugment | None:
     """The augmentation of a training run; None = resize only."""
     return None if options.data.augment == "none" else options.augmentation
 
@@ -69,12 +69,15 @@ def split_stages(options: TrainOptions) -> tuple[TrainOptions, ...]:
     OptionError where the options of the first stage have no stage, or leave none for the second.
     """
     schedule, freeze = options.schedule, options.net.freeze
+    if schedule.time_limit and schedule.max_iter:
+        raise OptionError("--time-limit and --max-iter exclude each other; give one of them")
     if not schedule.freeze_epochs:
         if schedule.freeze_batch_size is not None or schedule.freeze_lr is not None:
             raise OptionError("--freeze-batch-size and --freeze-lr need --freeze-epochs; give it or leave them out")
         return (options,)
-    if schedule.max_iter:
-        raise OptionError("--freeze-epochs and --max-iter exclude each other; end the run by --end-epoch")
+    for flag, is_given in (("--max-iter", schedule.max_iter), ("--time-limit", schedule.time_limit)):
+        if is_given:
+            raise OptionError(f"--freeze-epochs and {flag} exclude each other; end the run by --end-epoch")
     if schedule.freeze_epochs >= schedule.end_epoch:
         raise OptionError(
             f"--freeze-epochs {schedule.freeze_epochs} leaves no epoch before --end-epoch {schedule.end_epoch} to "

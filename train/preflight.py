@@ -2,8 +2,9 @@
 
 import logging
 import shutil
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,12 @@ from train.pretrained import with_pixels
 from train.run_files import MetricsFile, changed_options, check_lock, command_to_continue, resumed_meta
 from train.saving import SavePlan, bit_depth_of, record_digests
 from train.schedule import warm_up_of, warm_up_of_others
-from train.stages import Stage, make_stages, stage_at, without_end
+from train.stages import Patience, Stage, make_stages, stage_at, without_end
 from train.start import Start, find_start
 from train.tensorboard import check_tensorboard
 
 # Arrays of the size of a parameter that an optimizer keeps for it.
-OPTIMIZER_STATES = {"sgd": 1, "nag": 1, "adam": 2, "rmsprop": 1, "adadelta": 2}
+OPTIMIZER_STATES = {"sgd": 1, "nag": 1, "adam": 2, "adamw": 2, "rmsprop": 1, "adadelta": 2}
 BYTES = 4  # of a float32
 MEGABYTE = 1 << 20
 
@@ -58,6 +59,7 @@ class Plan:
         found_epochs: those of the checkpoints under the prefix when it was checked.
         way_to_continue: what to tell who interrupts it, given whether there is a checkpoint to go on from.
         lines: what was logged before there was a log file.
+        begun: when its command began (time.monotonic), from which --time-limit counts.
     """
 
     options: TrainOptions
@@ -69,6 +71,7 @@ class Plan:
     found_epochs: tuple[int, ...]
     way_to_continue: Callable[[bool], str] = command_to_continue
     lines: Sequence[logging.LogRecord] = ()
+    begun: float = field(default_factory=time.monotonic)
 
 
 def preflight(options: TrainOptions) -> Plan:
@@ -254,12 +257,20 @@ def check_outputs(output: OutputOptions) -> None:
 
 
 def _check_limit(options: TrainOptions, start: Start) -> None:
-    """OptionError where a run has made all the updates of --max-iter."""
-    limit = options.schedule.max_iter
-    if limit and start.num_update >= limit:
+    """OptionError where a run has made all the updates of --max-iter or --time-limit, or --patience has ended it."""
+    prefix, schedule, done = options.output.prefix, options.schedule, start.num_update
+    if schedule.max_iter and done >= schedule.max_iter:
+        raise OptionError(f"{prefix} has made {done} updates; raise --max-iter to train further ({done + 1} or more)")
+    if start.time_limit and done >= start.time_limit["updates"]:
         raise OptionError(
-            f"{options.output.prefix} has made {start.num_update} updates; raise --max-iter to train further "
-            f"({start.num_update + 1} or more)"
+            f"{prefix} has made the {done} updates that --time-limit {schedule.time_limit} was found to mean; give "
+            f"--max-iter {done + 1} or more in its place to train further"
+        )
+    patience = Patience(schedule.patience, start.patience)
+    if patience.is_over:
+        raise OptionError(
+            f"{prefix} has ended: --best-metric has not become better for {patience.waited} epochs; raise --patience "
+            f"to {patience.waited + 1} or more to train further"
         )
 
 

@@ -5,12 +5,12 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
-from dataset.iterator import WrappedIter
+from dataset.iterator import RecordIter, WrappedIter
 from machine.command import SHOWN_OTHERWISE, raise_lost_signal
 from machine.runtime import mx
 from train.metric import LossMetric
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 QUIET_SECONDS = 30.0  # longest time without a line while batches are done
 REDRAWN_SECONDS = 0.1
 MEGABYTE = 1 << 20
+UNMEASURED_BATCHES, MEASURED_BATCHES = 2, 5
 KILOBYTES = 1 << 10  # in a megabyte
 
 
@@ -186,3 +187,35 @@ def shown_losses(metric: LossMetric) -> str:
     if not metric.totals()[1]:
         return ""
     return " ".join(f"{name.removesuffix('_loss')}={value:.4g}" for name, value in metric.get_name_value())
+
+
+def seconds_a_batch(train: Callable[[mx.io.DataBatch], None], batches: RecordIter, seconds: float) -> float:
+    """How long a batch takes to train, measured over MEASURED_BATCHES or more and about `seconds`, whichever is more.
+
+    train: begins to train a batch. batches: where they come from, epoch after epoch. The first batches, for which
+    memory is reserved and kernels are chosen, do not count.
+    """
+    done, begun = -UNMEASURED_BATCHES, time.monotonic()
+    while True:
+        for batch in batches:
+            train(batch)
+            raise_lost_signal()
+            done += 1
+            if done == 0:
+                mx.nd.waitall()
+                begun = time.monotonic()
+            if done >= MEASURED_BATCHES and time.monotonic() - begun >= seconds:
+                mx.nd.waitall()
+                return (time.monotonic() - begun) / done
+        batches.reset()
+
+
+def seconds_of_validation(validate: Callable[[int], Any], batches: int) -> float:
+    """How long a validation of so many batches takes, from its beginning and a few of them; validate: runs so many."""
+    times = []
+    for count in (1, min(batches, MEASURED_BATCHES)):
+        begun = time.monotonic()
+        validate(count)
+        times.append(time.monotonic() - begun)
+    each = max(0.0, times[1] - times[0]) / max(1, min(batches, MEASURED_BATCHES) - 1)
+    return times[0] + (batches - 1) * each

@@ -1,4 +1,4 @@
-"""How a Module updates, beside its optimizer: accumulation, averaged weights, warm-up, which epochs are validated."""
+"""How a Module updates: AdamW, clipped gradients, accumulation, averaged weights, warm-up, validated epochs."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +12,57 @@ from machine.runtime import mx
 
 NDArray: TypeAlias = mx.nd.NDArray
 RAMP_UPDATES = 2000.0
+NOT_CLIPPED = -1.0  # of MXNet's operators
+
+
+@mx.optimizer.register
+class AdamW(mx.optimizer.Adam):
+    """Adam with decoupled weight decay: Loshchilov, Hutter 2019, algorithm 2, as torch.optim.AdamW has it.
+
+    weight -= lr * (wd * weight + mean / (1 - beta1^t) / (sqrt(variance / (1 - beta2^t)) + epsilon)). MXNet's own
+    operator adamw_update knows no bias correction, and the scale of the gradients would be an array.
+    """
+
+    def update(self, index: int, weight: NDArray, grad: NDArray, state: tuple[NDArray, NDArray]) -> None:
+        """Makes one step of a parameter; waits for nothing."""
+        self._update_count(index)
+        rate, wd, t = self._get_lr(index), self._get_wd(index), self._index_update_count[index]
+        unbias = math.sqrt(1.0 - self.beta2**t)
+        if wd:
+            weight *= 1.0 - rate * wd
+        mx.nd.adam_update(
+            weight, grad, *state, out=weight, lr=rate * unbias / (1.0 - self.beta1**t), wd=0.0, beta1=self.beta1,
+            beta2=self.beta2, epsilon=self.epsilon * unbias, rescale_grad=self.rescale_grad,
+            clip_gradient=self.clip_gradient or NOT_CLIPPED,
+        )  # fmt: skip
+
+
+class ClippedUpdater(mx.optimizer.Updater):
+    """Shortens the gradient of an update, of all parameters and contexts together, to a limit before it is used.
+
+    Lengths are those after the optimizer's rescale_grad. Everything stays on the devices: each computes the same factor
+    from the same sum of gradients. A gradient within the limit is multiplied by 1 and stays bit for bit.
+    """
+
+    def __init__(self, optimizer: mx.optimizer.Optimizer, limit: float) -> None:
+        """limit: the greatest length, above 0."""
+        super().__init__(optimizer)
+        self.limit = limit
+        self.squares: NDArray | None = None  # (1,): sum of the squares, where it is known already
+
+    def __call__(self, index: Sequence[int], grad: Sequence[NDArray], weight: Sequence[NDArray]) -> None:
+        """One device's part of an update: all its gradients, summed over the devices."""
+        squares = sum_of_squares(grad) if self.squares is None else self.squares
+        length = squares.sqrt() * abs(self.optimizer.rescale_grad)
+        factor = self.limit / mx.nd.maximum(length, self.limit)
+        for array in grad:
+            mx.nd.broadcast_mul(array, factor.reshape((1,) * array.ndim), out=array)
+        super().__call__(index, grad, weight)
+
+
+def sum_of_squares(arrays: Sequence[NDArray]) -> NDArray:
+    """(1,) on their device, without waiting."""
+    return mx.nd.multi_sum_sq(*arrays, num_arrays=len(arrays)).sum()
 
 
 def decay_at(decay: float, num_update: int, ramp: float = RAMP_UPDATES) -> float:
@@ -112,6 +163,8 @@ class Recipe:
     before_update: called with the optimizer. validates: whether the epoch of this number is validated.
     earlier_updates: made by the optimizers of earlier stages of the run.
     bn_decay: whether the gamma of batch norms decays as weights do.
+    clip_norm: limit of the length of an update's gradient (ClippedUpdater), 0 = none.
+    body, body_lr: the regular expression of the parameters whose learning rate has a factor, and this.
     """
 
     means: bool = False
@@ -122,3 +175,6 @@ class Recipe:
     validates: Callable[[int], bool] = every_epoch
     earlier_updates: int = 0
     bn_decay: bool = True
+    clip_norm: float = 0.0
+    body: str = ""
+    body_lr: float = 1.0

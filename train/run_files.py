@@ -7,9 +7,10 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TextIO
 
 from common.errors import CheckpointError, OptionError
@@ -31,6 +32,7 @@ _SEEN = {
     "log",
     "monitor",
     "overwrite",
+    "patience",
     "pattern",
     "prefix",
     "save_best_only",
@@ -143,15 +145,20 @@ def command_to_continue(is_saved: bool, argv: Sequence[str] | None = None) -> st
 
 
 def write_run_file(
-    prefix: str, options: TrainOptions, way_to_continue: Callable[[bool], str] = command_to_continue
+    prefix: str,
+    options: TrainOptions,
+    way_to_continue: Callable[[bool], str] = command_to_continue,
+    time_limit: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
-    """PREFIX-run.json: options, command and versions; way_to_continue: of a run with a checkpoint."""
+    """PREFIX-run.json: options, command and versions; way_to_continue: of a run with a checkpoint; time_limit: what
+    --time-limit was found to mean."""
     content = {
         "command": shlex.join(sys.argv),
         "continue": way_to_continue(True),
         "options": to_mapping(options),
         "versions": {"trainer": __version__, "mxnet": mx.__version__, "python": platform.python_version()},
         "threads": os.environ.get("OMP_NUM_THREADS"),
+        **({"time_limit": dict(time_limit)} if time_limit else {}),
     }
     write_atomically(Path(f"{prefix}-run.json"), (json.dumps(content, indent=1) + "\n").encode())
 

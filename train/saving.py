@@ -14,7 +14,7 @@ from train.metric import LossMetric
 from train.module import DetectionModule
 from train.options import TrainOptions, network_options
 from train.schedule import Origin, Plateau
-from train.stages import Stage
+from train.stages import Patience, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +30,14 @@ class CheckpointWriter:
         origin: Origin,
         begun: int,
         sidecars: Sequence[Sidecar | None],
+        patience: Patience,
     ) -> None:
         """stage: what the module trains; plateau: its schedule, if it is that one; origin: what another one counts
-        from; begun: epochs that the run found done when it began with weights alone; sidecars: of the records."""
+        from; begun: epochs that the run found done when it began with weights alone; sidecars: of the records;
+        patience: ends the run."""
         self.plateau, self.origin, self.begun = plateau, origin, begun
         self.records, self.bit_depth = record_digests(sidecars), bit_depth_of(sidecars)
+        self.patience, self.time_limit = patience, stage.time_limit
         self.options, self.classes, self.module = stage.options, stage.classes, module
         self.symbol_json, self.symbol_sha256 = stage.symbol.tojson(), stage.digest
 
@@ -62,6 +65,8 @@ class CheckpointWriter:
             earlier_updates=self.module.earlier_updates,
             plateau=self.plateau.state() if self.plateau else {},
             origin=self.origin.numbers(),
+            patience=self.patience.state(),
+            time_limit=self.time_limit,
             begun=self.begun,
             records=self.records,
             symbol_sha256=self.symbol_sha256,

@@ -299,13 +299,32 @@ def _steps(
     return rate, Rates(rate, lambda u: rate * ratio ** sum(u > place for place in ahead), warm_up)
 
 
-def _place(step: float | str, pace: Pace, begin_epoch: int, shift: int) -> int:
+def _place(step: float | str, pace: Pace, begin_epoch: int, shift: int) -> float:
     """The update, counted from begin_epoch on, that an epoch (80, "80") or an update ("80000i") of the run is."""
     text = str(step)
     if text.endswith("i"):
-        return int(text[:-1]) - pace.updates * begin_epoch
+        return float(text[:-1]) - pace.updates * begin_epoch
     place = round(float(text) * pace.updates) + pace.surplus(float(text) - begin_epoch)
     return place - pace.updates * begin_epoch - shift
+
+
+def shortened(options: ScheduleOptions, pace: Pace, first_epoch: int, updates: int) -> dict[str, Any]:
+    """What changes in a run's options, with an end at end_epoch, where it ends after so many updates of it in place.
+
+    A cosine ends there by itself; steps, counted from first_epoch on, move in proportion, to parts of updates if need
+    be, so that each of them stays one of its own.
+    """
+    part = updates / max(1, pace.before(options.end_epoch - first_epoch))
+    if options.lr_schedule == "steps":
+        places = [_place(step, pace, first_epoch, 0) for step in options.lr_steps]
+    elif options.lr_schedule == "step_epochs":
+        epochs = range(options.lr_step_epochs, options.end_epoch - first_epoch, options.lr_step_epochs)
+        places = [pace.before(epoch) for epoch in epochs]
+    else:
+        return {"max_iter": updates}
+    begin = pace.updates * first_epoch
+    moved = tuple(f"{begin + place * part!r}i" for place in places)
+    return {"max_iter": updates, "lr_schedule": "steps", "lr_steps": moved}
 
 
 BETTER = 1e-4  # relative change of the loss that counts as better

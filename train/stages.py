@@ -1,21 +1,22 @@
-"""The stages of a run with what each trains, and where a run ends that is limited by its number of updates."""
+"""The stages of a run with what each trains, and where a run ends: by its updates, its time, or its patience."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
-from common.errors import OptionError
+from common.errors import CheckpointError, OptionError
 from config.options import replace_options
 from dataset.iterator import RecordIter, WrappedIter
 from machine.runtime import mx
 from symbol.layers import matches
 from symbol.symbol_factory import freeze_pattern, get_symbol_train, label_names
-from train.options import TrainOptions, network_options, split_stages
-from train.schedule import Pace, pace_of
+from train.options import BODY, TrainOptions, network_options, split_stages
+from train.schedule import Pace, pace_of, shortened
 
 Symbol: TypeAlias = mx.sym.Symbol
 NO_END = 2**31 - 1
+SPARE = 0.03  # part of --time-limit that is left for slower hours, the curves and the end of the process
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Stage:
 
     symbol: get_symbol_train's. frozen: names of the parameters that stay. run_end: the run stops before this epoch.
     last_batches: of the run's last epoch, where --max-iter ends it in its middle; None = all.
+    time_limit: what --time-limit was found to mean (CheckpointMeta), {} without one.
     """
 
     options: TrainOptions
@@ -32,6 +34,7 @@ class Stage:
     frozen: tuple[str, ...]
     run_end: int
     last_batches: int | None = None
+    time_limit: dict[str, int] = field(default_factory=dict)
 
     @property
     def losses(self) -> Symbol:
@@ -55,7 +58,16 @@ def make_stages(options: TrainOptions, classes: tuple[str, ...]) -> list[Stage]:
 
 def _make_stage(options: TrainOptions, classes: tuple[str, ...], run_end: int) -> Stage:
     symbol = get_symbol_train(options.input.network, options.input.data_shape, len(classes), **network_options(options))
+    if options.schedule.body_lr != 1.0:
+        _require_body(options, symbol)
     return Stage(options, classes, symbol, tuple(frozen_parameters(options, symbol)), run_end)
+
+
+def _require_body(options: TrainOptions, symbol: Symbol) -> None:
+    """OptionError where --body-lr has no parameter to change the rate of."""
+    pattern = freeze_pattern(options.input.network, BODY)
+    if not any(matches(pattern, name) for name in symbol.list_arguments()):
+        raise OptionError(f"--body-lr: --network {options.input.network} has no body apart; leave it out")
 
 
 def stage_at(plan: Sequence[Stage], epoch: int) -> Stage:
@@ -86,8 +98,9 @@ def symbol_digest(symbol: Symbol) -> str:
 
 
 def without_end(options: TrainOptions) -> TrainOptions:
-    """The options with --end-epoch out of the way where --max-iter decides."""
-    return replace_options(options, end_epoch=NO_END) if options.schedule.max_iter else options
+    """The options with --end-epoch out of the way where --max-iter or --time-limit decides."""
+    is_limited = options.schedule.max_iter or options.schedule.time_limit
+    return replace_options(options, end_epoch=NO_END) if is_limited else options
 
 
 def limit_updates(
@@ -126,3 +139,71 @@ class LimitedIter(WrappedIter):
         batch = super().next()
         self._left -= getattr(batch, "completes_update", True)
         return batch
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of a training batch, of a validation and of a checkpoint, as they were measured."""
+
+    batch: float
+    validation: float
+    checkpoint: float
+
+
+def updates_within(seconds: float, costs: Costs, pace: Pace, batches: int, every: int, begin: int) -> int:
+    """How many updates, at least one, a run makes in so many seconds from the begin of an epoch of its stage on.
+
+    The last epoch may be a part of one, and is validated and saved. batches: of an epoch; every: epochs between
+    validations, 0 = there is that of the last epoch alone.
+    """
+    left = seconds - costs.validation - costs.checkpoint
+    epochs = left / (batches * costs.batch + costs.checkpoint + (costs.validation / every if every else 0.0))
+    whole = max(0, int(epochs))
+    next_epoch = pace.before(begin + whole + 1) - pace.before(begin + whole)
+    made = pace.before(begin + whole) - pace.before(begin)
+    return max(1, made + int(max(0.0, epochs - whole) * next_epoch))
+
+
+def end_after(stage: Stage, limit: dict[str, int], pace: Pace, first_epoch: int) -> Stage:
+    """The stage of a run with --time-limit whose schedule, made for the limit's end_epoch, ends with its updates."""
+    meant = replace_options(stage.options, end_epoch=limit["end_epoch"]).schedule
+    changes = shortened(meant, pace, first_epoch, limit["updates"])
+    return replace(stage, options=replace_options(stage.options, **changes), time_limit=limit)
+
+
+class Patience:
+    """Ends a run whose score has not become better for so many epochs; only epochs that are validated count."""
+
+    def __init__(self, epochs: int, state: Mapping[str, Any]) -> None:
+        """epochs: 0 = it ends nothing. state: what `state` gave, {} = a new start; CheckpointError where it is
+        damaged."""
+        self.epochs = epochs
+        try:
+            self.best = float(state["best"]) if state else None
+            self.best_epoch, self.newest = int(state.get("epoch", 0)), int(state.get("newest", 0))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the checkpoint's state of --patience is damaged ({error!r}); use another epoch"
+            ) from error
+
+    def observe(self, epoch: int, score: float | None) -> None:
+        """Takes in the score of an epoch that was validated; None: there was nothing to measure."""
+        if score is not None and (self.best is None or score > self.best):
+            self.best, self.best_epoch = score, epoch
+        self.newest = epoch
+
+    @property
+    def waited(self) -> int:
+        """Epochs since the best score, 0 before the first one."""
+        return self.newest - self.best_epoch if self.best is not None else 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run ends."""
+        return 0 < self.epochs <= self.waited
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs, for JSON."""
+        if not self.epochs or self.best is None:
+            return {}
+        return {"best": self.best, "epoch": self.best_epoch, "newest": self.newest}

@@ -11,7 +11,7 @@ import numpy as np
 from common.errors import CheckpointError, OptionError
 from common.sizes import input_size
 from config.augment_options import FORCE
-from config.groups import OutputOptions, is_foreign, pixel_options
+from config.groups import OutputOptions, is_foreign, pixel_options, seconds_of
 from dataset.sidecar import read_sidecar
 from dataset.transforms import shown_bit_depth
 from graph.symbol_graph import Params
@@ -48,6 +48,7 @@ class Start:
     averages: of the weights, where those of arg_params and aux_params are saved beside them (--ema).
     earlier_updates: those of num_update that were made in earlier stages, by other optimizers.
     plateau: state of the schedule of that name. origin: what a schedule by updates counts from.
+    patience: state of --patience. time_limit: what --time-limit was found to mean (CheckpointMeta), {} = nothing yet.
     follows_stage: the checkpoint of the prefix that it starts from was left by an earlier stage of this very process.
     begun: epochs that the run found done when it began with weights alone; what they left is not compared with it.
     kept_epochs: the prefix's checkpoints and metrics up to this epoch belong to the run; later ones go when it has
@@ -66,6 +67,8 @@ class Start:
     earlier_updates: int = 0
     plateau: dict[str, Any] = field(default_factory=dict)
     origin: Origin = Origin()
+    patience: dict[str, Any] = field(default_factory=dict)
+    time_limit: dict[str, int] = field(default_factory=dict)
     follows_stage: bool = False
 
 
@@ -164,7 +167,23 @@ def _same_stage(options: TrainOptions, checkpoint: Checkpoint) -> Start:
         earlier_updates=checkpoint.meta.earlier_updates,
         plateau=checkpoint.meta.plateau,
         origin=Origin(*checkpoint.meta.origin),
+        patience=checkpoint.meta.patience,
+        time_limit=_time_limit(options, checkpoint),
     )
+
+
+def _time_limit(options: TrainOptions, checkpoint: Checkpoint) -> dict[str, int]:
+    """What --time-limit was found to mean; OptionError where that was another limit."""
+    found, wanted = checkpoint.meta.time_limit, options.schedule.time_limit
+    if not wanted or not found:
+        return {}
+    if found["seconds"] != seconds_of(wanted):
+        raise OptionError(
+            f"--time-limit {wanted}: the schedule of {options.output.prefix} was fitted to {found['seconds']} s and "
+            f"ends with update {found['updates']}; resume with --time-limit {found['seconds']}s, or with --max-iter in "
+            "its place"
+        )
+    return found
 
 
 def _next_stage(checkpoint: Checkpoint) -> Start:

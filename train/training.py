@@ -1,37 +1,52 @@
 """Trains what preflight has checked: hands over to mx.mod.Module.fit, stage by stage."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from common.errors import OptionError, out_of_memory_hint
 from common.sizes import input_size
+from config.groups import seconds_of
 from config.options import obsolete_options
 from dataset.image_list import image_names
 from dataset.iterator import RecordIter, open_batches
 from machine.runtime import mx
 from model.checkpoint import list_epochs
-from symbol.symbol_factory import get_symbol, get_symbol_train, label_names, mean_losses
+from symbol.symbol_factory import freeze_pattern, get_symbol, get_symbol_train, label_names, mean_losses
 from train.batches import batch_specs, continues_early_version, first_epoch
 from train.callbacks import FiniteGuard, FitLog, make_monitor
-from train.epoch_end import EpochEnd, seed_epoch
+from train.epoch_end import EpochEnd, RunEnds, seed_epoch
 from train.metric import loss_rule, make_metric
 from train.module import DetectionModule
-from train.options import TrainOptions, network_options
+from train.options import BODY, TrainOptions, network_options
 from train.preflight import Plan, preflight, validation_metric
-from train.progress import MeasuredIter, Progress
-from train.recipe import Recipe
+from train.progress import MeasuredIter, Progress, seconds_a_batch, seconds_of_validation
+from train.recipe import Recipe, every_epoch
 from train.run_files import command_to_continue, lock_prefix, log_to_file, remembered_log, write_run_file
 from train.saving import CheckpointWriter, SavePlan, Snapshots
-from train.schedule import Origin, Pace, Plateau, make_plateau, make_schedule, tell_adjusted, warm_up_of_others
-from train.stages import Stage, limit_updates
+from train.schedule import (
+    Origin,
+    Pace,
+    Plateau,
+    make_plateau,
+    make_schedule,
+    tell_adjusted,
+    warm_up_of,
+    warm_up_of_others,
+)
+from train.stages import SPARE, Costs, Patience, Stage, end_after, limit_updates, updates_within
 from train.start import Start, after_stage
 
 logger = logging.getLogger(__name__)
+MEASURED_SHARE = 0.02  # of --time-limit, over which the speed of training is measured,
+MEASURED_SECONDS = 120.0  # but not longer than that
+LESS_MEMORY = "lower --batch-size (--accumulate keeps the images of an update) or --data-shape; checkpoints are kept"
 NO_JUMP = 0.01  # relative change of the learning rate that is none
 
 
@@ -44,9 +59,10 @@ def run_training(options: TrainOptions, way_to_continue: Callable[[bool], str] =
     an uninterrupted one (same threads, batch size and CPU type), unless the data engine is native
     (dataset/native_iterator.py).
     """
+    begun = time.monotonic()
     with remembered_log() as lines:
         plan = preflight(options)
-    fit(replace(plan, way_to_continue=way_to_continue, lines=tuple(lines)))
+    fit(replace(plan, way_to_continue=way_to_continue, lines=tuple(lines), begun=begun))
 
 
 def fit(plan: Plan) -> None:
@@ -89,10 +105,74 @@ def _train_stage(stage: Stage, plan: Plan, start: Start) -> None:
         val_iter = open_batches(val_spec, engine) if val_spec else None
         if val_iter:
             stack.callback(val_iter.close)
+        stage = _with_time_limit(stage, plan, start, train_iter, val_iter)
         stage, batches = limit_updates(stage, start.num_update, start.epoch, train_iter, first_epoch(start))
-        write_run_file(plan.options.output.prefix, plan.options, plan.way_to_continue)
+        if stage.options.augmentation.close_mosaic:
+            train_iter.end_mosaic(stage.run_end - stage.options.augmentation.close_mosaic)
+        write_run_file(plan.options.output.prefix, plan.options, plan.way_to_continue, stage.time_limit)
         _announce(stage, train_iter, start.epoch)
         _fit(stage, plan, start, train_iter, batches, val_iter)
+
+
+def _with_time_limit(
+    stage: Stage, plan: Plan, start: Start, train_iter: RecordIter, val_iter: RecordIter | None
+) -> Stage:
+    """The stage with the end that --time-limit means: found now, or before the checkpoint that it is resumed from."""
+    time_limit, validation = stage.options.schedule.time_limit, stage.options.validation
+    if not time_limit:
+        return stage
+    pace, begin, limit = _pace(stage, start, train_iter.num_examples), first_epoch(start), start.time_limit
+    if not limit:
+        seconds = seconds_of(time_limit)
+        with out_of_memory_hint(LESS_MEMORY):
+            costs = _measured(stage, plan, start, train_iter, val_iter, seconds)
+        train_iter.set_epoch(start.epoch)
+        left = seconds * (1 - SPARE) - (time.monotonic() - plan.begun)
+        every = 0 if validation.eval_every == "last" else int(validation.eval_every)
+        more = updates_within(left, costs, pace, train_iter.num_batches, every, start.epoch - begin)
+        end_epoch = plan.options.schedule.end_epoch
+        limit = {"seconds": seconds, "updates": start.num_update + more, "end_epoch": end_epoch}
+        logger.info(
+            "--time-limit %s: a batch takes %.3f s, a validation %.1f s, a checkpoint %.1f s; the run ends with update "
+            "%d", time_limit, costs.batch, costs.validation, costs.checkpoint, limit["updates"],
+        )  # fmt: skip
+        if limit["updates"] <= warm_up_of(stage.options.schedule, pace.first).updates:
+            logger.warning(
+                "--time-limit %s ends the run within its warm-up; shorten that, or give more time", time_limit
+            )
+    return end_after(stage, limit, pace, begin)
+
+
+def _measured(
+    stage: Stage, plan: Plan, start: Start, train_iter: RecordIter, val_iter: RecordIter | None, seconds: float
+) -> Costs:
+    """What the parts of a run take. The module that tells is dropped: the run begins as if nothing had been trained."""
+    options, pace = stage.options, _pace(stage, start, train_iter.num_examples)
+    origin = _origin(start, pace)
+    recipe = make_recipe(options, start, pace.first, every_epoch)
+    module = _make_module(stage, plan, start, _validated_size(stage, val_iter), recipe)
+    module.bind(train_iter.provide_data, train_iter.provide_label)
+    module.init_params(mx.init.Xavier(), start.arg_params, start.aux_params, allow_missing=True)
+    parameters = _optimizer_params(options, start, origin, pace, len(plan.devices))
+    module.init_optimizer(options.device.kv_store, options.schedule.optimizer, parameters)
+    losses = make_metric(stage.losses, len(plan.devices))
+
+    def train(batch: mx.io.DataBatch) -> None:
+        module.forward_backward(batch)
+        module.update()
+        module.update_metric(losses, batch.label)
+
+    def validate(count: int) -> None:
+        module.score(val_iter, validation_metric(options, stage.classes), count)
+
+    batch = seconds_a_batch(train, train_iter, min(MEASURED_SHARE * seconds, MEASURED_SECONDS))
+    validation = seconds_of_validation(validate, val_iter.num_batches) if val_iter else 0.0
+    writer = CheckpointWriter(stage, module, None, origin, 0, plan.sidecars, Patience(0, {}))
+    begun = time.monotonic()
+    with TemporaryDirectory(prefix=".measured-", dir=Path(options.output.prefix).parent) as folder:
+        rate = module.learning_rate
+        writer.save(f"{folder}/t", 1, {"num_update": 1, "learning_rate": rate, "train": {}, "validation": {}})
+    return Costs(batch, validation, time.monotonic() - begun)
 
 
 def _fit(
@@ -110,8 +190,7 @@ def _fit(
     optimizer_params = _optimizer_params(options, start, origin, pace, len(plan.devices))
     _tell_jump(options, start, optimizer_params)
     recipe = make_recipe(options, start, pace.first, validates)
-    validated = val_iter.smallest_size if val_iter else input_size(options.input.data_shape)
-    module = _make_module(stage, plan, start, validated, recipe)
+    module = _make_module(stage, plan, start, _validated_size(stage, val_iter), recipe)
     metric = make_metric(stage.losses, len(plan.devices))
     source = MeasuredIter(batches)
     progress = Progress(
@@ -125,13 +204,15 @@ def _fit(
     )
     scheduler = optimizer_params["lr_scheduler"]
     plateau = scheduler if isinstance(scheduler, Plateau) else None
-    writer = CheckpointWriter(stage, module, plateau, origin, start.begun, plan.sidecars)
+    is_last = options.schedule.end_epoch == stage.run_end  # of two stages
+    patience = Patience(options.schedule.patience if is_last else 0, start.patience)
+    writer = CheckpointWriter(stage, module, plateau, origin, start.begun, plan.sidecars, patience)
     saves = SavePlan(options, start.num_update)
     epoch_end = EpochEnd(writer, saves, metric, start.kept_epochs, progress, validates)
     snapshots = Snapshots(writer, metric, start.num_update)
     names = partial(image_names, options.data.train_path, options.data.train_list)
     seed_epoch(options.data.seed, start.epoch)
-    with _hints_at_the_end(epoch_end, start, plan):
+    with _hints_at_the_end(epoch_end, start, plan), suppress(RunEnds):
         module.fit(
             source,
             eval_data=val_iter,
@@ -158,9 +239,7 @@ def _fit(
 def _hints_at_the_end(epoch_end: EpochEnd, start: Start, plan: Plan) -> Iterator[None]:
     """Says how to continue where training is interrupted, and what to change where its memory is exhausted."""
     try:
-        with out_of_memory_hint(
-            "lower --batch-size (--accumulate keeps the images of an update) or --data-shape; checkpoints are kept"
-        ):
+        with out_of_memory_hint(LESS_MEMORY):
             yield
     except (KeyboardInterrupt, SystemExit) as end:
         epoch_end.progress.close()
@@ -171,6 +250,11 @@ def _hints_at_the_end(epoch_end: EpochEnd, start: Start, plan: Plan) -> Iterator
         raise told from end
     finally:
         epoch_end.progress.close()
+
+
+def _validated_size(stage: Stage, val_iter: RecordIter | None) -> tuple[int, int]:
+    """(H, W) of the smallest input of the validation."""
+    return val_iter.smallest_size if val_iter else input_size(stage.options.input.data_shape)
 
 
 def _make_module(stage: Stage, plan: Plan, start: Start, validated: tuple[int, int], recipe: Recipe) -> DetectionModule:
@@ -204,6 +288,9 @@ def make_recipe(options: TrainOptions, start: Start, updates: int, validates: Ca
         validates=validates,
         earlier_updates=start.earlier_updates,
         bn_decay=schedule.bn_decay,
+        clip_norm=schedule.clip_gradient_norm,
+        body=freeze_pattern(options.input.network, BODY),
+        body_lr=schedule.body_lr,
     )
 
 

@@ -37,6 +37,7 @@ OPTIONS = {
     "warmup_end": 5,
     "sizes": (),
     "rect": 0,
+    "mosaic_end": 4,
 }
 
 

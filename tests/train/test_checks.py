@@ -37,6 +37,11 @@ from train.options import train_options, train_options_class
         ({"metrics": ("coco",), "overlap": 0.6}, "--overlap has no effect with --metrics coco, which has its own"),
         ({"pattern": "conv"}, "--pattern has no effect without --monitor"),
         ({"max_iter": 5, "end_epoch": 9}, "--end-epoch has no effect with --max-iter"),
+        ({"max_blur": 1.0}, "--max-blur has no effect without --blur-prob"),
+        ({"max_noise": 1.0}, "--max-noise has no effect without --noise-prob"),
+        ({"min_jpeg_quality": 50}, "--min-jpeg-quality has no effect without --jpeg-prob"),
+        ({"close_mosaic": 5}, "--close-mosaic has no effect without --mosaic-prob or --mixup-prob"),
+        ({"close_mosaic": 5, "augment": "none"}, "--close-mosaic has no effect with --augment none"),
         ({"emit_overlap_thresh": 0.5}, "--emit-overlap-thresh has no effect with --crop-emit-mode center"),
     ],
 )
@@ -87,6 +92,7 @@ def test_what_has_an_effect_is_not():
         {"overlap": 0.6, "metrics": ("coco", "voc")},
         {"epoch": 3, "pretrained": "a"},
         {"emit_overlap_thresh": 0.5, "crop_emit_mode": "overlap"},
+        {"close_mosaic": 5, "mixup_prob": 0.5, "max_blur": 1.0, "blur_prob": 0.1},
     ],
 )
 def test_what_may_have_an_effect_is_not(given):

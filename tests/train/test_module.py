@@ -88,6 +88,7 @@ OPTIMIZERS = {
     "plain": ("sgd", {}),
     "nag": ("nag", {"momentum": 0.9}),
     "adam": ("adam", {}),
+    "adamw": ("adamw", {"wd": 0.1}),
 }
 
 
@@ -100,7 +101,7 @@ def test_a_restored_optimizer_continues_bit_for_bit(batches, kind, contexts):
     step(whole, first)
     step(whole, second)
     state = whole.optimizer_state()
-    names = {"sgd": 1, "plain": 0, "nag": 1, "adam": 2}
+    names = {"sgd": 1, "plain": 0, "nag": 1, "adam": 2, "adamw": 2}
     assert len(state) == names[kind] * len(whole._exec_group.param_names)
     args, aux = ({name: array.copy() for name, array in params.items()} for params in whole.get_params())
     whole.set_params(args, aux)  # as fit does after each epoch: contexts have moving averages of their own

@@ -327,7 +327,8 @@ def test_a_damaged_record_is_named(options, tmp_path):
         run_training(options(train_path=str(path), verify_data=False))
 
 
-def test_the_loop_reads_once_a_batch_and_waits_for_nothing_else(options, monkeypatch):
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "clip_gradient_norm": 0.1, "body_lr": 0.5}])
+def test_the_loop_reads_once_a_batch_and_waits_for_nothing_else(options, monkeypatch, changes):
     """Every other read in mid-epoch would make the engine run dry."""
     counts = {"reads": 0, "waits": 0, "batches": 0}
     real_read, real_wait = mx.nd.NDArray.asnumpy, mx.nd.waitall
@@ -349,7 +350,7 @@ def test_the_loop_reads_once_a_batch_and_waits_for_nothing_else(options, monkeyp
     monkeypatch.setattr(mx.nd, "waitall", waitall)
     monkeypatch.setattr(mx.nd.NDArray, "wait_to_read", lambda array: waitall())
     monkeypatch.setattr("train.callbacks.FiniteGuard.__call__", note_batch)
-    run_training(options(batch_size=2, end_epoch=1, val_path="", frequent=3))
+    run_training(options(batch_size=2, end_epoch=1, val_path="", frequent=3, **changes))
     assert counts["batches"] == 11
     assert 0 < counts["reads"] <= 11
     assert counts["waits"] == 0
