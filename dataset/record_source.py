@@ -110,3 +110,19 @@ def object_boxes(rec_path: str | Path, num_classes: int | None, size: Size, resi
         frame = resize.frame(record_header(record.image, where).size, size)
         boxes.append(frame.move_boxes(objects[:, 1:5]))
     return boxes
+
+
+def mean_boxes(reader: RecordReader, num_classes: int, size: Size, resize: Resize, most: int) -> np.ndarray:
+    """A detection (K, 6) float32 for each class that occurs: its id, score 1 and the mean of its boxes.
+
+    Of at most `most` records, evenly spread; boxes are normalised to an input of `size` that images fill as `resize`.
+    """
+    objects = []
+    for position in np.unique(np.linspace(0, len(reader) - 1, min(most, len(reader))).round().astype(int)):
+        record, where = reader.record(position), reader.where(position)
+        rows = parse_label(record.label, where)
+        frame = resize.frame(record_header(record.image, where).size, size)
+        objects.append(np.column_stack([rows[:, 0], frame.move_boxes(rows[:, 1:5])]))
+    found = np.concatenate(objects) if objects else np.empty((0, 5))
+    means = [(k, 1.0, *found[found[:, 0] == k, 1:].mean(0)) for k in range(num_classes) if (found[:, 0] == k).any()]
+    return np.array(means, np.float32).reshape(-1, 6)

@@ -271,12 +271,25 @@ class ValidationMetric(mx.metric.EvalMetric):
                 voc = VOC07MApMetric if kind == "voc07" else MApMetric
                 self.parts[kind] = voc(overlap, use_difficult, class_names)
         self._first = next((kind for kind in kinds if kind != "coco"), "")
+        self._beside: tuple[ValidationMetric, np.ndarray] | None = None
+        self._kinds, self._rest = kinds, (class_names, overlap, use_difficult)
         super().__init__("validation", has_global_stats=True)
+
+    def compare_with(self, constant: np.ndarray) -> None:
+        """Measures detections (K, 6), the same for every image, beside those that are given from now on."""
+        self._beside = ValidationMetric(self._kinds, *self._rest), constant
+
+    def take_compared(self) -> dict[str, float]:
+        """The values of those detections, which are measured no more; {} without any."""
+        beside, self._beside = self._beside, None
+        return dict(zip(*beside[0].get_global(), strict=True)) if beside else {}
 
     def reset(self) -> None:
         """Forgets everything."""
         for part in self.parts.values():
             part.reset()
+        if self._beside:
+            self._beside[0].reset()
 
     def reset_local(self) -> None:
         """Starts a new window for `get`."""
@@ -287,6 +300,9 @@ class ValidationMetric(mx.metric.EvalMetric):
         """Adds a batch, as DetectionMetric.update does."""
         for part in self.parts.values():
             part.update(labels, preds)
+        if self._beside:
+            metric, constant = self._beside
+            metric.update(labels, [np.broadcast_to(constant, (len(array), *constant.shape)) for array in preds])
 
     def get(self) -> tuple[list[str], list[float]]:
         """Names and values since the last reset or reset_local."""

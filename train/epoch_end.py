@@ -86,6 +86,10 @@ class EpochEnd:
         """eval_end_callback of fit."""
         values = finite_values(param.eval_metric.get_global_name_value())
         self._end(param.epoch, values, _operating_point(param.eval_metric))
+        compared = param.eval_metric.take_compared()
+        if self.best_metric in compared:
+            text = "without a network, the mean box of each class on every image: Validation-%s=%.4f"
+            logger.info(text, self.best_metric, compared[self.best_metric])
 
     def _end(self, epoch: int, validation: dict[str, float], operating_point: dict[str, float]) -> None:
         number = epoch + 1  # checkpoints are named by the number of epochs done

@@ -41,6 +41,7 @@ from train.tensorboard import check_tensorboard
 OPTIMIZER_STATES = {"sgd": 1, "nag": 1, "adam": 2, "adamw": 2, "rmsprop": 1, "adadelta": 2}
 BYTES = 4  # of a float32
 MEGABYTE = 1 << 20
+FEW_IMAGES = 1000  # from which on a detector learns from nothing within reason
 
 logger = logging.getLogger(__name__)
 
@@ -109,9 +110,20 @@ def preflight(options: TrainOptions) -> Plan:
         *changed_files(options),
         *changed_records(options, sidecars),
     )
-    for line in (*told, *objects_missing(options, classes, sidecars[0])):
+    for line in (*told, *objects_missing(options, classes, sidecars[0]), *_few_images(options, sidecars[0], start)):
         logger.warning(line)
     return Plan(options, classes, sidecars, stages, devices, start, found_epochs)
+
+
+def _few_images(options: TrainOptions, sidecar: Sidecar | None, start: Start) -> list[str]:
+    """A line for a run that begins with random weights on few images."""
+    if start.arg_params or not sidecar or sidecar.num_images >= FEW_IMAGES:
+        return []
+    return [
+        f"{options.data.train_path}: {sidecar.num_images} images are few for a network that starts from nothing; "
+        "--network efficientnet_lite0 --pretrained imagenet starts from ImageNet's weights (docs/networks.md names "
+        "the networks that have some)"
+    ]
 
 
 def with_embedded_files(options: TrainOptions) -> TrainOptions:

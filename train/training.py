@@ -16,6 +16,9 @@ from config.groups import seconds_of
 from config.options import obsolete_options
 from dataset.image_list import image_names
 from dataset.iterator import RecordIter, open_batches
+from dataset.letterbox import Resize
+from dataset.record_source import mean_boxes, open_source
+from evaluate.eval_metric import ValidationMetric
 from machine.runtime import mx
 from model.checkpoint import list_epochs
 from symbol.symbol_factory import freeze_pattern, get_symbol, get_symbol_train, label_names, mean_losses
@@ -47,6 +50,7 @@ logger = logging.getLogger(__name__)
 MEASURED_SHARE = 0.02  # of --time-limit, over which the speed of training is measured,
 MEASURED_SECONDS = 120.0  # but not longer than that
 LESS_MEMORY = "lower --batch-size (--accumulate keeps the images of an update) or --data-shape; checkpoints are kept"
+MEAN_OF = 1000  # records whose boxes a constant detection is the mean of
 NO_JUMP = 0.01  # relative change of the learning rate that is none
 
 
@@ -217,7 +221,7 @@ def _fit(
             source,
             eval_data=val_iter,
             eval_metric=metric,
-            validation_metric=validation_metric(options, stage.classes),
+            validation_metric=_make_validation(stage, start, train_iter, val_iter),
             batch_end_callback=[FiniteGuard(names), progress, snapshots, *epoch_end.watchers],
             epoch_end_callback=epoch_end.without_validation,
             eval_end_callback=epoch_end.with_validation,
@@ -274,6 +278,20 @@ def _make_module(stage: Stage, plan: Plan, start: Start, validated: tuple[int, i
         validation_losses=make_metric(stage.losses) if with_losses else None,
         rewrite_graph=stage.options.device.rewrite_graph,
     )
+
+
+def _make_validation(
+    stage: Stage, start: Start, train_iter: RecordIter, val_iter: RecordIter | None
+) -> ValidationMetric:
+    """The metrics; in a run's first validation the mean boxes of the training record are measured beside the network's,
+    but where inputs have different proportions."""
+    metric, spec = validation_metric(stage.options, stage.classes), train_iter.spec
+    if val_iter and not start.epoch and not stage.options.validation.rect_val:
+        source = open_source(spec.path_imgrec, len(stage.classes), None, spec.path_imglist)
+        resize = Resize(spec.resize_mode, spec.fill)
+        size = input_size(stage.options.input.data_shape)
+        metric.compare_with(mean_boxes(source.reader, len(stage.classes), size, resize, MEAN_OF))
+    return metric
 
 
 def make_recipe(options: TrainOptions, start: Start, updates: int, validates: Callable[[int], bool]) -> Recipe:
