@@ -15,9 +15,8 @@ from tqdm import tqdm
 
 from common.errors import DataError, OptionError
 from common.files import check_output_file
-from config.classic_options import ExpectedModel
 from config.command_line import boolean_flags, parse_options
-from config.groups import DeviceOptions, ModelOptions, obsolete
+from config.groups import DeviceOptions, ExpectedModel, ModelOptions, obsolete
 from config.options import option, same_option
 from dataset.transforms import shape_of
 from detect.inputs import (

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import OptionError
 from common.files import check_output_file
-from config.classic_options import ExpectedModel
 from config.command_line import parse_options
 from config.groups import (
     COCO_ALONE,
@@ -18,6 +17,7 @@ from config.groups import (
     CheckpointOptions,
     DataOptions,
     DeviceOptions,
+    ExpectedModel,
     ValidationOptions,
     metric_kinds,
     obsolete,
