@@ -56,10 +56,12 @@ from train.progress import Progress
 from train.stages import without_det
 
 WHOLE, BARE, EAGER, CHANNELS_LAST = "whole training", "bare step", "PyTorch eager", "PyTorch channels-last"
+AS_IT_IS = "bare step, graph not rewritten"
 TORCH_VARIANTS = {EAGER: "eager", CHANNELS_LAST: "channels-last"}
 UNCOUNTED_STEPS = 3  # before each measurement of fit: as many batches as the iterator makes ahead
 SETTLE_SECONDS = 1.0  # for the workers to finish what they have begun
 BARE_WARM_UP = 2
+OPTIMIZER = {"learning_rate": 1e-4, "momentum": 0.9, "wd": 5e-4, "rescale_grad": 1.0}
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class TrainStepOptions:
     steps: int = option(0, "steps of one measurement", minimum=0)
     workers: int | None = option(None, "processes that prepare batches (default: as train.py)", minimum=0)
     torch: bool = option(True, "measure PyTorch too, if it is installed")
+    as_it_is: bool = option(False, "measure the bare step of the graph that is not rewritten for oneDNN, too")
     python: str = option("", "the Python of an environment that has torch ('' = this one)")
 
 
@@ -165,7 +168,7 @@ class Rounds:
     def __init__(self, module: DetectionModule, batch: mx.io.DataBatch, options: TrainStepOptions) -> None:
         """batch: for the bare step."""
         setting = SETTINGS[options.network]
-        self.module, self.batch = module, batch
+        self.modules, self.batch = {BARE: module}, batch
         self.steps, self.torch_steps = options.steps or setting.steps, setting.torch_steps
         self.rounds = options.rounds or setting.rounds
         self.peer: TorchPeer | None = None
@@ -190,20 +193,21 @@ class Rounds:
             self._measure_others(warm_up=len(self.seconds) == 1)
 
     def _measure_others(self, warm_up: bool) -> None:
-        if warm_up:
-            self._bare_seconds(BARE_WARM_UP)
-        self._add(BARE, self._bare_seconds(self.steps))
+        for name, module in self.modules.items():
+            if warm_up:
+                self._bare_seconds(module, BARE_WARM_UP)
+            self._add(name, self._bare_seconds(module, self.steps))
         for name, variant in TORCH_VARIANTS.items():
             if self.peer:
                 if warm_up:
                     self.peer.seconds(variant, 1)
                 self._add(name, self.peer.seconds(variant, self.torch_steps) / self.torch_steps)
 
-    def _bare_seconds(self, steps: int) -> float:
+    def _bare_seconds(self, module: DetectionModule, steps: int) -> float:
         begin = time.perf_counter()
         for _ in range(steps):
-            self.module.forward_backward(self.batch)
-            self.module.update()
+            module.forward_backward(self.batch)
+            module.update()
         mx.nd.waitall()
         return (time.perf_counter() - begin) / steps
 
@@ -228,13 +232,17 @@ def make_iterator(options: TrainStepOptions) -> RecordIter:
     return open_batches(spec)
 
 
-def make_module(options: TrainStepOptions, num_classes: int) -> DetectionModule:
+def make_module(options: TrainStepOptions, num_classes: int, rewrite_graph: bool = True) -> DetectionModule:
     """The Module of train.py."""
     setting = SETTINGS[options.network]
     arguments = (options.network, setting.size, num_classes)
     symbol = without_det(get_symbol_train(*arguments, width=setting.width))
     return DetectionModule(
-        symbol, get_symbol(*arguments, width=setting.width), label_names(options.network), [mx.cpu()]
+        symbol,
+        get_symbol(*arguments, width=setting.width),
+        label_names(options.network),
+        [mx.cpu()],
+        rewrite_graph=rewrite_graph,
     )
 
 
@@ -243,17 +251,28 @@ def train(options: TrainStepOptions, iterator: RecordIter, peer: TorchPeer | Non
     module = make_module(options, iterator.num_classes)
     rounds = Rounds(module, iterator.next(), options)
     rounds.peer = peer
+    if options.as_it_is:
+        rounds.modules[AS_IT_IS] = _as_it_is(options, iterator)
     iterator.reset()
     module.fit(
         mx.io.ResizeIter(iterator, rounds.batches),
         eval_metric=make_metric(module.symbol),
         batch_end_callback=[FiniteGuard(), Progress(iterator.batch_size, 20, rounds.batches, 1), rounds],
         kvstore="local",
-        optimizer_params={"learning_rate": 1e-4, "momentum": 0.9, "wd": 5e-4, "rescale_grad": 1.0},
+        optimizer_params=OPTIMIZER,
         initializer=mx.init.Xavier(),
         num_epoch=1,
     )
     return rounds.seconds
+
+
+def _as_it_is(options: TrainStepOptions, iterator: RecordIter) -> DetectionModule:
+    """A Module like that of train, which is ready, without the rewriting."""
+    module = make_module(options, iterator.num_classes, rewrite_graph=False)
+    module.bind(iterator.provide_data, iterator.provide_label)
+    module.init_params(mx.init.Xavier())
+    module.init_optimizer(optimizer_params=OPTIMIZER)
+    return module
 
 
 def count_parameters(options: TrainStepOptions, num_classes: int) -> int:
@@ -281,7 +300,7 @@ def report(options: TrainStepOptions, seconds: dict[str, Seconds], version: str 
     setting = SETTINGS[options.network]
     print(f"{options.network} {setting.width:g} at {setting.size}, batch {setting.batch_size}, fp32; {machine()}\n")
     rows = []
-    for name in (WHOLE, BARE, EAGER, CHANNELS_LAST):
+    for name in (WHOLE, BARE, *([AS_IT_IS] if options.as_it_is else []), EAGER, CHANNELS_LAST):
         title = f"{name} {version}" if version and name in TORCH_VARIANTS else name
         if name not in seconds:
             missing = "not measured" if options.python or importlib.util.find_spec("torch") else "torch not installed"
