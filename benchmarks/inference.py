@@ -47,7 +47,7 @@ from machine.cpu import cpu_model
 from machine.opencv import cv2
 from tools.make_shapes import draw_image
 
-NETWORK_NAMES = ("ssd_vgg16", "ssd_mobilenet", "yolov3_spp", "efficientdet_d0")
+NETWORK_NAMES = ("ssd_vgg16", "ssd_mobilenet", "yolov3_spp", "efficientdet_d0", "ssd_lite0", "efficientdet_lite0")
 LIBRARIES = ("mxnet", "onnxruntime", "openvino", "torch", "nncf")
 IMAGES = 16  # to calibrate and to run with
 DRAWN_SIDE = 480

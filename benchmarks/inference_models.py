@@ -135,6 +135,8 @@ NETWORKS = {
     "ssd_mobilenet": Network("ssd", "mobilenet", 300, 20),
     "yolov3_spp": Network("yolo", "yolov3_spp", 416, 80),
     "efficientdet_d0": Network("efficientdet", "efficientdet_d0", 512, 90),
+    "ssd_lite0": Network("ssd", "efficientnet_lite0", 256, 20),
+    "efficientdet_lite0": Network("efficientdet", "efficientdet_lite0", 320, 90),
 }
 
 
