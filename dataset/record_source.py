@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from boxes.geometry import iou
 from common.errors import OptionError
 from common.sizes import Size
 from dataset.image_check import record_header
@@ -14,6 +15,10 @@ from dataset.labels import parse_label, validate
 from dataset.letterbox import Resize
 from dataset.recordio import RecordReader, pack, unpack
 from dataset.sidecar import read_sidecar, verify_sidecar
+
+MOST_READ = 1000  # records whose boxes tell what is usual
+CANDIDATES = 500
+HIT = 0.5  # IoU
 
 logger = logging.getLogger(__name__)
 
@@ -112,17 +117,29 @@ def object_boxes(rec_path: str | Path, num_classes: int | None, size: Size, resi
     return boxes
 
 
-def mean_boxes(reader: RecordReader, num_classes: int, size: Size, resize: Resize, most: int) -> np.ndarray:
-    """A detection (K, 6) float32 for each class that occurs: its id, score 1 and the mean of its boxes.
+def usual_boxes(reader: RecordReader, num_classes: int, size: Size, resize: Resize) -> np.ndarray:
+    """A detection (K, 6) float32 for each class that occurs: its id, score 1 and its most usual box.
 
-    Of at most `most` records, evenly spread; boxes are normalised to an input of `size` that images fill as `resize`.
+    That is the box which overlaps most boxes of the class with an IoU of at least 0.5, of at most CANDIDATES among
+    those of at most MOST_READ records, evenly spread; normalised to an input of `size` that images fill as `resize`.
     """
-    objects = []
-    for position in np.unique(np.linspace(0, len(reader) - 1, min(most, len(reader))).round().astype(int)):
+    objects = [np.empty((0, 5), np.float32)]
+    for position in _spread(len(reader), MOST_READ):
         record, where = reader.record(position), reader.where(position)
         rows = parse_label(record.label, where)
         frame = resize.frame(record_header(record.image, where).size, size)
         objects.append(np.column_stack([rows[:, 0], frame.move_boxes(rows[:, 1:5])]))
-    found = np.concatenate(objects) if objects else np.empty((0, 5))
-    means = [(k, 1.0, *found[found[:, 0] == k, 1:].mean(0)) for k in range(num_classes) if (found[:, 0] == k).any()]
-    return np.array(means, np.float32).reshape(-1, 6)
+    found = np.concatenate(objects)
+    chosen = []
+    for k in range(num_classes):
+        boxes = found[found[:, 0] == k, 1:]
+        if len(boxes):
+            candidates = boxes[_spread(len(boxes), CANDIDATES)]
+            fits = iou(candidates, boxes[_spread(len(boxes), 4 * CANDIDATES)]) >= HIT
+            chosen.append((k, 1.0, *candidates[fits.sum(1).argmax()]))
+    return np.array(chosen, np.float32).reshape(-1, 6)
+
+
+def _spread(length: int, most: int) -> np.ndarray:
+    """At most `most` of the numbers below length, evenly spread."""
+    return np.unique(np.linspace(0, max(length - 1, 0), min(most, length)).round().astype(int))

@@ -1,4 +1,4 @@
-"""Losses rewritten for oneDNN when they are bound for training on CPUs; the same numbers but for rounding.
+"""Losses rewritten for oneDNN when they are bound for training on CPUs; a step gives the same but for rounding.
 
 suit_training changes operators, not parameters: weights, gradients and moving averages keep names and shapes. What
 costs time in MXNet 1.9.1 on CPUs, and what takes its place:

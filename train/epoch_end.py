@@ -88,7 +88,7 @@ class EpochEnd:
         self._end(param.epoch, values, _operating_point(param.eval_metric))
         compared = param.eval_metric.take_compared()
         if self.best_metric in compared:
-            text = "without a network, the mean box of each class on every image: Validation-%s=%.4f"
+            text = "without looking at the images, the best single box of each class: Validation-%s=%.4f"
             logger.info(text, self.best_metric, compared[self.best_metric])
 
     def _end(self, epoch: int, validation: dict[str, float], operating_point: dict[str, float]) -> None:
@@ -118,7 +118,9 @@ class EpochEnd:
             self.board.epoch(record)
         self._is_over = is_given_up or number >= self.progress.end_epoch
         self.curves.draw(force=last or len(self.metrics.records) == 1, is_over=self._is_over)
-        if is_given_up:
+        if is_given_up:  # before fit has told the scores
+            for name, value in validation.items():
+                logger.info("Epoch[%d] Validation-%s=%f", number, name, value)
             raise RunEnds
         seed_epoch(self.options.data.seed, number)
         self._epoch_started = time.monotonic()

@@ -41,7 +41,7 @@ from train.tensorboard import check_tensorboard
 OPTIMIZER_STATES = {"sgd": 1, "nag": 1, "adam": 2, "adamw": 2, "rmsprop": 1, "adadelta": 2}
 BYTES = 4  # of a float32
 MEGABYTE = 1 << 20
-FEW_IMAGES = 1000  # from which on a detector learns from nothing within reason
+FEW_IMAGES = 1000  # below which weights of other pictures help most
 
 logger = logging.getLogger(__name__)
 
@@ -120,9 +120,9 @@ def _few_images(options: TrainOptions, sidecar: Sidecar | None, start: Start) ->
     if start.arg_params or not sidecar or sidecar.num_images >= FEW_IMAGES:
         return []
     return [
-        f"{options.data.train_path}: {sidecar.num_images} images are few for a network that starts from nothing; "
-        "--network efficientnet_lite0 --pretrained imagenet starts from ImageNet's weights (docs/networks.md names "
-        "the networks that have some)"
+        f"{options.data.train_path}: {sidecar.num_images} images are few to start from random weights; ImageNet's "
+        "mostly get further in less time: --config few_images --pretrained imagenet (docs/networks.md names the "
+        "networks that have some)"
     ]
 
 
@@ -201,8 +201,9 @@ def _check_apart(paths: Sequence[str], train: Sidecar | None, val: Sidecar | Non
     count = 0 if same or not train or not val else same_images(train, val)
     if count and val:
         logger.warning(
-            "%d of the %d images of %s are in %s, too: the validation promises more than unseen images will keep; pack "
-            "both from one folder with --split, or from sets without common images",
+            "%d of the %d images of %s are in %s, too: the validation promises more than unseen images will keep; "
+            "leave one of each out (a folder that --split divides may hold an image twice), or pack sets with none "
+            "in common",
             count, val.num_images, paths[1], paths[0],
         )  # fmt: skip
 

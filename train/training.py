@@ -17,7 +17,7 @@ from config.options import obsolete_options
 from dataset.image_list import image_names
 from dataset.iterator import RecordIter, open_batches
 from dataset.letterbox import Resize
-from dataset.record_source import mean_boxes, open_source
+from dataset.record_source import open_source, usual_boxes
 from evaluate.eval_metric import ValidationMetric
 from machine.runtime import mx
 from model.checkpoint import list_epochs
@@ -50,7 +50,6 @@ logger = logging.getLogger(__name__)
 MEASURED_SHARE = 0.02  # of --time-limit, over which the speed of training is measured,
 MEASURED_SECONDS = 120.0  # but not longer than that
 LESS_MEMORY = "lower --batch-size (--accumulate keeps the images of an update) or --data-shape; checkpoints are kept"
-MEAN_OF = 1000  # records whose boxes a constant detection is the mean of
 NO_JUMP = 0.01  # relative change of the learning rate that is none
 
 
@@ -88,9 +87,10 @@ def fit(plan: Plan) -> None:
                     if stage is not plan.stages[-1]:
                         start = after_stage(stage)
         except (KeyboardInterrupt, SystemExit) as end:
-            if not getattr(end, "told", False):  # before the first batch of a stage, or after its last
-                _tell_interrupt(plan, start.follows_stage)
-            raise
+            if getattr(end, "told", False):
+                raise
+            way = _tell_interrupt(plan, start.follows_stage)  # before the first batch of a stage, or after its last
+            raise (KeyboardInterrupt(way) if isinstance(end, KeyboardInterrupt) else SystemExit(end.code)) from end
 
 
 def _tell_interrupt(plan: Plan, is_saved: bool) -> str:
@@ -283,14 +283,14 @@ def _make_module(stage: Stage, plan: Plan, start: Start, validated: tuple[int, i
 def _make_validation(
     stage: Stage, start: Start, train_iter: RecordIter, val_iter: RecordIter | None
 ) -> ValidationMetric:
-    """The metrics; in a run's first validation the mean boxes of the training record are measured beside the network's,
-    but where inputs have different proportions."""
+    """The metrics; in a run's first validation the usual boxes of the training record are measured beside the
+    network's, but where inputs have different proportions."""
     metric, spec = validation_metric(stage.options, stage.classes), train_iter.spec
     if val_iter and not start.epoch and not stage.options.validation.rect_val:
         source = open_source(spec.path_imgrec, len(stage.classes), None, spec.path_imglist)
         resize = Resize(spec.resize_mode, spec.fill)
         size = input_size(stage.options.input.data_shape)
-        metric.compare_with(mean_boxes(source.reader, len(stage.classes), size, resize, MEAN_OF))
+        metric.compare_with(usual_boxes(source.reader, len(stage.classes), size, resize))
     return metric
 
 

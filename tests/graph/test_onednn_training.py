@@ -170,7 +170,9 @@ def test_whole_networks(network, size, width):
     for part in (1, 2):  # gradients, moving averages
         names = [name for name in expected[part] if name != "data"]
         arrays = [[values_of[part][name] for name in names] for values_of in (found, disturbed, expected)]
-        assert distance(arrays[0], arrays[2]) < 10 * distance(arrays[1], arrays[2]) + 1e-5
+        noise = distance(arrays[1], arrays[2])
+        assert noise < 1e-3  # so that something is shown
+        assert distance(arrays[0], arrays[2]) < 10 * noise + 1e-5
 
 
 def distance(found, expected):
@@ -180,12 +182,12 @@ def distance(found, expected):
 
 
 def predictions(symbol, labels):
-    """A late convolution of a training symbol: at the very end some batch norms see one pixel of each image."""
+    """A convolution within a training symbol: deeper ones, with random weights, follow no rounding (ReLU6's kinks)."""
     internals = symbol.get_internals()
     nodes = json.loads(symbol.tojson())["nodes"]
     found = [internals[f"{node['name']}_output"] for node in nodes if node["op"] == "Convolution"]
     found = [net for net in found if not labels & set(net.list_arguments())]
-    return found[2 * len(found) // 3]
+    return found[min(20, 2 * len(found) // 3)]
 
 
 def test_support_is_found_here():
