@@ -357,10 +357,10 @@ def _print_report(report: Report, target: Path, more: str) -> None:
         print(f"  {name:<{width}} {number:>8}")
 
 
-def progress(images: Iterable[T], total: int) -> Iterator[T]:
+def progress(images: Iterable[T], total: int, what: str = "packing") -> Iterator[T]:
     """A bar on a terminal, a line every ten seconds elsewhere."""
     if sys.stderr.isatty():
-        yield from tqdm(images, total=total, unit="image", desc="packing", file=sys.stderr)
+        yield from tqdm(images, total=total, unit="image", desc=what, file=sys.stderr)
         return
     begin = shown = time.monotonic()
     for count, image in enumerate(images, 1):
@@ -368,7 +368,7 @@ def progress(images: Iterable[T], total: int) -> Iterator[T]:
         raise_lost_signal()
         now = time.monotonic()
         if now - shown >= _LOG_SECONDS or count == total:
-            logger.info("packing: %d of %d images, %.0f images/s", count, total, count / max(now - begin, 1e-6))
+            logger.info("%s: %d of %d images, %.0f images/s", what, count, total, count / max(now - begin, 1e-6))
             shown = now
 
 
