@@ -55,6 +55,7 @@ class Code:
 
 
 _FROM_SCRATCH, _LEFT_OUT = "cannot be cleaned", "image left out"
+_ONE_PART = "keep both in one part (prepare_dataset.py --split with --group-by), or remove one"
 CODES: Mapping[str, Code] = {
     "set": Code("a folder or file of annotations that cannot be read", "correct what is named", _FROM_SCRATCH),
     "label": Code("a label that cannot be read or trained on", "correct the label", _LEFT_OUT),
@@ -80,6 +81,12 @@ CODES: Mapping[str, Code] = {
     "mixed": Code("nearly the same box, of two classes", "choose the class that is right"),
     "no-objects": Code("classes without objects", "leave them out, or add images of them"),
     "like-names": Code("classes whose names differ by case, blanks or a letter", "give them one name"),
+    "leak-same": Code("the same file in two sets", "remove one of them"),
+    "leak-picture": Code("the same picture in two sets: other bytes, size or quality", "remove one of them"),
+    "leak-mirror": Code("a picture in one set, its mirror image in another", _ONE_PART),
+    "leak-shifted": Code("two sets show the same place, a little shifted", _ONE_PART),
+    "leak-sibling": Code("variants of one image by Roboflow's names (.rf.) in two sets", _ONE_PART),
+    "leak-film": Code("neighbouring frames of one film in two sets, by name", _ONE_PART),
 }  # fmt: skip
 
 
@@ -167,7 +174,7 @@ def check_record(path: Path, wish: Wish, workers: int, progress: Progress) -> Ch
         seen = list(progress((one for block in results for one in block), len(reader)))
     _collect(checked, seen, sidecar.class_names if sidecar else (), wish)
     checked.images = [reader.where(k) for k in range(len(reader))]
-    checked.names = [name.partition(" ")[2].strip("()") for name in image_names(path, "", reader.keys.tolist())]
+    checked.names = [name.partition(" ")[2][1:-1] for name in image_names(path, "", reader.keys.tolist())]
     checked.digests = known or checked.digests
     if sidecar and not any(defect.code == "label" for defect in checked.defects):
         _check_counts(checked, sidecar, seen)

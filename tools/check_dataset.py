@@ -1,12 +1,15 @@
 """Tells what is wrong or doubtful in records and annotated folders, a line each; the files stay as they are.
 
-python tools/check_dataset.py data/train.rec
+Of several sets it tells what they share, too.
+
+python tools/check_dataset.py data/train.rec data/val.rec
 python tools/check_dataset.py ../mine --set train --fix data/clean.rec
 """
 
 import importlib
 import json
 import logging
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -33,6 +36,7 @@ from dataset.checking import (
     clean_record,
 )
 from dataset.class_names import read_class_names
+from dataset.leaks import MOST_SHIFTED, find_leaks, shifts_left_out
 from dataset.packing import pack_dataset
 from dataset.sources import Wanted
 from dataset.transforms import checked_bit_depth
@@ -43,7 +47,9 @@ from tools.prepare_dataset import PrepareOptions, progress
 
 EXAMPLE = "python tools/check_dataset.py data/train.rec --json defects.json"
 _RECORD = ".rec"
-SETS = "ImageSets"  # the folder of the lists of a VOC folder, which are then read
+SETS = "ImageSets"  # the folder of the lists of a VOC folder
+_PARTS = re.compile(r"(train|val|valid|validation|test)\d*")  # names of sets that should share nothing
+logger = logging.getLogger(__name__)
 checking = partial(progress, what="checking")
 
 
@@ -52,7 +58,12 @@ class CheckOptions:
     """What to check; the words before and after the options are the records and folders."""
 
     dataset: str = same_option(PrepareOptions, "dataset", None)
-    set: tuple[str, ...] = option((), "sets of a folder, as of prepare_dataset.py", "annotations")
+    set: tuple[str, ...] = option(
+        (),
+        "sets of a folder, each checked by itself and compared with the others; none means train, val and test where "
+        "two of them are there, else all images",
+        "annotations",
+    )
     class_names: tuple[str, ...] = same_option(PrepareOptions, "class_names", None)
     pixel_origin: int = same_option(PrepareOptions, "pixel_origin", None)
     polygons: str = same_option(PrepareOptions, "polygons", None)
@@ -78,6 +89,8 @@ def main(argv: list[str]) -> int:
     _check_options(options, words)
     sets = _check_all([Path(word) for word in words], options)
     defects = [defect for checked in sets for defect in checked.defects]
+    if len(sets) > 1:
+        defects += _leaks(sets)
     for defect in defects:
         print(defect)
     _print_counts(sets, defects)
@@ -112,16 +125,18 @@ def _check_options(options: CheckOptions, words: Sequence[str]) -> None:
 def _check_all(paths: Sequence[Path], options: CheckOptions) -> list[CheckedSet]:
     """The sets that the words name, checked one after the other."""
     names, workers = read_class_names(options.class_names), options.num_thread or usable_threads()
-    wish = Wish(pictures=options.pictures, bit_depth=checked_bit_depth(options.bit_depth))
+    parts = [(path, part) for path in paths for part in _parts_of(path, options)]
+    several = len(parts) > 1
+    wish = Wish(options.pictures, several and options.pictures, several, checked_bit_depth(options.bit_depth))
     checked = []
-    for path in paths:
+    for path, part in parts:
         if path.suffix == _RECORD:
             checked.append(check_record(path, wish, workers, checking))
             continue
         wanted = Wanted(
             options.dataset,
             path,
-            sets=options.set,
+            sets=part,
             names=names,
             pixel_origin=options.pixel_origin,
             skip_bad=True,
@@ -130,6 +145,34 @@ def _check_all(paths: Sequence[Path], options: CheckOptions) -> list[CheckedSet]
         )
         checked.append(check_annotations(wanted, wish, workers, checking))
     return checked
+
+
+def _parts_of(path: Path, options: CheckOptions) -> list[tuple[str, ...]]:
+    """The sets of a folder that are checked by themselves, each as --set names it; [()] = all of it."""
+    if path.suffix == _RECORD:
+        return [()]
+    if options.set:
+        return [(name,) for name in options.set]
+    listed = {file.stem for file in path.glob(f"{SETS}/Main/*.txt")}
+    listed |= {file.stem.removeprefix("instances_") for file in path.glob("annotations/instances_*.json")}
+    folders = {folder.name for parent in (path, path / "images") for folder in parent.glob("*") if folder.is_dir()}
+    found = sorted(name for name in listed or folders if _PARTS.fullmatch(name))
+    if len(found) < 2:
+        return [()]
+    logger.info("%s: its sets %s are compared; --set names others", path, ", ".join(found))
+    return [(name,) for name in found]
+
+
+def _leaks(sets: Sequence[CheckedSet]) -> list[Defect]:
+    """What the sets share; a line says what was not looked for."""
+    left_out = shifts_left_out(sets)
+    if left_out:
+        logger.info(
+            "%d pairs of pictures are more than %d: of these only frames that are near by name are compared shifted",
+            left_out,
+            MOST_SHIFTED,
+        )
+    return find_leaks(sets)
 
 
 def _print_counts(sets: Sequence[CheckedSet], defects: Sequence[Defect]) -> None:
