@@ -52,7 +52,7 @@ def find_leaks(sets: Sequence[CheckedSet]) -> list[Defect]:
         for code, pairs, says in _reasons(one, other, told):
             for ours, theirs, likeness in zip(pairs.ours, pairs.theirs, pairs.likeness, strict=True):
                 told.add(int(ours))
-                text = f"{_shown(one, int(theirs))}, {says}{f' {likeness:.2f}' if likeness < 1 else ''}"
+                text = f"{_shown(one, int(theirs))}, {says.format(likeness)}"
                 defects.append(Defect(_shown(other, int(ours)), code, text))
         defects += _films(one, other)
     return defects
@@ -65,18 +65,21 @@ def shifts_left_out(sets: Sequence[CheckedSet]) -> int:
 
 
 def _reasons(one: CheckedSet, other: CheckedSet, told: set[int]) -> Iterator[tuple[str, Pairs, str]]:
-    """(code, pairs, what they are) from the strongest to the weakest; told: images of `other` that need no more."""
+    """(code, pairs, what they are, with a place for the likeness) from the strongest reason to the weakest.
+
+    told: images of `other` that need no more; filled between two reasons.
+    """
     yield "leak-same", _equal(one.digests, other.digests), "the same bytes"
     names = [_siblings(checked.names) for checked in (one, other)]
     yield "leak-sibling", _without(_equal(*names), told), "the same name before .rf."
     if not _has_pictures(one, other):
         return
     ours, theirs = _rows(other), _rows(one)
-    yield "leak-picture", _without(_most_like(ours, theirs), told), "likeness"
+    yield "leak-picture", _without(_most_like(ours, theirs), told), "likeness {:.2f}"
     mirrored = theirs[:, :, ::-1]
-    yield "leak-mirror", _without(_most_like(ours, mirrored), told), "likeness of its mirror image"
+    yield "leak-mirror", _without(_most_like(ours, mirrored), told), "likeness of its mirror image {:.2f}"
     places = _without(_shifted(ours, theirs, _pairs_to_shift(one, other, told)), told)
-    yield "leak-shifted", places, "likeness of what both show"
+    yield "leak-shifted", places, "likeness of what both show {:.2f}"
 
 
 def _has_pictures(one: CheckedSet, other: CheckedSet) -> bool:

@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +234,15 @@ def test_a_mistake_is_refused(tmp_path, monkeypatch, words, says):
     write_record(tmp_path / "t.rec", [[BOX]], names=("cat",))
     with pytest.raises(OptionError, match=says):
         found(*words)
+
+
+def test_the_exit_status_tells_defects_from_mistakes(tmp_path):
+    script = Path(__file__).parents[2] / "tools" / "check_dataset.py"
+    sound, bad = (write_record(tmp_path / f"{k}.rec", [[BOX] * k], names=("cat",)) for k in (1, 2))
+    for words, status in ((["--num-thread", "1", sound], 0), ([bad, "--num-thread", "1"], 1), ([bad, "--fix"], 2)):
+        done = subprocess.run([sys.executable, script, *words], cwd="/", capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_without_pictures_none_is_decoded(tmp_path, monkeypatch):
