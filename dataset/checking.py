@@ -176,7 +176,7 @@ def check_record(path: Path, wish: Wish, workers: int, progress: Progress) -> Ch
     checked.images = [reader.where(k) for k in range(len(reader))]
     checked.names = [name.partition(" ")[2][1:-1] for name in image_names(path, "", reader.keys.tolist())]
     checked.digests = known or checked.digests
-    if sidecar and not any(defect.code == "label" for defect in checked.defects):
+    if sidecar and checked.sound.all():
         _check_counts(checked, sidecar, seen)
     return checked
 

@@ -162,7 +162,12 @@ def test_classes_of_a_record_are_checked(tmp_path, capsys):
 def test_damaged_files_of_a_record_are_defects(tmp_path, capsys):
     path = write_record(tmp_path / "t.rec", [[BOX], [BOX]], image=jpeg(400, 300)[:-3000], names=("cat",))
     assert found(path) == 1
-    assert f"{path}, record 0: image: damaged JPEG" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{path}, record 0: image: damaged JPEG" in out
+    assert codes(out) == ["image"]
+    assert found(path, "--fix", tmp_path / "clean.rec") == 1
+    assert read_sidecar(tmp_path / "clean.rec").num_images == 1
+    capsys.readouterr()
     path = write_record(tmp_path / "t.rec", [[BOX], [BOX]], names=("cat",), counted=[5])
     assert found(path) == 1
     assert codes(capsys.readouterr().out) == ["sidecar"]
