@@ -18,9 +18,9 @@ from dataset.labels import TOLERANCE
 TRUST = ("image", "annotation")
 DUPLICATES = ("keep", "drop")
 ALIKE = 0.95  # two boxes of a class with a larger IoU are likely one object, annotated twice
+MIXED = 0.8  # two boxes of different classes with a larger IoU are likely one object, annotated as both
 FAR = 0.5  # of the image's side: a box that reaches further out is likely a slip
 _THIN = 2.0 - 1e-3  # pixels
-_CLOSE = 1 / ALIKE - ALIKE  # of a box's side, by which a corner of another one of that IoU is off at most
 _COMPARED = 1 << 20  # pairs of boxes that are compared at a time
 _SLACK = 1.0  # pixels: annotations are rounded
 
@@ -136,7 +136,7 @@ def _doubles(
     partners = first[group.reshape(-1)]
     is_first = partners == np.arange(len(rows))
     kept, again = np.flatnonzero(is_first), np.flatnonzero(~is_first)
-    near = _near_partners(objects[kept])
+    near = _near_partners(objects[kept], ALIKE, same_class=True)
     alike = np.flatnonzero(near >= 0)
     return (
         kept,
@@ -145,22 +145,31 @@ def _doubles(
     )
 
 
-def _near_partners(objects: np.ndarray) -> np.ndarray:
-    """(n,) for each object the first one before it with its class and an IoU above ALIKE, -1 without one.
+def mixed_classes(image: AnnotatedImage, fitted: Fitted) -> tuple[str, ...]:
+    """A line for each object whose box is nearly that of an object of another class (IoU above MIXED)."""
+    partners = _near_partners(fitted.objects, MIXED, same_class=False)
+    found = np.flatnonzero(partners >= 0)
+    return _lines(image, fitted.rows[partners[found]], fitted.rows[found])
+
+
+def _near_partners(objects: np.ndarray, least: float, same_class: bool) -> np.ndarray:
+    """(n,) for each object the first one before it with an IoU above `least` and its class, or another; -1 without one.
 
     Works on blocks of rows, so that an image of any number of objects takes little memory.
     """
     boxes, count = objects[:, 1:5], len(objects)
-    sides = (boxes[:, 2:] - boxes[:, :2]) * _CLOSE
+    # A corner of another box of that IoU is off by at most this share of a side.
+    sides = (boxes[:, 2:] - boxes[:, :2]) * (1 / least - least)
     reach = np.concatenate([sides, sides], axis=1)
     partners = np.full(count, -1)
-    step = max(1, _COMPARED // count)
+    step = max(1, _COMPARED // max(1, count))
     for start in range(0, count, step):
         block = slice(start, start + step)
         near = (np.abs(boxes[block, None] - boxes) <= reach[block, None]).all(axis=2)
         pairs = np.argwhere(near) + (start, 0)
         a, b = pairs[pairs[:, 0] < pairs[:, 1]].T
-        close = (objects[a, 0] == objects[b, 0]) & (paired_iou(boxes[a], boxes[b]) > ALIKE)
+        wanted = (objects[a, 0] == objects[b, 0]) == same_class
+        close = wanted & (paired_iou(boxes[a], boxes[b]) > least)
         later, first = np.unique(b[close], return_index=True)
         fresh = partners[later] < 0
         partners[later[fresh]] = a[close][first[fresh]]

@@ -6,6 +6,7 @@ object is none.
 """
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -101,29 +102,73 @@ class Part:
     dropped: Sequence[str] = ()
 
 
-def split_dataset(imdb: Imdb, shares: Sequence[float], seed: int) -> dict[str, Part]:
+def split_dataset(
+    imdb: Imdb, shares: Sequence[float], seed: int, group_by: re.Pattern[str] | None = None
+) -> dict[str, Part]:
     """{train, val and, with three shares, test: its images}; a part of share 0 is left out.
 
     The images are drawn as the voc_annotation scripts do: train and val together out of all, train out of these,
     numbers rounded down, by Python's generator with this seed. So the same annotations in the same order make the same
-    parts. OptionError unless there are two or three shares with the sum 1, or if a part would be empty.
+    parts. With group_by whole groups of images are drawn (group_of). OptionError unless there are two or three shares
+    with the sum 1, or if a part would be empty.
     """
     if len(shares) not in (2, 3) or abs(sum(shares) - 1) > _ROUNDING:
         given = ",".join(f"{share:g}" for share in shares)
         raise OptionError(f"--split {given}: give two or three shares (train, val, test) that add up to 1")
-    total, both = len(imdb.images), shares[0] + shares[1]
-    generator = random.Random(seed)
-    known = generator.sample(range(total), int(total * both + _ROUNDING))
-    train = set(generator.sample(known, int(len(known) * shares[0] / both + _ROUNDING) if both else 0))
-    rest = set(known) - train
-    groups = dict(zip(PARTS, (train, rest, set(range(total)) - set(known)), strict=True))
+    total = len(imdb.images)
+    if group_by:
+        drawn = _draw_groups([group_of(image.name, group_by) for image in imdb.images], shares, seed)
+    else:
+        drawn = _draw(total, shares, seed)
+    groups = dict(zip(PARTS, drawn, strict=True))
     parts = {}
     for name, share in zip(PARTS, shares, strict=False):
         if share and not groups[name]:
-            raise OptionError(f"--split: {share:g} of {total} images is none for {name}; give it a larger share")
+            whole = " in whole groups" if group_by else ""
+            raise OptionError(f"--split: {share:g} of {total} images{whole} is none for {name}; give it a larger share")
         if share:
             images = [imdb.images[k] for k in sorted(groups[name])]
             parts[name] = Part(imdb.class_names, images, [line for image in images for line in image.dropped])
+    return parts
+
+
+def _draw(total: int, shares: Sequence[float], seed: int) -> tuple[set[int], set[int], set[int]]:
+    """The numbers of the images of each of PARTS."""
+    both = shares[0] + shares[1]
+    generator = random.Random(seed)
+    known = generator.sample(range(total), int(total * both + _ROUNDING))
+    train = set(generator.sample(known, int(len(known) * shares[0] / both + _ROUNDING) if both else 0))
+    return train, set(known) - train, set(range(total)) - set(known)
+
+
+def group_of(name: str, group_by: re.Pattern[str]) -> tuple[str, ...]:
+    """What a name has in common with those of its group: the groups of the pattern, or all that it matches.
+
+    A name that it does not match is a group of its own.
+    """
+    found = group_by.search(name)
+    if found is None:
+        return ("", name)
+    return ("group", *(part or "" for part in found.groups() or (found[0],)))
+
+
+def _draw_groups(
+    keys: Sequence[tuple[str, ...]], shares: Sequence[float], seed: int
+) -> tuple[set[int], set[int], set[int]]:
+    """The numbers of the images of each of PARTS, where images of equal keys stay together.
+
+    The groups come in a random order, large ones first; each goes where the most images are still missing.
+    """
+    members: dict[tuple[str, ...], list[int]] = {}
+    for number, key in enumerate(keys):
+        members.setdefault(key, []).append(number)
+    groups = list(members.values())
+    random.Random(seed).shuffle(groups)
+    parts: tuple[set[int], set[int], set[int]] = (set(), set(), set())
+    wanted = [share * len(keys) for share in (*shares, 0.0)[: len(parts)]]
+    for group in sorted(groups, key=len, reverse=True):
+        missing = [want - len(part) for want, part in zip(wanted, parts, strict=True)]
+        parts[missing.index(max(missing))].update(group)
     return parts
 
 

@@ -4,6 +4,8 @@ A is the width of the header (itself included), B the width of an object: id, xm
 difficult. We write A = 2, B = 6.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from common.errors import DataError
@@ -63,22 +65,34 @@ def validate(objects: np.ndarray, num_classes: int | None, where: str) -> None:
     coordinates outside [0, 1] by more than 0.001, xmax <= xmin, ymax <= ymin.
     """
     objects = np.asarray(objects)
+    for wrong, rule in _broken_rules(objects, num_classes):
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise DataError(f"{where}, {_shown(objects, row)}: {rule}; correct the annotation and pack again")
+
+
+def mistakes_of(objects: np.ndarray, num_classes: int | None) -> list[str]:
+    """A sentence for each object of (n, 6) that validate refuses: its number, its values and the first rule that it
+    breaks."""
+    objects = np.asarray(objects)
+    found: dict[int, str] = {}
+    for wrong, rule in _broken_rules(objects, num_classes):
+        for row in np.flatnonzero(wrong).tolist():
+            found.setdefault(row, f"{_shown(objects, row)}: {rule}")
+    return [found[row] for row in sorted(found)]
+
+
+def _broken_rules(objects: np.ndarray, num_classes: int | None) -> Iterator[tuple[np.ndarray, str]]:
+    """(which objects break a rule (n,) bool, the rule), rule by rule."""
     ids, boxes = objects[:, 0], objects[:, 1:5]
-    _refuse(~np.isfinite(objects).all(axis=1), objects, where, "a value is not finite")
+    yield ~np.isfinite(objects).all(axis=1), "a value is not finite"
     limit = np.inf if num_classes is None else num_classes
     known = "from 0 on" if num_classes is None else f"0 to {num_classes - 1}"
-    _refuse((ids < 0) | (ids >= limit) | (ids != np.floor(ids)), objects, where, f"class ids are whole numbers {known}")
-    _refuse(
-        (np.abs(boxes) > PIXELS_ABOVE).any(axis=1), objects, where, "coordinates must lie in [0, 1]: pixel coordinates?"
-    )
-    outside = ((boxes < -TOLERANCE) | (boxes > 1 + TOLERANCE)).any(axis=1)
-    _refuse(outside, objects, where, "coordinates must lie in [0, 1]")
-    empty = (boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1])
-    _refuse(empty, objects, where, "the box is inverted or has no area")
+    yield (ids < 0) | (ids >= limit) | (ids != np.floor(ids)), f"class ids are whole numbers {known}"
+    yield (np.abs(boxes) > PIXELS_ABOVE).any(axis=1), "coordinates must lie in [0, 1]: pixel coordinates?"
+    yield ((boxes < -TOLERANCE) | (boxes > 1 + TOLERANCE)).any(axis=1), "coordinates must lie in [0, 1]"
+    yield (boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1]), "the box is inverted or has no area"
 
 
-def _refuse(wrong: np.ndarray, objects: np.ndarray, where: str, rule: str) -> None:
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        values = " ".join(f"{value:g}" for value in objects[row])
-        raise DataError(f"{where}, object {row} [{values}]: {rule}; correct the annotation and pack again")
+def _shown(objects: np.ndarray, row: int) -> str:
+    return f"object {row} [{' '.join(f'{value:g}' for value in objects[row])}]"

@@ -67,12 +67,13 @@ def image_digest(content: bytes) -> str:
 
 def same_images(one: Sidecar, other: Sidecar) -> int:
     """How many images of `other` are in `one`, byte for byte; 0 where a sidecar does not say."""
-    digests = [_split(sidecar.image_digests) for sidecar in (one, other)]
+    digests = [split_digests(sidecar.image_digests) for sidecar in (one, other)]
     known = set(digests[0])
     return sum(digest in known for digest in digests[1])
 
 
-def _split(digests: str) -> list[str]:
+def split_digests(digests: str) -> list[str]:
+    """The digests of a sidecar's image_digests, in their order."""
     return [digests[k : k + DIGEST_LENGTH] for k in range(0, len(digests), DIGEST_LENGTH)]
 
 

@@ -10,6 +10,7 @@ python tools/prepare_dataset.py --dataset pascal --root data/VOCdevkit --class-n
 
 import importlib
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from config.options import option
 from dataset.annotation_list import listed_path, write_annotation_list
 from dataset.class_names import choose_classes, read_class_names, similar_names
 from dataset.fitting import DUPLICATES, TRUST, Rules
-from dataset.imdb import Imdb, shortened, split_dataset
+from dataset.imdb import Imdb, group_of, shortened, split_dataset
 from dataset.layouts import KINDS
 from dataset.packing import Report, pack_dataset
 from dataset.sources import AUTO, Source, Wanted, read_sources
@@ -120,6 +121,12 @@ class PrepareOptions:
         minimum=0.0,
         maximum=1.0,
     )
+    group_by: str = option(
+        "",
+        "with --split: a regular expression; images whose names give the same text (that of its brackets, where it has "
+        "any) stay together in one part, as the frames of a film by '(.*)_\\d+'",
+        "output",
+    )
     annotation_list: bool = option(
         False,
         "also write NAME.txt with lines `path x1,y1,x2,y2,class ...`, without difficult objects, by --pixel-origin",
@@ -166,6 +173,7 @@ def main(argv: list[str]) -> None:
     options = replace(options, bit_depth=checked_bit_depth(options.bit_depth))
     target = _target(options)
     _check_write_sets(options)
+    group_by = _group_by(options)
     names = _names(options)
     source, kind = _read(options, None if options.only_class_names else names)
     if options.write_sets and kind != "pascal":
@@ -173,7 +181,9 @@ def main(argv: list[str]) -> None:
     imdb = _only(source, names) if options.only_class_names and names else source
     for line in similar_names(imdb.class_names):
         logger.warning(line)
-    parts = split_dataset(imdb, options.split, options.seed) if options.split else {}
+    parts = split_dataset(imdb, options.split, options.seed, group_by) if options.split else {}
+    if group_by:
+        _tell_groups(imdb, group_by)
     targets = {name: target.with_name(f"{target.stem}_{name}.lst") for name in parts}
     for path in targets.values() if parts else [target]:
         _refuse_sources(path, source.sources, options)
@@ -232,6 +242,27 @@ def _refuse_sources(target: Path, sources: Sequence[Path], options: PrepareOptio
         for output in outputs:
             if source.exists() and output.samefile(source):
                 raise OptionError(f"--target {target}: {output} would replace {source}, which is read; choose another")
+
+
+def _group_by(options: PrepareOptions) -> re.Pattern[str] | None:
+    """The pattern of --group-by, None without one."""
+    if not options.group_by:
+        return None
+    if not options.split:
+        raise OptionError("--group-by: says which images the parts of --split keep together; give that, too")
+    try:
+        return re.compile(options.group_by)
+    except re.error as error:
+        raise OptionError(f"--group-by {options.group_by}: is no regular expression ({error}); correct it") from error
+
+
+def _tell_groups(imdb: Imdb, group_by: re.Pattern[str]) -> None:
+    """Says how many groups there are; DataError if the pattern matches no name."""
+    keys = [group_of(image.name, group_by) for image in imdb.images]
+    alone = sum(not key[0] for key in keys)
+    if alone == len(keys):
+        raise DataError(f"--group-by {group_by.pattern}: matches no name, as {imdb.images[0].name}; correct it")
+    print(f"groups by name: {len({key for key in keys if key[0]})}, images whose names give none: {alone}")
 
 
 def _check_write_sets(options: PrepareOptions) -> None:
@@ -357,10 +388,10 @@ def _print_report(report: Report, target: Path, more: str) -> None:
         print(f"  {name:<{width}} {number:>8}")
 
 
-def progress(images: Iterable[T], total: int) -> Iterator[T]:
+def progress(images: Iterable[T], total: int, what: str = "packing") -> Iterator[T]:
     """A bar on a terminal, a line every ten seconds elsewhere."""
     if sys.stderr.isatty():
-        yield from tqdm(images, total=total, unit="image", desc="packing", file=sys.stderr)
+        yield from tqdm(images, total=total, unit="image", desc=what, file=sys.stderr)
         return
     begin = shown = time.monotonic()
     for count, image in enumerate(images, 1):
@@ -368,7 +399,7 @@ def progress(images: Iterable[T], total: int) -> Iterator[T]:
         raise_lost_signal()
         now = time.monotonic()
         if now - shown >= _LOG_SECONDS or count == total:
-            logger.info("packing: %d of %d images, %.0f images/s", count, total, count / max(now - begin, 1e-6))
+            logger.info("%s: %d of %d images, %.0f images/s", what, count, total, count / max(now - begin, 1e-6))
             shown = now
 
 

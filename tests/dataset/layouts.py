@@ -274,6 +274,8 @@ def with_table(text: str, name: str, rows: list[str]) -> str:
 
 if __name__ == "__main__":
     from tests.dataset.faults import fault_rows
+    from tests.tools.test_check_dataset import code_rows
 
     made = with_table(DOCUMENT.read_text("utf-8"), "layouts", layout_rows())
+    made = with_table(made, "codes", code_rows())
     DOCUMENT.write_text(with_table(made, "faults", fault_rows()), "utf-8")

@@ -1,6 +1,7 @@
 """Parts drawn from a data set."""
 
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,3 +65,28 @@ def test_shares_that_are_no_split_are_refused(shares) -> None:
 def test_a_part_without_images_is_refused(count, shares, name) -> None:
     with pytest.raises(OptionError, match=f"none for {name}; give it a larger share"):
         split_dataset(data_of(count), shares, 0)
+
+
+@given(st.lists(st.integers(1, 9), min_size=12, max_size=60), st.integers(0, 9))
+def test_groups_stay_together(sizes, seed):
+    names = [f"film{film}_{frame:04}.jpg" for film, size in enumerate(sizes) for frame in range(size)]
+    data = Part(("cat",), [AnnotatedImage(name, Path(name), np.zeros((0, 6)), None) for name in names])
+    parts = split_dataset(data, (0.6, 0.2, 0.2), seed, re.compile(r"(.*)_\d+"))
+    films = {name: {image.name.partition("_")[0] for image in part.images} for name, part in parts.items()}
+    assert sum(len(part.images) for part in parts.values()) == len(names)
+    assert sum(map(len, films.values())) == len(sizes)
+    for share, part in zip((0.6, 0.2, 0.2), parts.values(), strict=True):
+        assert abs(len(part.images) - share * len(names)) <= max(sizes)
+    assert parts == split_dataset(data, (0.6, 0.2, 0.2), seed, re.compile(r"(.*)_\d+"))
+
+
+def test_a_part_without_a_group_is_refused():
+    with pytest.raises(OptionError, match="in whole groups is none for val"):
+        split_dataset(data_of(20), (0.8, 0.2), 0, re.compile(r"jpg"))
+
+
+def test_names_without_a_group_are_drawn_alone():
+    parts = split_dataset(data_of(20), (0.5, 0.5), 0, re.compile(r"^(1)\d\."))
+    together = [set(range(10, 20)) <= set(numbers(part)) for part in parts.values()]
+    assert sorted(together) == [False, True]
+    assert [len(part.images) for part in parts.values()] == [10, 10]

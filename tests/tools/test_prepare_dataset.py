@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import DataError, OptionError
+from common.errors import DataError, OptionError, UserError
 from dataset.sidecar import read_sidecar
 from tests.dataset.coco import annotation, content, image, write_set
 from tests.dataset.voc import CAT, DOG, add, image_set, jpeg, xml_object
@@ -469,3 +469,23 @@ def test_names_for_classes_without_are_no_contradiction(tmp_path, caplog):
     words = ["--dataset", "yolo", "--root", str(tmp_path / "my.data"), "--num-thread", "1"]
     main([*words, "--target", str(tmp_path / "t.lst"), "--class-names", "x,y"])
     assert "its own names" not in caplog.text
+
+
+def test_parts_keep_groups_of_names_together(tmp_path, capsys):
+    folder = tmp_path / "set"
+    for name in (f"{film}_{frame:03}" for film in "abcd" for frame in range(3)):
+        add(folder, name, CAT)
+    words = ["--root", str(folder), "--target", str(tmp_path / "t.lst"), "--num-thread", "1", "--split", "0.5,0.5"]
+    main([*words, "--group-by", r"(.*)_\d+"])
+    assert "groups by name: 4, images whose names give none: 0" in capsys.readouterr().out
+    films = [
+        {line.split("\t")[-1].split("_")[0] for line in (tmp_path / f"t_{part}.lst").read_text().splitlines()}
+        for part in ("train", "val")
+    ]
+    assert [len(some) for some in films] == [2, 2]
+    assert not films[0] & films[1]
+    for more, says in ((["--group-by", "("], "no regular expression"), (["--group-by", "zz"], "matches no name")):
+        with pytest.raises(UserError, match=says):
+            main([*words, "--overwrite", *more])
+    with pytest.raises(UserError, match="give that, too"):
+        main([*words[:-2], "--overwrite", "--group-by", "a"])
