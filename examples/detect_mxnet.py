@@ -31,8 +31,8 @@ def deep_image(path: str, rule: str) -> np.ndarray:
     import cv2  # noqa: TID251 - without the project
 
     pixels = cv2.imread(path, cv2.IMREAD_UNCHANGED)
-    if pixels is None or cv2.imcount(path) > 1:
-        sys.exit(f"{path}: OpenCV cannot read it, or it has several pages")
+    if pixels is None or cv2.imcount(path) > 1 or not np.isfinite(pixels).all():
+        sys.exit(f"{path}: OpenCV cannot read it, or it has several pages or numbers that are not finite")
     mapped = eight_bits(pixels if pixels.ndim == 2 else pixels[..., 2::-1], rule)  # BGR, perhaps with alpha, or grey
     return mapped if mapped.ndim == 3 else np.stack([mapped] * 3, axis=2)
 
@@ -58,7 +58,10 @@ if manifest.get("bit_depth"):
     image = mx.nd.array(deep_image(path, manifest["bit_depth"]), dtype=np.uint8)
 else:
     refuse_more_bits(path)
-    image = mx.image.imread(path, flag=1 | 128)  # RGB; 128: EXIF orientation is ignored
+    try:
+        image = mx.image.imread(path, flag=1 | 128)  # RGB; 128: EXIF orientation is ignored
+    except mx.MXNetError:
+        sys.exit(f"{path}: MXNet decodes no such file; give a JPEG or PNG")
 h, w = image.shape[:2]
 scale = min(height / h, width / w)
 fitted = max(1, round(h * scale)), max(1, round(w * scale))

@@ -43,8 +43,8 @@ def deep_image(path: str, rule: str) -> np.ndarray:
     import cv2  # noqa: TID251 - without the project
 
     pixels = cv2.imread(path, cv2.IMREAD_UNCHANGED)
-    if pixels is None or cv2.imcount(path) > 1:
-        sys.exit(f"{path}: OpenCV cannot read it, or it has several pages")
+    if pixels is None or cv2.imcount(path) > 1 or not np.isfinite(pixels).all():
+        sys.exit(f"{path}: OpenCV cannot read it, or it has several pages or numbers that are not finite")
     mapped = eight_bits(pixels if pixels.ndim == 2 else pixels[..., 2::-1], rule)  # BGR, perhaps with alpha, or grey
     return mapped if mapped.ndim == 3 else np.stack([mapped] * 3, axis=2)
 

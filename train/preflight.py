@@ -202,8 +202,7 @@ def _check_apart(paths: Sequence[str], train: Sidecar | None, val: Sidecar | Non
     if count and val:
         logger.warning(
             "%d of the %d images of %s are in %s, too: the validation promises more than unseen images will keep; "
-            "leave one of each out (a folder that --split divides may hold an image twice), or pack sets with none "
-            "in common",
+            "tools/check_dataset.py names them; leave one of each out (a folder that --split divides may have both)",
             count, val.num_images, paths[1], paths[0],
         )  # fmt: skip
 
