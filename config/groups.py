@@ -381,9 +381,7 @@ class ModelOptions:
 class TrainDeviceOptions(DeviceOptions):
     """Where to train, and where gradients of several devices are added up."""
 
-    rewrite_graph: bool = option(
-        True, "on CPUs, train the graph rewritten for oneDNN: faster, equal but for rounding", "devices"
-    )
+    rewrite_graph: bool = option(True, "on CPUs, train the graph rewritten for oneDNN, which is faster", "devices")
     kv_store: str = option(
         "local",
         "where gradients of several devices are added up: local = on the CPU, device = on the GPUs",
