@@ -6,6 +6,7 @@ python -m tools.anchors --train-path data/train.rec --network yolov3_spp --data-
 
 import importlib
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +18,11 @@ if not __package__:
 
 import numpy as np
 import yaml
+from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullLocator
 
 from boxes.anchor_fit import Coverage, best_iou, coverage
 from boxes.anchor_sets import AnchorSet, pixel_sizes
@@ -68,8 +72,13 @@ class AnchorsOptions:
     picture: str = option("", "picture (PNG) to write: the objects' widths and heights with the anchors", "output")
 
 
-DPI = 90
-DOT_AREA = 6
+DPI = 100
+FONT_POINTS = 12
+DOT_AREA, MARKER_AREA = 30, 110  # square points
+OPAQUE_DOTS, LEAST_OPACITY, MOST_OPACITY = 1000, 0.05, 0.5  # dots are the paler the more there are
+LEAST_SIDE = 1.0  # pixels of the lower end of the axes, for boxes without any
+MARGIN = 1.15  # of the axes beyond the data
+MOST_TICKS = 10
 SHOWN = 20_000  # dots, every k-th object of larger sets
 logger = logging.getLogger(__name__)
 
@@ -91,20 +100,59 @@ def save_picture(path: Path, sizes: np.ndarray, before: np.ndarray, after: np.nd
 
     On the left widths and heights on logarithmic axes, on the right the fitted anchors as boxes of one centre.
     """
-    figure = Figure(figsize=(12, 6), layout="constrained")
-    scatter, outlines = figure.subplots(1, 2)
+    with rc_context({"font.size": FONT_POINTS}):
+        figure = Figure(figsize=(13, 7), layout="constrained")
+        scatter, outlines = figure.subplots(1, 2)
+        _draw_sizes(scatter, sizes, before, after)
+        for width, height in after:
+            outlines.add_patch(Rectangle((-width / 2, -height / 2), width, height, fill=False, edgecolor="tab:red"))
+        half = after.max() * 0.55
+        outlines.set(xlim=(-half, half), ylim=(-half, half), aspect="equal", title="anchors after")
+        outlines.set(xlabel="pixels of the input from the centre")
+        figure.legend(*scatter.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        save_figure(figure, path, DPI)
+
+
+def _draw_sizes(axes: Axes, sizes: np.ndarray, before: np.ndarray, after: np.ndarray) -> None:
+    """Objects as translucent dots, anchors as markers above them."""
     dots = sizes[:: -(-len(sizes) // SHOWN)]
-    scatter.scatter(*dots.T, s=DOT_AREA, alpha=0.35, color="0.55", linewidths=0, label=f"{len(sizes)} objects")
-    scatter.scatter(*before.T, s=60, marker="x", color="tab:blue", label="anchors before")
-    scatter.scatter(*after.T, s=70, marker="o", facecolors="none", edgecolors="tab:red", linewidths=2, label="after")
-    scatter.set(xscale="log", yscale="log", xlabel="width, pixels of the input", ylabel="height, pixels of the input")
-    scatter.grid(True, which="both", linewidth=0.3)
-    scatter.legend()
-    for width, height in after:
-        outlines.add_patch(Rectangle((-width / 2, -height / 2), width, height, fill=False, edgecolor="tab:red"))
-    half = after.max() * 0.55
-    outlines.set(xlim=(-half, half), ylim=(-half, half), aspect="equal", title="anchors after")
-    save_figure(figure, path, DPI)
+    opacity = float(np.clip(OPAQUE_DOTS / len(dots), LEAST_OPACITY, MOST_OPACITY))
+    axes.scatter(
+        dots[:, 0], dots[:, 1], s=DOT_AREA, alpha=opacity, color="tab:blue", linewidths=0, label=f"{len(sizes)} objects"
+    )
+    style: dict[str, Any] = {"s": MARKER_AREA, "linewidths": 2, "zorder": 3}
+    axes.scatter(before[:, 0], before[:, 1], marker="x", color="black", label=f"{len(before)} anchors before", **style)
+    axes.scatter(
+        after[:, 0],
+        after[:, 1],
+        marker="s",
+        facecolors="none",
+        edgecolors="tab:red",
+        label=f"{len(after)} after",
+        **style,
+    )
+    everything = np.concatenate([dots, before, after])
+    axes.set(xscale="log", yscale="log", xlabel="width, pixels of the input", ylabel="height, pixels of the input")
+    for axis, values in ((axes.xaxis, everything[:, 0]), (axes.yaxis, everything[:, 1])):
+        low, high = max(values.min(), LEAST_SIDE) / MARGIN, values.max() * MARGIN
+        axis.set_ticks(plain_ticks(low, high))
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_locator(NullLocator())
+        axis.axes.set(**{f"{axis.axis_name}lim": (low, high)})
+    axes.grid(True, linewidth=0.5, alpha=0.6)
+
+
+def plain_ticks(low: float, high: float) -> list[float]:
+    """Values of 1, 2, 5, 10, 20, ... within the bounds of a logarithmic axis; without the fives and twos where these
+    would be more than MOST_TICKS, and other whole numbers where there would be fewer than two."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 2, 5), (1,)):
+        ticks = [step * 10.0**k for k in decades for step in steps if low <= step * 10.0**k <= high]
+        if len(ticks) <= MOST_TICKS:
+            break
+    if len(ticks) < 2:
+        return sorted({float(math.ceil(low)), float(math.floor(high))})
+    return ticks
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dataset.packing import pack_dataset
 from dataset.pascal_voc import PascalVoc
 from dataset.record_source import object_boxes
 from tests.dataset.voc import add, image_set, xml_object
-from tools.anchors import main
+from tools.anchors import main, plain_ticks, save_picture
 from train.options import train_options_class
 
 YOLO = ["--network", "yolov3_tiny", "--data-shape", "96,128"]
@@ -128,3 +128,28 @@ def test_a_record_without_objects_is_named(tmp_path):
     pack_dataset(PascalVoc(tmp_path / "voc"), tmp_path / "none.lst", seed=None, workers=1)
     with pytest.raises(OptionError, match=r"none\.rec: has no objects"):
         main(["--train-path", str(tmp_path / "none.rec"), *YOLO])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (9, 450, [10, 20, 50, 100, 200]),
+        (1, 100_000, [1, 10, 100, 1000, 10_000, 100_000]),  # 16 would not stand apart
+        (60.5, 90.5, [61, 90]),  # none of 1, 2, 5
+        (63.2, 63.9, [63, 64]),
+    ],
+)
+def test_the_ticks_of_the_picture_are_few_and_plain(low, high, expected):
+    assert plain_ticks(low, high) == expected
+
+
+def test_objects_and_anchors_stand_out_in_the_picture(tmp_path):
+    """Dots of few objects are opaque enough to be seen, and no legend lies upon one."""
+    sizes = np.array([[20.0, 30.0], [200.0, 300.0], [60.0, 60.0]])
+    save_picture(tmp_path / "a.png", sizes, sizes[:1] * 2, sizes[1:] * 0.8)
+    picture = cv2.imread(str(tmp_path / "a.png")).astype(int)
+    left = picture[80:, : picture.shape[1] // 2]
+    blue, red = left[..., 0] - left[..., 2] > 60, left[..., 2] - left[..., 0] > 60
+    assert blue.sum() > 3 * 30
+    assert red.sum() > 2 * 60
+    assert (left.sum(axis=2) < 60)[:-80, 100:].sum() > 60, "the cross"
