@@ -161,6 +161,7 @@ def test_other_clips_stay(net):
 def test_whole_networks(network, size, width):
     """They change no more than by rounding, to which deep networks on few pixels are sensitive."""
     options = {"width": width} if width != 1 else {}
+    options |= {"drop_connect": 0.0} if network.startswith("efficientdet") else {}  # random
     losses = without_det(get_symbol_train(network, size, CLASSES, **options))
     symbol = predictions(losses, set(label_names(network)))
     shape = (BATCH, 3, size, size)
@@ -182,12 +183,12 @@ def distance(found, expected):
 
 
 def predictions(symbol, labels):
-    """A convolution within a training symbol: deeper ones, with random weights, follow no rounding (ReLU6's kinks)."""
+    """A late convolution of a training symbol: at the very end some batch norms see one pixel of each image."""
     internals = symbol.get_internals()
     nodes = json.loads(symbol.tojson())["nodes"]
     found = [internals[f"{node['name']}_output"] for node in nodes if node["op"] == "Convolution"]
     found = [net for net in found if not labels & set(net.list_arguments())]
-    return found[min(20, 2 * len(found) // 3)]
+    return found[2 * len(found) // 3]
 
 
 def test_support_is_found_here():
