@@ -83,7 +83,7 @@ Your own images (VOC layout: Annotations/*.xml, JPEGImages/, ImageSets/Main/*.tx
   python tools/prepare_dataset.py --dataset pascal --root YOUR_FOLDER --set trainval --target data/train.lst
   python tools/prepare_dataset.py --dataset pascal --root YOUR_FOLDER --set test --target data/val.lst \\
     --class-names data/train.json
-  python train.py --network mobilenet --data-shape 300 --end-epoch 100 --lr 0.02 --prefix output/mine
+  python train.py --config few_images --pretrained imagenet --prefix output/mine
   python deploy.py --prefix output/mine --epoch best --output output/mine-model
   python demo.py --model output/mine-model --images 'YOUR_FOLDER/JPEGImages/*.jpg' --output output/pictures
 (`python` is .venv/bin/python; `source .venv/bin/activate` makes it so.)"""
