@@ -15,10 +15,9 @@ from functools import cache
 import numpy as np
 
 from graph.fold import fold_batch_norm, fold_constants
-from graph.symbol_graph import VARIABLE, Edge, Params, SymbolGraph, SymbolNode, graph_of, symbol_of
+from graph.symbol_graph import VARIABLE, Edge, Params, SymbolGraph, SymbolNode, graph_of, node_shapes, symbol_of
 from machine.runtime import mx
 
-Shapes = dict[str, tuple[int, ...]]
 Rule = Callable[[SymbolNode], SymbolNode | None]
 _GLOBAL = {"global_pool": "True", "kernel": "(1, 1)"}
 _SCALE = {"fix_gamma": "False", "use_global_stats": "True", "eps": "1e-20"}
@@ -67,7 +66,7 @@ class _Rewriting:
 
     def __init__(self, symbol: mx.sym.Symbol, args: Params, aux: Params, shape: tuple[int, ...]) -> None:
         self._args, self._aux = dict(args), dict(aux)
-        self._graph, self._shapes = graph_of(symbol), _shapes(symbol, shape)
+        self._graph, self._shapes = graph_of(symbol), node_shapes(symbol, data=shape)
         self._readers = {node: [reader.op for reader in readers] for node, readers in self._graph.readers().items()}
         for edge in self._graph.outputs:
             self._readers[edge.node].append(_OUTPUT)
@@ -192,13 +191,6 @@ def same_padding(cut: SymbolNode, convolution: SymbolNode) -> int | None:
 
 def _plain(node: SymbolNode, key: str) -> str:
     return node.attrs.get(key, "").replace(" ", "")
-
-
-def _shapes(symbol: mx.sym.Symbol, shape: tuple[int, ...]) -> Shapes:
-    """The shape of each node's first output, by the node's name; () where a label decides it."""
-    internals = symbol.get_internals()
-    names = (name.removesuffix("_output").removesuffix("_output0") for name in internals.list_outputs())
-    return dict(zip(names, internals.infer_shape_partial(data=shape)[1], strict=True))
 
 
 def _selected(params: Params, names: set[str]) -> Params:

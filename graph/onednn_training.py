@@ -21,10 +21,9 @@ from functools import cache
 import numpy as np
 
 from graph.onednn import BLOCK, same_padding
-from graph.symbol_graph import VARIABLE, Edge, SymbolNode, graph_of, symbol_of
+from graph.symbol_graph import VARIABLE, Edge, Shape, SymbolNode, graph_of, node_shapes, symbol_of
 from machine.runtime import mx
 
-Shape = tuple[int, ...]
 CONSTANT = "onednn_"  # begins the names of auxiliary states that are constants of a rewritten graph
 MOST_OF_JIT = 3  # side of the largest depthwise kernel whose weight gradient oneDNN 2.4 has a kernel for
 FEWEST_PIXELS = 1025  # of all maps of a batch, for a depthwise convolution in blocks: with fewer its weights cost more
@@ -39,8 +38,8 @@ _BATCH_NORM_RELU = "_contrib_BatchNormWithReLU"
 def suit_training(symbol: mx.sym.Symbol, shapes: Mapping[str, Shape]) -> mx.sym.Symbol:
     """The training outputs without what is slow; shapes: of data and labels by name, batch included.
 
-    It trains inputs of other sizes, too; the shapes decide what pays. Its auxiliary states that are_constants must
-    hold what their variables' initialisers say.
+    It trains inputs of other sizes, too; the shapes decide what pays. Auxiliary states of which is_constant is true
+    must hold what their variables' initialisers say.
     """
     work = _Rewriting(symbol, shapes)
     work.apply("slice", work.cut)
@@ -62,10 +61,8 @@ class _Rewriting:
 
     def __init__(self, symbol: mx.sym.Symbol, known: Mapping[str, Shape]) -> None:
         self.graph = graph_of(symbol)
-        internals = symbol.get_internals()
-        inputs = {name: shape for name, shape in known.items() if name in symbol.list_inputs()}
-        found = zip(internals.list_outputs(), internals.infer_shape(**inputs)[1], strict=True)
-        self._shapes = {name.removesuffix("_output").removesuffix("_output0"): shape for name, shape in found}
+        inputs = symbol.list_inputs()
+        self._shapes = node_shapes(symbol, **{name: shape for name, shape in known.items() if name in inputs})
         self._constants: dict[tuple[str, int], Edge] = {}
         self._broken: set[str] = set()  # convolutions that are not of whole blocks
         for node in self.graph.nodes():  # a shape is not inferred backwards through what is put around a weight

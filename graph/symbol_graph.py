@@ -12,6 +12,7 @@ from common.sizes import DATA
 from machine.runtime import SYMBOL_ATTRIBUTES, mx
 
 VARIABLE = "null"
+Shape = tuple[int, ...]
 Params = dict[str, "mx.nd.NDArray"]  # weights by name
 _REMEDY = "lower --batch-size, or export the model with a smaller --data-shape"
 
@@ -64,6 +65,13 @@ class SymbolGraph:
         for node, keys in own.items():
             node.inputs = [edge if edge in keys else _last(edge, changes) for edge in node.inputs]
         self.outputs = [_last(edge, changes) for edge in self.outputs]
+
+
+def node_shapes(symbol: mx.sym.Symbol, **inputs: Shape) -> dict[str, Shape]:
+    """The shape of each node's first output, by the node's name; () where an input that is not given decides it."""
+    internals = symbol.get_internals()
+    names = (name.removesuffix("_output").removesuffix("_output0") for name in internals.list_outputs())
+    return dict(zip(names, internals.infer_shape_partial(**inputs)[1], strict=True))
 
 
 def graph_of(symbol: mx.sym.Symbol) -> SymbolGraph:

@@ -147,8 +147,9 @@ def _idle_of_images(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], st
         yield AUGMENTATION, "with --augment none"
     else:
         yield from _idle_of_augmentation(options.augmentation)
-        if 0 < options.schedule.end_epoch <= options.augmentation.close_mosaic and not options.schedule.max_iter:
-            yield ("mosaic_prob", "mixup_prob"), f"with --close-mosaic {options.augmentation.close_mosaic}: all epochs"
+        closed, schedule = options.augmentation.close_mosaic, options.schedule
+        if closed >= schedule.end_epoch and not schedule.max_iter and not schedule.time_limit:
+            yield ("mosaic_prob", "mixup_prob"), f"with --close-mosaic {closed}, which all epochs are within"
     if options.input.resize_mode == "force" and not options.validation.rect_val:
         yield ("fill",), "with --resize-mode force, which draws no borders"
     if not options.validation.rect_val and not options.data.rect:

@@ -42,6 +42,10 @@ from train.options import train_options, train_options_class
         ({"min_jpeg_quality": 50}, "--min-jpeg-quality has no effect without --jpeg-prob"),
         ({"close_mosaic": 5}, "--close-mosaic has no effect without --mosaic-prob or --mixup-prob"),
         ({"close_mosaic": 5, "augment": "none"}, "--close-mosaic has no effect with --augment none"),
+        (
+            {"close_mosaic": 9, "end_epoch": 9, "mosaic_prob": 0.5},
+            "--mosaic-prob has no effect with --close-mosaic 9, which all epochs are within",
+        ),
         ({"emit_overlap_thresh": 0.5}, "--emit-overlap-thresh has no effect with --crop-emit-mode center"),
     ],
 )
@@ -93,6 +97,8 @@ def test_what_has_an_effect_is_not():
         {"epoch": 3, "pretrained": "a"},
         {"emit_overlap_thresh": 0.5, "crop_emit_mode": "overlap"},
         {"close_mosaic": 5, "mixup_prob": 0.5, "max_blur": 1.0, "blur_prob": 0.1},
+        {"close_mosaic": 9, "mosaic_prob": 0.5, "end_epoch": 2, "time_limit": "9m", "lr_schedule": "steps"},
+        {"close_mosaic": 9, "mosaic_prob": 0.5, "max_iter": 99},
     ],
 )
 def test_what_may_have_an_effect_is_not(given):
