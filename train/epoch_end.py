@@ -88,7 +88,7 @@ class EpochEnd:
         self._end(param.epoch, values, _operating_point(param.eval_metric))
         compared = param.eval_metric.take_compared()
         if self.best_metric in compared:
-            text = "without looking at the images, the best single box of each class: Validation-%s=%.4f"
+            text = "without looking at the images, the most usual box of each class: Validation-%s=%.4f"
             logger.info(text, self.best_metric, compared[self.best_metric])
 
     def _end(self, epoch: int, validation: dict[str, float], operating_point: dict[str, float]) -> None:

@@ -57,7 +57,7 @@ def test_what_a_run_leaves(finished_run, records):
     for words in ("running on the CPU", "Epoch[1] Train-CrossEntropy", "Epoch[3] Validation-mAP", "best so far"):
         assert words in log
     assert "22 images are few to start from random weights; ImageNet's mostly" in log
-    assert log.count("the best single box of each class: Validation-mAP=") == 1
+    assert log.count("the most usual box of each class: Validation-mAP=") == 1
     assert cv2.imread(str(finished_run / "t-curves.png")).shape[2] == 3
     scores = [line["validation"]["mAP"] for line in metrics(prefix)]
     assert load_checkpoint(prefix, "best").epoch == 1 + int(np.argmax(scores))
