@@ -48,10 +48,8 @@ def test_a_layout_is_recognised_and_packed(tmp_path, layout, caplog, monkeypatch
     assert read_sidecar(target).source.startswith(layout.kind)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+@pytest.mark.parametrize("layout", [one for one in LAYOUTS if "+" not in one.kind], ids=lambda layout: layout.name)
 def test_auto_and_the_kind_by_name_pack_the_same(tmp_path, layout):
-    if "+" in layout.kind:
-        pytest.skip("two kinds")
     layout.build(tmp_path / "set")
     words = shlex.split(layout.words.replace("FOLDER", str(tmp_path / "set")))
     contents = [pack(tmp_path / kind, [*words, "--dataset", kind]) for kind in ("auto", layout.kind)]
