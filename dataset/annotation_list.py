@@ -12,8 +12,7 @@ import numpy as np
 
 from common.errors import DataError
 from common.files import text_lines, write_atomically
-from dataset.folder_files import find_file
-from dataset.imdb import AnnotatedImage, Mistakes
+from dataset.imdb import AnnotatedImage, Mistakes, find_file
 from dataset.labels import OBJECT_WIDTH
 from dataset.names_file import names_beside
 from dataset.yolo import NO_NAMES, report_renamed

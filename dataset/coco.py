@@ -19,8 +19,7 @@ import numpy as np
 
 from common.errors import DataError, did_you_mean
 from dataset.coco_file import NUMBER, Annotations, Image, read_annotations, refuse_repeated
-from dataset.folder_files import MAC_PREFIX, files_in
-from dataset.imdb import AnnotatedImage, Mistakes, require_inside
+from dataset.imdb import MAC_PREFIX, AnnotatedImage, Mistakes, files_in, require_inside
 
 DEFAULT_SET = "train2017"
 ANNOTATION_NAMES = ("annotations/instances_{}.json", "annotations/{}.json", "{}/_annotations.coco.json", "{}.json")

@@ -16,8 +16,7 @@ import numpy as np
 from common.errors import DataError, did_you_mean
 from common.files import text_lines
 from common.sizes import Size
-from dataset.folder_files import files_in, find_file
-from dataset.imdb import AnnotatedImage, Mistakes, require_inside
+from dataset.imdb import AnnotatedImage, Mistakes, files_in, find_file, require_inside
 from dataset.labels import OBJECT_WIDTH
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {

@@ -14,9 +14,8 @@ import numpy as np
 
 from common.errors import DataError, did_you_mean
 from common.sizes import Size
-from dataset.folder_files import files_in
 from dataset.image_check import IMAGE_SUFFIXES
-from dataset.imdb import AnnotatedImage, Mistakes, require_inside
+from dataset.imdb import AnnotatedImage, Mistakes, files_in, require_inside
 from dataset.labels import OBJECT_WIDTH
 
 SUFFIX = ".json"

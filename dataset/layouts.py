@@ -15,8 +15,8 @@ from pathlib import Path
 
 from common.errors import DataError
 from dataset.coco import annotation_files
-from dataset.folder_files import files_in, holds
 from dataset.image_check import IMAGE_SUFFIXES
+from dataset.imdb import files_in, holds
 from dataset.labelme import is_labelme
 from dataset.names_file import CLASSES, DATA_YAML, YAML_SUFFIXES
 from dataset.voc_folders import ANNOTATION_FOLDERS, XML

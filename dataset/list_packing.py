@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import DataError, OptionError
-from dataset.folder_files import WINDOWS_PATH
 from dataset.image_check import MANY_OUTSIDE, ImageInfo, check_stream, packed_image
 from dataset.image_list import ImageRoot, ListEntry, checked_objects, read_list
 from dataset.image_pool import in_order, or_reason, read_image, refuse_unusable
+from dataset.imdb import WINDOWS_PATH
 from dataset.labels import HEADER_WIDTH, MIN_OBJECT_WIDTH
 from dataset.recordio import RecordWriter, pack, pack_single
 from dataset.sidecar import describe_record, has_sidecar, image_digest, read_sidecar, sidecar_bytes, sidecar_path

@@ -17,9 +17,8 @@ import numpy as np
 
 from common.errors import DataError, did_you_mean
 from common.sizes import Size
-from dataset.folder_files import files_in
 from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES
-from dataset.imdb import AnnotatedImage, Mistakes, require_inside
+from dataset.imdb import AnnotatedImage, Mistakes, files_in, require_inside
 from dataset.voc_folders import XML, VocFolder, voc_names
 
 VOC_CLASSES = tuple(

@@ -16,9 +16,8 @@ from pathlib import Path
 
 from common.errors import DataError
 from common.files import text_lines
-from dataset.folder_files import MAC_PREFIX, files_in, holds
 from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES
-from dataset.imdb import AnnotatedImage, Part, require_inside
+from dataset.imdb import MAC_PREFIX, AnnotatedImage, Part, files_in, holds, require_inside
 
 DEFAULT_YEARS = ("2007", "2012")
 DEFAULT_SET = "trainval"

@@ -17,8 +17,8 @@ from common.errors import DataError
 from common.files import text_lines
 from config.preset import read_yaml
 from dataset.darknet_data import numbered_names, read_data, read_names
-from dataset.folder_files import files_in, find_file, holds
 from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES
+from dataset.imdb import files_in, find_file, holds
 from dataset.names_file import CLASSES, DATA_YAML, YAML_SUFFIXES, checked, names_beside, names_of_mapping
 
 SUFFIXES = frozenset((*IMAGE_SUFFIXES, *OTHER_SUFFIXES))

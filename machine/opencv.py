@@ -7,8 +7,7 @@ would compete with MXNet's threads.
 import os
 from types import ModuleType
 
-from common.errors import InstallError
-from machine.libraries import named_library
+from common.errors import InstallError, named_library
 
 __all__ = ["MAX_PIXELS", "cv2"]
 MAX_PIXELS = 64_000_000  # of an image; a decompression bomb is refused by its header

@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import InstallError, OptionError
+from common.errors import InstallError, OptionError, named_library, remedy
 from common.version import installed_version
 from machine.cpu import configure_threads, forget_amx, request_amx
 from machine.gpus import CUDA_WHEEL, INSTALL_CUDA, usable_gpus
-from machine.libraries import named_library, remedy
 
 __all__ = ["load_mxnet", "mx"]
 

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
+from common.errors import DEBIAN_PACKAGES
 from common.version import __version__
-from machine.libraries import DEBIAN_PACKAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff", *sorted((ROOT / ".github").rglob("*.yml"))]

@@ -20,7 +20,7 @@ from typing import Any
 if not __package__:
     importlib.import_module("as_module")
 
-from common.errors import UserError
+from common.errors import UserError, missing_packages
 from common.version import installed_version, versions
 from config.command_line import parse_options
 from config.options import option
@@ -35,7 +35,6 @@ from machine.gpus import (
     is_supported,
     read_driver,
 )
-from machine.libraries import missing_packages
 from machine.runtime import load_mxnet, mx
 
 # Instruction sets that decide the speed of float32, bfloat16 and int8 networks.

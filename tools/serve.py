@@ -18,7 +18,7 @@ if not __package__:
 
 from common.errors import InstallError, OptionError
 from config.command_line import parse_options
-from detect.service.options import ServeOptions
+from detect.service.batching import ServeOptions
 from machine.command import exit_on_sigterm, log_to_terminal, run_command
 from machine.cpu import configure_threads
 

@@ -88,7 +88,7 @@ assert {'nms', 'iou_t', 'focal_gamma', 'targets'} <= set(fields_of(options))
 
 
 def test_the_rest_of_config_needs_neither_mxnet_nor_opencv():
-    code = "import config.options, machine.cpu, machine.gpus, machine.libraries, common.version\n"
+    code = "import config.options, machine.cpu, machine.gpus, common.errors, common.version\n"
     assert values(code + "[name for name in ('mxnet', 'cv2', 'numpy') if name in sys.modules]") == []
 
 

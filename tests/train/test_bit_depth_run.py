@@ -19,8 +19,7 @@ from deploy.main import export
 from detect import main as demo
 from detect.detector import Detector
 from detect.service.app import Limits, Service
-from detect.service.batching import describe, load_runner
-from detect.service.options import ServeOptions
+from detect.service.batching import ServeOptions, describe, load_runner
 from engines.preprocess import read_image
 from evaluate import main as evaluate
 from evaluate.evaluate_net import check_record, evaluate_net

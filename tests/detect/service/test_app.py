@@ -18,8 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from deploy.main import export
 from detect.detector import Detector, StepStatistics
 from detect.service.app import Limits, Service
-from detect.service.batching import describe, load_runner
-from detect.service.options import ServeOptions
+from detect.service.batching import ServeOptions, describe, load_runner
 from drawing.boxes import draw
 from engines.preprocess import encode_image, read_image
 from tests.model.tiny import CLASSES, picture, save_tiny

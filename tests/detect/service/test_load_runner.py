@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from detect.service import batching
-from detect.service.options import ServeOptions
+from detect.service.batching import ServeOptions
 
 
 def test_batches_run_in_the_engine_that_was_chosen_for_single_images(monkeypatch):
