@@ -18,6 +18,10 @@ LINE = 2.0
 HIGHEST_SCORE = 1 - 1e-6  # log(1 - score) stays finite
 HEAT_SHARE = 0.5  # of the colours in the picture
 GREY = 114  # between the pictures of a sheet
+READABLE_SIDE = 320  # pixels: images of a batch are enlarged by a whole factor up to it, so that labels do not hide
+# them, or shrunk to it
+CAPTION_HEIGHT, CAPTION_FONT = 24, 0.5
+GAP = 4  # pixels between the images of a batch
 
 
 def draw(
@@ -64,16 +68,60 @@ def draw_objects(image: np.ndarray, objects: np.ndarray, class_names: Sequence[s
     return picture
 
 
-def sheet(pictures: Sequence[np.ndarray], columns: int = 4) -> np.ndarray:
+def sheet(pictures: Sequence[np.ndarray], columns: int = 4, gap: int = 0) -> np.ndarray:
     """Pictures (h, w, 3) uint8 in rows of so many columns, from the upper left on; places are as large as the largest
-    one, what is left is grey."""
+    one, what is left is grey. gap: white pixels between the places."""
     height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
     columns = min(columns, len(pictures))
-    found = np.full((-(-len(pictures) // columns) * height, columns * width, 3), GREY, np.uint8)
+    rows = -(-len(pictures) // columns)
+    found = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for k in range(rows * columns):
+        top, left = k // columns * (height + gap), k % columns * (width + gap)
+        found[top : top + height, left : left + width] = GREY
     for k, picture in enumerate(pictures):
-        top, left = k // columns * height, k % columns * width
+        top, left = k // columns * (height + gap), k % columns * (width + gap)
         found[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return found
+
+
+def input_images(pixels: np.ndarray, mean: np.ndarray, std: np.ndarray) -> list[np.ndarray]:
+    """Inputs of a network (n, 3, H, W) as images (h, w, 3) uint8 RGB whose longer side is READABLE_SIDE at most.
+
+    mean, std: (3,), with which the pixels were normalised. Values that are not finite are black.
+    """
+    values = pixels.transpose(0, 2, 3, 1) * std + mean  # (n, H, W, 3)
+    images = np.rint(np.clip(np.nan_to_num(values, posinf=0, neginf=0), 0, 255)).astype(np.uint8)
+    longer = max(pixels.shape[2:])
+    if longer <= READABLE_SIDE:
+        factor = READABLE_SIDE // longer
+        return list(images.repeat(factor, axis=1).repeat(factor, axis=2))
+    height, width = (max(1, round(side * READABLE_SIDE / longer)) for side in pixels.shape[2:])
+    return [cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA) for image in images]
+
+
+def batch_sheet(
+    pixels: np.ndarray, objects: np.ndarray, mean: np.ndarray, std: np.ndarray, class_names: Sequence[str] = ()
+) -> np.ndarray:
+    """A sheet of a batch's images, as input_images has them, with their objects (n, M, 6), as draw_objects draws.
+
+    White lines stand between the images, whose grey borders would run into one another.
+    """
+    images = input_images(pixels, mean, std)
+    drawn = [draw_objects(image, own, class_names) for image, own in zip(images, objects, strict=True)]
+    return sheet(drawn, gap=GAP)
+
+
+def captioned(picture: np.ndarray, text: str) -> np.ndarray:
+    """A picture (h, w, 3) uint8 below a white line of text."""
+    line = np.full((CAPTION_HEIGHT, picture.shape[1], 3), 255, np.uint8)
+    place = (CAPTION_HEIGHT // 4, CAPTION_HEIGHT * 3 // 4)
+    cv2.putText(line, _plain(text), place, FONT, CAPTION_FONT, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate([line, picture])
+
+
+def png_of(picture: np.ndarray) -> bytes:
+    """A picture (h, w, 3) uint8 RGB as a PNG file."""
+    return cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def colour_of(number: int) -> Colour:

@@ -1,6 +1,6 @@
-"""The picture of a run: losses, validation score and learning rate over the epochs, redrawn while it goes on.
+"""The pictures of a run: losses, validation score and learning rate over the epochs, redrawn while it goes on.
 
-PREFIX-curves.png, and with --live the page PREFIX-live.html.
+PREFIX-curves.png, and with --live the page PREFIX-live.html. PREFIX-batches.png shows the first batches.
 """
 
 import json
@@ -11,11 +11,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.files import write_atomically
+from drawing.boxes import batch_sheet, captioned, png_of, sheet
 from drawing.figures import save_figure, svg_of
+from machine.runtime import mx
 from train.metric import LossMetric, RecentMeans
 from train.module import DetectionModule
 
@@ -24,6 +27,7 @@ CURVES_EVERY_SECONDS = 30.0  # a picture costs a fraction of a second
 MAX_POINTS = 2000  # twice as many are thinned out
 DPI = 90
 LEGEND_ROWS = 10  # of the scores, that the legend stays within its axes
+TRAINING_ROWS, ROW_IMAGES = 3, 4  # of PREFIX-batches.png
 MEANS = {"mAP": (2.5, "black"), "AP": (2.5, "tab:red")}  # line width and colour; other values are thin
 
 
@@ -99,6 +103,58 @@ class LiveCurves:
             if not self._warned:
                 logger.warning("the curves of %s cannot be written (%s); training goes on", self.prefix, error)
             self._warned = True
+
+
+class BatchPicture:
+    """Batch-end callback and artist of PREFIX-batches.png: the first batches of a stage as the network gets them.
+
+    A row for each of the first training batches, then one for the first batch of the first validation, with the
+    objects of their labels. Arrays that the iterator has given are copied; the training is neither waited for nor
+    changed.
+    """
+
+    def __init__(self, prefix: str, class_names: Sequence[str], pixels: Mapping[str, Any]) -> None:
+        """pixels: mean_pixels and std of the input."""
+        self.path, self.is_written = Path(f"{prefix}-batches.png"), False
+        self._class_names = class_names
+        self._mean, self._std = (np.array(pixels[name], np.float32) for name in ("mean_pixels", "std"))
+        self._training: list[np.ndarray] = []
+        self._validation: list[np.ndarray] = []
+        self._warned = False
+
+    def __call__(self, param: Any) -> None:
+        """param: BatchEndParam of fit."""
+        if len(self._training) < TRAINING_ROWS and not self._validation:
+            name = f"training, epoch {param.epoch + 1}, batch {param.nbatch + 1}"
+            self._add(self._training, name, param.locals["data_batch"])
+
+    def validation(self, batch: mx.io.DataBatch) -> None:
+        """The first batch of a validation, which is drawn in the first one."""
+        if not self._validation:
+            self._add(self._validation, "validation, batch 1", batch)
+
+    def _add(self, rows: list[np.ndarray], name: str, batch: mx.io.DataBatch) -> None:
+        """Adds a row and writes the picture; the first failure is a warning."""
+        pixels = first_pixels(batch, ROW_IMAGES)
+        objects = batch.label[0].asnumpy()[: len(pixels)]
+        row = batch_sheet(pixels, objects, self._mean, self._std, self._class_names)
+        size = "{2}x{3}".format(*batch.data[0].shape)
+        rows.append(captioned(row, f"{name}: {len(pixels)} of {batch.data[0].shape[0]} inputs, {size}"))
+        try:
+            write_atomically(self.path, png_of(sheet([*self._training, *self._validation], columns=1)))
+            self.is_written = True
+        except OSError as error:
+            if not self._warned:
+                logger.warning("%s cannot be written (%s); training goes on", self.path, error)
+            self._warned = True
+
+
+def first_pixels(batch: mx.io.DataBatch, most: int) -> np.ndarray:
+    """The data (n, 3, H, W) of a batch's first samples, padding left out.
+
+    It copies what is on the host, without an operation that would queue behind the training's.
+    """
+    return batch.data[0].asnumpy()[: min(most, batch.data[0].shape[0] - (batch.pad or 0))]
 
 
 def save_curves(records: Sequence[dict[str, Any]], path: Path, live: Sequence[dict[str, Any]] = ()) -> None:

@@ -17,7 +17,7 @@ from machine.command import held
 from machine.runtime import mx
 from model.checkpoint import drop_after, list_epochs, write_best
 from train.callbacks import finite_values
-from train.curves import LiveCurves
+from train.curves import BatchPicture, LiveCurves
 from train.metric import LossMetric
 from train.progress import Progress
 from train.run_files import MetricsFile, write_results
@@ -62,6 +62,8 @@ class EpochEnd:
         state = progress.state if options.output.live else None
         prefix, records = options.output.prefix, self.metrics.records
         self.curves = LiveCurves(prefix, metric, self.module, records, progress.batches, state)
+        self.batches = BatchPicture(prefix, writer.classes, pixel_options(options.input))
+        self.module.watch_validation = self._watch_validation
         self.board = self._open_board() if options.output.tensorboard else None
         self.best_metric = best_metric(options.validation)
         self.best: dict[str, Any] | None = None  # the record of the best epoch that has a checkpoint
@@ -137,13 +139,18 @@ class EpochEnd:
             pixel_options(self.options.input),
         )
         board.options(to_mapping(self.options))
-        self.module.watch_validation = board.validation
         return board
+
+    def _watch_validation(self, batch: mx.io.DataBatch, objects: np.ndarray, detections: np.ndarray) -> None:
+        """Draws the first batch of a validation."""
+        self.batches.validation(batch)
+        if self.board:
+            self.board.validation(batch, objects, detections)
 
     @property
     def watchers(self) -> list[Callable[[Any], None]]:
         """Batch-end callbacks that draw and write while an epoch goes on."""
-        return [self.curves, *([self.board] if self.board else [])]
+        return [self.curves, self.batches, *([self.board] if self.board else [])]
 
     def _observe_losses(self, metric: LossMetric) -> dict[str, float]:
         """The losses of this epoch's validation, which the schedule has taken in."""
@@ -172,6 +179,8 @@ class EpochEnd:
         if self.best:
             logger.info("best: checkpoint %d with %s=%.4f", self.best["epoch"], *self._best_score())
         logger.info("newest: checkpoint %d; curves: %s-curves.png", number, prefix)
+        if self.batches.is_written:
+            logger.info("what the network was given, the first batches: %s", self.batches.path)
         best = ["--epoch", "best"] if self.best and self.best["epoch"] != number else []
         command = ["python", "deploy.py", "--prefix", prefix, *best, "--output", f"{prefix}-model"]
         logger.info("export %s with: %s", "the best" if best else "it", shlex.join(command))

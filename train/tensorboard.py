@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 
 from common.errors import OptionError
-from drawing.boxes import draw, draw_objects, sheet
+from drawing.boxes import batch_sheet, draw, draw_objects, input_images, sheet
 from machine.runtime import mx
+from train.curves import first_pixels
 from train.metric import LossMetric, RecentMeans
 from train.module import DetectionModule
 
 BAR = "\\|"  # in a cell of a table
 MOST_IMAGES = 16  # of a picture
 SHOWN_SCORE = 0.25  # least score of a detection in a picture
-READABLE_SIDE = 320  # pixels: images are enlarged by a whole factor up to it, so that labels do not hide them
 
 
 def check_tensorboard() -> None:
@@ -89,33 +89,24 @@ class TensorBoard:
         Boxes are parts of the input, as in labels and `det`; rows with an id below 0 are none.
         """
         pictures = []
-        for image, own, found in zip(self._images(batch), objects, detections, strict=False):
+        images = input_images(first_pixels(batch, MOST_IMAGES), self._mean, self._std)
+        for image, own, found in zip(images, objects, detections, strict=False):
             height, width = image.shape[:2]
             boxes = found[found[:, 0] >= 0] * np.array([1, 1, width, height, width, height], np.float32)
             truth = draw_objects(image, own, self._class_names)
             pictures += [truth, draw(image, boxes, self._class_names, SHOWN_SCORE)]
-        self._picture("validation/truth_and_detections", pictures, self._epoch)
+        if pictures:
+            self._picture("validation/truth_and_detections", sheet(pictures), self._epoch)
 
     def _first_batch(self, batch: mx.io.DataBatch) -> None:
         """The first training batch of this process, as the network sees it."""
-        labels = batch.label[0].asnumpy()
-        pictures = [
-            draw_objects(image, own, self._class_names) for image, own in zip(self._images(batch), labels, strict=False)
-        ]
-        self._picture("train/first_batch", pictures, 0)
+        pixels = first_pixels(batch, MOST_IMAGES)
+        objects = batch.label[0].asnumpy()[: len(pixels)]
+        picture = batch_sheet(pixels, objects, self._mean, self._std, self._class_names)
+        self._picture("train/first_batch", picture, 0)
 
-    def _images(self, batch: mx.io.DataBatch) -> list[np.ndarray]:
-        """The first samples of a batch as images (H, W, 3) uint8; copies what is on the host without an operation that
-        would queue behind the training's."""
-        count = min(MOST_IMAGES, batch.data[0].shape[0] - (batch.pad or 0))
-        pixels = batch.data[0].asnumpy()[:count].transpose(0, 2, 3, 1)  # (n, H, W, 3)
-        images = np.rint(np.clip(pixels * self._std + self._mean, 0, 255)).astype(np.uint8)
-        factor = max(1, READABLE_SIDE // max(images.shape[1:3]))
-        return list(images.repeat(factor, axis=1).repeat(factor, axis=2))
-
-    def _picture(self, name: str, pictures: Sequence[np.ndarray], step: int) -> None:
-        if pictures:
-            self._writer.add_image(name, sheet(pictures), step, dataformats="HWC")
+    def _picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        self._writer.add_image(name, picture, step, dataformats="HWC")
 
     def _scalars(self, part: str, losses: Mapping[str, float], step: int) -> None:
         for name, value in with_total(losses, True).items():

@@ -37,7 +37,7 @@ FOLDERS = {
     "int8": f"--prefix {{data}}/ssd/run --dtype int8 --calib-rec {RECORD} --num-calib 10 --max-loss 0.5",
     "onnx": "--prefix {data}/yolo/run --onnx",
 }
-LEFT_OUT = ("curves.png", "live.json", "train.log")  # of the files of a run: no later command reads them
+LEFT_OUT = ("batches.png", "curves.png", "live.json", "train.log")  # of the files of a run: no later command reads them
 PATIENCE = 120.0  # seconds
 
 

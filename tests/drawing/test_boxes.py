@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drawing.boxes import colour_of, draw, draw_heatmap, score_map
+from drawing.boxes import GAP, batch_sheet, colour_of, draw, draw_heatmap, input_images, score_map
 
 NAMES = ("cat", "Käfer", "猫")
 SIZE = (12, 20)
@@ -98,3 +98,31 @@ def test_colours_go_from_blue_to_red_and_the_image_stays() -> None:
     assert picture.shape == image.shape
     assert picture[0, 0].argmax() == 2
     assert picture[-1, -1].argmax() == 0
+
+
+def test_inputs_become_the_images_that_they_were_made_of():
+    """Small ones are enlarged by a whole factor, large ones shrunk; NaN is black."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 100, 60, 3), dtype=np.uint8)
+    mean, std = np.array([10, 20, 30], np.float32), np.array([2, 3, 4], np.float32)
+    pixels = ((images.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2)  # (2, 3, 100, 60)
+    pixels[1, :, 7, 9] = np.nan
+    found = input_images(pixels, mean, std)
+    assert np.array_equal(found[0], images[0].repeat(3, axis=0).repeat(3, axis=1))
+    assert not found[1][21:24, 27:30].any()
+    large = np.full((1, 3, 640, 320), 50, np.float32)
+    shrunk = input_images(large, mean, np.ones(3, np.float32))
+    assert shrunk[0].shape == (320, 160, 3)
+    assert np.array_equal(shrunk[0][3, 5], [60, 70, 80])
+
+
+def test_a_sheet_of_a_batch_has_the_boxes_of_its_objects():
+    pixels = np.zeros((2, 3, 320, 320), np.float32)
+    objects = np.full((2, 3, 6), -1, np.float32)
+    objects[1, 0] = [0, 0.25, 0.5, 0.75, 1, 0]
+    picture = batch_sheet(pixels, objects, np.zeros(3), np.ones(3), ["cat"])
+    assert picture.shape == (320, 640 + GAP, 3)
+    assert not picture[:, :320].any()
+    assert (picture[:, 320 : 320 + GAP] == 255).all()
+    left = 320 + GAP
+    for y, x in ((250, left + 80), (250, left + 240), (160, left + 160)):
+        assert tuple(picture[y, x]) == colour_of(0)

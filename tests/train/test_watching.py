@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 
 from common.errors import OptionError, TrainingError
+from config.groups import pixel_options
+from drawing.boxes import CAPTION_HEIGHT, GAP, batch_sheet
 from evaluate.coco_metric import STAT_NAMES
+from machine.opencv import cv2
 from model.checkpoint import list_epochs
-from tests.train.tiny import metrics
+from tests.train.tiny import CLASSES, metrics
+from train.curves import BatchPicture
 from train.epoch_end import EpochEnd
 from train.training import run_training
 
@@ -142,7 +146,7 @@ def test_tensorboard_scalars(options, monkeypatch):
             assert written[f"validation/{name}", line["epoch"]] == value
         pairs = written["validation/truth_and_detections", line["epoch"]]
         assert pairs.shape == (320 * 4, 320 * 4, 3)  # eight images of the first batch, each twice
-    assert written["train/first_batch", 0].shape == (320 * 2, 320 * 4, 3)
+    assert written["train/first_batch", 0].shape == (320 * 2 + GAP, 320 * 4 + 3 * GAP, 3)
     losses = [written["batch/CrossEntropy", 2], written["batch/SmoothL1", 2]]
     assert written["batch/loss", 2] == sum(losses)
     assert written["batch/learning_rate", 5] == 0.05  # of the second epoch, of three batches
@@ -179,3 +183,61 @@ def test_the_command_to_export_can_be_run(options, tmp_path, caplog, monkeypatch
     line = next(line for line in caplog.messages if "python deploy.py" in line)
     command = ["python", "deploy.py", "--prefix", prefix, *words, "--output", f"{prefix}-model"]
     assert shlex.split(line.split("with: ")[1]) == command
+
+
+def test_the_first_batches_are_drawn_as_the_network_gets_them(options, monkeypatch, caplog):
+    """A line of text and a row for three training batches and one of the validation."""
+    given = []
+    real = BatchPicture._add
+    monkeypatch.setattr(
+        BatchPicture, "_add", lambda self, rows, name, batch: (given.append(batch), real(self, rows, name, batch))
+    )
+    run = options(augment="ssd", mosaic_prob=1.0, std_r=2.0, std_g=3.0, end_epoch=2)
+    with caplog.at_level(logging.INFO):
+        run_training(run)
+    picture = cv2.imread(f"{run.output.prefix}-batches.png")[..., ::-1]
+    assert len(given) == 4
+    assert picture.shape == (4 * (CAPTION_HEIGHT + 320), 4 * 320 + 3 * GAP, 3)
+    pixels = pixel_options(run.input)
+    for k, batch in enumerate(given):
+        assert [desc.name for desc in batch.provide_label][0] == "label"
+        data, objects = batch.data[0].asnumpy()[:4], batch.label[0].asnumpy()[:4]
+        assert (objects[..., 0] >= 0).any()
+        row = batch_sheet(data, objects, np.array(pixels["mean_pixels"]), np.array(pixels["std"]), CLASSES)
+        top = k * (CAPTION_HEIGHT + 320) + CAPTION_HEIGHT
+        assert np.array_equal(picture[top : top + 320], row)
+    assert f"the first batches: {run.output.prefix}-batches.png" in caplog.text
+
+
+def test_the_picture_of_the_batches_changes_nothing_of_the_run(options, monkeypatch, tmp_path):
+    changes = {"mosaic_prob": 0.5, "augment": "ssd"}
+    drawn, plain = (options(prefix=str(tmp_path / name / "t"), **changes) for name in ("drawn", "plain"))
+    real, drawings = BatchPicture._add, []
+
+    def add(self, rows, name, batch):
+        arrays, state = [array.asnumpy() for array in [*batch.data, *batch.label]], np.random.get_state()[1:3]
+        real(self, rows, name, batch)
+        drawings.append(name)
+        for before, after in zip(arrays, [*batch.data, *batch.label], strict=True):
+            assert np.array_equal(before, after.asnumpy())
+        assert all(np.array_equal(*pair) for pair in zip(state, np.random.get_state()[1:3], strict=True))
+
+    monkeypatch.setattr(BatchPicture, "_add", add)
+    run_training(drawn)
+    assert len(drawings) == 4
+    monkeypatch.setattr(BatchPicture, "_add", lambda *_: None)
+    run_training(plain)
+    assert Path(f"{drawn.output.prefix}-batches.png").is_file()
+    assert not Path(f"{plain.output.prefix}-batches.png").exists()
+    for name in ("0002.params", "0002.optim.params"):
+        one, other = (Path(f"{run.output.prefix}-{name}").read_bytes() for run in (drawn, plain))
+        assert one == other
+
+
+def test_a_picture_of_the_batches_that_cannot_be_written_is_a_warning(options, caplog):
+    run = options(end_epoch=1)
+    Path(f"{run.output.prefix}-batches.png").mkdir(parents=True)
+    run_training(run)
+    assert caplog.text.count("-batches.png cannot be written") == 1
+    assert "the first batches:" not in caplog.text
+    assert list_epochs(run.output.prefix) == [1]
