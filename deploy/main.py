@@ -26,6 +26,7 @@ class DeployOptions(ExpectedModel, CheckpointOptions):
     """What to export; what is not given is the checkpoint's own, so that the model detects as validation did."""
 
     data_shape: tuple[int, ...] | None = same_option(InputOptions, "data_shape")
+    resize_mode: str | None = same_option(InputOptions, "resize_mode", "the checkpoint's")
     output: str = option("", "folder to write (default: PREFIX-deploy)", "output")
     dtype: str = option(
         "float32",
@@ -102,6 +103,8 @@ def main(argv: list[str]) -> int:
     check_replaceable(folder)
     check_records(options, checkpoint.meta)
     model = model_from_checkpoint(checkpoint, data_shape=options.data_shape, **given_detection(options))
+    if options.resize_mode is not None:
+        model = replace(model, manifest=replace(model.manifest, resize_mode=options.resize_mode))
     model, files = converted(inference_model(model, options.uint8_input), options)
     print_summary(folder, write_model_folder(folder, model, files))
     return 0

@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from common.errors import CheckpointError, OptionError
+from config.augment_options import RESIZE_MODES
 from config.groups import DeviceOptions
 from dataset.transforms import to_image
 from engines.engine import AUTO, EngineRequest, open_engine
@@ -101,6 +102,7 @@ class Detector:
         ctx: mx.Context | DeviceOptions | None = None,
         threshold: float | Mapping[str, float] = DEFAULT_THRESHOLD,
         batch_size: int = 1,
+        resize_mode: str | None = None,
         **detection_options: Any,
     ) -> None:
         """Loads the model and reserves its memory.
@@ -115,6 +117,7 @@ class Detector:
             threshold: lowest score of a detection, or {class name: lowest score} (others have DEFAULT_THRESHOLD). The
                 model itself drops what is below its own score threshold (manifest.postprocessing).
             batch_size: images at a time.
+            resize_mode: how images fill the input, force or letterbox; None = as the model says.
             detection_options: nms, nms_topk, score_threshold, force in place of a checkpoint's own; a model folder must
                 have been exported with them.
 
@@ -126,6 +129,10 @@ class Detector:
         self._engine = open_engine(engine, EngineRequest(path, epoch, ctx, batch_size, detection_options))
         self.engine = self._engine.name
         self.manifest = self._engine.manifest
+        if resize_mode is not None and resize_mode not in RESIZE_MODES:
+            raise OptionError(f"resize mode {resize_mode!r}: expected {' or '.join(RESIZE_MODES)}")
+        if resize_mode is not None:
+            self.manifest = replace(self.manifest, resize_mode=resize_mode)
         self.class_names = self.manifest.class_names
         self.batch_size = batch_size
         self._thresholds = class_thresholds(threshold, self.class_names)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from common.errors import DataError, OptionError
 from common.files import check_output_file
 from config.command_line import boolean_flags, parse_options
-from config.groups import DeviceOptions, ExpectedModel, ModelOptions, obsolete
+from config.groups import DeviceOptions, ExpectedModel, InputOptions, ModelOptions, obsolete
 from config.options import option, same_option
 from dataset.transforms import shape_of
 from detect.inputs import (
@@ -65,6 +65,7 @@ class DemoOptions(ExpectedModel, ModelOptions):
     dir: str = option("", "folder put before each of the images; alone: its images", "images")
     ext: str = option("", "extension put after each of the images", "images")
     batch_size: int = option(1, "images at a time", "images", minimum=1, maximum=1024)
+    resize_mode: str | None = same_option(InputOptions, "resize_mode", "as the model says")
     thresh: float = option(0.5, "lowest score to show", "detections", minimum=0.0, maximum=1.0)
     nms: float | None = same_option(CommonOptions, "nms", "the model's; for a checkpoint only")
     force: bool | None = same_option(CommonOptions, "force", "the model's; for a checkpoint only")
@@ -267,6 +268,7 @@ def _load(options: DemoOptions) -> "Detector":
         ctx=DeviceOptions(gpus=options.gpus, cpu=options.cpu),
         threshold=0.0 if options.heatmap else options.thresh,
         batch_size=options.batch_size,
+        resize_mode=options.resize_mode,
         **detection,
     )
     known = detector.manifest

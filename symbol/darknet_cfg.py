@@ -5,8 +5,10 @@ trusted: sections and keys that are not built, numbers out of bounds and referen
 Source: Darknet, src/parser.c.
 """
 
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,25 +16,33 @@ from common.errors import DataError
 from common.sizes import Size
 from symbol.darknet_sections import (
     ACTIVATIONS,
+    IMAGE_CHANNELS,
     Anchor,
+    AvgPool,
     Convolutional,
+    Dropout,
     MaxPool,
     Route,
+    Sam,
+    ScaleChannels,
     Section,
     Sections,
     Shortcut,
     Upsample,
     Yolo,
+    section_name,
     trace,
 )
 
 MAX_CFG_BYTES = 1 << 18
 MAX_SIZE, MAX_STEP, MAX_FILTERS, MAX_CLASSES, MAX_LIST, MAX_ANCHOR = 31, 32, 1 << 16, 10000, 100, 1e5
+MAX_SIDE, MAX_DROPOUT = 1 << 14, 0.99
+MIN_SCALE, MAX_SCALE = 1.0, 4.0  # of scale_x_y
 NET_SECTIONS = ("net", "network")
 # Keys that say how Darknet trains and fills its input; here options of the command line do. Sources: src/parser.c of
 # pjreddie/darknet and of AlexeyAB/darknet, parse_net_options and parse_yolo.
 _NET = """
-batch subdivisions sequential_subdivisions dynamic_minibatch width height resize_step letter_box
+batch subdivisions sequential_subdivisions dynamic_minibatch width height resize_step letter_box max_epochs
 learning_rate learning_rate_min burn_in max_batches policy power gamma step scale steps scales seq_scales
 sgdr_cycle sgdr_mult momentum decay adam B1 B2 eps clip ema_alpha loss_scale label_smooth_eps adversarial_lr
 angle saturation exposure hue aspect flip blur gaussian_noise mixup cutmix mosaic mosaic_bound
@@ -43,9 +53,19 @@ max_chart_loss optimized_memory workspace_size_limit_MB use_cuda_graph
 _YOLO = """
 jitter resize random max ignore_thresh truth_thresh iou_thresh iou_thresh_kind iou_loss iou_normalizer
 obj_normalizer cls_normalizer delta_normalizer max_delta counters_per_class label_smooth_eps objectness_smooth
-focal_loss show_details
+focal_loss show_details nms_kind beta_nms
 """
-IGNORED = {"net": frozenset(_NET.split()), "yolo": frozenset(_YOLO.split())}
+# Of any section, where training begins and ends in it.
+_ANY = "stopbackward onlyforward dont_update burnin_update train_only_bn learning_rate"
+IGNORED = {"net": frozenset(_NET.split()), "yolo": frozenset(f"{_YOLO} {_ANY}".split())}
+# What only AlexeyAB's Darknet reads: it stretches images, pjreddie's keeps their proportions.
+_ALEXEY_NET = "letter_box mosaic cutmix dynamic_minibatch ema_alpha max_epochs optimized_memory"
+_ALEXEY_YOLO = """
+scale_x_y new_coords iou_thresh iou_loss iou_normalizer obj_normalizer cls_normalizer nms_kind beta_nms max_delta
+objectness_smooth counters_per_class resize
+"""
+_ALEXEY_SECTIONS = frozenset({"sam", "scale_channels"})
+_ALEXEY_ACTIVATIONS = frozenset({"mish", "swish", "relu6"})
 
 
 class _Block(NamedTuple):
@@ -65,11 +85,11 @@ def load_cfg(path: str | Path) -> str:
             content = file.read(MAX_CFG_BYTES + 1)
         if len(content) > MAX_CFG_BYTES:
             raise DataError(f"{path}: larger than {MAX_CFG_BYTES} bytes, this is not a .cfg of Darknet")
-        return content.decode("utf-8")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path of the .cfg") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not text; give the .cfg of the network, not its .weights") from error
+    if b"\0" in content:
+        raise DataError(f"{path}: is not text; give the .cfg of the network, not its .weights")
+    return content.decode("utf-8-sig", errors="replace")  # comments are in any encoding
 
 
 def parse_cfg(text: str, origin: str) -> Sections:
@@ -86,10 +106,48 @@ def parse_cfg(text: str, origin: str) -> Sections:
     return sections
 
 
-def format_cfg(sections: Sections, size: Size) -> str:
-    """The .cfg text of sections, which parse_cfg reads back as the same; size (height, width) goes into [net]."""
-    net = {"width": size[1], "height": size[0], "channels": 3}
-    blocks = [("net", net), *((type(section).__name__.lower(), _values(section)) for section in sections)]
+@dataclass(frozen=True)
+class CfgInput:
+    """What a .cfg says of the input. size: (height, width), None where it gives none that can be.
+
+    letterbox: whether images keep their proportions: as letter_box says; without that key in pjreddie's Darknet, but
+    not in AlexeyAB's, whose files have keys, sections or activations that pjreddie's does not know.
+    """
+
+    size: Size | None
+    letterbox: bool
+
+
+def cfg_input(text: str, origin: str) -> CfgInput:
+    """What a .cfg text, which parse_cfg reads, says of the input; DataError as there."""
+    try:
+        net, *blocks = _blocks(text)
+        reader = _Reader(net, ignored=frozenset())
+        sides = tuple(reader.number(side, 0, 0, MAX_SIDE) for side in ("height", "width"))
+        letter_box = reader.number("letter_box", int(not _is_alexeys([net, *blocks])), 0, 1)
+    except ValueError as error:
+        raise DataError(f"{origin}: {error}") from error
+    return CfgInput((sides[0], sides[1]) if all(sides) else None, bool(letter_box))
+
+
+def _is_alexeys(blocks: Sequence[_Block]) -> bool:
+    """Whether some block is of AlexeyAB's Darknet alone."""
+    return any(
+        block.name in _ALEXEY_SECTIONS
+        or block.values.get("activation") in _ALEXEY_ACTIVATIONS
+        or not set((_ALEXEY_NET if block.name in NET_SECTIONS else _ALEXEY_YOLO).split()).isdisjoint(block.values)
+        or (block.name == "route" and "groups" in block.values)
+        for block in blocks
+    )
+
+
+def format_cfg(sections: Sections, size: Size, letterbox: bool = True) -> str:
+    """The .cfg text of sections, which parse_cfg reads back as the same; size (height, width) goes into [net].
+
+    letterbox: whether images keep their proportions.
+    """
+    net = {"width": size[1], "height": size[0], "channels": IMAGE_CHANNELS, "letter_box": int(letterbox)}
+    blocks = [("net", net), *((section_name(section), _values(section)) for section in sections)]
     return "\n".join(
         f"[{name}]\n" + "".join(f"{key}={_text(value)}\n" for key, value in values.items()) for name, values in blocks
     )
@@ -108,9 +166,8 @@ def _blocks(text: str) -> Iterator[_Block]:
             key, sign, value = (part.strip() for part in line.partition("="))
             if not block or not sign or not key:
                 raise ValueError(f"line {number}, {line!r:.50}: expected [section] or key=value")
-            if key in block.values:
+            if block.values.setdefault(key, value) != value and key not in _ignored(block.name):
                 raise ValueError(f"line {number}: {key} is given twice in one section")
-            block.values[key] = value
     if block:
         yield block
 
@@ -118,9 +175,10 @@ def _blocks(text: str) -> Iterator[_Block]:
 class _Reader:
     """Takes the values of a block one by one; what is left in the end is not built."""
 
-    def __init__(self, block: _Block) -> None:
+    def __init__(self, block: _Block, ignored: frozenset[str] | None = None) -> None:
+        """ignored: keys that are not looked at; None: those of IGNORED."""
         self._where = f"line {block.line}, [{block.name}]"
-        ignored = IGNORED.get("net" if block.name in NET_SECTIONS else block.name, frozenset())
+        ignored = _ignored(block.name) if ignored is None else ignored
         self._values = {key: value for key, value in block.values.items() if key not in ignored}
 
     def fail(self, message: str) -> ValueError:
@@ -133,8 +191,10 @@ class _Reader:
         """A whole number within bounds; default None = the key must be there."""
         return self._numbers(key, default, low, high, at_most=1)[0]
 
-    def numbers(self, key: str, low: int, high: int) -> tuple[int, ...]:
-        """A list of whole numbers within bounds."""
+    def numbers(self, key: str, low: int, high: int, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        """A list of whole numbers within bounds; default None = the key must be there."""
+        if key not in self._values and default is not None:
+            return default
         return self._numbers(key, None, low, high, at_most=MAX_LIST)
 
     def _numbers(self, key: str, default: int | None, low: int, high: int, at_most: int) -> tuple[int, ...]:
@@ -156,15 +216,20 @@ class _Reader:
             raise self.fail(f"{key}={value!r:.50} is not built (there is {', '.join(choices)})")
         return value
 
-    def only(self, key: str, built: float) -> None:
-        """A number that must be `built` where it is given, because another would change the network."""
-        value = self.text(key, str(built))
+    def decimal(self, key: str, default: float, low: float, high: float) -> float:
+        """A number within bounds."""
+        text = self.text(key, str(default))
         try:
-            is_built = float(value) == built
+            value = float(text)
         except ValueError:
-            is_built = False
-        if not is_built:
-            raise self.fail(f"{key}={value!r:.50} is not built (there is {built:g})")
+            value = math.nan
+        if not low <= value <= high:
+            raise self.fail(f"{key}={text!r:.50}: expected a number from {low:g} to {high:g}")
+        return value
+
+    def activation(self, default: str = "linear") -> str:
+        """The function that follows a section."""
+        return self.one_of("activation", default, ACTIVATIONS)
 
     def anchors(self) -> tuple[Anchor, ...]:
         """Pairs of widths and heights in pixels."""
@@ -176,9 +241,7 @@ class _Reader:
 
     def finish(self) -> None:
         for key in self._values:
-            raise self.fail(
-                f"key {key!r:.50} is not built; remove it, or the network would not be the one that it means"
-            )
+            raise self.fail(f"key {key!r:.50} is not built; convert it with Darknet itself, or train another network")
 
 
 def parse_anchors(text: str) -> tuple[Anchor, ...]:
@@ -192,9 +255,14 @@ def parse_anchors(text: str) -> tuple[Anchor, ...]:
     return tuple(zip(values[::2], values[1::2], strict=True))
 
 
+def _ignored(name: str) -> frozenset[str]:
+    """Keys of a section that do not change what it computes."""
+    return IGNORED.get("net" if name in NET_SECTIONS else name, frozenset(_ANY.split()))
+
+
 def _check_net(block: _Block) -> None:
     reader = _Reader(block)
-    reader.number("channels", 3, 3, 3)
+    reader.number("channels", IMAGE_CHANNELS, IMAGE_CHANNELS, IMAGE_CHANNELS)
     reader.finish()
 
 
@@ -209,29 +277,54 @@ def _section(block: _Block) -> Section:
 
 def _convolutional(reader: _Reader) -> Section:
     section = Convolutional(
-        filters=reader.number("filters", None, 1, MAX_FILTERS),
-        size=reader.number("size", None, 1, MAX_SIZE),
+        filters=reader.number("filters", 1, 1, MAX_FILTERS),
+        size=reader.number("size", 1, 1, MAX_SIZE),
         stride=reader.number("stride", 1, 1, MAX_STEP),
         batch_normalize=bool(reader.number("batch_normalize", 0, 0, 1)),
-        activation=reader.one_of("activation", "linear", ACTIVATIONS),
+        activation=reader.activation("logistic"),
+        groups=reader.number("groups", 1, 1, MAX_FILTERS),
     )
     padding = reader.number("padding", 0, 0, MAX_SIZE)  # in pixels; pad=1 is half of the kernel, whatever this says
     if not reader.number("pad", 0, 0, 1) and padding != section.size // 2:
-        raise reader.fail("without pad=1 the map would have another border, which is not built; set pad=1")
+        raise reader.fail("without pad=1 the map has another border, which is not built")
     return section
 
 
 def _shortcut(reader: _Reader) -> Section:
-    reader.one_of("activation", "linear", ("linear",))
-    return Shortcut(reader.number("from", None, -MAX_FILTERS, MAX_FILTERS))
+    return Shortcut(reader.number("from", None, -MAX_FILTERS, MAX_FILTERS), reader.activation())
 
 
 def _route(reader: _Reader) -> Section:
-    return Route(reader.numbers("layers", -MAX_FILTERS, MAX_FILTERS))
+    return Route(
+        reader.numbers("layers", -MAX_FILTERS, MAX_FILTERS),
+        reader.number("groups", 1, 1, MAX_FILTERS),
+        reader.number("group_id", 0, 0, MAX_FILTERS),
+    )
 
 
 def _maxpool(reader: _Reader) -> Section:
-    return MaxPool(reader.number("size", None, 1, MAX_SIZE), reader.number("stride", 1, 1, MAX_STEP))
+    stride = reader.number("stride", 1, 1, MAX_STEP)
+    section = MaxPool(reader.number("size", stride, 1, MAX_SIZE), stride)
+    reader.number("padding", section.size - 1, section.size - 1, section.size - 1)
+    return section
+
+
+def _avgpool(reader: _Reader) -> Section:
+    del reader
+    return AvgPool()
+
+
+def _dropout(reader: _Reader) -> Section:
+    return Dropout(reader.decimal("probability", Dropout.probability, 0.0, MAX_DROPOUT))
+
+
+def _scale_channels(reader: _Reader) -> Section:
+    reader.number("scale_wh", 0, 0, 0)
+    return ScaleChannels(reader.number("from", None, -MAX_FILTERS, MAX_FILTERS), reader.activation())
+
+
+def _sam(reader: _Reader) -> Section:
+    return Sam(reader.number("from", None, -MAX_FILTERS, MAX_FILTERS), reader.activation())
 
 
 def _upsample(reader: _Reader) -> Section:
@@ -240,10 +333,14 @@ def _upsample(reader: _Reader) -> Section:
 
 def _yolo(reader: _Reader) -> Section:
     anchors = reader.anchors()
-    reader.only("scale_x_y", 1)
-    reader.only("new_coords", 0)
-    reader.number("num", len(anchors), len(anchors), len(anchors))
-    return Yolo(reader.numbers("mask", 0, MAX_LIST), anchors, reader.number("classes", 20, 1, MAX_CLASSES))
+    reader.number("num", len(anchors), 1, len(anchors))
+    return Yolo(
+        reader.numbers("mask", 0, MAX_LIST, tuple(range(len(anchors)))),
+        anchors,
+        reader.number("classes", 20, 1, MAX_CLASSES),
+        reader.decimal("scale_x_y", 1.0, MIN_SCALE, MAX_SCALE),
+        bool(reader.number("new_coords", 0, 0, 1)),
+    )
 
 
 _SECTIONS: Mapping[str, Callable[[_Reader], Section]] = {
@@ -251,28 +348,41 @@ _SECTIONS: Mapping[str, Callable[[_Reader], Section]] = {
     "shortcut": _shortcut,
     "route": _route,
     "maxpool": _maxpool,
+    "avgpool": _avgpool,
+    "dropout": _dropout,
+    "scale_channels": _scale_channels,
+    "sam": _sam,
     "upsample": _upsample,
     "yolo": _yolo,
 }
 
 
 def _values(section: Section) -> dict[str, Any]:
+    """The keys of a section in its file; those that stand for Darknet's default are left out, but for activations."""
     match section:
         case Convolutional():
             norm = {"batch_normalize": 1} if section.batch_normalize else {}
+            groups = {"groups": section.groups} if section.groups > 1 else {}
             common = {"size": section.size, "stride": section.stride, "pad": 1, "activation": section.activation}
-            return {**norm, "filters": section.filters, **common}
-        case Shortcut():
-            return {"from": section.from_, "activation": "linear"}
+            return {**norm, "filters": section.filters, **groups, **common}
+        case Shortcut() | ScaleChannels() | Sam():
+            return {"from": section.from_, "activation": section.activation}
         case Yolo():
             num = len(section.anchors)
-            return {"mask": section.mask, "anchors": section.anchors, "classes": section.classes, "num": num}
+            common = {"mask": section.mask, "anchors": section.anchors, "classes": section.classes, "num": num}
+            scale = {"scale_x_y": section.scale_x_y} if section.scale_x_y != 1 else {}
+            return {**common, **scale, **({"new_coords": 1} if section.new_coords else {})}
         case Route():
-            return {"layers": section.layers}
+            groups = {"groups": section.groups, "group_id": section.group_id} if section.groups > 1 else {}
+            return {"layers": section.layers, **groups}
         case MaxPool():
             return {"stride": section.stride, "size": section.size}
+        case Dropout():
+            return {"probability": section.probability}
         case Upsample():
             return {"stride": section.stride}
+        case AvgPool():
+            return {}
 
 
 def _text(value: Any) -> str:

@@ -179,6 +179,12 @@ def swish(data: Symbol, name: str) -> Symbol:
     return mx.sym.elemwise_mul(data, mx.sym.Activation(data, act_type="sigmoid", name=f"{name}_sigmoid"), name=name)
 
 
+def mish(data: Symbol, name: str) -> Symbol:
+    """x times the hyperbolic tangent of log(1 + e^x) (Misra 2019)."""
+    soft = mx.sym.Activation(data, act_type="softrelu", name=f"{name}_softplus")
+    return mx.sym.elemwise_mul(data, mx.sym.Activation(soft, act_type="tanh", name=f"{name}_tanh"), name=name)
+
+
 def same_conv(
     layers: Layers, data: Symbol, name: str, filters: int, kernel: int, *, stride: int = 1, groups: int = 1
 ) -> Symbol:

@@ -125,6 +125,14 @@ class YOLOOptions(WidthOption, CommonOptions):
         "", "text of the .cfg of --network darknet:FILE (a checkpoint keeps it); '' = that of the file", "yolo network"
     )
 
+    batch_norm_eps: float = option(
+        1e-5,
+        "what batch normalisation adds to variances (weights of Darknet: 1e-6, as OpenCV reads them)",
+        "yolo network",
+        minimum=0.0,
+        maximum=0.1,
+    )
+
     iou_t: float = option(
         0.2, "IoU of width and height above which an anchor learns an object", "yolo losses", minimum=0.0, maximum=1.0
     )
@@ -146,6 +154,14 @@ class YOLOOptions(WidthOption, CommonOptions):
 
     multi_label: bool = option(
         True, "a box may have several classes; otherwise its best one", "yolo detection", detection=True
+    )
+    one_class: str = option(
+        "objectness",
+        "score of a network of one class: its objectness, or the product with the probability of the class, as Darknet "
+        "has it",
+        "yolo detection",
+        detection=True,
+        choices=("objectness", "product"),
     )
     only_classes: tuple[int, ...] = option(
         (), "ids of the classes to detect; none = all", "yolo detection", detection=True, minimum=0

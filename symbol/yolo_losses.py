@@ -11,6 +11,7 @@ from typing import NamedTuple
 from boxes.geometry import EPSILON
 from boxes.yolo_assigner import COLUMNS
 from machine.runtime import mx
+from symbol.backbone.darknet import Level, centres, side_factors
 from symbol.layers import Symbol
 from symbol.losses import softplus
 from symbol.network_options import YOLOOptions
@@ -78,11 +79,10 @@ def _x_and_y(pairs: Symbol) -> Symbol:
     return mx.sym.split(pairs, num_outputs=2, axis=-1, squeeze_axis=True)
 
 
-def yolo_losses(maps: Sequence[Symbol], strides: Sequence[int], num_classes: int, options: YOLOOptions) -> list[Symbol]:
+def yolo_losses(maps: Sequence[Level], num_classes: int, options: YOLOOptions) -> list[Symbol]:
     """Training outputs box_loss, obj_loss and, for more than one class, cls_loss, each (B,).
 
-    maps: raw predictions (B, anchors * (5 + num_classes), h, w) in the order of the assigner's maps, channels grouped
-    by anchor: x, y, w, h, objectness, classes. Reads LABELS.
+    maps: raw predictions in the order of the assigner's maps. Reads LABELS.
 
     On each map the box loss is the mean of 1 - overlap over the positives, the class loss the mean of the cross
     entropies over positives and classes, the objectness loss the mean over the cells of all real images; then sums over
@@ -93,13 +93,15 @@ def yolo_losses(maps: Sequence[Symbol], strides: Sequence[int], num_classes: int
     target, mask, normaliser = (mx.sym.var(name) for name in LABELS)
     counts = [mx.sym.maximum(_column(normaliser, level, 1), 1.0) for level in range(len(maps) + 1)]  # (B,) each
     sums = []
-    for level, raw in enumerate(maps):
+    for level, predicted in enumerate(maps):
         rows = mx.sym.slice_axis(target, axis=1, begin=level, end=level + 1)
         rows = mx.sym.reshape(rows, shape=(0, -3, 0))  # (B, T, 11)
-        box, obj, cls = _map_losses(raw, rows, num_classes, options)
+        box, obj, cls = _map_losses(predicted, rows, num_classes, options)
         sums.append((box / counts[level], obj, cls / (counts[level] * num_classes)))
     box, obj, cls = (mx.sym.add_n(*parts) for parts in zip(*sums, strict=True))
-    obj = mx.sym.broadcast_mul(obj * mx.sym.reshape(mask, shape=(-1,)) / counts[-1], _longer_side(maps[0], strides[0]))
+    obj = mx.sym.broadcast_mul(
+        obj * mx.sym.reshape(mask, shape=(-1,)) / counts[-1], _longer_side(maps[0].symbol, maps[0].stride)
+    )
     losses = {"box_loss": box * options.giou_gain, "obj_loss": obj * (options.obj_gain / GAIN_SIDE)}
     if num_classes > 1:
         losses["cls_loss"] = cls * (options.cls_gain * num_classes / GAIN_CLASSES)
@@ -112,13 +114,13 @@ def by_anchor(raw: Symbol, *, anchors: int = -1, values: int = -1) -> Symbol:
     return mx.sym.transpose(net, axes=(0, 1, 3, 4, 2))
 
 
-def _map_losses(raw: Symbol, rows: Symbol, num_classes: int, options: YOLOOptions) -> tuple[Symbol, Symbol, Symbol]:
+def _map_losses(level: Level, rows: Symbol, num_classes: int, options: YOLOOptions) -> tuple[Symbol, Symbol, Symbol]:
     """Sums over the positives of box and class loss, and mean over the cells of the objectness loss, each (B,)."""
-    prediction = by_anchor(raw, values=5 + num_classes)  # (B, anchors, h, w, 5 + C)
+    prediction = by_anchor(level.symbol, values=5 + num_classes)  # (B, anchors, h, w, 5 + C)
     found = _gather(prediction, rows)  # (B, T, 5 + C)
     positive = _column(rows, COLUMNS.index("anchor"), 2) >= 0  # (B, T)
 
-    overlap = paired_overlap(_predicted_boxes(found, rows), _target_boxes(rows), options.box_loss)  # (B, T)
+    overlap = paired_overlap(_predicted_boxes(level, found, rows), _target_boxes(rows), options.box_loss)  # (B, T)
     box = mx.sym.sum((1 - overlap) * positive, axis=1)
 
     value = 1 - options.gr + options.gr * mx.sym.maximum(overlap, 0.0)
@@ -162,12 +164,12 @@ def smoothed_targets(smoothing: float) -> tuple[float, float]:
     return 1 - smoothing / 2, smoothing / 2
 
 
-def _predicted_boxes(found: Symbol, rows: Symbol) -> Boxes:
+def _predicted_boxes(level: Level, found: Symbol, rows: Symbol) -> Boxes:
     """Boxes of gathered predictions (B, T, 5 + C) in cells, centres relative to their cell."""
     sides = mx.sym.clip(mx.sym.slice_axis(found, axis=2, begin=2, end=4), *LOG_SIDE_RANGE)  # (B, T, 2)
     return Boxes(
-        mx.sym.sigmoid(mx.sym.slice_axis(found, axis=2, begin=0, end=2)),
-        mx.sym.exp(sides) * _pair(rows, "anchor_w"),
+        centres(level, mx.sym.slice_axis(found, axis=2, begin=0, end=2)),
+        side_factors(level, sides) * _pair(rows, "anchor_w"),
     )
 
 

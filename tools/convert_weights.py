@@ -17,6 +17,7 @@ import numpy as np
 
 from common.errors import CheckpointError, OptionError
 from common.files import check_prefix
+from config.augment_options import FORCE, LETTERBOX
 from config.command_line import boolean_flags, parse_options
 from config.groups import DataOptions, InputOptions, pixel_options
 from config.options import from_mapping, option, same_option, to_mapping
@@ -31,6 +32,7 @@ from train.options import train_options
 if TYPE_CHECKING:
     from model.weights.classic import Description
     from model.weights.fit import FitReport
+    from symbol.darknet_cfg import CfgInput
 
 Arrays = dict[str, np.ndarray]
 DEFAULT_NETWORK = "vgg16_ssd_voc"
@@ -57,10 +59,11 @@ class ConvertOptions:
         "network",
     )
     data_shape: tuple[int, ...] | None = same_option(
-        InputOptions, "data_shape", "the classic symbol's, else 300, of YOLO 416, of EfficientDet its own"
+        InputOptions, "data_shape", "the classic symbol's or the .cfg's, else 300, of YOLO 416, of EfficientDet its own"
     )
     width: float = same_option(WidthOption, "width", None)
     yolo_anchors: str = same_option(YOLOOptions, "yolo_anchors", None)
+    resize_mode: str | None = same_option(InputOptions, "resize_mode", "as the project has it, or the .cfg says")
     num_class: int | None = same_option(DataOptions, "num_class", "those of the heads in the file, else 20")
     class_names: tuple[str, ...] = option(
         (),
@@ -112,7 +115,13 @@ class WeightsSource:
 YOLO_PIXELS: dict[str, Any] = dict.fromkeys(("mean_r", "mean_g", "mean_b"), 0.0) | dict.fromkeys(
     ("std_r", "std_g", "std_b"), 255.0
 )
-YOLO_PIXELS |= {"resize_mode": "letterbox", "fill": 114}
+YOLO_PIXELS |= {"resize_mode": LETTERBOX, "fill": 114}
+# Darknet's, whose grey is 0.5: src/image.c, letterbox_image; no box is too small or too large (get_yolo_detections).
+DARKNET_PIXELS = YOLO_PIXELS | {"fill": 127}
+DARKNET_OPTIONS: dict[str, Any] = {"one_class": "product", "min_box": 0.0, "max_box": 1e6, "nms_topk": 1000}
+DARKNET_OPTIONS |= {"score_threshold": 0.005, "nms": 0.45}  # src/detector.c, validate_detector_map
+# OpenCV's dnn adds 1e-6 to variances, as pjreddie's Darknet to their roots; AlexeyAB's adds 1e-5 to variances.
+DARKNET_OPTIONS |= {"batch_norm_eps": 1e-6}  # EPSILON of model/weights/darknet.py
 # EfficientDet's: RGB by ImageNet's mean and standard deviation, letterboxed as the trainer of bubbliiiing does.
 EFFDET_PIXELS: dict[str, Any] = {"mean_r": 123.675, "mean_g": 116.28, "mean_b": 103.53}
 EFFDET_PIXELS |= {"std_r": 58.395, "std_g": 57.12, "std_b": 57.375, "resize_mode": "letterbox", "fill": 128}
@@ -126,7 +135,7 @@ SOURCES: dict[str, WeightsSource] = {
     "caffe": WeightsSource("caffe", {"post_process": "per_class", "nms_topk": 400, "keep_topk": 200}),
     "gluon": WeightsSource("gluon"),
     "classic": WeightsSource("classic"),
-    "darknet": WeightsSource("darknet", pixels=YOLO_PIXELS, side=416),
+    "darknet": WeightsSource("darknet", DARKNET_OPTIONS, DARKNET_PIXELS, side=416),
     "yolov3-spp.pytorch": WeightsSource("pytorch", pixels=YOLO_PIXELS, side=416, renaming="rename_yolo"),
     "efficientdet.pytorch": WeightsSource("pytorch", pixels=EFFDET_PIXELS, side=0, renaming="rename_effdet"),
 }
@@ -143,9 +152,10 @@ def main(argv: list[str]) -> None:
     prefix = options.prefix or str(path.with_suffix(""))
     _check_outputs(prefix, path, options.overwrite)
     options, stated = _completed(options, source, path)
+    options = replace(options, resize_mode=_resize_mode(options, source))
     network_options = to_mapping(from_mapping(network_options_class(), _network_values(options, source) | stated))
     arg, aux = source.rename(source.read(str(path)), options.network, network_options)
-    names = _class_names(options, arg)
+    names = _class_names(options, path, arg)
     report, complete = _write(prefix, options, network_options, names, arg, aux)
     print(report)
     print(f"{prefix}-0000.params written; train from it with --pretrained {prefix} --epoch 0")
@@ -161,7 +171,7 @@ def _completed(options: ConvertOptions, source: WeightsSource, path: Path) -> tu
     found = _classic_symbol(options, path)
     if found is None:
         network = options.network or DEFAULT_NETWORK
-        return replace(options, network=network, data_shape=options.data_shape or (_side(source, network),)), {}
+        return replace(options, network=network, data_shape=options.data_shape or _shape(source, network)), {}
     network = options.network or found.network or ""
     if not network:
         raise OptionError(f"{path}: the symbol beside it is of no network that is known; give --network")
@@ -200,10 +210,33 @@ def _source(options: ConvertOptions) -> WeightsSource:
     return SOURCES[options.from_]
 
 
-def _side(source: WeightsSource, network: str) -> int:
-    """Of the input, where none is given."""
+def _shape(source: WeightsSource, network: str) -> tuple[int, ...]:
+    """The input's, where none is given."""
+    stated = _cfg_input(network)
+    if stated and stated.size:
+        return stated.size
     own = family_of(network).usual_sizes(network)
-    return own[0] if len(own) == 1 else source.side
+    return (own[0] if len(own) == 1 else source.side,)
+
+
+def _cfg_input(network: str) -> "CfgInput | None":
+    """What the .cfg of a network says of its input; None for a network without one."""
+    from symbol.darknet_cfg import cfg_input
+    from symbol.symbol_factory import embedded_options
+
+    text = embedded_options(network, {}).get("darknet_cfg")
+    return cfg_input(text, network) if text else None
+
+
+def _resize_mode(options: ConvertOptions, source: WeightsSource) -> str:
+    """How images fill the input: as given, as a .cfg of Darknet says, which is printed, or as the project has it."""
+    usual = source.pixels.get("resize_mode", FORCE)
+    stated = _cfg_input(options.network) if options.from_ == "darknet" else None
+    if options.resize_mode or not stated:
+        return options.resize_mode or usual
+    mode = LETTERBOX if stated.letterbox else FORCE
+    print(f"note: by its .cfg, images are taken as --resize-mode {mode} does; give another one if it was trained so")
+    return mode
 
 
 def _file(words: list[str], options: ConvertOptions) -> Path:
@@ -225,12 +258,17 @@ def _check_outputs(prefix: str, path: Path, overwrite: bool) -> None:
             raise OptionError(f"{output} is there already; choose another --prefix, or add --overwrite to lose it")
 
 
-def _class_names(options: ConvertOptions, arg: Arrays) -> tuple[str, ...]:
+def _class_names(options: ConvertOptions, path: Path, arg: Arrays) -> tuple[str, ...]:
     """The names given, VOC's, or class0, class1, ...; as many as the heads in the file have classes."""
     names = read_class_names(options.class_names) or ()
-    count = options.num_class or len(names) or _classes_of_heads(options, arg) or len(VOC_CLASSES)
+    in_file = _classes_of_heads(options, arg)
+    count = options.num_class or in_file or len(names) or len(VOC_CLASSES)
     if names and len(names) != count:
-        raise OptionError(f"--class-names has {len(names)} names, but there are {count} classes")
+        whose = f"{path} has {count}" if count == in_file else f"--num-class is {count}"
+        raise OptionError(
+            f"--class-names has {len(names)} names, but {whose}; give a name for each class, or --num-class "
+            f"{len(names)} for other classes than the file's, whose heads are then left out"
+        )
     if names:
         return names
     return VOC_CLASSES if count == len(VOC_CLASSES) else tuple(f"class{k}" for k in range(count))
@@ -304,7 +342,7 @@ def _write_checkpoint(
 
     assert options.data_shape  # main() has put the source's in
     symbol = get_symbol_train(options.network, options.data_shape, len(names), **network_options)
-    defaults = train_options(**_source(options).pixels)
+    defaults = train_options(**{**_source(options).pixels, "resize_mode": options.resize_mode})
     meta = CheckpointMeta(
         epoch=0,
         num_update=0,

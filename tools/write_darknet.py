@@ -15,12 +15,13 @@ if not __package__:
 
 from common.errors import CheckpointError, DataError, OptionError
 from common.files import check_prefix, write_all
-from config.augment_options import FORCE
+from config.augment_options import FORCE, LETTERBOX
 from config.command_line import parse_options
 from config.groups import CheckpointOptions
 from config.options import from_mapping, option
 from dataset.darknet_data import names_content
 from machine.command import run_command
+from symbol.network_options import YOLOOptions
 
 if TYPE_CHECKING:
     from model.checkpoint import CheckpointMeta
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> None:
     )
     from model.checkpoint import load_checkpoint
     from model.weights import darknet
-    from model.weights.darknet import rescaled_for_unit_pixels
+    from model.weights.darknet import for_epsilon, rescaled_for_unit_pixels, with_sure_class
     from symbol.darknet_cfg import format_cfg
 
     checkpoint = load_checkpoint(options.prefix, options.epoch)
@@ -57,12 +58,15 @@ def main(argv: list[str]) -> None:
     sections = _sections(options.prefix, meta)
     parameters = {**checkpoint.arg_params, **checkpoint.aux_params}
     arrays = {name: array.asnumpy() for name, array in parameters.items()}
+    arrays = for_epsilon(arrays, meta.options.get("batch_norm_eps", YOLOOptions.batch_norm_eps))
     darknet.check(options.prefix, sections, arrays)
+    if len(meta.class_names) == 1 and meta.options.get("one_class", YOLOOptions.one_class) == "objectness":
+        arrays = with_sure_class(sections, arrays)
     arrays, border_error = rescaled_for_unit_pixels(options.prefix, arrays, sections, meta.mean_pixels, meta.std)
     height, width = meta.data_shape
     contents = {
         weights: darknet.weights_content(weights, sections, arrays, meta.num_update * meta.batch_size),
-        cfg: format_cfg(sections, (height, width)).encode("utf-8"),
+        cfg: format_cfg(sections, (height, width), meta.resize_mode == LETTERBOX).encode("utf-8"),
         names: names_content(names, meta.class_names),
     }
     try:
@@ -121,9 +125,9 @@ def _differences(prefix: str, meta: "CheckpointMeta", border_error: float) -> li
         )
     if meta.resize_mode == FORCE:
         found.append(
-            f"{prefix} was trained on images stretched to the input (--resize-mode {FORCE}), but Darknet and "
-            "convert_weights letterbox them, which costs accuracy unless images have the input's proportions; train "
-            "with --resize-mode letterbox"
+            f"{prefix} was trained on images stretched to the input (--resize-mode {FORCE}), as AlexeyAB's Darknet "
+            "does and the .cfg says; pjreddie's letterboxes them, which costs accuracy unless images have the input's "
+            "proportions: for it, train with --resize-mode letterbox"
         )
     return found
 

@@ -21,7 +21,9 @@ import numpy as np
 from common.errors import CheckpointError
 from common.files import write_atomically
 from config.options import from_mapping
+from model.weights.fit import VARIANCE
 from symbol.darknet_sections import (
+    BOX_VALUES,
     IMAGE_CHANNELS,
     Convolutional,
     Sections,
@@ -41,6 +43,8 @@ MAX_BYTES = 8 << 30
 NORMALISED = ("_bn_beta", "_bn_gamma", "_bn_moving_mean", "_bn_moving_var")
 AUXILIARY = ("_bn_moving_mean", "_bn_moving_var")
 WHITE = 255.0  # of our pixels; Darknet's are 1
+EPSILON = 1e-6  # that Darknet's files are for, as OpenCV's dnn reads them
+SURE = 30.0  # whose sigmoid is 1 in float32
 
 
 class Parameter(NamedTuple):
@@ -120,7 +124,7 @@ def file_order(sections: Sections) -> list[Parameter]:
             channels = IMAGE_CHANNELS if before < 0 else extents[before].channels
             vectors = NORMALISED if section.batch_normalize else ("_conv_bias",)
             found += [Parameter(names[number] + kind, (section.filters,)) for kind in vectors]
-            kernel = (section.filters, channels, section.size, section.size)
+            kernel = (section.filters, channels // section.groups, section.size, section.size)
             found.append(Parameter(f"{names[number]}_conv_weight", kernel))
     return found
 
@@ -218,6 +222,24 @@ def rescaled_for_unit_pixels(
     else:
         changed[f"{name}_conv_bias"] = parameters[f"{name}_conv_bias"] - shift
     return {**parameters, **{key: array.astype(np.float32) for key, array in changed.items()}}, float(error.max())
+
+
+def for_epsilon(parameters: Mapping[str, np.ndarray], epsilon: float) -> Arrays:
+    """The parameters of a network that adds `epsilon` to variances, for one that adds EPSILON."""
+    shift = np.float32(epsilon - EPSILON)
+    return {name: array + shift if name.endswith(VARIANCE) else array for name, array in parameters.items()}
+
+
+def with_sure_class(sections: Sections, parameters: Mapping[str, np.ndarray]) -> Arrays:
+    """The parameters of a network of one class, whose scores are its objectness, for Darknet's scores, the product of
+    objectness and probability of the class: that becomes 1."""
+    changed = dict(parameters)
+    for name in (name for name in layer_names(sections) if name.startswith("pred_")):
+        weight, bias = (parameters[f"{name}_conv_{kind}"].copy() for kind in ("weight", "bias"))
+        weight[BOX_VALUES :: BOX_VALUES + 1] = 0
+        bias[BOX_VALUES :: BOX_VALUES + 1] = SURE
+        changed |= {f"{name}_conv_weight": weight, f"{name}_conv_bias": bias}
+    return changed
 
 
 def _border_error(taps: np.ndarray) -> np.ndarray:

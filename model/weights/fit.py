@@ -35,10 +35,13 @@ class FitReport:
     misfits: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
     def __str__(self) -> str:
-        """Three lines: a count and the names; a misfit with both shapes."""
+        """Three lines: a count and the names, unless all are loaded; a misfit with both shapes."""
         missing = [self._with_shapes(name) for name in self.missing]
-        lines = (("loaded", self.loaded), ("missing", missing), ("unused", self.unused))
-        return "\n".join(f"{title} ({len(names)}): {', '.join(names) or 'none'}" for title, names in lines)
+        loaded = self.loaded if missing else ["all of the network"]
+        lines = (("loaded", loaded), ("missing", missing), ("unused", self.unused))
+        return "\n".join(
+            f"{title} ({len(getattr(self, title))}): {', '.join(names) or 'none'}" for title, names in lines
+        )
 
     def _with_shapes(self, name: str) -> str:
         if name not in self.misfits:

@@ -13,10 +13,16 @@ import numpy as np
 from machine.runtime import mx
 from symbol.darknet_sections import (
     BOX_VALUES,
+    IMAGE_CHANNELS,
     Anchor,
+    AvgPool,
     Convolutional,
+    Dropout,
+    Extent,
     MaxPool,
     Route,
+    Sam,
+    ScaleChannels,
     Section,
     Sections,
     Shortcut,
@@ -28,7 +34,7 @@ from symbol.darknet_sections import (
     with_classes,
     with_width,
 )
-from symbol.layers import Layers, Symbol, add, concat, max_pool
+from symbol.layers import Layers, Symbol, add, concat, max_pool, mish, relu, relu6, swish
 
 LEAKY_SLOPE = 0.1
 OBJECT_BIAS = -4.5  # at the start few places hold an object
@@ -99,13 +105,27 @@ def yolov3_tiny() -> Sections:
 class Level(NamedTuple):
     """A map of raw predictions (B, anchors * (5 + classes), H / stride, W / stride), anchor by anchor.
 
-    The values of an anchor are x, y, w, h, objectness and classes, all as the convolution gives them; anchors are
-    widths and heights in pixels.
+    The values of an anchor are x, y, w, h, objectness and classes, before any sigmoid; anchors are widths and heights
+    in pixels; scale_x_y and new_coords as in Yolo.
     """
 
     symbol: Symbol
     anchors: tuple[Anchor, ...]
     stride: int
+    scale_x_y: float = 1.0
+    new_coords: bool = False
+
+
+def centres(level: Level, logits: Symbol) -> Symbol:
+    """Centres in cells from the corner of their cell: sigmoid, stretched about 1/2 by scale_x_y (Bochkovskiy et al.
+    2020, YOLOv4, section 3.4, grid sensitivity)."""
+    inside = mx.sym.sigmoid(logits)
+    return inside if level.scale_x_y == 1 else inside * level.scale_x_y - (level.scale_x_y - 1) / 2
+
+
+def side_factors(level: Level, logits: Symbol) -> Symbol:
+    """By what the sides of anchors are multiplied."""
+    return mx.sym.square(2 * mx.sym.sigmoid(logits)) if level.new_coords else mx.sym.exp(logits)
 
 
 def darknet(data: Symbol, sections: Sequence[Section], num_classes: int, layers: Layers) -> list[Level]:
@@ -116,26 +136,40 @@ def darknet(data: Symbol, sections: Sequence[Section], num_classes: int, layers:
     """
     sections = with_classes(sections, num_classes)
     extents, names = trace(sections), layer_names(sections)
+    image = Extent(IMAGE_CHANNELS, 1)
     outputs: list[Symbol] = []
     levels = []
     for number, section in enumerate(sections):
-        inputs = [data if k < 0 else outputs[k] for k in references(number, section)]
-        outputs.append(_layer(section, inputs, names[number], layers, num_classes))
+        places = references(number, section)
+        inputs = [data if k < 0 else outputs[k] for k in places]
+        shapes = [image if k < 0 else extents[k] for k in places]
         if isinstance(section, Yolo):
-            levels.append(Level(outputs[-1], section.own_anchors, extents[number].stride))
+            level = Level(inputs[0], section.own_anchors, extents[number].stride, section.scale_x_y, section.new_coords)
+            levels.append(level)
+        outputs.append(_layer(section, inputs, shapes, names[number], layers, num_classes))
     return levels
 
 
-def _layer(section: Section, inputs: list[Symbol], name: str, layers: Layers, num_classes: int) -> Symbol:
+def _layer(
+    section: Section, inputs: list[Symbol], shapes: list[Extent], name: str, layers: Layers, num_classes: int
+) -> Symbol:
     match section:
         case Convolutional():
             return _convolutional(section, inputs[0], name, layers, num_classes)
         case Shortcut():
-            return add(inputs[0], inputs[1], name=f"{name}_shortcut")
+            return _activated(_sum(inputs, [shape.channels for shape in shapes], name), section.activation, name)
         case Route():
-            return concat(*inputs, name=f"{name}_route") if len(inputs) > 1 else inputs[0]
+            return _route(section, inputs, [shape.channels for shape in shapes], name)
         case MaxPool():
             return _pool(section, inputs[0], f"{name}_pool")
+        case AvgPool():
+            return mx.sym.Pooling(inputs[0], global_pool=True, pool_type="avg", kernel=(1, 1), name=f"{name}_mean")
+        case Dropout():
+            return mx.sym.Dropout(inputs[0], p=section.probability, name=f"{name}_dropout")
+        case ScaleChannels() | Sam():
+            return _activated(
+                mx.sym.broadcast_mul(inputs[1], inputs[0], name=f"{name}_scaled"), section.activation, name
+            )
         case Upsample():
             return mx.sym.UpSampling(
                 inputs[0], scale=section.stride, sample_type="nearest", num_args=1, name=f"{name}_upsample"
@@ -144,8 +178,31 @@ def _layer(section: Section, inputs: list[Symbol], name: str, layers: Layers, nu
             return inputs[0]
 
 
+def _sum(inputs: list[Symbol], channels: list[int], name: str) -> Symbol:
+    """The sum of the channels that both maps have, then the others of the first map."""
+    first, other = inputs
+    both = min(channels)
+    if channels[1] > both:
+        other = mx.sym.slice_axis(other, axis=1, begin=0, end=both, name=f"{name}_first")
+    if channels[0] == both:
+        return add(first, other, name=f"{name}_shortcut")
+    total = add(mx.sym.slice_axis(first, axis=1, begin=0, end=both), other, name=f"{name}_partial")
+    return concat(total, mx.sym.slice_axis(first, axis=1, begin=both, end=None), name=f"{name}_shortcut")
+
+
+def _route(section: Route, inputs: list[Symbol], channels: list[int], name: str) -> Symbol:
+    """Maps, or one group of the channels of each, one after the other."""
+    parts = list(inputs)
+    if section.groups > 1:
+        for k, size in enumerate(count // section.groups for count in channels):
+            begin = section.group_id * size
+            parts[k] = mx.sym.slice_axis(inputs[k], axis=1, begin=begin, end=begin + size, name=f"{name}_part{k}")
+    return concat(*parts, name=f"{name}_route") if len(parts) > 1 else parts[0]
+
+
 def _convolutional(section: Convolutional, data: Symbol, name: str, layers: Layers, num_classes: int) -> Symbol:
-    bias = prior_bias(section.filters, num_classes) if name.startswith("pred_") else None
+    """A predictor gives its values before any sigmoid: with new_coords its logistic function is left to the decoder."""
+    is_predictor = name.startswith("pred_")
     net = layers.conv(
         data,
         f"{name}_conv",
@@ -153,14 +210,25 @@ def _convolutional(section: Convolutional, data: Symbol, name: str, layers: Laye
         section.size,
         stride=section.stride,
         pad=section.size // 2,
+        groups=section.groups,
         bias=not section.batch_normalize,
-        bias_start=bias,
+        bias_start=prior_bias(section.filters, num_classes) if is_predictor else None,
     )
     if section.batch_normalize:
         net = layers.batch_norm(net, f"{name}_bn")
-    if section.activation == "linear":
-        return net
-    return mx.sym.LeakyReLU(net, act_type="leaky", slope=LEAKY_SLOPE, name=f"{name}_leaky")
+    return net if is_predictor else _activated(net, section.activation, name)
+
+
+def _activated(data: Symbol, activation: str, name: str) -> Symbol:
+    """A function of ACTIVATIONS of a map."""
+    match activation:
+        case "leaky":
+            return mx.sym.LeakyReLU(data, act_type="leaky", slope=LEAKY_SLOPE, name=f"{name}_leaky")
+        case "linear":
+            return data
+        case "logistic":
+            return mx.sym.Activation(data, act_type="sigmoid", name=f"{name}_logistic")
+    return {"mish": mish, "relu": relu, "relu6": relu6, "swish": swish}[activation](data, f"{name}_{activation}")
 
 
 def prior_bias(filters: int, num_classes: int) -> np.ndarray:
@@ -175,11 +243,13 @@ def prior_bias(filters: int, num_classes: int) -> np.ndarray:
 
 
 def _pool(section: MaxPool, data: Symbol, name: str) -> Symbol:
-    """Darknet's max pooling: an even size at stride 1 reads to the right and below, as if padded there alone."""
-    if section.size % 2:
-        return max_pool(data, name, section.size, section.stride, section.size // 2)
-    if section.stride > 1:
-        return max_pool(data, name, section.size, section.stride)
+    """Darknet's max pooling: the padding is size - 1 in all, of it the smaller half above and on the left.
+
+    Sides are multiples of the stride here, so that what it adds on the right and below is read at stride 1 alone.
+    """
+    before = (section.size - 1) // 2
+    if section.size % 2 or section.stride > 1:
+        return max_pool(data, name, section.size, section.stride, before)
     net = max_pool(data, f"{name}_wide", section.size, 1, section.size // 2)
     for axis in (2, 3):
         net = mx.sym.slice_axis(net, axis=axis, begin=1, end=None, name=f"{name}_{axis}")

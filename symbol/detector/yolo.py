@@ -12,7 +12,7 @@ from boxes.yolo_assigner import YOLOAssigner
 from common.errors import CheckpointError, OptionError
 from common.sizes import Size
 from machine.runtime import mx
-from symbol.backbone.darknet import Level, darknet, yolov3, yolov3_tiny
+from symbol.backbone.darknet import Level, centres, darknet, side_factors, yolov3, yolov3_tiny
 from symbol.darknet_cfg import load_cfg, parse_anchors, parse_cfg
 from symbol.darknet_sections import BOX_VALUES, Sections, Yolo, trace, with_anchors, with_width
 from symbol.family import Family, FeatureMap
@@ -57,9 +57,8 @@ class YOLOv3(Family):
     def training(self, network: str, row: YOLORow, size: Size, num_classes: int, options: YOLOOptions) -> Symbol:
         """[box_loss, obj_loss, cls_loss (for more than one class), det], the losses (B,)."""
         maps = levels(network, row, size, num_classes, options)
-        raw, strides = [level.symbol for level in maps], [level.stride for level in maps]
         det = detection_symbol(maps, size, num_classes, options)
-        losses = yolo_losses(raw, strides, num_classes, options)
+        losses = yolo_losses(maps, num_classes, options)
         return mx.sym.Group([*losses, mx.sym.BlockGrad(det, name="det_out")])
 
     def detection(self, network: str, row: YOLORow, size: Size, num_classes: int, options: YOLOOptions) -> Symbol:
@@ -143,7 +142,8 @@ def levels(network: str, row: YOLORow, size: Size, num_classes: int, options: YO
     sections = customise(row, options)
     try:
         _check_size(network, sections, size)
-        return darknet(mx.sym.var("data"), sections, num_classes, Layers(freeze=options.freeze))
+        layers = Layers(freeze=options.freeze, batch_norm_eps=options.batch_norm_eps)
+        return darknet(mx.sym.var("data"), sections, num_classes, layers)
     except ValueError as error:  # of a .cfg, with another width, or whose predictions something else reads
         raise OptionError(
             f"--network {network}, for {num_classes} classes and --width {options.width:g}: {error}"
@@ -175,17 +175,18 @@ def decode(level: Level) -> Symbol:
     """Boxes and probabilities (B, anchors * h * w, 5 + C) of a map, in the order anchor, y, x.
 
     Values: centre x, y, width, height in pixels of the input, objectness, probability of each class (not multiplied by
-    the objectness). Source: YOLOv3, section 2.1 and figure 2.
+    the objectness). Source: YOLOv3, section 2.1 and figure 2; centres and side_factors.
     """
     net = by_anchor(level.symbol, anchors=len(level.anchors))  # (B, n, h, w, 5 + C)
     x, y, w, h = (mx.sym.slice_axis(net, axis=4, begin=k, end=k + 1) for k in range(4))  # (B, n, h, w, 1)
+    x, y, w, h = (of(level, value) for of, value in ((centres, x), (centres, y), (side_factors, w), (side_factors, h)))
     cell_x = mx.sym.reshape(mx.sym.contrib.arange_like(level.symbol, axis=3), shape=(1, 1, 1, -1, 1))
     cell_y = mx.sym.reshape(mx.sym.contrib.arange_like(level.symbol, axis=2), shape=(1, 1, -1, 1, 1))
     decoded = mx.sym.concat(
-        mx.sym.broadcast_add(mx.sym.sigmoid(x), cell_x) * level.stride,
-        mx.sym.broadcast_add(mx.sym.sigmoid(y), cell_y) * level.stride,
-        _times_anchors(mx.sym.exp(w), tuple(anchor[0] for anchor in level.anchors)),
-        _times_anchors(mx.sym.exp(h), tuple(anchor[1] for anchor in level.anchors)),
+        mx.sym.broadcast_add(x, cell_x) * level.stride,
+        mx.sym.broadcast_add(y, cell_y) * level.stride,
+        _times_anchors(w, tuple(anchor[0] for anchor in level.anchors)),
+        _times_anchors(h, tuple(anchor[1] for anchor in level.anchors)),
         mx.sym.sigmoid(mx.sym.slice_axis(net, axis=4, begin=4, end=None)),
         dim=4,
     )  # (B, n, h, w, 5 + C)
@@ -218,7 +219,7 @@ def detection_symbol(
             f"--min-box {options.min_box:g} is not below --max-box {options.max_box:g}: no box would be left; lower it"
         )
     boxes = mx.sym.concat(*(decode(level) for level in maps), dim=1)  # (B, A, 5 + C)
-    if num_classes == 1:  # its class is not learned (no class loss), so the objectness alone is the score
+    if num_classes == 1 and options.one_class == "objectness":  # its class is not learned: there is no class loss
         certain = mx.sym.ones_like(mx.sym.slice_axis(boxes, axis=2, begin=BOX_VALUES, end=None))
         boxes = mx.sym.concat(mx.sym.slice_axis(boxes, axis=2, begin=0, end=BOX_VALUES), certain, dim=2)
     anchors = sum(len(level.anchors) * (size[0] // level.stride) * (size[1] // level.stride) for level in maps)

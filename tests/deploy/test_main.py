@@ -72,3 +72,9 @@ def test_classic_flags_must_agree_with_the_checkpoint(tmp_path):
     assert not (tmp_path / "model").exists()
     main([*words, "--topk", "50", "--no-force"])
     assert read_manifest(tmp_path / "model").postprocessing.nms_topk == 50
+
+
+def test_how_images_fill_the_input_can_be_said(tmp_path):
+    prefix = save_tiny(tmp_path / "tiny")
+    assert main(["--prefix", prefix, "--resize-mode", "letterbox", "--output", str(tmp_path / "model")]) == 0
+    assert read_manifest(tmp_path / "model").resize_mode == "letterbox"

@@ -102,6 +102,17 @@ def test_threads_share_a_detector(detector):
         np.testing.assert_array_equal(rows, alone[k % len(IMAGES)])
 
 
+def test_how_images_fill_the_input_can_be_said(folder, detector):
+    height, width = SIZE
+    image = picture(9, height // 2, width)
+    padded = np.full((height, width, 3), detector.manifest.fill, np.uint8)
+    padded[height // 4 : height // 4 + height // 2] = image
+    letterboxed = Detector(folder, threshold=0.0, ctx=mx.cpu(), resize_mode="letterbox").detect(image)
+    assert np.array_equal(letterboxed[:5, :2], detector.detect(padded)[:5, :2])
+    with pytest.raises(OptionError, match="resize mode 'wide': expected force or letterbox"):
+        Detector(folder, resize_mode="wide")
+
+
 def test_thresholds_apply_to_each_class(folder, detector):
     everything = detector.detect(IMAGES[0])
     chosen = Detector(folder, threshold={"red": 0.4, "blue": 0.3, "grün": 1.0}).detect(IMAGES[0])

@@ -31,9 +31,10 @@ def test_train_step(case: Case) -> None:
     assigner = get_assigner(case.args["network"], size, case.args["num_classes"], **options)
     assert assigner is not None
     labels = batch_labels(assigner, [image_objects(case, k) for k in range(len(data))], size)
-    raw = [level.symbol for level in yolo.levels(case)]
-    maps = [mx.sym.cast(level, dtype="float32") for level in raw]
-    losses = yolo_losses(maps, assigner.strides, case.args["num_classes"], YOLOOptions(**options))
+    levels = yolo.levels(case)
+    raw = [level.symbol for level in levels]
+    maps = [level._replace(symbol=mx.sym.cast(level.symbol, dtype="float32")) for level in levels]
+    losses = yolo_losses(maps, case.args["num_classes"], YOLOOptions(**options))
     raw = [mx.sym.BlockGrad(level) for level in raw]
     executor = step(case, mx.sym.Group([*losses, *raw]), labels, data)
     got = gradients(case, executor.grad_dict) | states(case, executor.aux_dict)

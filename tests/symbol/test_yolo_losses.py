@@ -6,6 +6,7 @@ import pytest
 from boxes.geometry import centres_to_corners
 from boxes.yolo_assigner import YOLOAssigner
 from machine.runtime import mx
+from symbol.backbone.darknet import Level
 from symbol.network_options import YOLOOptions
 from symbol.yolo_losses import LABELS, Boxes, cross_entropy, paired_overlap, yolo_losses
 from tests.symbol.yolo_loss_runner import Labels, batch_labels, reference_losses, run_yolo_losses, sigmoid
@@ -50,6 +51,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"box_loss": "ciou", "gr": 0.3, "label_smoothing": 0.1},
     {"cls_pw": 1.7, "obj_pw": 0.6, "giou_gain": 1.0, "cls_gain": 0.5, "obj_gain": 2.0},
     {"fl_gamma": 0.5, "obj_pw": 2.0},
+    {"scale": 1.2, "box_loss": "diou"},
+    {"scale": 2.0, "new_coords": True},
 ]
 
 
@@ -64,7 +67,7 @@ def test_losses_are_the_sums_over_positives_and_cells(counts: list[int], options
         np.testing.assert_allclose(got[name], loss, rtol=2e-5, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("options", [*OPTIONS[:3], {"fl_gamma": 2.0, "cls_pw": 1.5}], ids=str)
+@pytest.mark.parametrize("options", [*OPTIONS[:3], *OPTIONS[-2:], {"fl_gamma": 2.0, "cls_pw": 1.5}], ids=str)
 @pytest.mark.parametrize("counts", [[0], [5], [100]], ids=str)
 def test_gradients_are_those_of_the_losses(counts: list[int], options: dict[str, Any]) -> None:
     """Along random directions; gr 0, because the objectness target is a constant to the gradient."""
@@ -170,7 +173,9 @@ def test_cross_entropy_keeps_its_relative_accuracy(target: float) -> None:
 
 def test_one_symbol_serves_every_input_size() -> None:
     """And the objectness gain follows the longer side."""
-    outputs = yolo_losses([mx.sym.var(f"map{k}") for k in range(2)], STRIDES, CLASSES, YOLOOptions())
+    outputs = yolo_losses(
+        [Level(mx.sym.var(f"map{k}"), (), stride) for k, stride in enumerate(STRIDES)], CLASSES, YOLOOptions()
+    )
     losses = []
     for height, width in (SIZE, (192, 96)):
         shapes = {f"map{k}": (2, 3 * (5 + CLASSES), height // s, width // s) for k, s in enumerate(STRIDES)}

@@ -8,6 +8,7 @@ import numpy as np
 from boxes.geometry import PAIRED_OVERLAPS, centres_to_corners
 from boxes.yolo_assigner import COLUMNS, YOLOAssigner
 from machine.runtime import mx
+from symbol.backbone.darknet import Level
 from symbol.network_options import YOLOOptions
 from symbol.yolo_losses import LABELS, yolo_losses
 
@@ -32,11 +33,20 @@ def batch_labels(
 
 
 def run_yolo_losses(
-    maps: Sequence[np.ndarray], labels: Labels, strides: Sequence[int], num_classes: int, **options: Any
+    maps: Sequence[np.ndarray],
+    labels: Labels,
+    strides: Sequence[int],
+    num_classes: int,
+    scale: float = 1.0,
+    new_coords: bool = False,
+    **options: Any,
 ) -> Result:
-    """Losses and gradients by the graph; maps (B, anchors * (5 + C), h, w)."""
+    """Losses and gradients by the graph; maps (B, anchors * (5 + C), h, w); scale and new_coords of all maps."""
     inputs = {f"map{level}": array for level, array in enumerate(maps)}
-    outputs = yolo_losses([mx.sym.var(name) for name in inputs], strides, num_classes, YOLOOptions(**options))
+    levels = [
+        Level(mx.sym.var(name), (), stride, scale, new_coords) for name, stride in zip(inputs, strides, strict=True)
+    ]
+    outputs = yolo_losses(levels, num_classes, YOLOOptions(**options))
     symbol = mx.sym.Group(outputs)
     executor = symbol.bind(
         mx.cpu(),
@@ -52,7 +62,13 @@ def run_yolo_losses(
 
 
 def reference_losses(
-    maps: Sequence[np.ndarray], labels: Labels, strides: Sequence[int], num_classes: int, **options: Any
+    maps: Sequence[np.ndarray],
+    labels: Labels,
+    strides: Sequence[int],
+    num_classes: int,
+    scale: float = 1.0,
+    new_coords: bool = False,
+    **options: Any,
 ) -> Labels:
     """The same losses (B,), positive by positive in float64."""
     hyp = YOLOOptions(**options)
@@ -69,8 +85,9 @@ def reference_losses(
                 at = dict(zip(COLUMNS, row.astype(np.float64), strict=True))
                 place = int(at["anchor"]), int(at["row"]), int(at["column"])
                 found = grid[image][place]
-                sides = np.minimum(np.exp(found[2:4]), 1000) * [at["anchor_w"], at["anchor_h"]]
-                box = np.concatenate([sigmoid(found[:2]), sides])
+                factors = (2 * sigmoid(found[2:4])) ** 2 if new_coords else np.minimum(np.exp(found[2:4]), 1000)
+                sides = factors * [at["anchor_w"], at["anchor_h"]]
+                box = np.concatenate([sigmoid(found[:2]) * scale - (scale - 1) / 2, sides])
                 truth = np.array([at[name] for name in ("dx", "dy", "w", "h")])
                 overlap = PAIRED_OVERLAPS[hyp.box_loss](*(centres_to_corners(b[None]) for b in (box, truth)))[0]
                 losses["box_loss"][image] += hyp.giou_gain * (1 - overlap) / counts[level]

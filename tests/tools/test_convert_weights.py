@@ -9,11 +9,13 @@ from machine.runtime import mx
 from model.checkpoint import load_checkpoint
 from model.folder import model_from_checkpoint
 from model.params_file import read_params
-from model.weights import pytorch
+from model.weights import darknet, pytorch
 from model.weights.fit import expected_shapes
+from symbol.darknet_cfg import format_cfg
+from symbol.darknet_sections import with_classes
 from symbol.symbol_factory import get_symbol, get_symbol_train
 from tests.golden.loader import cases, formula_parameters
-from tests.model.weights.formula import formulas, old_json, params_v1
+from tests.model.weights.formula import formula, formulas, old_json, params_v1
 from tools import convert_weights
 
 
@@ -93,7 +95,7 @@ def test_mistakes_are_named(convert, state_dict, tmp_path):
     for flags, message in (
         (["--from", "darkness"], "--from darkness: unknown .known: ssd.pytorch, torchvision"),
         (["other.pth"], "give one file to convert, not 2"),
-        (["--class-names", "a,b", "--num-class", "3"], "--class-names has 2 names, but there are 3 classes"),
+        (["--class-names", "a,b", "--num-class", "3"], "--class-names has 2 names, but --num-class is 3; give a name"),
         (["--network", "resnet9000"], "resnet9000: unknown"),
     ):
         with pytest.raises(OptionError, match=message):
@@ -206,4 +208,36 @@ def test_a_prefix_needs_a_name(tmp_path):
 def test_class_names_may_be_a_file(tmp_path):
     (tmp_path / "mine.names").write_text("cell\n\nplatelet\n")
     options = convert_weights.ConvertOptions(class_names=(str(tmp_path / "mine.names"),))
-    assert convert_weights._class_names(options, {}) == ("cell", "platelet")
+    assert convert_weights._class_names(options, tmp_path / "a.pth", {}) == ("cell", "platelet")
+
+
+def test_names_of_another_number_than_the_files_classes_are_refused(tmp_path):
+    """Unless the other number is said to be meant: then the heads are left out."""
+    sections = with_classes(darknet._sections("yolov3_tiny", {"width": 0.125}), 3)
+    path = tmp_path / "tiny.weights"
+    darknet.write(path, sections, {name: formula(name, shape) for name, shape in darknet.file_order(sections)}, seen=0)
+    words = ["--from", "darknet", str(path), "--network", "yolov3_tiny", "--width", "0.125", "--class-names", "cat,dog"]
+    with pytest.raises(OptionError, match=r"--class-names has 2 names, but .*tiny.weights has 3; .* or --num-class 2"):
+        convert_weights.main(words)
+    convert_weights.main([*words, "--num-class", "2"])
+    assert not (tmp_path / "tiny-0000.json").exists()
+
+
+@pytest.mark.parametrize(("more", "mode", "fill"), [("", "letterbox", 127), ("mosaic=1\n", "force", 127)])
+def test_the_input_is_the_cfgs(tmp_path, capsys, more, mode, fill):
+    sections = with_classes(darknet._sections("yolov3_tiny", {"width": 0.125}), 3)
+    weights, cfg = tmp_path / "a.weights", tmp_path / "a.cfg"
+    arrays = {name: formula(name, shape) for name, shape in darknet.file_order(sections)}
+    darknet.write(weights, sections, arrays, seen=0)
+    text = format_cfg(sections, (64, 96)).replace("letter_box=1\n", more)
+    cfg.write_text(text)
+    words = ["--from", "darknet", str(weights), "--network", f"darknet:{cfg}", "--prefix"]
+    convert_weights.main([*words, f"{tmp_path}/told"])
+    assert f"by its .cfg, images are taken as --resize-mode {mode} does" in capsys.readouterr().out
+    meta = load_checkpoint(f"{tmp_path}/told", 0).meta
+    assert (meta.resize_mode, meta.fill, meta.data_shape) == (mode, fill, (64, 96))
+    for name, value in (("min_box", 0.0), ("one_class", "product"), ("batch_norm_eps", 1e-6), ("nms", 0.45)):
+        assert meta.options[name] == value
+    other = "force" if mode == "letterbox" else "letterbox"
+    convert_weights.main([*words, f"{tmp_path}/given", "--resize-mode", other])
+    assert load_checkpoint(f"{tmp_path}/given", 0).meta.resize_mode == other

@@ -114,7 +114,7 @@ class Trained:
     def outputs(self, images, layer):
         checkpoint = load_checkpoint(self.prefix, self.epoch)
         meta = checkpoint.meta
-        symbol = get_symbol(meta.network, (64, 96), 3, **meta.options)
+        symbol = get_symbol(meta.network, (64, 96), len(meta.class_names), **meta.options)
         mean, std = (np.array(values)[:, None, None] for values in (meta.mean_pixels, meta.std))
         arrays = (
             {name: array.asnumpy() for name, array in p.items()} for p in (checkpoint.arg_params, checkpoint.aux_params)
@@ -135,6 +135,7 @@ def trained_and_again(weights, tmp_path, **pixels):
     return Trained(trained, 1), Trained(again, 0)
 
 
+TWO_READERS = (("trained", 1), ("again", 0))
 IMAGES = np.random.default_rng(7).uniform(0, 255, (2, 3, 64, 96))
 
 
@@ -161,6 +162,26 @@ def test_stretched_images_are_told(weights, tmp_path, caplog):
     trained_and_again(weights, tmp_path, resize_mode="force")
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "train with --resize-mode letterbox" in caplog.text
+
+
+def test_scores_of_one_class_are_those_of_the_training(tmp_path):
+    """Darknet multiplies the objectness by the probability of the class, which one class does not learn."""
+    sections = with_classes(darknet._sections("yolov3_tiny", WIDTH), 1)
+    arrays = {name: formula(name, shape) for name, shape in darknet.file_order(sections)}
+    darknet.write(tmp_path / "one.weights", sections, arrays, seen=0)
+    network = ["--network", "yolov3_tiny", "--width", "0.125", "--data-shape", "64,96", "--prefix"]
+    convert_weights.main(["--from", "darknet", str(tmp_path / "one.weights"), *network, str(tmp_path / "first")])
+    first = load_checkpoint(str(tmp_path / "first"), 0)
+    assert first.meta.options["one_class"] == "product"
+    trained = {**first.meta.options, "one_class": "objectness", "batch_norm_eps": 1e-5}
+    meta = replace(first.meta, epoch=1, options=trained)
+    save_checkpoint(str(tmp_path / "trained"), "{}", first.arg_params, first.aux_params, {}, meta)
+    write_darknet.main(["--prefix", str(tmp_path / "trained"), "--output", str(tmp_path / "export")])
+    convert_weights.main(["--from", "darknet", str(tmp_path / "export.weights"), *network, str(tmp_path / "again")])
+    found = [Trained(str(tmp_path / name), epoch).outputs(IMAGES, "") for name, epoch in TWO_READERS]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-5)
+    assert (found[0][..., 1] > 0).any()
+    assert not np.allclose(found[0], Trained(str(tmp_path / "first"), 0).outputs(IMAGES, ""), atol=1e-3)
 
 
 def test_a_checkpoint_that_names_a_file_in_place_of_its_cfg_is_refused(tmp_path):
