@@ -9,7 +9,7 @@ list      a text file with an image and its boxes on each line (dataset/annotati
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from dataset.image_check import IMAGE_SUFFIXES
 from dataset.imdb import files_in, holds
 from dataset.labelme import is_labelme
 from dataset.names_file import CLASSES, DATA_YAML, YAML_SUFFIXES
-from dataset.voc_folders import ANNOTATION_FOLDERS, XML
+from dataset.voc_folders import ANNOTATION_FOLDERS, DEFAULT_YEARS, XML
 
 KINDS = ("pascal", "coco", "yolo", "list", "csv", "labelme")
 _BOXES = re.compile(rb"\S.*?(\s+-?[\d.]+(,-?[\d.]+){4})+\s*")
@@ -73,12 +73,16 @@ def recognise(root: Path, annotations: Path | None = None) -> Layout:
     return found[0]
 
 
-def sets_of(root: Path, kind: str) -> list[str]:
+def sets_of(root: Path, kind: str, years: Sequence[str] = ()) -> list[str]:
     """The sets of a root of this kind that are parts of one whole, by their names: train, val, test and the like.
 
-    Without trainval where train and val are there. Empty for a root without such sets.
+    Without trainval where train and val are there. Empty for a root without such sets. Of a VOCdevkit those that all
+    the years have; none given: 2007 and 2012.
     """
-    found = [name for name in sorted(_SETS[kind](root)) if _PART.fullmatch(name)] if kind in _SETS else []
+    devkit = [root / f"VOC{year}" for year in years or DEFAULT_YEARS if (root / f"VOC{year}").is_dir()]
+    of_kind = _SETS.get(kind, lambda _: ())
+    named = [set(of_kind(one)) for one in (devkit if kind == "pascal" and devkit else [root])]
+    found = [name for name in set.intersection(*named) if _PART.fullmatch(name)]
     whole = {name for name in found if {name.replace("trainval", part) for part in ("train", "val")} <= {*found}}
     return sorted((name for name in found if name not in whole or "trainval" not in name), key=_rank)
 

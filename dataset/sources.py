@@ -70,7 +70,9 @@ def read_sets(wanted: Wanted) -> tuple["dict[str, Joined]", str]:
     has all images.
     """
     kind = _kind_of(wanted)
-    found = wanted.sets or (() if wanted.annotations else tuple(sets_of(wanted.root, kind)))
+    found = wanted.sets or (() if wanted.annotations else tuple(sets_of(wanted.root, kind, wanted.years)))
+    if found != wanted.sets:
+        logger.info("%s: its sets %s stay sets; --set names others", wanted.root, ", ".join(found))
     every = replace(wanted, every=not any(wanted.root.glob("ImageSets/**/*.txt")))  # else the default one of these
     parts = {name: replace(wanted, sets=(name,)) for name in found} or {"": every}
     read = {name: _READERS[kind](part) for name, part in parts.items()}

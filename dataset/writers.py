@@ -9,6 +9,7 @@ Boxes keep all their digits. Whole numbers are written without a fraction, as ma
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ import numpy as np
 from common.errors import DataError
 from common.files import MAX_TEXT_BYTES
 from common.sizes import Size
-from dataset.imdb import AnnotatedImage
+from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES, file_suffix
+from dataset.imdb import MAC_PREFIX, AnnotatedImage
 from dataset.pascal_voc import VOC_CLASSES
+from dataset.voc_folders import IMAGE_FOLDERS
 
 Sets = Mapping[str, Sequence[AnnotatedImage]]  # "" is the name of a set without one
 NAMES = "classes.yaml"  # names in the order of the ids, for formats that do not say it
@@ -30,6 +33,7 @@ _WHOLE = "train"  # what a set without a name is called where each needs one
 _NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")  # breaks lines, or is in no XML
 _YAML_KEY = re.compile(r"(?<![a-z])(train|val|test)")  # of a name of a set, what data.yaml calls it
 _CSV_COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")
+_LONGEST = 200  # bytes of a name without suffix: file systems take 255 with it
 _DEPTH = 3  # the header is not asked for the channels; networks here see RGB
 
 
@@ -151,10 +155,13 @@ def names_yaml(class_names: Sequence[str]) -> bytes:
 
 
 def check_class_names(class_names: Sequence[str], coco: bool = False) -> None:
-    """DataError for a name that a file would not give back: with a line break or control character, or outer blanks.
+    """DataError for no name at all, and for one that a file would not give back: with a line break or control
+    character, or outer blanks.
 
     coco: its reader takes printable characters alone.
     """
+    if not class_names:
+        raise DataError("there are no objects and so no classes; name these with --class-names")
     for name in class_names:
         if not name or name != name.strip() or _NO_TEXT.search(name) or (coco and not name.isprintable()):
             raise DataError(
@@ -180,6 +187,33 @@ class Format:
     pictures: Callable[[str], str]
     annotations: Callable[[Sets, Sequence[str], int], Iterator[tuple[str, bytes]]]
     shared: bool = False
+
+
+def flat_names(names: Sequence[str]) -> list[str]:
+    """Paths of pictures as names for one folder, with _ for /; not always different.
+
+    Folders that all have in common are left out, and those that are usual for pictures (JPEGImages, images, ...).
+    """
+    parts = [PurePath(name.lstrip("/")).parts for name in names]
+    shared = len(os.path.commonprefix([one[:-1] for one in parts]))
+    return [
+        "_".join([*(part for part in one[shared:-1] if part not in (*IMAGE_FOLDERS, "..")), one[-1]]) for one in parts
+    ]
+
+
+def safe_name(name: str, content: bytes = b"") -> tuple[str, str]:
+    """(stem, suffix) of a name of a picture that no reader trips over: printable, not too long, no outer blanks.
+
+    content: the beginning of the picture where its format decides on the suffix, else empty.
+    """
+    text = "".join(one if one.isprintable() and one != "\\" else "_" for one in name).strip()
+    suffix = PurePath(text).suffix
+    suffix = suffix if suffix.lower() in (*IMAGE_SUFFIXES, *OTHER_SUFFIXES) else ""
+    stem = text.removesuffix(suffix).strip()
+    stem = f"_{stem}" if stem.startswith(MAC_PREFIX) or not stem else stem
+    while len(stem.encode()) > _LONGEST:
+        stem = stem[1:].strip()
+    return stem, file_suffix(content, suffix) if content else suffix or IMAGE_SUFFIXES[0]
 
 
 def stem_of(name: str) -> str:

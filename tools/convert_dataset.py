@@ -27,26 +27,24 @@ from common.errors import DataError, OptionError
 from common.file_set import is_alive
 from common.files import sync_folder
 from config.command_line import boolean_flags, parse_options
-from config.options import option, same_option
+from config.options import option, same_option, without_effect
 from dataset.class_names import read_class_names
 from dataset.darknet_data import numbered_names
 from dataset.fitting import basis_of
-from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES, file_header, file_suffix, record_header
+from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES, file_header, record_header
 from dataset.image_list import listed_paths
 from dataset.image_pool import or_reason, refuse_unusable
-from dataset.imdb import MAC_PREFIX, AnnotatedImage, Imdb
+from dataset.imdb import AnnotatedImage, Imdb
 from dataset.record_source import annotated_image, open_source
 from dataset.recordio import RecordReader
 from dataset.sources import Wanted, read_sets
-from dataset.voc_folders import IMAGE_FOLDERS
-from dataset.writers import FORMATS, Format, check_class_names, losses
+from dataset.writers import FORMATS, Format, check_class_names, flat_names, losses, safe_name
 from detect.inputs import split_words
 from machine.command import exit_on_sigterm, held, run_command
 from tools.prepare_dataset import PrepareOptions, only_classes, print_list, progress
 
 EXAMPLE = "python tools/convert_dataset.py ../mine --to yolo --output ../mine_yolo"
 _RECORD = ".rec"
-_LONGEST = 200  # bytes of a name without suffix: file systems take 255 with it
 _SIGNATURE_BYTES = 16
 _SUFFIXES = (*IMAGE_SUFFIXES, *OTHER_SUFFIXES)
 logger = logging.getLogger(__name__)
@@ -148,6 +146,8 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     exit_on_sigterm()
     roots = _checked_roots(words, options)
+    for line in without_effect(options, _idle_options(roots, options)):
+        logger.warning(line)
     output = _checked_output(roots, options)
     found = _read_records(roots, options) if roots[0].suffix == _RECORD else _read_folder(roots[0], options)
     check_class_names(found.class_names, coco=options.to == "coco")
@@ -174,6 +174,13 @@ def _checked_roots(words: Sequence[str], options: ConvertOptions) -> list[Path]:
     if all(records) and options.pictures != "copy":
         raise OptionError(f"--pictures {options.pictures}: the pictures of a record are in it; leave it out")
     return roots
+
+
+def _idle_options(roots: Sequence[Path], options: ConvertOptions) -> list[tuple[tuple[str, ...], str]]:
+    """Names of options that do nothing, and why, as without_effect takes them."""
+    of_folders = ("dataset", "annotations", "images", "year", "set", "only_class_names", "pixel_origin", "trust_size")
+    groups = [((*of_folders, "polygons"), "for records")] if roots[0].suffix == _RECORD else []
+    return groups + ([] if options.to in ("voc", "csv") else [(("output_origin",), f"with --to {options.to}")])
 
 
 def _checked_output(roots: Sequence[Path], options: ConvertOptions) -> Path:
@@ -252,6 +259,8 @@ def _read_records(paths: Sequence[Path], options: ConvertOptions) -> Found:
         raise DataError("the records have different classes; convert them one by one, or give --class-names")
     most = max(source.num_classes for source in sources.values())
     names = given or next(iter(known)) or numbered_names(most)
+    if not given and None in known:
+        logger.warning("classes of records without names are called %s, ...; --class-names names them", names[0])
     if len(names) < most:
         raise OptionError(f"--class-names: {len(names)} names for {most} classes of the record; name them all")
     sets = {}
@@ -301,7 +310,11 @@ def _convert(found: Found, folder: Path, options: ConvertOptions) -> Report:
     """Writes the pictures, then the annotations; DataError with all images that cannot be used, unless skipped."""
     form, report = FORMATS[options.to], Report()
     names = _Names(form)
-    items = [(part, item, flat) for part, some in found.sets.items() for item, flat in _flat_names(some)]
+    items = [
+        (part, item, flat)
+        for part, some in found.sets.items()
+        for item, flat in zip(some, flat_names([item.name for item in some]), strict=True)
+    ]
     report.sets = {part: [] for part in found.sets}
     for part, item, flat in converting(items, len(items)):
         loaded = item.load()
@@ -352,15 +365,6 @@ def _write_picture(item: Item, loaded: Loaded, target: Path, how: str, report: R
     shutil.copyfile(source, target)
 
 
-def _flat_names(items: Sequence[Item]) -> Iterator[tuple[Item, str]]:
-    """The items with their names as one part: folders that all share are left out, and those usual for pictures."""
-    parts = [PurePosixPath(item.name.lstrip("/")).parts for item in items]
-    shared = len(os.path.commonprefix([one[:-1] for one in parts]))
-    for item, one in zip(items, parts, strict=True):
-        inner = [part for part in one[shared:-1] if part not in (*IMAGE_FOLDERS, "..", ".")]
-        yield item, "_".join([*inner, one[-1]])
-
-
 class _Names:
     """Names of pictures that no reader trips over; no two in a folder have one stem, whatever the case of letters."""
 
@@ -388,7 +392,7 @@ class _Names:
 
     def _free(self, folder: str, part: str, flat: str, content: bytes) -> str:
         """A name that is not taken: the own one, with the set before it, or with a number behind it."""
-        stem, suffix = _cleaned(flat, content)
+        stem, suffix = safe_name(flat, content)
         for candidate in itertools.chain([stem, f"{part}_{stem}"], (f"{stem}_{k}" for k in itertools.count(2))):
             if (folder, candidate.casefold()) not in self._taken:
                 self._taken.add((folder, candidate.casefold()))
@@ -407,19 +411,6 @@ def _first_bytes(item: Item) -> bytes:
 def _objects_of(loaded: Loaded) -> np.ndarray:
     assert loaded.image is not None  # only unusable ones have none
     return loaded.image.objects
-
-
-def _cleaned(flat: str, content: bytes) -> tuple[str, str]:
-    """(stem, suffix) of a name, of printable characters without outer blanks; content: where the format
-    of the picture decides on the suffix, else empty."""
-    text = "".join(one if one.isprintable() and one != "\\" else "_" for one in flat).strip()
-    path = PurePosixPath(text)
-    suffix = path.suffix if path.suffix.lower() in _SUFFIXES else ""
-    stem = text.removesuffix(suffix).strip()
-    stem = f"_{stem}" if stem.startswith(MAC_PREFIX) or not stem else stem
-    while len(stem.encode()) > _LONGEST:
-        stem = stem[1:].strip()
-    return stem, file_suffix(content, suffix) if content else suffix or IMAGE_SUFFIXES[0]
 
 
 def _print_report(found: Found, report: Report, output: Path, options: ConvertOptions) -> None:

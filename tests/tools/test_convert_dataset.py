@@ -105,6 +105,23 @@ def test_whole_pixels_of_a_record_are_whole(tmp_path):
     assert Path(text.partition("<filename>")[2].partition("<")[0]).name == "000000.jpg"
 
 
+def test_a_record_without_names_and_one_with_a_wrong_label(tmp_path, caplog):
+    rec = write_record(tmp_path / "made.rec", [[BOX], [[1, *BOX[1:]]]])
+    (tmp_path / "made.json").unlink()
+    output = convert(rec, "yolo", tmp_path / "one")
+    assert "classes of records without names are called class0" in caplog.text
+    assert '  - "class0"\n  - "class1"' in (output / "data.yaml").read_text()
+    assert (
+        '  - "x"\n  - "y"' in (convert(rec, "yolo", tmp_path / "two", "--class-names", "x,y") / "data.yaml").read_text()
+    )
+    with pytest.raises(OptionError, match="1 names for 2 classes"):
+        convert(rec, "yolo", tmp_path / "three", "--class-names", "x")
+    rec = write_record(tmp_path / "wrong.rec", [[BOX], [[0, 0.5, 0.5, 0.1, 0.9, 0]]])
+    with pytest.raises(DataError, match="wrong.rec, record 1, object 0"):
+        convert(rec, "yolo", tmp_path / "three")
+    assert len(list((convert(rec, "voc", tmp_path / "four", "--skip-bad") / "JPEGImages").iterdir())) == 1
+
+
 def test_several_records_are_sets_of_one_folder(tmp_path):
     for part in ("train", "val"):
         write_record(tmp_path / f"made_{part}.rec", [[BOX]], image=jpeg(seed=len(part)))
@@ -154,6 +171,15 @@ def test_strange_names_of_files_and_classes(tmp_path, form, monkeypatch):
         assert row[0] == image_.objects[0, 0]
         np.testing.assert_array_equal(np.float32(row[1:5]), expected[0].astype(np.float32))
     assert not any(path.name == "no_suffix" for path in output.rglob("*"))
+
+
+def test_the_years_of_a_devkit_are_one_data_set(tmp_path):
+    for year in ("2007", "2012"):
+        add(tmp_path / f"in/VOC{year}", "a", CAT if year == "2007" else DOG, image=jpeg(seed=int(year)))
+        image_set(tmp_path / f"in/VOC{year}", "train", "a")
+    output = convert(tmp_path / "in", "yolo", tmp_path / "out")
+    assert sorted(path.name for path in (output / "labels/train").iterdir()) == ["VOC2007_a.txt", "VOC2012_a.txt"]
+    assert (output / "data.yaml").read_text().startswith('train: "images/train"\nnc: 20\n')
 
 
 def test_an_image_of_two_sets_is_one_file_of_voc(mine, tmp_path):
@@ -227,15 +253,34 @@ def test_bad_images_and_labels_are_refused_or_left_out(mine, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out/Annotations").iterdir()] == ["c.xml"]
 
 
-def test_links_and_annotations_alone(mine, tmp_path):
+def test_pictures_are_linked(mine, tmp_path, monkeypatch, capsys):
     output = convert(mine, "voc", tmp_path / "linked", "--pictures", "link")
     assert (output / "JPEGImages/a.jpg").samefile(mine / "JPEGImages/a.jpg")
-    output = convert(mine, "voc", tmp_path / "bare", "--pictures", "none")
-    assert not (output / "JPEGImages").exists()
-    assert packed(output, tmp_path / "t.lst", "--images", mine / "JPEGImages")[0]
-    rec = write_record(tmp_path / "made.rec", [[BOX]])
+
+    def refuse(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", refuse)
+    output = convert(mine, "voc", tmp_path / "copied", "--pictures", "link")
+    assert (output / "JPEGImages/a.jpg").read_bytes() == (mine / "JPEGImages/a.jpg").read_bytes()
+    assert "pictures copied, as they cannot be linked there: 3" in capsys.readouterr().out
     with pytest.raises(OptionError, match="--pictures link"):
-        convert(rec, "voc", tmp_path / "x", "--pictures", "link")
+        convert(write_record(tmp_path / "made.rec", [[BOX]]), "voc", tmp_path / "x", "--pictures", "link")
+
+
+ALONE = {
+    "voc": [], "coco": ["--set", "train"], "yolo": ["--annotations", "OUT/labels/train"], "csv": ["--set", "train"],
+    "labelme": ["--set", "train"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_annotations_alone_go_with_the_pictures_where_they_are(mine, tmp_path, form):
+    output = convert(mine, form, tmp_path / "out", "--pictures", "none")
+    assert not [path for path in output.rglob("*") if path.suffix == ".jpg"]
+    words = [word.replace("OUT", str(output)) for word in ALONE[form]]
+    found, _ = packed(output, tmp_path / "t.lst", "--images", mine / "JPEGImages", *words)
+    assert sorted(map(len, found.values()))[-1] == 2
 
 
 def test_annotations_alone_need_the_names_of_the_pictures(tmp_path):
@@ -300,6 +345,36 @@ def test_a_killed_run_leaves_nothing_under_the_name(mine, tmp_path):
         assert len(list(tmp_path.glob(".out.*"))) == left
     convert(mine, "voc", tmp_path / "out")
     assert not list(tmp_path.glob(".out.*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["voc", "coco", "yolo"])
+def test_supervision_reads_what_is_written(mine, tmp_path, form):
+    reader = pytest.importorskip("supervision").DetectionDataset
+    out = convert(mine, form, tmp_path / "out", "--set", "train")
+    read = {
+        "voc": lambda: reader.from_pascal_voc(str(out / "JPEGImages"), str(out / "Annotations")),
+        "coco": lambda: reader.from_coco(str(out / "images/train"), str(out / "annotations/instances_train.json")),
+        "yolo": lambda: reader.from_yolo(str(out / "images/train"), str(out / "labels/train"), str(out / "data.yaml")),
+    }[form]()
+    boxes = {Path(path).name: found.xyxy.tolist() for path, found in read.annotations.items()}
+    assert boxes == {"a.jpg": [[0, 0, 20, 15], [20, 15, 40, 30]], "b.jpg": []}
+    names = [read.classes[k] for found in read.annotations.values() for k in found.class_id]
+    assert sorted(names) == ["cell", "dot"]
+
+
+def test_options_without_effect_are_told(tmp_path, caplog):
+    with caplog.at_level("WARNING"):
+        convert(write_record(tmp_path / "a.rec", [[BOX]]), "coco", tmp_path / "o", "--set", "x", "--output-origin", 0)
+    assert "--set has no effect for records" in caplog.text
+    assert "--output-origin has no effect with --to coco" in caplog.text
+
+
+def test_annotations_without_any_class_are_refused(tmp_path):
+    layouts.write(tmp_path / "in/boxes.csv", "filename,xmin,ymin,xmax,ymax,class\na.jpg,,,,,\n")
+    layouts.images(tmp_path / "in", "a.jpg")
+    with pytest.raises(DataError, match="no objects and so no classes"):
+        convert(tmp_path / "in", "yolo", tmp_path / "out")
 
 
 def test_coco_and_yolo_of_bccd_give_the_record_of_voc(bccd_dir, tmp_path):
