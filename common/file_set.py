@@ -94,12 +94,13 @@ def clear_leftovers(main: Path) -> None:
     for path in (*main.parent.glob(pattern), *main.parent.glob(f".{pattern}")):
         found = _TEMPORARY.fullmatch(path.name)
         is_own = found and (Path(found["name"]).stem == main.stem or found["name"] == _note(main).name)
-        if found and is_own and not _is_alive(int(found["process"])):
+        if found and is_own and not is_alive(int(found["process"])):
             logger.info("%s, left by a process that was killed, is removed", path)
             path.unlink(missing_ok=True)
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine has this number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -2,8 +2,8 @@
 
 Without a header the columns are path, x1, y1, x2, y2, class, as keras-retinanet has them; a line with a path alone is
 an image without objects. A header says where they are: path, filename, image, ...; x1 or xmin, ...; class, label or
-name; perhaps width and height of the image. Coordinates are those of the annotations (pixel_origin as in
-dataset/pascal_voc.py).
+name; perhaps width and height of the image, and difficult (1: it is). Coordinates are those of the annotations
+(pixel_origin as in dataset/pascal_voc.py).
 """
 
 import csv
@@ -28,6 +28,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "class": ("class", "label", "class_name", "name", "category"),
     "width": ("width", "image_width"),
     "height": ("height", "image_height"),
+    "difficult": ("difficult",),
 }
 _NEEDED = tuple(COLUMNS)[:6]
 _CORNERS = _NEEDED[1:5]
@@ -38,11 +39,12 @@ SUFFIX = ".csv"
 
 @dataclass
 class _Found:
-    """What the lines say of an image: rows (number of the line, four corners), names of their classes."""
+    """What the lines say of an image: rows (number of the line, four corners), names of their classes, difficult."""
 
     size: Size | None = None
     rows: list[list[float]] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    difficult: list[bool] = field(default_factory=list)
 
 
 class CsvBoxes:
@@ -84,6 +86,7 @@ class CsvBoxes:
         objects = np.zeros((len(written), OBJECT_WIDTH))
         objects[:, 0] = [self.class_names.index(name) for name in found.names]
         objects[:, 1:5] = written[:, 1:] - np.array([pixel_origin, pixel_origin, 0, 0])
+        objects[:, 5] = found.difficult
         name = (path.relative_to(base) if path.is_relative_to(base) else path).as_posix()
         kept = (written[:, 3:5] > written[:, 1:3]).all(axis=1)
         dropped = tuple(
@@ -122,6 +125,7 @@ def _read(file: Path, images: Path | None, found: dict[Path, _Found], mistakes: 
             if any(cells.get(key) for key in (*_CORNERS, "class")):
                 one.rows.append([number, *(_number(cells, key, where) for key in _CORNERS)])
                 one.names.append(_class_name(cells, where))
+                one.difficult.append(cells.get("difficult", "").lower() in ("1", "true"))
         except DataError as error:
             mistakes.lines.append(str(error))
             spoiled |= {path} if path else set()

@@ -62,7 +62,7 @@ def fit_objects(image: AnnotatedImage, info: ImageInfo, rules: Rules) -> Fitted:
     DataError, the reason alone, where the annotation is of the image as its EXIF orientation shows it, and where it is
     of an image with other proportions, unless rules.trust_size decides.
     """
-    basis = _basis(image, info, rules.trust_size)
+    basis = basis_of(image, info, rules.trust_size)
     objects, kept = image.normalised(basis)
     dropped = tuple(f"{image.name}: {image.shown(row)} lies outside the image" for row in np.flatnonzero(~kept))
     rows = np.flatnonzero(kept)
@@ -88,8 +88,8 @@ def fit_objects(image: AnnotatedImage, info: ImageInfo, rules: Rules) -> Fitted:
     )
 
 
-def _basis(image: AnnotatedImage, info: ImageInfo, trust: str | None) -> Size:
-    """The size of the image whose pixels the boxes are in."""
+def basis_of(image: AnnotatedImage, info: ImageInfo, trust: str | None = None) -> Size:
+    """The size of the image whose pixels the boxes are in; trust: one of TRUST. DataError as of fit_objects."""
     size, real = image.size, info.size
     if size is None or size == real:
         return real

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -41,6 +42,14 @@ _SIGNATURES = {
     b"RIFF": "WEBP",
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF"),
 }
+_SUFFIXES_OF = {
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+}
+_HEADER_BYTES = 1 << 20  # of a file, enough for most headers
 _READABLE = (*FORMATS, "PPM")  # by Pillow and by OpenCV
 # What Pillow raises for damaged files; RuntimeError comes from its decoders in C.
 _PILLOW_ERRORS = (
@@ -176,6 +185,25 @@ def image_header(content: bytes) -> ImageInfo:
     The orientation is that of JPEG files, 1 for others.
     """
     return _read(content, _READABLE, "image", load=False)
+
+
+def file_header(path: Path) -> ImageInfo:
+    """image_header of a file, of which as little as possible is read; OSError for one that cannot be read."""
+    with open(path, "rb") as file:
+        content = file.read(_HEADER_BYTES)
+        try:
+            return image_header(content)
+        except DataError:
+            more = file.read()
+            if not more:
+                raise
+            return image_header(content + more)
+
+
+def file_suffix(content: bytes, own: str) -> str:
+    """The suffix for a file of this content: its own one if that fits, else the usual one of its format."""
+    fitting = _SUFFIXES_OF[_kind(content)]
+    return own if own.lower() in fitting else fitting[0]
 
 
 def record_header(content: bytes, where: str) -> ImageInfo:

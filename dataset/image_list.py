@@ -75,11 +75,16 @@ def image_names(rec_path: str | Path, list_path: str, ids: Sequence[int]) -> lis
 
     list_path: "" = none is given. For messages: a list that cannot be read tells nothing.
     """
-    try:
-        paths = {entry.index: entry.path for entry in read_list(list_path or Path(rec_path).with_suffix(".lst"))}
-    except (DataError, OSError):
-        paths = {}
+    paths = listed_paths(rec_path, list_path)
     return [f"{number} ({paths[number]})" if number in paths else str(number) for number in ids]
+
+
+def listed_paths(rec_path: str | Path, list_path: str = "") -> dict[int, str]:
+    """{id: path} by the list given, or the one beside the record; empty where it is missing or cannot be read."""
+    try:
+        return {entry.index: entry.path for entry in read_list(list_path or Path(rec_path).with_suffix(".lst"))}
+    except (DataError, OSError):
+        return {}
 
 
 def format_list(entries: Iterable[tuple[int, Sequence[str], str]]) -> bytes:

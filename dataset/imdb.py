@@ -38,7 +38,7 @@ class AnnotatedImage:
     xmax, ymax, difficult]; coordinates are pixel edges: 0 is the left or top edge of the image, its width or height the
     right or bottom one. size is (height, width) as the annotation has it, None if it does not say. dropped describes
     its boxes that were left out, a line each. written (n, 5) has the objects as their file has them: number and four
-    coordinates; None if the source keeps none.
+    coordinates; None if the source keeps none. scores (n,) are those of detections, None of annotations.
     """
 
     name: str
@@ -47,10 +47,12 @@ class AnnotatedImage:
     size: Size | None
     dropped: tuple[str, ...] = ()
     written: np.ndarray | None = None
+    scores: np.ndarray | None = None
 
     def only(self, kept: np.ndarray) -> "AnnotatedImage":
         """The image with some of its objects; kept: (n,) bool, or rows."""
-        return replace(self, objects=self.objects[kept], written=None if self.written is None else self.written[kept])
+        written, scores = (None if one is None else one[kept] for one in (self.written, self.scores))
+        return replace(self, objects=self.objects[kept], written=written, scores=scores)
 
     def shown(self, row: int) -> str:
         """An object for a message: its number and coordinates as its file has them."""

@@ -1,10 +1,11 @@
 """LabelMe annotations: a JSON file for each image, beside it or in a folder of its own.
 
 Rectangles, polygons, circles and other shapes with an extent become the boxes around them; points are measured from the
-edge. What the file holds of the image itself is not used.
+edge. A shape with the flag `difficult` is a difficult object. What the file holds of the image itself is not used.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +22,19 @@ from dataset.labels import OBJECT_WIDTH
 SUFFIX = ".json"
 MAX_BYTES = 256 << 20  # a file may hold its image
 _PEEK = 1 << 16  # bytes in which a file shows what it is
+_SHAPES = re.compile(rb'"shapes"\s*:')  # the key; as a value it may be the name of a class
 _FOLDERS = ("", "images", "annotations", "labels", "json")
 
 
 @dataclass(frozen=True)
 class _File:
-    """One file: boxes (n, 4) float64 [x1, y1, x2, y2], names of their classes."""
+    """One file: boxes (n, 4) float64 [x1, y1, x2, y2], names of their classes, difficult (n,)."""
 
     image: Path
     size: Size | None
     names: tuple[str, ...]
     boxes: np.ndarray
+    difficult: np.ndarray
 
 
 class LabelMe:
@@ -76,7 +79,7 @@ class LabelMe:
         count = len(file.names)
         objects = np.zeros((count, OBJECT_WIDTH))
         objects[:, 0] = [self.class_names.index(name) for name in file.names]
-        objects[:, 1:5] = file.boxes
+        objects[:, 1:5], objects[:, 5] = file.boxes, file.difficult
         name = (file.image.relative_to(base) if file.image.is_relative_to(base) else file.image).as_posix()
         found = AnnotatedImage(
             name, file.image, objects, file.size, (), np.column_stack([np.arange(count), file.boxes])
@@ -104,7 +107,7 @@ def is_labelme(path: Path) -> bool:
     """Whether a file begins as LabelMe writes it."""
     try:
         with open(path, "rb") as file:
-            return b'"shapes"' in file.read(_PEEK)
+            return _SHAPES.search(file.read(_PEEK)) is not None
     except OSError:
         return False
 
@@ -119,7 +122,12 @@ def _read(path: Path, root: Path, images: Path | None) -> _File:
         _size(content.get("imageHeight"), content.get("imageWidth")),
         tuple(_name(shape, number, path) for number, shape in enumerate(shapes)),
         np.array([_box(shape, number, path) for number, shape in enumerate(shapes)], np.float64).reshape(-1, 4),
+        np.array([_is_difficult(shape.get("flags")) for shape in shapes], np.float64),
     )
+
+
+def _is_difficult(flags: Any) -> bool:
+    return isinstance(flags, dict) and flags.get("difficult") is True
 
 
 def _size(height: Any, width: Any) -> Size | None:

@@ -9,21 +9,24 @@ list      a text file with an image and its boxes on each line (dataset/annotati
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import DataError
+from config.preset import read_yaml
 from dataset.coco import annotation_files
+from dataset.darknet_data import read_data
 from dataset.image_check import IMAGE_SUFFIXES
 from dataset.imdb import files_in, holds
 from dataset.labelme import is_labelme
 from dataset.names_file import CLASSES, DATA_YAML, YAML_SUFFIXES
-from dataset.voc_folders import ANNOTATION_FOLDERS, XML
+from dataset.voc_folders import ANNOTATION_FOLDERS, DEFAULT_YEARS, XML
 
 KINDS = ("pascal", "coco", "yolo", "list", "csv", "labelme")
 _BOXES = re.compile(rb"\S.*?(\s+-?[\d.]+(,-?[\d.]+){4})+\s*")
 _NO_LABELS = (CLASSES, "README.txt", "README.dataset.txt", "README.roboflow.txt")
+_PART = re.compile(r"(train|val|valid|validation|test|trainval)(\d*)")  # names of sets that are parts of one whole
 _PEEK = 1 << 20  # bytes of a file that are looked at
 _FILES: Mapping[str, tuple[str, str]] = {
     ".data": ("yolo", "a .data file of Darknet"),
@@ -68,6 +71,62 @@ def recognise(root: Path, annotations: Path | None = None) -> Layout:
         kinds = "; ".join(f"{layout.kind}: {layout.why}" for layout in found)
         raise DataError(f"{root} holds annotations of several kinds ({kinds}); choose one with --dataset")
     return found[0]
+
+
+def sets_of(root: Path, kind: str, years: Sequence[str] = ()) -> list[str]:
+    """The sets of a root of this kind that are parts of one whole, by their names: train, val, test and the like.
+
+    Without trainval where train and val are there. Empty for a root without such sets. Of a VOCdevkit those that all
+    the years have; none given: 2007 and 2012.
+    """
+    devkit = [root / f"VOC{year}" for year in years or DEFAULT_YEARS if (root / f"VOC{year}").is_dir()]
+    of_kind = _SETS.get(kind, lambda _: ())
+    named = [set(of_kind(one)) for one in (devkit if kind == "pascal" and devkit else [root])]
+    found = [name for name in set.intersection(*named) if _PART.fullmatch(name)]
+    whole = {name for name in found if {name.replace("trainval", part) for part in ("train", "val")} <= {*found}}
+    return sorted((name for name in found if name not in whole or "trainval" not in name), key=_rank)
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """The place of a set: train, val, test."""
+    return next(k for k, part in enumerate(("train", "val", "test")) if name.startswith(part)), name
+
+
+def _pascal_sets(root: Path) -> Iterable[str]:
+    lists = [*root.glob("ImageSets/Main/*.txt")] or [*root.glob("ImageSets/*.txt")]
+    if lists or any((root / name).is_dir() for name in ANNOTATION_FOLDERS):
+        return (path.stem for path in lists)
+    return (path.name for base in (root, root / "images") for path in _folders(base) if holds(path, XML))
+
+
+def _yolo_sets(root: Path) -> Iterable[str]:
+    files = [root] if root.is_file() else [root / name for name in DATA_YAML]
+    for path in (path for path in files if path.is_file() and path.suffix.lower() in YAML_SUFFIXES):
+        content = read_yaml(path)
+        named = [key for key in ("train", "val", "test") if isinstance(content, dict) and content.get(key)]
+        if named:
+            return named
+    data = files if root.is_file() else files_in(root, {".data"})
+    if len(data) == 1 and data[0].suffix == ".data" and not (root / "images").is_dir():
+        lists = read_data(data[0])
+        return [name for name in ("train", "valid") if getattr(lists, name)]
+    within = [path.name for path in _folders(root / "images")]
+    return (
+        within if (root / "images").is_dir() else [path.name for path in _folders(root) if (path / "images").is_dir()]
+    )
+
+
+def _folders(base: Path) -> list[Path]:
+    return [path for path in base.glob("*") if path.is_dir()]
+
+
+_SETS: Mapping[str, Callable[[Path], Iterable[str]]] = {
+    "pascal": _pascal_sets,
+    "coco": annotation_files,
+    "yolo": _yolo_sets,
+    "csv": lambda root: (path.parent.name for path in root.glob("*/*.csv")) if not files_in(root, {".csv"}) else (),
+    "labelme": lambda root: (path.name for path in _folders(root) if holds(path, ".json")),
+}
 
 
 def _is_coco(folder: Path) -> bool:

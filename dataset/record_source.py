@@ -11,6 +11,7 @@ from common.errors import OptionError
 from common.sizes import Size
 from dataset.image_check import record_header
 from dataset.image_list import read_labels
+from dataset.imdb import AnnotatedImage
 from dataset.labels import parse_label, validate
 from dataset.letterbox import Resize
 from dataset.recordio import RecordReader, pack, unpack
@@ -99,6 +100,23 @@ class RelabelledReader(RecordReader):
         """The payload of the position-th record with the list's label."""
         record = unpack(super().read(position), self.where(position))
         return pack(self._labels.of(position), record.image, record.index)
+
+
+def annotated_image(reader: RecordReader, position: int, num_classes: int, name: str) -> tuple[AnnotatedImage, bytes]:
+    """(a record as an image of this name with its objects in pixels, the bytes of the image).
+
+    Pixels that are whole but for the rounding of the label are whole. DataError names a record whose label or image
+    header cannot be used.
+    """
+    record, where = reader.record(position), reader.where(position)
+    labels = parse_label(record.label, where)
+    validate(labels, num_classes, where)
+    height, width = record_header(record.image, where).size
+    objects, sides = labels.astype(np.float64), np.array([width, height, width, height])
+    pixels = objects[:, 1:5] * sides
+    whole = np.round(pixels)
+    objects[:, 1:5] = np.where((whole / sides).astype(np.float32) == labels[:, 1:5], whole, pixels)
+    return AnnotatedImage(name, reader.path, objects, (height, width)), record.image
 
 
 def object_boxes(rec_path: str | Path, num_classes: int | None, size: Size, resize: Resize) -> list[np.ndarray]:

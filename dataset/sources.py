@@ -15,11 +15,12 @@ from dataset.coco import Coco
 from dataset.csv_boxes import CsvBoxes
 from dataset.imdb import AnnotatedImage, Imdb
 from dataset.labelme import LabelMe
-from dataset.layouts import recognise
+from dataset.layouts import recognise, sets_of
 from dataset.pascal_voc import VOC_CLASSES, PascalVoc
 from dataset.yolo import YoloFolder
 
 AUTO = "auto"
+_BY_NAME = ("pascal", "csv", "labelme")  # their classes are those found, sorted
 logger = logging.getLogger(__name__)
 
 
@@ -58,12 +59,43 @@ class Source(Imdb, Protocol):
 
 def read_source(wanted: Wanted) -> tuple[Source, str]:
     """(the data set of one root, its kind); a line in the log says what `auto` takes the root for."""
-    kind = wanted.kind
-    if kind == AUTO:
-        layout = recognise(wanted.root, wanted.annotations)
-        kind = layout.kind
-        logger.info("%s is read as --dataset %s: %s", wanted.root, kind, layout.why)
+    kind = _kind_of(wanted)
     return _READERS[kind](wanted), kind
+
+
+def read_sets(wanted: Wanted) -> tuple["dict[str, Joined]", str]:
+    """({set: its images}, the kind of the root): each set by itself, all with one numbering of the classes.
+
+    The sets are those of `wanted`, else those of layouts.sets_of; of a root without such the one set is called "" and
+    has all images.
+    """
+    kind = _kind_of(wanted)
+    found = wanted.sets or (() if wanted.annotations else tuple(sets_of(wanted.root, kind, wanted.years)))
+    if found != wanted.sets:
+        logger.info("%s: its sets %s stay sets; --set names others", wanted.root, ", ".join(found))
+    every = replace(wanted, every=not any(wanted.root.glob("ImageSets/**/*.txt")))  # else the default one of these
+    parts = {name: replace(wanted, sets=(name,)) for name in found} or {"": every}
+    read = {name: _READERS[kind](part) for name, part in parts.items()}
+    names = wanted.names or _union(list(read.values()))
+    if kind in _BY_NAME and names != VOC_CLASSES and not wanted.names:
+        names = tuple(sorted(names))
+    return {name: _joined([source], names, _of_classes(source, names)) for name, source in read.items()}, kind
+
+
+def _of_classes(source: Source, names: Sequence[str]) -> list[AnnotatedImage]:
+    """The images of a source with the ids of these classes."""
+    if tuple(source.class_names) == tuple(names):
+        return list(source.images)
+    ids = _new_ids(source, names)
+    return [replace(image, objects=_with_ids(image.objects, ids)) for image in source.images]
+
+
+def _kind_of(wanted: Wanted) -> str:
+    if wanted.kind != AUTO:
+        return wanted.kind
+    layout = recognise(wanted.root, wanted.annotations)
+    logger.info("%s is read as --dataset %s: %s", wanted.root, layout.kind, layout.why)
+    return layout.kind
 
 
 def _pascal(wanted: Wanted) -> Source:
@@ -167,28 +199,41 @@ def read_sources(wanted: Wanted, roots: Sequence[Path]) -> tuple[Source, str]:
     base = Path(os.path.commonpath([os.path.abspath(root) for root in roots]))
     images: dict[Path, AnnotatedImage] = {}
     for (source, _), root in zip(read, roots, strict=True):
-        ids = np.array([names.index(name) if name in names else -1 for name in source.class_names])
+        ids = _new_ids(source, names)
         for image in source.images:
             path = Path(os.path.abspath(image.path))
             if path in images:
                 raise DataError(f"{path} is in two of the roots; leave one of them out (this one: {root})")
             images[path] = _renumbered(image, path, ids, base)
     kinds = "+".join(dict.fromkeys(kind for _, kind in read))
-    sources = [source for source, _ in read]
+    return _joined([source for source, _ in read], names, list(images.values())), kinds
+
+
+def _joined(sources: Sequence[Source], names: Sequence[str], images: Sequence[AnnotatedImage]) -> Joined:
     return Joined(
         tuple(names),
-        list(images.values()),
+        images,
         [line for source in sources for line in source.dropped],
         [path for source in sources for path in source.sources],
         [line for source in sources for line in source.bad],
-    ), kinds
+    )
 
 
 def _renumbered(image: AnnotatedImage, path: Path, ids: np.ndarray, base: Path) -> AnnotatedImage:
-    objects = image.objects.copy()
-    objects[:, 0] = ids[objects[:, 0].astype(np.int64)] if len(objects) else objects[:, 0]
     name = path.relative_to(base).as_posix() if path.is_relative_to(base) else path.as_posix()
-    return replace(image, name=name, objects=objects)
+    return replace(image, name=name, objects=_with_ids(image.objects, ids))
+
+
+def _new_ids(source: Source, names: Sequence[str]) -> np.ndarray:
+    """(classes,) the ids that the classes of a source have among these names; -1 for one that is not there."""
+    return np.array([names.index(name) if name in names else -1 for name in source.class_names])
+
+
+def _with_ids(objects: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """The objects (n, 6) with the new ids (classes,) in place of theirs."""
+    objects = objects.copy()
+    objects[:, 0] = ids[objects[:, 0].astype(np.int64)] if len(objects) else objects[:, 0]
+    return objects
 
 
 def _union(sources: Sequence[Source]) -> tuple[str, ...]:

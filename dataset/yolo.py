@@ -14,13 +14,12 @@ from common.errors import DataError
 from common.files import text_lines
 from common.sizes import Size
 from dataset.darknet_data import MAX_CLASSES, numbered_names
-from dataset.image_check import image_header
+from dataset.image_check import file_header
 from dataset.imdb import AnnotatedImage, Mistakes
 from dataset.labels import OBJECT_WIDTH, PIXELS_ABOVE
 from dataset.yolo_folders import listed_images, listed_in
 
 MAX_LABEL_BYTES = 4 << 20
-HEADER_BYTES = 1 << 20  # of an image, enough for its size; else all of it is read
 LABEL_COLUMNS = 5
 POLYGONS = ("refuse", "box")
 NO_NAMES = "its classes have no names: put one on each line of classes.txt there, or give --class-names"
@@ -213,10 +212,7 @@ def _row(words: list[str], where: str, polygons: str) -> list[float]:
 
 def _size(path: Path) -> Size | None:
     """(height, width) by the header; None for a file that cannot be used, which packing names."""
-    for count in (HEADER_BYTES, -1):
-        try:
-            with open(path, "rb") as file:
-                return image_header(file.read(count)).size
-        except (DataError, OSError):
-            continue
-    return None
+    try:
+        return file_header(path).size
+    except (DataError, OSError):
+        return None

@@ -178,7 +178,7 @@ def main(argv: list[str]) -> None:
     source, kind = _read(options, None if options.only_class_names else names)
     if options.write_sets and kind != "pascal":
         raise OptionError(f"--write-sets: only pascal folders have image sets, {options.root} is {kind}; leave it out")
-    imdb = _only(source, names) if options.only_class_names and names else source
+    imdb = only_classes(source, names) if options.only_class_names and names else source
     for line in similar_names(imdb.class_names):
         logger.warning(line)
     parts = split_dataset(imdb, options.split, options.seed, group_by) if options.split else {}
@@ -317,7 +317,7 @@ def _names(options: PrepareOptions) -> tuple[str, ...] | None:
     return names
 
 
-def _only(imdb: Imdb, names: Sequence[str]) -> Imdb:
+def only_classes(imdb: Imdb, names: Sequence[str]) -> Imdb:
     """The data set with the objects of the named classes alone; says how many of the others are left out."""
     chosen = choose_classes(imdb, names)
     if chosen.left_out:

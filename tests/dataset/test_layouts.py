@@ -8,6 +8,7 @@ import pytest
 
 from common.errors import DataError
 from dataset.labels import parse_label
+from dataset.layouts import sets_of
 from dataset.recordio import RecordReader
 from dataset.sidecar import read_sidecar
 from tests.dataset import layouts
@@ -54,6 +55,35 @@ def test_auto_and_the_kind_by_name_pack_the_same(tmp_path, layout):
     words = shlex.split(layout.words.replace("FOLDER", str(tmp_path / "set")))
     contents = [pack(tmp_path / kind, [*words, "--dataset", kind]) for kind in ("auto", layout.kind)]
     assert len({path.with_suffix(".rec").read_bytes() for path in contents}) == 1
+
+
+SETS = {
+    "VOCdevkit": ["trainval"],
+    "Roboflow's VOC": ["train", "valid", "test"],
+    "VOC, with sets": ["trainval"],
+    "COCO": ["train2017"],
+    "Roboflow's COCO": ["train", "valid"],
+    "YOLO, with sets": ["train", "val"],
+    "Roboflow's YOLO": ["train", "val"],
+    "ultralytics' YOLO": ["train", "val"],
+    "CVAT's YOLO": ["train"],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_the_parts_of_a_layout_are_its_sets(tmp_path, layout):
+    layout.build(tmp_path)
+    assert sets_of(tmp_path, layout.kind) == SETS.get(layout.name, [])
+
+
+def test_trainval_is_no_part_beside_train_and_val(tmp_path):
+    for name in ("test", "train", "trainval", "val", "cat_train"):
+        write(tmp_path / f"ImageSets/Main/{name}.txt", "a\n")
+    assert sets_of(tmp_path, "pascal") == ["train", "val", "test"]
+    for name in ("VOC2007/ImageSets/Main/test", "VOC2007/ImageSets/Main/train", "VOC2012/ImageSets/Main/train"):
+        write(tmp_path / f"devkit/{name}.txt", "a\n")
+    assert sets_of(tmp_path / "devkit", "pascal") == ["train"]
+    assert sets_of(tmp_path / "devkit", "pascal", ["2007"]) == ["train", "test"]
 
 
 def test_the_document_has_the_table():
