@@ -1,0 +1,47 @@
+"""Pages in a real browser: headless Chromium, where the machine has one, without further libraries."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+WIDE, NARROW = 1400, 390  # pixels
+PATIENCE = 120.0  # seconds; a loaded machine must not fail a test
+# The page stands in a frame, as Chromium's own window is never narrower than 500 pixels, and sends what it has found.
+FRAME = """<!DOCTYPE html><body><iframe src="{name}" style="width:{width}px;height:900px"></iframe><pre></pre><script>
+addEventListener("message", (event) => {{ document.querySelector("pre").textContent = event.data; }})</script>"""
+SCRIPT = """<script>addEventListener("load", () => {{
+const press = (key, at) => (at || document.activeElement).dispatchEvent(
+  new KeyboardEvent("keydown", {{key, bubbles: true, cancelable: true}}));
+parent.postMessage(JSON.stringify((() => {{ {script} }})()), "*");
+}});</script></body>"""
+
+
+def run_in_page(page: Path, script: str, width: int = WIDE) -> Any:
+    """What a script, the body of a function, returns at the end of a copy of the page; press(key) presses a key in it.
+
+    The copy allows more scripts than the page's own. Skips the test where there is no Chromium.
+    """
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        pytest.skip("needs Chromium")
+    text = page.read_text("utf-8")
+    allowed = re.sub(r"script-src 'sha256-[^']*'", "script-src 'unsafe-inline'", text)
+    copy, frame = page.with_name("copy.html"), page.with_name("frame.html")
+    copy.write_text(SCRIPT.format(script=script).join(allowed.rsplit("</body>", 1)), "utf-8")
+    frame.write_text(FRAME.format(name=copy.name, width=width), "utf-8")
+    words = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000", "--dump-dom")
+    profile = f"--user-data-dir={page.parent / 'profile'}"
+    done = subprocess.run(
+        [program, *words, profile, frame.as_uri()], capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
+    found = re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)
+    assert found, done.stderr
+    assert found[1], f"the page sent nothing: {done.stderr}"
+    return json.loads(html.unescape(found[1]))
