@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -24,11 +25,12 @@ STYLE = (Path(__file__).parent / "page.css").read_text("utf-8")
 
 @dataclass(frozen=True)
 class Template:
-    """A file NAME.html beside this one: its <style>, the <script> at its end, and what stands between them."""
+    """What a page has of its own: style, body and script; of a file NAME.html beside this one its <style>, the <script>
+    at its end and what stands between them."""
 
     style: str
     body: str
-    script: str
+    script: str = ""
 
 
 def read_template(name: str) -> Template:
@@ -39,22 +41,30 @@ def read_template(name: str) -> Template:
     return Template(style, body.strip(), script.rpartition("</script>")[0])
 
 
-def page(title: str, template: Template, data: Mapping[str, Any], parts: Mapping[str, str]) -> bytes:
+def page(
+    title: str,
+    template: Template,
+    data: Mapping[str, Any] = MappingProxyType({}),
+    parts: Mapping[str, str] = MappingProxyType({}),
+    refresh: int = 0,
+) -> bytes:
     """A page of a template, in UTF-8.
 
     data: {name: value} of JSON, which the page's script reads by `JSON.parse(document.getElementById(name)
     .textContent)`. parts: {name: HTML} that takes the place of the template's `<!-- name -->`.
+    refresh: seconds after which the page loads itself again, 0 = never.
     """
     body = template.body
     for name, html in parts.items():
         body = body.replace(f"<!-- {name} -->", html)
     scripts = [json_script(name, value) for name, value in data.items()]
-    return "\n".join([*_head(title, template), "<body>", body, *scripts, _script(template), "</body></html>\n"]).encode(
-        "utf-8", "replace"
-    )
+    if template.script:
+        scripts.append(f"<script>{template.script}</script>")
+    lines = [*_head(title, template, refresh), "<body>", body, *scripts, "</body></html>\n"]
+    return "\n".join(lines).encode("utf-8", "replace")
 
 
-def _head(title: str, template: Template) -> list[str]:
+def _head(title: str, template: Template, refresh: int) -> list[str]:
     digest = base64.b64encode(hashlib.sha256(template.script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
@@ -64,13 +74,10 @@ def _head(title: str, template: Template) -> list[str]:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f'<meta http-equiv="refresh" content="{refresh}">' if refresh else "",
         f"<title>{escape(title)}</title>",
         f"<style>{STYLE}{template.style}</style></head>",
     ]
-
-
-def _script(template: Template) -> str:
-    return f"<script>{template.script}</script>"
 
 
 def json_script(name: str, value: Any) -> str:

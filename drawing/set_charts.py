@@ -99,7 +99,7 @@ def _per_image(axes: Axes, objects: Objects) -> str:
     counts = np.bincount(objects.image, minlength=len(objects.sizes))
     most = int(counts.max())
     bins = np.arange(-0.5, most + 1) if most <= MOST_SINGLE else np.linspace(0, most + 1, 31)
-    axes.hist(counts, bins, color=BLUE, edgecolor="white", linewidth=0.4)
+    _histogram(axes, counts, bins)
     axes.set(xlabel="objects", ylabel="images")
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     _bare(axes)
@@ -110,7 +110,7 @@ def _sizes(axes: Axes, objects: Objects) -> str:
     areas = objects.sides.prod(axis=1)
     low, high = np.floor(np.log2(max(areas.min(), 1)) / 2), np.ceil(np.log2(max(areas.max(), 2)) / 2 + 0.01)
     bins = 2 ** np.arange(low, high + 1 / STEPS, 1 / STEPS)
-    axes.hist(np.sqrt(areas).clip(bins[0], bins[-1]), bins, color=BLUE, edgecolor="white", linewidth=0.4)
+    _histogram(axes, np.sqrt(areas), bins)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     for side in (SMALL_AREA**0.5, LARGE_AREA**0.5):
@@ -141,7 +141,7 @@ def _proportions(axes: Axes, objects: Objects) -> str:
     sides = objects.sides
     ratios = np.log2(sides[:, 0] / sides[:, 1])
     bins = np.linspace(-MOST_RATIO, MOST_RATIO, 49)
-    axes.hist(ratios.clip(-MOST_RATIO, MOST_RATIO), bins, color=BLUE, edgecolor="white", linewidth=0.4)
+    _histogram(axes, ratios, bins)
     ticks = range(-4, 5)
     axes.set_xticks(ticks, [f"{2**k}:1" if k >= 0 else f"1:{2**-k}" for k in ticks])
     axes.set(xlabel="width : height", ylabel="objects")
@@ -211,6 +211,11 @@ def _map(axes: Axes, points: np.ndarray, extent: tuple[float, float, float, floa
     bar = axes.figure.colorbar(drawn, ax=axes, format=lambda value, _: f"{value:g}")
     bar.set_label("objects")
     bar.minorticks_off()
+
+
+def _histogram(axes: Axes, values: np.ndarray, bins: np.ndarray) -> None:
+    """How many values (n,) are between the bounds `bins`; those beyond count in the outermost bars."""
+    axes.hist(values.clip(bins[0], bins[-1]), bins.tolist(), color=BLUE, edgecolor="white", linewidth=0.4)
 
 
 def _bare(axes: Axes) -> None:

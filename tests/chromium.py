@@ -28,20 +28,23 @@ def run_in_page(page: Path, script: str, width: int = WIDE) -> Any:
 
     The copy allows more scripts than the page's own. Skips the test where there is no Chromium.
     """
-    program = next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None:
-        pytest.skip("needs Chromium")
     text = page.read_text("utf-8")
     allowed = re.sub(r"script-src 'sha256-[^']*'", "script-src 'unsafe-inline'", text)
     copy, frame = page.with_name("copy.html"), page.with_name("frame.html")
     copy.write_text(SCRIPT.format(script=script).join(allowed.rsplit("</body>", 1)), "utf-8")
     frame.write_text(FRAME.format(name=copy.name, width=width), "utf-8")
+    found = re.search(r"<pre>(.+?)</pre>", dom_of(frame), re.DOTALL)
+    assert found, "the page sent nothing"
+    return json.loads(html.unescape(found[1]))
+
+
+def dom_of(page: Path) -> str:
+    """A page as its scripts leave it. Skips the test where there is no Chromium."""
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        pytest.skip("needs Chromium")
     words = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000", "--dump-dom")
     profile = f"--user-data-dir={page.parent / 'profile'}"
-    done = subprocess.run(
-        [program, *words, profile, frame.as_uri()], capture_output=True, text=True, timeout=PATIENCE, check=True
-    )
-    found = re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)
-    assert found, done.stderr
-    assert found[1], f"the page sent nothing: {done.stderr}"
-    return json.loads(html.unescape(found[1]))
+    return subprocess.run(
+        [program, *words, profile, page.as_uri()], capture_output=True, text=True, timeout=PATIENCE, check=True
+    ).stdout

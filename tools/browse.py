@@ -10,7 +10,7 @@ import logging
 import sys
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,25 +81,18 @@ class BrowseOptions(SetOptions):
 
 @dataclass(frozen=True)
 class Images:
-    """The images of all sets in one row: the number of the set and the name of each, what it has shown, the defects.
+    """The images of all sets in one row: the number of the set and the name of each, what it has shown, its defects and
+    its objects (n, 6) in its pixels, none where there is no picture.
 
-    class_names: of all sets, each once. ids: for each set {its id: place of the class's name}.
+    class_names: of all sets, each once; objects have the ids of these.
     """
 
     sets: Sequence[int]
     names: Sequence[str]
     seen: Sequence[Seen]
     defects: Sequence[Sequence[Defect]]
+    objects: Sequence[np.ndarray]
     class_names: Sequence[str]
-    ids: Sequence[Mapping[int, int]]
-
-    def objects(self, number: int) -> np.ndarray:
-        """(n, 6) objects of an image in its pixels, with ids of class_names; none where there is no picture."""
-        view = self.seen[number].view
-        if view is None or not len(view.objects):
-            return np.zeros((0, 6))
-        ids = self.ids[self.sets[number]]
-        return np.column_stack([[ids[k] for k in view.objects[:, 0].astype(np.int64).tolist()], view.objects[:, 1:]])
 
 
 def main(argv: list[str]) -> None:
@@ -166,23 +159,38 @@ def _look(words: Sequence[str], options: BrowseOptions) -> list[CheckedSet]:
 
 def gather(sets: Sequence[CheckedSet]) -> Images:
     """The images of all sets, with the defects that concern them, those between sets included."""
-    places = {shown_image(checked, k): (s, k) for s, checked in enumerate(sets) for k in range(len(checked.images))}
-    defects: dict[tuple[int, int], list[Defect]] = defaultdict(list)
-    for defect in leaks_of(sets) if len(sets) > 1 else ():
-        if defect.where in places:
-            defects[places[defect.where]].append(defect)
-        else:
-            next(one for one in sets if one.name == defect.where).defects.append(defect)
+    defects = _more_defects(sets)
     rows = [(s, k) for s, checked in enumerate(sets) for k in range(len(checked.seen))]
-    class_names, ids = _joined_classes(sets)
+    class_names, objects = _joined_classes(sets)
     return Images(
         [s for s, _ in rows],
         [_name(sets[s], k) for s, k in rows],
         [sets[s].seen[k] for s, k in rows],
         [[*sets[s].seen[k].defects, *defects[s, k]] for s, k in rows],
+        objects,
         class_names,
-        ids,
     )
+
+
+def _more_defects(sets: Sequence[CheckedSet]) -> dict[tuple[int, int], list[Defect]]:
+    """{(set, number of an image): defects that are not its file's: its boxes without area, what another set has of it}.
+
+    What sets share as a whole becomes a defect of the later one.
+    """
+    found: dict[tuple[int, int], list[Defect]] = defaultdict(list)
+    for s, checked in enumerate(sets):
+        images = checked.source.images if checked.source else ()
+        dropped = {line: k for k, image in enumerate(images) for line in image.dropped}
+        for defect in checked.defects:
+            if (line := f"{defect.where}: {defect.text}") in dropped:
+                found[s, dropped[line]].append(defect)
+    places = {shown_image(checked, k): (s, k) for s, checked in enumerate(sets) for k in range(len(checked.images))}
+    for defect in leaks_of(sets) if len(sets) > 1 else ():
+        if defect.where in places:
+            found[places[defect.where]].append(defect)
+        else:
+            next(one for one in sets if one.name == defect.where).defects.append(defect)
+    return found
 
 
 def _name(checked: CheckedSet, number: int) -> str:
@@ -190,25 +198,27 @@ def _name(checked: CheckedSet, number: int) -> str:
     return checked.names[number] or checked.images[number].removeprefix(f"{checked.name}, ")
 
 
-def _joined_classes(sets: Sequence[CheckedSet]) -> tuple[list[str], list[dict[int, int]]]:
-    """(names of the classes of all sets, for each set {id: place among them}); an id without name is `class 7`."""
+def _joined_classes(sets: Sequence[CheckedSet]) -> tuple[list[str], list[np.ndarray]]:
+    """(names of the classes of all sets, objects of each image with ids of these); an id without name is `class 7`."""
     places: dict[str, int] = {}
-    ids = []
+    joined = []
     for checked in sets:
-        own = dict(enumerate(checked.class_names))
-        found = [one.view.objects[:, 0] for one in checked.seen if one.view]
-        for number in np.unique(np.concatenate([np.zeros(0), *found])).astype(np.int64).tolist():
-            own.setdefault(number, f"class {number}")
-        ids.append({number: places.setdefault(name, len(places)) for number, name in own.items()})
-    return list(places), ids
+        found = [one.view.objects if one.view else np.zeros((0, 6)) for one in checked.seen]
+        rows = np.concatenate([np.zeros((0, 6)), *found])
+        own = np.union1d(np.arange(len(checked.class_names)), rows[:, 0].astype(np.int64))
+        names = dict(enumerate(checked.class_names))
+        ids = np.array([places.setdefault(names.get(k, f"class {k}"), len(places)) for k in own.tolist()], np.int64)
+        rows[:, 0] = ids[np.searchsorted(own, rows[:, 0].astype(np.int64))]
+        joined += np.split(rows, np.cumsum([len(one) for one in found])[:-1]) if found else []
+    return list(places), joined
 
 
 def page_data(sets: Sequence[CheckedSet], images: Images, most: int) -> tuple[dict[str, Any], list[str]]:
     """(what the page's script reads, the thumbnails of its images in base64): at most `most` images."""
     chosen = _chosen(images, most)
-    seen = {id(defect) for one in images.seen for defect in one.defects}
-    notes = [str(defect) for checked in sets for defect in checked.defects if id(defect) not in seen]
-    objects = np.bincount(images.sets, [len(images.objects(k)) for k in range(len(images.seen))], len(sets))
+    known = {id(defect) for some in images.defects for defect in some}
+    notes = [str(defect) for checked in sets for defect in checked.defects if id(defect) not in known]
+    objects = np.bincount(images.sets, [len(objects) for objects in images.objects], len(sets))
     counts = {"images": len(images.seen), "objects": int(objects.sum()), "classes": len(images.class_names)}
     summary = ", ".join(f"{name}: {count:,}" for name, count in counts.items())
     if len(chosen) < len(images.seen):
@@ -234,7 +244,7 @@ def page_data(sets: Sequence[CheckedSet], images: Images, most: int) -> tuple[di
 
 def _image(images: Images, number: int) -> dict[str, Any]:
     view = images.seen[number].view
-    objects = np.round(images.objects(number), 1)
+    objects = np.round(images.objects[number], 1)
     height, width = view.size if view else (0, 0)
     return {
         "set": images.sets[number],
@@ -256,30 +266,33 @@ def _chosen(images: Images, most: int) -> list[int]:
 
 
 def _charts(images: Images, options: BrowseOptions) -> list[Chart]:
-    """The charts of all images that could be decoded."""
-    views = [(k, view) for k, one in enumerate(images.seen) if (view := one.view)]
-    found = [images.objects(k) for k, _ in views]
+    """The charts of all images that can be trained on."""
+    views = [(k, view) for k, one in enumerate(images.seen) if one.sound and (view := one.view)]
+    found = [images.objects[k] for k, _ in views]
     rows = np.concatenate([np.zeros((0, 6)), *found])
     number = np.repeat(np.arange(len(views)), [len(one) for one in found])
     sizes = np.array([view.size[::-1] for _, view in views]).reshape(-1, 2)
     objects = Objects(rows[:, 0].astype(np.int64), number, rows[:, 1:5], sizes)
     charts = set_charts(objects, images.class_names)
-    if options.network and charts:
-        charts.append(_reach(objects, options.network, options))
+    boxes = np.clip(objects.boxes / np.tile(sizes[number], 2), 0, 1)
+    kept = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
+    if options.network and len(kept):
+        charts.append(_reach(boxes, kept, objects, options.network, options))
     return charts
 
 
-def _reach(objects: Objects, network: str, options: BrowseOptions) -> Chart:
-    """How many of the objects, at most MOST_COMPARED of them, the anchors of a network reach."""
+def _reach(boxes: np.ndarray, kept: np.ndarray, objects: Objects, network: str, options: BrowseOptions) -> Chart:
+    """How many of the objects the anchors of a network reach: at most MOST_COMPARED of `kept` (k,), rows of normalised
+    boxes (n, 4)."""
     shape = options.data_shape or family_of(network).usual_sizes(network)[:1]
     size, resize = input_size(shape), Resize(options.resize_mode)
-    boxes = np.clip(objects.boxes / np.tile(objects.sizes[objects.image], 2), 0, 1)
-    kept = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
     if len(kept) > MOST_COMPARED:
         kept = np.sort(np.random.default_rng(SEED).choice(kept, MOST_COMPARED, replace=False))
-    frames = {image: resize.frame(tuple(objects.sizes[image, ::-1]), size) for image in set(objects.image[kept])}
-    moved = [frames[image].move_boxes(box[None]) for image, box in zip(objects.image[kept], boxes[kept], strict=True)]
-    placed = np.concatenate([np.zeros((0, 4)), *moved]).astype(np.float64)
+    numbers, first = np.unique(objects.image[kept], return_index=True)
+    own = np.split(boxes[kept], first[1:])  # of each image
+    frames = [resize.frame(tuple(objects.sizes[number, ::-1]), size) for number in numbers]
+    moved = [frame.move_boxes(some) for frame, some in zip(frames, own, strict=True)]
+    placed = np.concatenate(moved).astype(np.float64)
     given = {name: getattr(options, name) for name in fields_of(network_options_class())}
     overlaps, threshold = anchor_reach(network, size, placed, **given)
     sides = (placed[:, 2:] - placed[:, :2]) * (size[1], size[0])
@@ -309,7 +322,7 @@ def _sheets(images: Images) -> Iterator[np.ndarray]:
 def _drawn(images: Images, number: int, view: View) -> np.ndarray:
     pixels = cv2.imdecode(np.frombuffer(view.thumbnail, np.uint8), cv2.IMREAD_COLOR_RGB)
     height, width = view.size
-    return draw_objects(pixels, images.objects(number) / (1, width, height, width, height, 1), images.class_names)
+    return draw_objects(pixels, images.objects[number] / (1, width, height, width, height, 1), images.class_names)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from boxes.geometry import iou
 from common.errors import DataError, OptionError
 from dataset.defects import LEAST_SIDE, MOST_SIDE, thumbnail
 from symbol.symbol_factory import anchor_reach, get_anchors, get_assigner
-from tests.chromium import NARROW, run_in_page
-from tests.dataset.voc import CAT, DOG, add, image_set, jpeg
+from tests.chromium import NARROW, dom_of, run_in_page
+from tests.dataset.voc import CAT, DOG, add, image_set, jpeg, xml_object
 from tests.tools.test_check_dataset import BOX, write_record
 from tools.browse import main
 from tools.check_dataset import main as check_main
@@ -80,6 +80,15 @@ def test_a_defect_of_a_set_is_told_beside_the_pictures(tmp_path):
     path = write_record(tmp_path / "a.rec", [[BOX]], names=("cat", "dog"))
     _, data, _ = browse(path, output=tmp_path / "p.html")
     assert [note.partition(": ")[2].partition(":")[0] for note in data["notes"]] == ["no-objects"]
+
+
+def test_a_box_without_area_is_told_with_its_image(tmp_path):
+    add(tmp_path, "a", CAT)
+    add(tmp_path, "b", CAT, xml_object("cat", (9, 9, 9, 5)))
+    image_set(tmp_path, "trainval", "a", "b")
+    _, data, _ = browse(tmp_path, output=tmp_path / "p.html")
+    assert [[code for code, _ in image["defects"]] for image in data["images"]] == [[], ["no-area"]]
+    assert data["notes"] == []
 
 
 def test_names_cannot_break_out_and_survive(tmp_path):
@@ -208,7 +217,8 @@ seen.open = [byId("viewer").open, byId("where").textContent, byId("told").textCo
 press("ArrowRight"); press("ArrowRight"); seen.third = byId("where").textContent;
 press("ArrowLeft"); seen.back = byId("where").textContent;
 press("Escape"); seen.closed = byId("viewer").open;
-press("c"); seen.charts = [byId("drawn").hidden, byId("browse").hidden]; press("c");
+press("c"); seen.charts = [byId("drawn").offsetHeight > 0, byId("browse").offsetHeight > 0];
+press("c"); seen.pictures = [byId("drawn").offsetHeight > 0, byId("browse").offsetHeight > 0];
 seen.title = document.title;
 seen.images = document.querySelectorAll("img").length;
 seen.missing = document.querySelectorAll(".missing").length;
@@ -247,8 +257,17 @@ def test_filters_and_keys_work_in_a_browser(page):
     assert HOSTILE in seen["open"][2]
     assert "40 × 30 pixels" in seen["open"][2]
     assert (seen["third"], seen["back"], seen["closed"]) == ("record 3", "record 2", False)
-    assert seen["charts"] == [False, True]
+    assert (seen["charts"], seen["pictures"]) == ([True, False], [False, True])
     assert (seen["images"], "broken" in seen["title"]) == (0, False)
+
+
+def test_the_policy_of_the_page_lets_its_own_script_run_and_no_other(page):
+    dom = dom_of(page)
+    assert dom.count('class="tile"') == 60
+    assert "66 of 66 pictures" in dom
+    text = page.read_text("utf-8")
+    page.write_text(text.replace("</body>", "<script>document.title = 'broken'</script></body>"), "utf-8")
+    assert "<title>broken" not in dom_of(page)
 
 
 def test_nothing_is_wider_than_a_telephone(page):
