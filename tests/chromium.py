@@ -20,7 +20,7 @@ SCRIPT = """<script>addEventListener("load", () => {{
 const press = (key, at) => (at || document.activeElement).dispatchEvent(
   new KeyboardEvent("keydown", {{key, bubbles: true, cancelable: true}}));
 parent.postMessage(JSON.stringify((() => {{ {script} }})()), "*");
-}});</script></body>"""
+}});</script>"""
 
 
 def run_in_page(page: Path, script: str, width: int = WIDE) -> Any:
@@ -28,22 +28,31 @@ def run_in_page(page: Path, script: str, width: int = WIDE) -> Any:
 
     The copy allows more scripts than the page's own. Skips the test where there is no Chromium.
     """
-    text = page.read_text("utf-8")
-    allowed = re.sub(r"script-src 'sha256-[^']*'", "script-src 'unsafe-inline'", text)
-    copy, frame = page.with_name("copy.html"), page.with_name("frame.html")
-    copy.write_text(SCRIPT.format(script=script).join(allowed.rsplit("</body>", 1)), "utf-8")
+    copy, frame = with_script(page, SCRIPT.format(script=script)), page.with_name("frame.html")
     frame.write_text(FRAME.format(name=copy.name, width=width), "utf-8")
     found = re.search(r"<pre>(.+?)</pre>", dom_of(frame), re.DOTALL)
     assert found, "the page sent nothing"
     return json.loads(html.unescape(found[1]))
 
 
-def dom_of(page: Path) -> str:
-    """A page as its scripts leave it. Skips the test where there is no Chromium."""
+def with_script(page: Path, script: str) -> Path:
+    """A copy of a page that has `script`, an element, at its end and allows it."""
+    allowed = re.sub(r"script-src 'sha256-[^']*'", "script-src 'unsafe-inline'", page.read_text("utf-8"))
+    copy = page.with_name("copy.html")
+    copy.write_text(f"{script}</body>".join(allowed.rsplit("</body>", 1)), "utf-8")
+    return copy
+
+
+def dom_of(page: Path, real_time: bool = False) -> str:
+    """A page as its scripts leave it, with real_time as it is when it has been loaded: clocks then tell the truth.
+
+    Skips the test where there is no Chromium.
+    """
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
         pytest.skip("needs Chromium")
-    words = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000", "--dump-dom")
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"--window-size={WIDE},900"]
+    words += [] if real_time else ["--virtual-time-budget=10000"]
     profile = f"--user-data-dir={page.parent / 'profile'}"
     return subprocess.run(
         [program, *words, profile, page.as_uri()], capture_output=True, text=True, timeout=PATIENCE, check=True

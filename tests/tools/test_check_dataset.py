@@ -51,10 +51,10 @@ def bytes_of(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def write_record(path, labels, image=None, names=("cat", "dog"), counted=None):
+def write_record(path, labels, image=None, names=("cat", "dog"), counted=None, size=(40, 30)):
     """A record with these objects, each a list of rows or a flat label; with a sidecar that fits `counted`."""
     flats = [label if isinstance(label, np.ndarray) else flat_label(label) for label in labels]
-    images = [jpeg(seed=k) if image is None or k else image for k in range(len(flats))]
+    images = [jpeg(*size, seed=k) if image is None or k else image for k in range(len(flats))]
     with RecordWriter(path) as writer:
         for k, (label, content) in enumerate(zip(flats, images, strict=True)):
             writer.write(k, pack(label, content, k))
