@@ -46,8 +46,8 @@ class CheckedSet:
     """A record, a folder or a set of it. images: a line for each to name it by; names: its file names, where known.
 
     digests: of each image, "" where unknown. smalls (n, SMALL, SMALL) float16, zeros where there is none; None = not
-    asked for. source: what was read, of annotations. sound (n,): which images can be trained on. seen: what each image
-    has shown, where views were asked for.
+    asked for. source: what was read, of annotations. sound (n,): which images can be trained on. assumed: nobody has
+    named the classes, which are VOC's. seen: what each image has shown, where views were asked for.
     """
 
     name: str
@@ -60,6 +60,7 @@ class CheckedSet:
     source: Source | None = None
     kind: str = ""
     class_names: tuple[str, ...] = ()
+    assumed: bool = False
     seen: Sequence[Seen] = ()
 
     def add(self, code: str, text: str, where: str = "") -> None:
@@ -181,15 +182,16 @@ class OpenedAnnotations:
         with _worked(partial(look_at_image, wish), source.images, workers) as results:
             seen = list(progress(results, self.count))
         checked.class_names = source.class_names
-        assumed = isinstance(source, PascalVoc) and source.class_names == VOC_CLASSES and not self._wanted.names
-        _collect(checked, seen, wish, assumed)
+        is_voc = isinstance(source, PascalVoc) and source.class_names == VOC_CLASSES
+        checked.assumed = is_voc and not self._wanted.names
+        _collect(checked, seen, wish)
         checked.images = [str(image.path) for image in source.images]
         checked.names = [image.name for image in source.images]
         return checked
 
 
-def _collect(checked: CheckedSet, seen: Sequence[Seen], wish: Wish, assumed: bool = False) -> None:
-    """What the images of a set have shown, together. assumed: whether nobody has named the classes, which are VOC's."""
+def _collect(checked: CheckedSet, seen: Sequence[Seen], wish: Wish) -> None:
+    """What the images of a set have shown, together."""
     checked.defects += [defect for one in seen for defect in one.defects]
     checked.sound = np.array([one.sound for one in seen], bool)
     checked.seen = seen if wish.view else ()
@@ -200,7 +202,7 @@ def _collect(checked: CheckedSet, seen: Sequence[Seen], wish: Wish, assumed: boo
     class_names = checked.class_names
     counts = _counts(seen, len(class_names))
     empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
-    if empty and not assumed:
+    if empty and not checked.assumed:
         checked.add("no-objects", f"{len(empty)} of {len(class_names)} classes: {', '.join(shortened(empty))}")
     for line in similar_names(class_names):
         checked.add("like-names", line)

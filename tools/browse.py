@@ -23,7 +23,7 @@ import numpy as np
 
 from common.errors import DataError, OptionError
 from common.files import check_output_file, write_atomically
-from common.sizes import input_size
+from common.sizes import Size, input_size
 from config.command_line import boolean_flags, parse_options
 from config.groups import InputOptions
 from config.options import fields_of, joined_options, option, same_option, without_effect
@@ -121,8 +121,16 @@ def main(argv: list[str]) -> None:
             _write_pictures(Path(options.charts), charts, images)
     parts = {"charts": html or '<p class="soft">There are no objects to draw charts of.</p>'}
     content = page(data["title"], read_template("browse"), {"data": data, "thumbnails": thumbnails}, parts)
-    write_atomically(Path(options.output), content)
+    _write_page(Path(options.output), content)
     print(f"{options.output} written, {len(content) / 1e6:.1f} MB: {data['summary']}")
+
+
+def _write_page(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: cannot be written ({error.strerror})") from error
 
 
 def browse_options_class() -> type[BrowseOptions]:
@@ -138,7 +146,7 @@ def _check_options(options: BrowseOptions, words: Sequence[str]) -> None:
     if options.charts and Path(options.charts).exists() and not Path(options.charts).is_dir():
         raise OptionError(f"--charts {options.charts} is a file; name a folder")
     if options.network:
-        family_of(options.network)
+        anchor_reach(options.network, _input(options.network, options), np.array([[0.0, 0, 1, 1]]), **_given(options))
         return
     for line in without_effect(options, [((*NETWORK_ALONE, *fields_of(network_options_class())), "without --network")]):
         logger.warning(line)
@@ -205,7 +213,8 @@ def _joined_classes(sets: Sequence[CheckedSet]) -> tuple[list[str], list[np.ndar
     for checked in sets:
         found = [one.view.objects if one.view else np.zeros((0, 6)) for one in checked.seen]
         rows = np.concatenate([np.zeros((0, 6)), *found])
-        own = np.union1d(np.arange(len(checked.class_names)), rows[:, 0].astype(np.int64))
+        named = 0 if checked.assumed else len(checked.class_names)  # of VOC's twenty those that occur
+        own = np.union1d(np.arange(named), rows[:, 0].astype(np.int64))
         names = dict(enumerate(checked.class_names))
         ids = np.array([places.setdefault(names.get(k, f"class {k}"), len(places)) for k in own.tolist()], np.int64)
         rows[:, 0] = ids[np.searchsorted(own, rows[:, 0].astype(np.int64))]
@@ -284,8 +293,7 @@ def _charts(images: Images, options: BrowseOptions) -> list[Chart]:
 def _reach(boxes: np.ndarray, kept: np.ndarray, objects: Objects, network: str, options: BrowseOptions) -> Chart:
     """How many of the objects the anchors of a network reach: at most MOST_COMPARED of `kept` (k,), rows of normalised
     boxes (n, 4)."""
-    shape = options.data_shape or family_of(network).usual_sizes(network)[:1]
-    size, resize = input_size(shape), Resize(options.resize_mode)
+    size, resize = _input(network, options), Resize(options.resize_mode)
     if len(kept) > MOST_COMPARED:
         kept = np.sort(np.random.default_rng(SEED).choice(kept, MOST_COMPARED, replace=False))
     numbers, first = np.unique(objects.image[kept], return_index=True)
@@ -293,10 +301,18 @@ def _reach(boxes: np.ndarray, kept: np.ndarray, objects: Objects, network: str, 
     frames = [resize.frame(tuple(objects.sizes[number, ::-1]), size) for number in numbers]
     moved = [frame.move_boxes(some) for frame, some in zip(frames, own, strict=True)]
     placed = np.concatenate(moved).astype(np.float64)
-    given = {name: getattr(options, name) for name in fields_of(network_options_class())}
-    overlaps, threshold = anchor_reach(network, size, placed, **given)
+    overlaps, threshold = anchor_reach(network, size, placed, **_given(options))
     sides = (placed[:, 2:] - placed[:, :2]) * (size[1], size[0])
     return reach_chart(sides, overlaps, threshold, f"{network}, input {size[0]} x {size[1]} ({options.resize_mode})")
+
+
+def _input(network: str, options: BrowseOptions) -> Size:
+    return input_size(options.data_shape or family_of(network).usual_sizes(network)[:1])
+
+
+def _given(options: BrowseOptions) -> dict[str, Any]:
+    """The network's own options."""
+    return {name: getattr(options, name) for name in fields_of(network_options_class())}
 
 
 def _write_pictures(folder: Path, charts: Sequence[Chart], images: Images) -> None:

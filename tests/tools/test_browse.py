@@ -43,7 +43,7 @@ def test_the_page_has_what_the_annotations_have(tmp_path):
     add(tmp_path, "c")
     image_set(tmp_path, "train", "a", "b")
     image_set(tmp_path, "val", "c")
-    text, data, thumbnails = browse(tmp_path, "--class-names", "cat,dog", output=tmp_path / "p.html")
+    text, data, thumbnails = browse(tmp_path, output=tmp_path / "new" / "p.html")
     dog = [1, 20, 15, 40, 30, 1]
     expected = [
         (0, "JPEGImages/a.jpg", 40, 30, [[0, 0, 0, 20, 15, 0], dog]),
@@ -173,6 +173,7 @@ def best_of_yolo(side):
         (["t.rec", "--output", "page.txt"], "must end in .html"),
         (["t.rec", "--charts", "t.rec"], "is a file; name a folder"),
         (["t.rec", "--network", "vgg"], "--network vgg: unknown"),
+        (["t.rec", "--network", "yolov3", "--data-shape", "300"], "give --data-shape 288,288"),
     ],
 )
 def test_a_mistake_is_refused(tmp_path, monkeypatch, words, says):
