@@ -170,7 +170,7 @@ def _draw_scores(scores: Axes, records: Sequence[dict[str, Any]]) -> None:
 
 REFRESH_SECONDS = 20
 ROWS = 20  # newest epochs in the table
-STYLE = "div{overflow-x:auto}table{margin-top:1em}td,th{text-align:right}"
+STYLE = "div,.chart{overflow-x:auto}.chart svg{min-width:44em}table{margin-top:1em}td,th{text-align:right}"
 
 
 def live_page(
