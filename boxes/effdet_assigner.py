@@ -17,6 +17,7 @@ SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 RATIOS = ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))  # factors of the width and of the height
 PER_CELL = len(SCALES) * len(RATIOS)
 MINIMUM_SIDE = 1.0  # pixels that an object's sides count at least, when they are encoded
+COMPARED = 64  # objects compared with all anchors at a time
 CACHED_SIZES = 64  # input sizes whose anchors a process keeps
 
 
@@ -64,6 +65,13 @@ class EffDetAssigner:
         anchors = effdet_anchors(size, self.anchor_scale, self.levels)[rows]
         targets["loc_target"][rows] = encode_effdet(corners_to_centres(boxes[owner]), anchors)
         return targets
+
+    def best_iou(self, boxes: np.ndarray, size: Size) -> np.ndarray:
+        """IoU (n,) of normalised corner boxes (n, 4) with their best anchor in an input (H, W)."""
+        anchors = _corners(size, self.anchor_scale, self.levels)
+        pixels = (boxes * np.array([size[1], size[0]] * 2)).astype(np.float32)
+        starts = range(0, len(boxes), COMPARED)
+        return np.concatenate([np.zeros(0), *(iou(pixels[k : k + COMPARED], anchors).max(axis=1) for k in starts)])
 
     def shapes(self, size: Size) -> dict[str, tuple[int, ...]]:
         """Shapes of the arrays for one image of input size (H, W)."""

@@ -1,6 +1,6 @@
 """What two sets share, so that the one does not test what is learnt from the other: files, pictures, places, films.
 
-Pictures are compared by small grey copies (checking.small_grey). Products of matrices find the like ones among all
+Pictures are compared by small grey copies (defects.small_grey). Products of matrices find the like ones among all
 pairs; a correlation of the whole copies confirms them. A place that is shown a little shifted is found by normalised
 cross-correlation over the part that both copies show (Padfield 2012, Masked object registration in the Fourier domain).
 """
@@ -14,7 +14,8 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from dataset.checking import SMALL, CheckedSet, Defect
+from dataset.checking import CheckedSet
+from dataset.defects import SMALL, Defect
 
 LIKE = 0.75  # correlation of a quarter of the values that makes a pair worth a closer look
 SAME = 0.85  # correlation of the grey copies of one picture in two qualities or sizes; others reach 0.62
@@ -52,8 +53,8 @@ def find_leaks(sets: Sequence[CheckedSet]) -> list[Defect]:
         for code, pairs, says in _reasons(one, other, told):
             for ours, theirs, likeness in zip(pairs.ours, pairs.theirs, pairs.likeness, strict=True):
                 told.add(int(ours))
-                text = f"{_shown(one, int(theirs))}, {says.format(likeness)}"
-                defects.append(Defect(_shown(other, int(ours)), code, text))
+                text = f"{shown_image(one, int(theirs))}, {says.format(likeness)}"
+                defects.append(Defect(shown_image(other, int(ours)), code, text))
         defects += _films(one, other)
     return defects
 
@@ -92,7 +93,7 @@ def _rows(checked: CheckedSet) -> np.ndarray:
     return checked.smalls
 
 
-def _shown(checked: CheckedSet, number: int) -> str:
+def shown_image(checked: CheckedSet, number: int) -> str:
     """An image for a message: with its name, where a record has it from its list."""
     image, name = checked.images[number], checked.names[number]
     return f"{image} ({name})" if name and checked.source is None else image

@@ -4,8 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from boxes.anchor_sets import AnchorSet
+import numpy as np
+
+from boxes.anchor_fit import best_iou
+from boxes.anchor_sets import AnchorSet, pixel_sizes
 from boxes.assigners import Assigner
+from common.errors import OptionError
 from common.sizes import SMALLEST_SIDE, Size
 from symbol.layers import Symbol
 from symbol.network_options import CommonOptions
@@ -92,6 +96,16 @@ class Family(ABC):
         """
         del network, row, size, options
         return None
+
+    def reach(self, network: str, row: Any, size: Size, options: Any, boxes: np.ndarray) -> tuple[np.ndarray, float]:
+        """(IoU (n,) of corner boxes (n, 4), normalised to an input of `size`, with their best anchor, at its place
+        where it has one; the IoU from which an anchor learns an object). OptionError where there are no anchors."""
+        anchors = self.anchor_set(network, row, size, options)
+        if anchors is None:
+            raise OptionError(f"--network {network}: {self.name} has no anchors; name another network")
+        placed = anchors.placed_iou(boxes)
+        found = best_iou(pixel_sizes(boxes, size), anchors.anchors()) if placed is None else placed
+        return found, anchors.threshold
 
     def tap_names(self, network: str, row: Any, size: Size, options: Any) -> tuple[str, ...]:
         """Names, for a table of networks, of what the heads read from the body."""

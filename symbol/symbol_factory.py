@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from boxes.anchor_sets import AnchorSet
 from boxes.assigners import Assigner
 from common.errors import OptionError
@@ -16,6 +18,7 @@ from symbol.network_options import CommonOptions
 from symbol.registry import family_of, list_networks, network_options_class
 
 __all__ = [
+    "anchor_reach",
     "check_any_size",
     "embedded_options",
     "feature_maps",
@@ -103,6 +106,14 @@ def get_anchors(network: str, data_shape: DataShape, **options: Any) -> AnchorSe
     with mx.name.NameManager():
         family, (name, row, size, _, checked) = _wanted(network, data_shape, 1, options)
         return family.anchor_set(name, row, size, checked)
+
+
+def anchor_reach(network: str, data_shape: DataShape, boxes: np.ndarray, **options: Any) -> tuple[np.ndarray, float]:
+    """(IoU (n,) of corner boxes (n, 4), normalised to the input, with their best anchor; the IoU from which an anchor
+    learns an object). OptionError where the network has no anchors or they do not fit the input."""
+    with mx.name.NameManager():
+        family, (name, row, size, _, checked) = _wanted(network, data_shape, 1, options)
+        return family.reach(name, row, size, checked, boxes)
 
 
 def label_names(network: str, **options: Any) -> tuple[str, ...]:

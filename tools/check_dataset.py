@@ -25,17 +25,9 @@ from common.errors import DataError, OptionError
 from common.files import check_output_file, write_atomically
 from config.command_line import boolean_flags, parse_options
 from config.options import option, same_option
-from dataset.checking import (
-    CODES,
-    DROP,
-    CheckedSet,
-    Defect,
-    Wish,
-    check_annotations,
-    check_record,
-    clean_record,
-)
+from dataset.checking import DROP, CheckedSet, OpenedAnnotations, OpenedRecord, OpenedSet, clean_record
 from dataset.class_names import read_class_names
+from dataset.defects import CODES, Defect, Wish
 from dataset.leaks import MOST_SHIFTED, find_leaks, shifts_left_out
 from dataset.packing import pack_dataset
 from dataset.sources import Wanted
@@ -54,13 +46,13 @@ checking = partial(progress, what="checking")
 
 
 @dataclass(frozen=True)
-class CheckOptions:
-    """What to check; the words before and after the options are the records and folders."""
+class SetOptions:
+    """How the records and folders are read that stand before and after the options."""
 
     dataset: str = same_option(PrepareOptions, "dataset", None)
     set: tuple[str, ...] = option(
         (),
-        "sets of a folder, each checked by itself and compared with the others; none means train, val and test where "
+        "sets of a folder, each by itself and compared with the others; none means train, val and test where "
         "two of them are there, else all images",
         "annotations",
     )
@@ -68,10 +60,16 @@ class CheckOptions:
     pixel_origin: int = same_option(PrepareOptions, "pixel_origin", None)
     polygons: str = same_option(PrepareOptions, "polygons", None)
     bit_depth: str = same_option(PrepareOptions, "bit_depth", None)
+    num_thread: int | None = same_option(PrepareOptions, "num_thread", None)
+
+
+@dataclass(frozen=True)
+class CheckOptions(SetOptions):
+    """What to check, and what to write."""
+
     pictures: bool = option(True, "decode all pictures; --no-pictures reads their headers alone, which is faster")
     json: str = option("", "also write the defects to this file")
     fix: str = option("", "write a cleaned copy, OUT.rec with .idx and .json; nothing else is changed")
-    num_thread: int | None = same_option(PrepareOptions, "num_thread", None)
 
 
 def main(argv: list[str]) -> int:
@@ -87,10 +85,13 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     exit_on_sigterm()
     _check_options(options, words)
-    sets = _check_all([Path(word) for word in words], options)
+    opened = open_sets(words, options)
+    several = len(opened) > 1
+    wish = Wish(options.pictures, several and options.pictures, several, checked_bit_depth(options.bit_depth))
+    sets = [one.check(wish, options.num_thread or usable_threads(), checking) for one in opened]
     defects = [defect for checked in sets for defect in checked.defects]
-    if len(sets) > 1:
-        defects += _leaks(sets)
+    if several:
+        defects += leaks_of(sets)
     for defect in defects:
         print(defect)
     _print_counts(sets, defects)
@@ -101,12 +102,17 @@ def main(argv: list[str]) -> int:
     return int(bool(defects))
 
 
-def _check_options(options: CheckOptions, words: Sequence[str]) -> None:
+def check_words(words: Sequence[str]) -> None:
+    """OptionError unless the words name records or folders that are there."""
     if not words:
         raise OptionError("name a record (NAME.rec), or a folder with annotations; see --help")
     missing = next((word for word in words if not Path(word).exists()), None)
     if missing is not None:
         raise OptionError(f"{missing}: no such file or folder; check the path")
+
+
+def _check_options(options: CheckOptions, words: Sequence[str]) -> None:
+    check_words(words)
     if options.json:
         check_output_file("--json", options.json)
     if not options.fix:
@@ -122,32 +128,30 @@ def _check_options(options: CheckOptions, words: Sequence[str]) -> None:
         raise OptionError(f"--fix {out}: {there} is there; choose another name")
 
 
-def _check_all(paths: Sequence[Path], options: CheckOptions) -> list[CheckedSet]:
-    """The sets that the words name, checked one after the other."""
-    names, workers = read_class_names(options.class_names), options.num_thread or usable_threads()
-    parts = [(path, part) for path in paths for part in _parts_of(path, options)]
-    several = len(parts) > 1
-    wish = Wish(options.pictures, several and options.pictures, several, checked_bit_depth(options.bit_depth))
-    checked = []
-    for path, part in parts:
-        if path.suffix == _RECORD:
-            checked.append(check_record(path, wish, workers, checking))
-            continue
-        wanted = Wanted(
-            options.dataset,
-            path,
-            sets=part,
-            names=names,
-            pixel_origin=options.pixel_origin,
-            skip_bad=True,
-            every=not (path / SETS).is_dir(),
-            polygons=options.polygons,
-        )
-        checked.append(check_annotations(wanted, wish, workers, checking))
-    return checked
+def open_sets(words: Sequence[str], options: SetOptions) -> list[OpenedSet]:
+    """The sets that the words name, read but for their images."""
+    names = read_class_names(options.class_names)
+    opened: list[OpenedSet] = []
+    for path in map(Path, words):
+        for part in _parts_of(path, options):
+            if path.suffix == _RECORD:
+                opened.append(OpenedRecord(path))
+                continue
+            wanted = Wanted(
+                options.dataset,
+                path,
+                sets=part,
+                names=names,
+                pixel_origin=options.pixel_origin,
+                skip_bad=True,
+                every=not (path / SETS).is_dir(),
+                polygons=options.polygons,
+            )
+            opened.append(OpenedAnnotations(wanted))
+    return opened
 
 
-def _parts_of(path: Path, options: CheckOptions) -> list[tuple[str, ...]]:
+def _parts_of(path: Path, options: SetOptions) -> list[tuple[str, ...]]:
     """The sets of a folder that are checked by themselves, each as --set names it; [()] = all of it."""
     if path.suffix == _RECORD:
         return [()]
@@ -163,7 +167,7 @@ def _parts_of(path: Path, options: CheckOptions) -> list[tuple[str, ...]]:
     return [(name,) for name in found]
 
 
-def _leaks(sets: Sequence[CheckedSet]) -> list[Defect]:
+def leaks_of(sets: Sequence[CheckedSet]) -> list[Defect]:
     """What the sets share; a line says what was not looked for."""
     left_out = shifts_left_out(sets)
     if left_out:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from common.files import write_atomically
 from drawing.boxes import batch_sheet, captioned, png_of, sheet
 from drawing.figures import save_figure, svg_of
+from drawing.page import Template, page
 from machine.runtime import mx
 from train.metric import LossMetric, RecentMeans
 from train.module import DetectionModule
@@ -176,7 +177,7 @@ def save_page(
     """Writes the same curves within a page (live_page), replaced atomically."""
     svg = svg_of(draw_curves(records, live)) if records or live else ""
     title = path.name.removesuffix("-live.html")
-    write_atomically(path, live_page(title, svg, state, records, is_over=is_over).encode("utf-8"))
+    write_atomically(path, live_page(title, svg, state, records, is_over=is_over))
 
 
 def draw_curves(records: Sequence[dict[str, Any]], live: Sequence[dict[str, Any]] = ()) -> Figure:
@@ -225,28 +226,21 @@ def _draw_scores(scores: Axes, records: Sequence[dict[str, Any]]) -> None:
 
 REFRESH_SECONDS = 20
 ROWS = 20  # newest epochs in the table
-STYLE = (
-    "body{font:14px sans-serif;margin:2em;max-width:75em;color:#222}svg{width:100%;height:auto}"
-    "div{overflow-x:auto}table{border-collapse:collapse;margin-top:1em}"
-    "td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}"
-)
+STYLE = "div,.chart{overflow-x:auto}.chart svg{min-width:44em}table{margin-top:1em}td,th{text-align:right}"
 
 
 def live_page(
     title: str, svg: str, state: Mapping[str, str], records: Sequence[Mapping[str, Any]], *, is_over: bool
-) -> str:
+) -> bytes:
     """The page.
 
     svg: the curves, "" before there are any. state: what is told above them, by name. records: lines of metrics.jsonl,
     of which the newest are listed. is_over: the page no longer reloads itself.
     """
-    refresh = "" if is_over else f'<meta http-equiv="refresh" content="{REFRESH_SECONDS}">'
     told = " &middot; ".join(f"{escape(name)} <b>{escape(value)}</b>" for name, value in state.items())
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{refresh}<title>{escape(title)}</title>'
-        f"<style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n<p>{told}</p>\n{svg}\n{_table(records)}\n"
-        "</body></html>\n"
-    )
+    curves = f'<figure class="chart">{svg}</figure>' if svg else ""
+    body = f"<h1>{escape(title)}</h1>\n<p>{told}</p>\n{curves}\n{_table(records)}"
+    return page(title, Template(STYLE, body), refresh=0 if is_over else REFRESH_SECONDS)
 
 
 def _table(records: Sequence[Mapping[str, Any]]) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from boxes.effdet_assigner import PER_CELL, RATIOS, SCALES, STRIDES, EffDetAssigner
 from common.errors import OptionError
 from common.sizes import Size
@@ -97,6 +99,13 @@ class EfficientDet(Family):
         if options.neg_iou > options.pos_iou:
             raise OptionError(f"--neg-iou {options.neg_iou} is above --pos-iou {options.pos_iou}; exchange them")
         return EffDetAssigner(options.pos_iou, options.neg_iou, anchor_scale(row, options), row.levels)
+
+    def reach(
+        self, network: str, row: EffDetRow, size: Size, options: EffDetOptions, boxes: np.ndarray
+    ) -> tuple[np.ndarray, float]:
+        """Of its fixed anchors at their places."""
+        assigner = self.assigner(network, row, size, 1, options)
+        return assigner.best_iou(boxes, size), assigner.pos_iou
 
     def label_names(self, options: EffDetOptions) -> tuple[str, ...]:
         """Names of the labels that `training` reads."""

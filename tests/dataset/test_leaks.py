@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dataset import leaks
-from dataset.checking import SMALL, CheckedSet, small_grey
+from dataset.checking import CheckedSet
+from dataset.defects import SMALL, small_grey
 from dataset.leaks import find_leaks, shifts_left_out
 from tools.check_dataset import main
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from common.errors import OptionError, UserError
-from dataset import checking, leaks
-from dataset.checking import CODES
+from dataset import checking, defects, leaks
+from dataset.defects import CODES
 from dataset.labels import parse_label
 from dataset.recordio import RecordReader, RecordWriter, pack
 from dataset.sidecar import describe_record, image_digest, read_sidecar, verify_sidecar, write_sidecar
@@ -51,10 +51,10 @@ def bytes_of(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def write_record(path, labels, image=None, names=("cat", "dog"), counted=None):
+def write_record(path, labels, image=None, names=("cat", "dog"), counted=None, size=(40, 30)):
     """A record with these objects, each a list of rows or a flat label; with a sidecar that fits `counted`."""
     flats = [label if isinstance(label, np.ndarray) else flat_label(label) for label in labels]
-    images = [jpeg(seed=k) if image is None or k else image for k in range(len(flats))]
+    images = [jpeg(*size, seed=k) if image is None or k else image for k in range(len(flats))]
     with RecordWriter(path) as writer:
         for k, (label, content) in enumerate(zip(flats, images, strict=True)):
             writer.write(k, pack(label, content, k))
@@ -256,8 +256,8 @@ def test_without_pictures_none_is_decoded(tmp_path, monkeypatch):
     def refused(*args):
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(checking, "packed_image", refused)
-    monkeypatch.setattr(checking, "image_digest", refused)
+    monkeypatch.setattr(defects, "packed_image", refused)
+    monkeypatch.setattr(defects, "image_digest", refused)
     assert found(path, "--no-pictures") == 0
     with pytest.raises(AssertionError, match="decoded"):
         found(path)
@@ -279,7 +279,7 @@ def test_leaks_between_records_are_found(tmp_path, capsys, monkeypatch):
     told = f"{val}, record 0 (images/a b.jpg): leak-same: {train}, record 1, the same bytes; remove one of them"
     assert found(train, val) == 1
     assert told in capsys.readouterr().out.splitlines()
-    monkeypatch.setattr(checking, "small_grey", None)
+    monkeypatch.setattr(defects, "small_grey", None)
     assert found(train, val, "--no-pictures") == 1
     assert told in capsys.readouterr().out.splitlines()
     val.with_suffix(".json").unlink()
@@ -314,6 +314,6 @@ def test_the_document_has_the_table_of_codes():
 
 
 def test_each_code_of_the_table_is_given_somewhere():
-    written = [Path(module.__file__).read_text("utf-8") for module in (checking, leaks)]
-    text = written[0].partition("class Defect")[2] + written[1]
+    written = [Path(module.__file__).read_text("utf-8") for module in (defects, checking, leaks)]
+    text = written[0].partition("class Defect")[2] + "".join(written[1:])
     assert [code for code in CODES if f'"{code}"' not in text] == []
