@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from common.errors import OptionError, out_of_memory_hint
 from common.sizes import input_size
-from config.groups import seconds_of
+from config.groups import pixel_options, seconds_of
 from config.options import obsolete_options
 from dataset.image_list import image_names
 from dataset.iterator import RecordIter, open_batches
@@ -24,6 +24,7 @@ from model.checkpoint import list_epochs
 from symbol.symbol_factory import freeze_pattern, get_symbol, get_symbol_train, label_names, mean_losses
 from train.batches import batch_specs, continues_early_version, first_epoch
 from train.callbacks import FiniteGuard, FitLog, make_monitor
+from train.curves import BatchPicture
 from train.epoch_end import EpochEnd, RunEnds, seed_epoch
 from train.metric import loss_rule, make_metric
 from train.module import DetectionModule
@@ -43,7 +44,7 @@ from train.schedule import (
     warm_up_of,
     warm_up_of_others,
 )
-from train.stages import SPARE, Costs, Patience, Stage, end_after, limit_updates, updates_within
+from train.stages import SPARE, Costs, Patience, Stage, end_after, limit_updates, stage_at, updates_within
 from train.start import Start, after_stage
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,19 @@ def run_training(options: TrainOptions, way_to_continue: Callable[[bool], str] =
     with remembered_log() as lines:
         plan = preflight(options)
     fit(replace(plan, way_to_continue=way_to_continue, lines=tuple(lines), begun=begun))
+
+
+def draw_batches(options: TrainOptions) -> Path:
+    """Leaves PREFIX-batches.png as a run with these options would, and trains nothing; returns its path."""
+    plan = preflight(options)
+    stage = stage_at(plan.stages, plan.start.epoch)
+    picture = BatchPicture(options.output.prefix, plan.classes, pixel_options(stage.options.input))
+    specs = batch_specs(stage, plan.sidecars, plan.start)
+    for spec, epoch in zip(specs, (plan.start.epoch, None), strict=True):
+        if spec:
+            with closing(open_batches(spec, stage.options.data.data_engine)) as batches:
+                picture.draw(batches, epoch)
+    return picture.path
 
 
 def fit(plan: Plan) -> None:
