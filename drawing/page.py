@@ -20,6 +20,7 @@ from drawing.figures import svg_of
 
 # Of classes, one after the other: colours that everybody can tell apart (Okabe and Ito, Color universal design, 2008).
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
+PICTURES = "pictures"  # style and script of pages that show pictures with boxes
 STYLE = (Path(__file__).parent / "page.css").read_text("utf-8")
 
 
@@ -33,12 +34,14 @@ class Template:
     script: str = ""
 
 
-def read_template(name: str) -> Template:
-    """The template of this name."""
-    text = (Path(__file__).parent / f"{name}.html").read_text("utf-8")
+def read_template(name: str, shared: str = "") -> Template:
+    """The template of this name; shared: name of a style (.css) and script (.js) that go before its own."""
+    folder = Path(__file__).parent
+    text = (folder / f"{name}.html").read_text("utf-8")
+    before = [(folder / f"{shared}.{kind}").read_text("utf-8") if shared else "" for kind in ("css", "js")]
     style, _, rest = text.partition("<style>")[2].partition("</style>")
     body, _, script = rest.rpartition("<script>")
-    return Template(style, body.strip(), script.rpartition("</script>")[0])
+    return Template(before[0] + style, body.strip(), before[1] + script.rpartition("</script>")[0])
 
 
 def page(

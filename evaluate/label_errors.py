@@ -52,7 +52,7 @@ def find_suspects(judged: Judged, thresholds: Sequence[float] | np.ndarray) -> l
 
     judged: all detections, whatever their score; thresholds: (K,) scores from which a detection of a class is believed,
     LEAST_SCORE at least. The doubt of a detection is its score. An object that nothing finds is as doubtful as its
-    class is well found: the share of its objects that have a detection with IoU >= FOUND_IOU, times 1 - IoU of the best.
+    class is well found: the share of its objects that have a detection with IoU >= FOUND_IOU, times 1 - the best IoU.
     """
     found = [*_missing(judged, thresholds), *_other_class(judged, thresholds), *_off(judged, thresholds)]
     return sorted([*found, *_doubtful(judged)], key=lambda one: (-one.doubt, one.image))

@@ -39,7 +39,7 @@ from dataset.transforms import checked_bit_depth
 from detect.inputs import split_words
 from drawing.boxes import draw_objects, sheet
 from drawing.figures import save_figure
-from drawing.page import PALETTE, figure_html, page, read_template
+from drawing.page import PALETTE, PICTURES, figure_html, page, read_template
 from drawing.set_charts import LARGE_AREA, SMALL_AREA, Chart, Objects, reach_chart, set_charts
 from machine.command import exit_on_sigterm, run_command
 from machine.cpu import configure_threads, usable_threads
@@ -130,7 +130,7 @@ def main(argv: list[str]) -> None:
         if options.charts:
             _write_pictures(Path(options.charts), charts, images)
     parts = {"charts": html or '<p class="soft">There are no objects to draw charts of.</p>'}
-    content = page(data["title"], read_template("browse"), {"data": data, "thumbnails": thumbnails}, parts)
+    content = page(data["title"], read_template("browse", PICTURES), {"data": data, "thumbnails": thumbnails}, parts)
     _write_page(Path(options.output), content)
     print(f"{options.output} written, {len(content) / 1e6:.1f} MB: {data['summary']}")
 
