@@ -35,9 +35,10 @@ logger = logging.getLogger(__name__)
 EXAMPLE = "python evaluate.py --rec-path data/val.rec --prefix output/ssd --epoch best"
 # What --help shows; --help-all has all.
 FIRST = (
-    *("rec_path", "prefix", "epoch", "batch_size", "metrics", "nms", "score_threshold", "json", "curves", "coco_json"),
-    *("gpus", "cpu"),
+    *("rec_path", "prefix", "epoch", "batch_size", "metrics", "nms", "score_threshold", "json", "curves", "report"),
+    *("coco_json", "gpus", "cpu"),
 )
+LABEL_FORMATS = ("voc", "coco", "yolo", "csv", "labelme")  # of dataset.writers, which loads much
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,15 @@ class EvaluateOptions(ExpectedModel, DeviceOptions, CheckpointOptions):
         "data",
     )
     curves: str = option("", "picture (PNG) of the precision-recall curves", "output")
+    report: str = option(
+        "", "folder for a page of curves, confusions, errors, the worst pictures and likely label errors", "output"
+    )
+    label_errors: str = option(
+        "",
+        "with --report: format in which likely label errors are written there, too",
+        "output",
+        choices=("", *LABEL_FORMATS),
+    )
     frequent: int | None = obsolete(None, "the result is printed once, at the end")
     deploy: bool = obsolete(False, "the network of the checkpoint is built without its losses in any case")
 
@@ -120,7 +130,7 @@ def main(argv: list[str]) -> int:
         overlap=options.overlap,
         use_difficult=options.use_difficult,
         metrics=kinds,
-        keep_rows=bool(options.coco_json or options.coco_truth),
+        keep_rows=bool(options.coco_json or options.coco_truth or options.report),
         **given_detection(options),
     )
     print(f"{options.prefix}, epoch {checkpoint.epoch}, on {options.rec_path}")
@@ -130,7 +140,11 @@ def main(argv: list[str]) -> int:
         _write_json(options, checkpoint.epoch, evaluation)
     if evaluation.found:
         use_difficult = checkpoint.meta.use_difficult if options.use_difficult is None else options.use_difficult
-        _write_coco(options, evaluation.found, use_difficult)
+        if options.coco_json or options.coco_truth:
+            _write_coco(options, evaluation.found, use_difficult)
+        if options.report:
+            title = f"{options.prefix}, epoch {checkpoint.epoch}"
+            _write_report(options, title, evaluation.found, evaluation.overlap, use_difficult)
     if options.curves:
         save_pr_curves(evaluation.result, options.curves)
     return 0
@@ -160,6 +174,8 @@ def idle_evaluate_options(options: EvaluateOptions, kinds: tuple[str, ...], rect
         groups.append((("overlap",), COCO_ALONE))
     if not rect:
         groups.append((("rect_multiple",), ONE_SIZE))
+    if not options.report:
+        groups.append((("label_errors",), "without --report"))
     return without_effect(options, groups)
 
 
@@ -177,6 +193,8 @@ def _check_outputs(options: EvaluateOptions) -> None:
             check_output_file(flag, path)
     if options.curves and not options.curves.endswith(".png"):
         raise OptionError(f"--curves {options.curves}: the name of a picture ends with .png")
+    if options.report:
+        check_output_file("--report", str(Path(options.report) / "index.html"), make_folders=True)
     if options.coco_annotations and not Path(options.coco_annotations).is_file():
         raise OptionError(f"--coco-annotations {options.coco_annotations}: no such file")
 
@@ -199,6 +217,23 @@ def _write_coco(options: EvaluateOptions, results: Any, use_difficult: bool) -> 
         write_results(options.coco_json, results, ids)
     if options.coco_truth:
         write_truth(options.coco_truth, results, ids, use_difficult)
+
+
+def _write_report(options: EvaluateOptions, title: str, results: Any, overlap: float, use_difficult: bool) -> None:
+    """--report."""
+    from evaluate.report import record_pictures, write_report
+
+    path = write_report(
+        options.report,
+        title,
+        results,
+        record_pictures(options.rec_path, results),
+        facts={"data": options.rec_path},
+        overlap=overlap,
+        use_difficult=use_difficult,
+        label_errors=options.label_errors,
+    )
+    print(f"{path} written")
 
 
 def _coco_ids(options: EvaluateOptions, records: Any, class_names: Sequence[str]) -> Any:

@@ -330,8 +330,8 @@ def _doubts_text(shown: int, all_: int) -> str:
     some = f"The {shown:,} surest of {all_:,}. " if shown < all_ else ""
     return (
         f"{some}Look at them: a detector's own mistakes look the same. Missing label: a detection with a score of "
-        f"{LEAST_SCORE:g} or more, and that of the best F1, beside all objects. Other class, box off: one that is right "
-        "but for that. Doubtful box: nothing finds it at any score. The list is label-errors.json."
+        f"{LEAST_SCORE:g} or more, and that of the best F1, beside all objects. Other class, box off: one that is "
+        "right but for that. Doubtful box: nothing finds it at any score. The list is label-errors.json."
     )
 
 

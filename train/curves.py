@@ -28,9 +28,20 @@ logger = logging.getLogger(__name__)
 CURVES_EVERY_SECONDS = 30.0  # a picture costs a fraction of a second
 MAX_POINTS = 2000  # twice as many are thinned out
 DPI = 90
-LEGEND_ROWS = 10  # of the scores, that the legend stays within its axes
+MOST_NAMED = 14  # classes with a name in the legend
 TRAINING_ROWS, ROW_IMAGES = 3, 4  # of PREFIX-batches.png
-MEANS = {"mAP": (2.5, "black"), "AP": (2.5, "tab:red")}  # line width and colour; other values are thin
+# Colour, dashes and width of scores that are means; those of COCO's sizes are of one colour.
+SCORES = {
+    "mAP": ("black", "-", 2.6),
+    "AP": ("#0072B2", "-", 2.6),
+    "AP50": ("#56B4E9", "-", 2.0),
+    "AP75": ("#009E73", "-", 2.0),
+    "APs": ("#E69F00", ":", 1.4),
+    "APm": ("#E69F00", "-.", 1.4),
+    "APl": ("#E69F00", "--", 1.4),
+}
+HIDDEN_SCORES = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # in metrics.jsonl alone
+CLASS_COLOURS, CLASS_DASHES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"), ("-", "--", ":")
 
 
 class LiveCurves:
@@ -223,17 +234,23 @@ def _draw_losses(axes: Axes, records: Sequence[dict[str, Any]], live: Sequence[d
 
 
 def _draw_scores(scores: Axes, records: Sequence[dict[str, Any]]) -> None:
-    """Values of the validation, which not every epoch has."""
+    """Values of the validation, which not every epoch has; those of single classes are thin, of many classes grey."""
     validated = [record for record in records if record["validation"]]
     epochs = [record["epoch"] for record in validated]
-    for name in validated[-1]["validation"] if validated else ():
+    names = [name for name in (validated[-1]["validation"] if validated else ()) if name not in HIDDEN_SCORES]
+    classes = [name for name in names if name not in SCORES]
+    is_many = len(classes) > MOST_NAMED
+    for name in (*(name for name in names if name in SCORES), *classes):
         values = [record["validation"].get(name) for record in validated]
-        width, colour = MEANS.get(name, (1.0, None))
-        scores.plot(epochs, values, label=name, linewidth=width, color=colour, marker=".")
+        place = classes.index(name) if name in classes else 0
+        plain = CLASS_COLOURS[place % len(CLASS_COLOURS)], CLASS_DASHES[place // len(CLASS_COLOURS) % len(CLASS_DASHES)]
+        colour, dashes, width = SCORES.get(name, ("0.75" if is_many else plain[0], plain[1], 1.2))
+        label = name if name in SCORES or not is_many else f"{len(classes)} classes" if not place else None
+        scores.plot(epochs, values, dashes, color=colour, label=label, linewidth=width, zorder=2 + width)
     scores.set(xlabel="epoch", title="validation average precision", ylim=(0, 1))
+    scores.grid(alpha=0.25)
     if validated:
-        columns = -(-len(scores.lines) // LEGEND_ROWS)
-        scores.legend(ncols=columns, fontsize="medium" if columns == 1 else "x-small")
+        scores.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
 
 
 REFRESH_SECONDS = 20
