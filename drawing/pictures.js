@@ -41,7 +41,7 @@ function outlines(svg, boxes, style, large) {
     "stroke-width": thick + 2, ...still}));
   for (const {stroke, dashed, d} of groups.values()) {
     const path = draw("path", {d, stroke, "stroke-width": thick, ...still});
-    if (dashed) path.setAttribute("stroke-dasharray", large ? "5 4" : "3 3");
+    if (dashed) path.setAttribute("stroke-dasharray", large ? "7 4" : "5 3");
     svg.append(path);
   }
 }

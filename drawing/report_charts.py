@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from drawing.set_charts import BAR_INCHES, BLUE, FONT_POINTS, HEIGHT, ORANGE, WIDTH, Chart, plain_name
 
@@ -171,7 +172,9 @@ def confusion_chart(matrix: np.ndarray, names: Sequence[str]) -> Chart | None:
     small = max(4.5, FONT_POINTS - max(0, side - 5) * 0.55)
     with _fonts():
         figure, axes = _axes(min(WIDTH, 2.2 + 0.55 * side))
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        is_right = np.eye(side, dtype=bool)
+        for colours, hidden in (("Blues", ~is_right), ("Oranges", is_right)):
+            axes.imshow(np.ma.array(shares, mask=hidden), cmap=colours, vmin=0, vmax=1, aspect="auto")
         for row, column in zip(*np.nonzero(matrix), strict=True):
             colour = "white" if shares[row, column] > 0.55 else "black"
             text = f"{matrix[row, column]:,}"
@@ -219,7 +222,8 @@ def calibration_chart(counts: np.ndarray, score: np.ndarray, right: np.ndarray, 
         upper.plot(score, right, "o", color=VERMILION, markersize=5, label="at their mean score")
         upper.set(ylabel="share that is right", ylim=(0, 1.02), xlim=(0, 1))
         lower.bar(middle, counts, width, color=GREY, edgecolor="white")
-        lower.set(xlabel="score", ylabel="number", yscale="log" if counts.any() else "linear")
+        lower.set(xlabel="score", ylabel="number", ylim=(0, max(1, counts.max()) * 1.05))
+        lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
         for axes in (upper, lower):
             axes.spines[["top", "right"]].set_visible(False)
         figure.legend(*upper.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)

@@ -110,9 +110,7 @@ def test_damaged_pictures_and_strange_names_do_no_harm(tmp_path):
     images = [ImageResult(HOSTILE, one.size, one.truth, one.found, one.id) for one in some.images]
     text, found, _ = report(tmp_path, Results(some.class_names, tuple(images)), no_picture)
     assert found["thumbnails"] == [""] * 3
-    assert [image["reason"] for image in found["data"]["images"]] == [
-        f"record {k} is damaged" for k in found_order(found)
-    ]
+    assert sorted(image["reason"] for image in found["data"]["images"]) == [f"record {k} is damaged" for k in range(3)]
     assert "<img" not in text
     assert text.count("<script") == text.count("</script") == 3
 
