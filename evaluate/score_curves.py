@@ -40,10 +40,10 @@ class ScoreCurve:
         Without detections or objects these are (NO_DETECTION, nan, nan, nan).
         """
         if not len(self.scores) or np.isnan(self.recall).any():
-            return NO_DETECTION, *[float("nan")] * 3
+            return NO_DETECTION, float("nan"), float("nan"), float("nan")
         at = int(np.argmax(self.f1))
-        values = (self.scores, self.precision, self.recall, self.f1)
-        return tuple(float(one[at]) for one in values)  # type: ignore[return-value]
+        precision, recall, f1 = float(self.precision[at]), float(self.recall[at]), float(self.f1[at])
+        return float(self.scores[at]), precision, recall, f1
 
     def at(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(precision, recall, F1), each (s,), at these thresholds; above all detections nan, 0 and 0."""
