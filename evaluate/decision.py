@@ -119,12 +119,14 @@ def decisions(
 def _counts(one: Judged, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """(true, false) (images,) positives of each image at a threshold."""
     shown, images = one.score >= threshold, len(one.objects)
-    return tuple(np.bincount(one.image[shown & hit], minlength=images) for hit in (one.true, one.false))  # type: ignore[return-value]
+    true, false = (np.bincount(one.image[shown & hit], minlength=images) for hit in (one.true, one.false))
+    return true, false
 
 
 def _decision(classes: Sequence[Judged], counts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Decision:
-    objects, difficult = sum(one.objects for one in classes), np.any([one.difficult for one in classes], axis=0)
-    true, false = (sum(parts) for parts in zip(*counts, strict=True))
+    objects = np.sum([one.objects for one in classes], axis=0)
+    difficult = np.any([one.difficult for one in classes], axis=0)
+    true, false = (np.sum(parts, axis=0) for parts in zip(*counts, strict=True))
     there, without = objects > 0, (objects == 0) & ~difficult
     differences = true + false - objects
     return Decision(
