@@ -25,12 +25,10 @@ def main(argv: list[str]) -> int:
     )
     check_options(options)
     configure_threads(options.cpus)
-    from evaluate.runs import check_curves, engine_runs, evaluated, measuring
+    from evaluate.runs import engine_runs, evaluated
 
     if options.all_engines:
         return _compare(options, engine_runs(options))
-    if options.detections or options.model:
-        check_curves(options, measuring(options).kinds)
     keep = any((options.coco_json, options.coco_truth, options.decision, options.ious))
     run = evaluated(options, keep)
     print(run.title)
