@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import DataError
+from common.errors import DataError, UserError
 from common.files import write_atomically
 from dataset.defects import thumbnail
+from dataset.image_pool import read_image
 from dataset.recordio import RecordReader
 from drawing.figures import save_figure
 from drawing.page import PICTURES, figure_html, page, read_template
@@ -40,6 +41,7 @@ from evaluate.error_types import MISSED, TYPES, Judged
 from evaluate.findings import Findings, Interval, class_rows, numbers_of
 from evaluate.label_errors import KINDS, LEAST_SCORE, Suspect, suspect_files, suspects_json
 from evaluate.score_curves import BINS, Calibration, ScoreCurve
+from evaluate.sets import SetOptions, is_annotated, read_annotated
 
 PAGE, NUMBERS, LABEL_ERRORS = "index.html", "report.json", "label-errors"
 DPI = 150
@@ -62,6 +64,25 @@ def record_pictures(rec_path: str | Path, results: Results) -> Pictures:
         if position is None:
             raise DataError(f"{rec_path}: there is no record {results.images[number].id}; give the set evaluated")
         return reader.record(position).image
+
+    return picture
+
+
+def set_pictures(options: SetOptions, results: Results) -> Pictures:
+    """The same of whatever set is evaluated: a record, or the pictures of a folder or COCO file, by their names."""
+    if not is_annotated(options.rec_path):
+        return record_pictures(options.rec_path, results)
+    try:
+        paths = {image.name: image.path for image in read_annotated(options).images}
+    except UserError as error:  # a file of detections needs no pictures
+        logger.warning("the report has no pictures: %s", error)
+        paths = {}
+
+    def picture(number: int) -> bytes:
+        name = results.images[number].name
+        if name not in paths:
+            raise DataError(f"{options.rec_path}: there is no picture {name}")
+        return read_image(paths[name])
 
     return picture
 

@@ -13,7 +13,7 @@ from drawing.report_charts import MOST_CELLS
 from evaluate.coco_metric import coco_eval
 from evaluate.detections import ImageResult, Results, coco_rows, measure
 from evaluate.error_types import TYPES, judge
-from evaluate.main import LABEL_FORMATS
+from evaluate.options import LABEL_FORMATS
 from evaluate.report import MOST_PICTURES, picture_weights, worst_pictures, write_report
 from tests.chromium import NARROW, run_in_page
 from tests.dataset.voc import jpeg
