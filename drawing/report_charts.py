@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from drawing.set_charts import BAR_INCHES, BLUE, FONT_POINTS, HEIGHT, ORANGE, WIDTH, Chart, plain_name
 
@@ -164,10 +164,14 @@ def score_chart(curves: Sequence[ClassCurves]) -> Chart:
 
 
 def confusion_chart(matrix: np.ndarray, names: Sequence[str]) -> Chart | None:
-    """Objects (rows) and what they are found as, (K + 1, K + 1) counts; None where it could not be read."""
+    """Objects (rows) and what they are found as, (K + 1, K + 1) counts; None where it could not be read.
+
+    Colours are shares of the row, in the last row of the column: what part of the detections has no object.
+    """
     if len(names) > MOST_CELLS:
         return None
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    shares[-1] = matrix[-1] / np.maximum(matrix.sum(axis=0), 1)
     side = len(matrix)
     small = max(4.5, FONT_POINTS - max(0, side - 5) * 0.55)
     with _fonts():
@@ -222,8 +226,9 @@ def calibration_chart(counts: np.ndarray, score: np.ndarray, right: np.ndarray, 
         upper.plot(score, right, "o", color=VERMILION, markersize=5, label="at their mean score")
         upper.set(ylabel="share that is right", ylim=(0, 1.02), xlim=(0, 1))
         lower.bar(middle, counts, width, color=GREY, edgecolor="white")
-        lower.set(xlabel="score", ylabel="number", ylim=(0, max(1, counts.max()) * 1.05))
-        lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+        lower.set(xlabel="score", ylabel="number", yscale="log", ylim=(0.5, max(10, counts.max()) * 2))
+        lower.yaxis.set_major_locator(LogLocator(numticks=4))
+        lower.yaxis.set_minor_locator(NullLocator())
         for axes in (upper, lower):
             axes.spines[["top", "right"]].set_visible(False)
         figure.legend(*upper.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)

@@ -130,7 +130,7 @@ def check_options(options: EvaluateOptions) -> None:
     wrong = next((value for value in options.ious if not 0 < value < 1), None)
     if wrong is not None:
         raise OptionError(f"--ious {wrong:g}: an IoU lies between 0 and 1")
-    for name in ("json", "curves", "report", "coco_json", "coco_truth"):
+    for name in ("json", "curves", "coco_json", "coco_truth"):
         flag, path = f"--{name.replace('_', '-')}", getattr(options, name)
         if path:
             check_output_file(flag, path)

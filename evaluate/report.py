@@ -169,7 +169,8 @@ def _drawn(curve: ScoreCurve, ap: float, recall: np.ndarray, precision: np.ndarr
 def _confusion_text() -> str:
     return (
         "Detections at the score of the best F1 and above; each takes, by falling score, the free object of any class "
-        "that it overlaps most (IoU of 0.5 or more). Colours: shares of the row, blue where it is right."
+        "that it overlaps most (IoU of 0.5 or more). Colours: shares of the row, in the last one of the column; blue is "
+        "right."
     )
 
 

@@ -246,8 +246,8 @@ def _draw_scores(scores: Axes, records: Sequence[dict[str, Any]]) -> None:
         plain = CLASS_COLOURS[place % len(CLASS_COLOURS)], CLASS_DASHES[place // len(CLASS_COLOURS) % len(CLASS_DASHES)]
         colour, dashes, width = SCORES.get(name, ("0.75" if is_many else plain[0], plain[1], 1.2))
         label = name if name in SCORES or not is_many else f"{len(classes)} classes" if not place else None
-        style = {"marker": ".", "markersize": 4, "linewidth": width, "zorder": 2 + width}
-        scores.plot(epochs, values, dashes, color=colour, label=label, **style)
+        (line,) = scores.plot(epochs, values, dashes, color=colour, label=label, marker=".", markersize=4)
+        line.set(linewidth=width, zorder=2 + width)
     scores.set(xlabel="epoch", title="validation average precision", ylim=(0, 1))
     scores.grid(alpha=0.25)
     if validated:

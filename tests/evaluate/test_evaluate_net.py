@@ -156,6 +156,21 @@ def test_the_command_prints_a_table_and_writes_json_and_curves(trained, tmp_path
     assert curves.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_report_has_the_numbers_of_the_table(trained, tmp_path, capsys):
+    folder, result = tmp_path / "new" / "report", tmp_path / "r.json"
+    words = ["--report", str(folder), "--label-errors", "coco", "--metrics", "voc,coco", "--json", str(result)]
+    assert command(trained, *words) == 0
+    numbers, metrics = json.loads((folder / "report.json").read_text()), json.loads(result.read_text())["metrics"]
+    assert (numbers["mAP"], numbers["coco"]["AP"]) == (metrics["voc"]["mAP"], metrics["coco"]["AP"])
+    assert {name: row["AP"] for name, row in numbers["classes"].items()} == metrics["voc"]["AP"]
+    suspects = json.loads((folder / "label-errors/annotations/instances_train.json").read_text())
+    assert [one["name"] for one in suspects["categories"]] == list(CLASSES)
+    assert len(suspects["annotations"]) == sum(numbers["label_errors"].values())
+    assert f"{folder}/index.html written" in capsys.readouterr().out
+    with pytest.raises(OptionError, match=f"--report {result}/index.html: {result} is a file; choose another folder"):
+        command(trained, "--report", str(result))
+
+
 def test_a_class_without_objects_is_null_in_json(trained, tmp_path):
     empty = write_record(tmp_path / "empty.rec", 3, empty=True)
     result = tmp_path / "result.json"

@@ -14,10 +14,19 @@ from evaluate.coco_metric import coco_eval
 from evaluate.detections import ImageResult, Results, coco_rows, measure
 from evaluate.error_types import TYPES, judge
 from evaluate.options import LABEL_FORMATS
-from evaluate.report import MOST_PICTURES, picture_weights, worst_pictures, write_report
+from evaluate.report import (
+    MOST_PICTURES,
+    picture_weights,
+    record_pictures,
+    set_pictures,
+    worst_pictures,
+    write_report,
+)
+from evaluate.sets import SetOptions
 from tests.chromium import NARROW, run_in_page
-from tests.dataset.voc import jpeg
+from tests.dataset.voc import CAT, add, image_set, jpeg
 from tests.evaluate.test_error_types import NAMES, SIZE, made_up, plain_confusion, plain_costs
+from tests.tools.test_check_dataset import BOX, write_record
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
 
@@ -113,6 +122,23 @@ def test_damaged_pictures_and_strange_names_do_no_harm(tmp_path):
     assert sorted(image["reason"] for image in found["data"]["images"]) == [f"record {k} is damaged" for k in range(3)]
     assert "<img" not in text
     assert text.count("<script") == text.count("</script") == 3
+
+
+def test_pictures_are_those_of_the_set_that_was_evaluated(tmp_path):
+    add(tmp_path / "voc", "a", CAT)
+    add(tmp_path / "voc", "b", CAT, image=jpeg(50, 60), width=50, height=60)
+    image_set(tmp_path / "voc", "trainval", "b", "a")
+    names = ("JPEGImages/a.jpg", "JPEGImages/b.jpg", "JPEGImages/c.jpg")
+    images = [ImageResult(name, SIZE, np.zeros((0, 6)), np.zeros((0, 6)), k) for k, name in enumerate(names)]
+    picture = set_pictures(SetOptions(rec_path=str(tmp_path / "voc")), Results(("cat",), tuple(images)))
+    assert [picture(k) for k in (0, 1)] == [(tmp_path / "voc" / name).read_bytes() for name in names[:2]]
+    with pytest.raises(DataError, match="no picture JPEGImages/c.jpg"):
+        picture(2)
+    record = write_record(tmp_path / "a.rec", [[BOX], [BOX]], image=jpeg(50, 60), names=("cat",))
+    picture = record_pictures(record, Results(("cat",), tuple(images)))
+    assert picture(1) == jpeg(50, 60)
+    with pytest.raises(DataError, match="no record 2"):
+        picture(2)
 
 
 def test_nothing_to_find_or_nothing_found_is_reported(tmp_path):
