@@ -20,18 +20,25 @@ from evaluate.voc_eval import VOCResult, VOCRule, voc_eval
 
 SIZES = ("small", "medium", "large")
 Interval = tuple[float, float]
+Intervals = Mapping[str, Mapping[str, Interval]]
 
 
 @dataclass(frozen=True)
 class Findings:
     """All numbers of a report, each made once.
 
-    overlap: IoU of VOC's rule; intervals: 95 % by name of a number of COCO (AP, ...), mAP or a class.
+    overlap: IoU of VOC's rule; intervals: {kind of metric (config.groups.METRICS): {class or mean: 95 % interval}}, as
+    far as they are known.
     """
 
     results: Results
     overlap: float = 0.5
-    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    intervals: Intervals = field(default_factory=dict)
+
+    def interval(self, kind: str, name: str) -> Interval | None:
+        """The interval of a number, None where it is not known (nan)."""
+        ends = self.intervals.get(kind, {}).get(name)
+        return None if ends is None or any(math.isnan(end) for end in ends) else ends
 
     def _voc(self, use_07_metric: bool) -> VOCResult:
         rule = VOCRule(self.overlap, use_07_metric)
@@ -118,7 +125,10 @@ def numbers_of(findings: Findings) -> dict[str, Any]:
         "confusions": findings.confusions.tolist(),
         "calibration": {"all": _number(all_scores.error), "at_thresholds": _number(shown.error)},
         "label_errors": {kind: sum(one.kind == kind for one in findings.suspects) for kind in KINDS},
-        "intervals": {name: list(ends) for name, ends in findings.intervals.items()},
+        "intervals": {
+            kind: {name: [_number(end) for end in ends] for name, ends in some.items()}
+            for kind, some in findings.intervals.items()
+        },
     }
 
 

@@ -38,7 +38,7 @@ from drawing.report_charts import (
 from drawing.set_charts import Chart
 from evaluate.detections import Results
 from evaluate.error_types import MISSED, TYPES, Judged
-from evaluate.findings import Findings, Interval, class_rows, numbers_of
+from evaluate.findings import Findings, Interval, Intervals, class_rows, numbers_of
 from evaluate.label_errors import KINDS, LEAST_SCORE, Suspect, suspect_files, suspects_json
 from evaluate.score_curves import BINS, Calibration, ScoreCurve
 from evaluate.sets import SetOptions, is_annotated, read_annotated
@@ -96,7 +96,7 @@ def write_report(
     facts: Mapping[str, str] = MappingProxyType({}),
     overlap: float = 0.5,
     use_difficult: bool = False,
-    intervals: Mapping[str, Interval] = MappingProxyType({}),
+    intervals: Intervals = MappingProxyType({}),
     label_errors: str = "",
 ) -> Path:
     """Writes the report into a folder, which is made, and returns the path of its page.
@@ -145,7 +145,8 @@ def _charts(findings: Findings) -> Iterator[Chart]:
     names, ap = findings.results.class_names, np.array([one.ap for one in findings.voc.classes])
     curves = [_drawn(curve, one.ap, one.recall, one.precision) for curve, one in _zipped(findings)]
     what = f"AP (area under the curve, IoU {findings.overlap:g})"
-    yield ap_chart(names, ap, what, findings.intervals)
+    ranges = {name: ends for name in names if (ends := findings.interval("voc", name))}
+    yield ap_chart(names, ap, what, ranges)
     yield precision_recall_chart(curves, what)
     yield f1_chart(curves)
     yield score_chart(curves)
@@ -169,8 +170,8 @@ def _drawn(curve: ScoreCurve, ap: float, recall: np.ndarray, precision: np.ndarr
 def _confusion_text() -> str:
     return (
         "Detections at the score of the best F1 and above; each takes, by falling score, the free object of any class "
-        "that it overlaps most (IoU of 0.5 or more). Colours: shares of the row, in the last one of the column; blue is "
-        "right."
+        "that it overlaps most (IoU of 0.5 or more). Colours: shares of the row, in the last one of the column; blue "
+        "is right."
     )
 
 
@@ -222,15 +223,9 @@ def _doubts_text(shown: int, all_: int) -> str:
 
 def _cards(findings: Findings) -> str:
     stats = findings.coco.stats
-    values = {
-        "mAP": findings.voc.mean_ap,
-        "mAP VOC07": findings.voc07.mean_ap,
-        **{f"COCO {name}": stats[name] for name in ("AP", "AP50", "AP75")},
-    }
-    cards = [
-        _card(name, _cell(value), _range(findings.intervals.get(name.removeprefix("COCO "))))
-        for name, value in values.items()
-    ]
+    values = [("mAP", "voc", "mAP", findings.voc.mean_ap), ("mAP VOC07", "voc07", "mAP", findings.voc07.mean_ap)]
+    values += [(f"COCO {name}", "coco", name, stats[name]) for name in ("AP", "AP50", "AP75")]
+    cards = [_card(title, _cell(value), _range(findings.interval(kind, name))) for title, kind, name, value in values]
     best = [curve.best for curve in findings.curves if not math.isnan(curve.best[3])]
     f1 = float(np.mean([one[3] for one in best])) if best else math.nan
     cards.append(_card("best F1, mean", _cell(f1), _score_range([one[0] for one in best])))
@@ -264,7 +259,7 @@ def _table(findings: Findings) -> str:
     lines = []
     for row in rows:
         name, objects, detections, *values = row.values()
-        ends = _range(findings.intervals.get(name))
+        ends = _range(findings.interval("voc", name))
         cells = [_cell(value) for value in values]
         cells[0] += f' <span class="soft">{ends}</span>' if ends else ""
         shown = [escape(name), f"{objects:,}", f"{detections:,}", *cells]

@@ -13,7 +13,8 @@ import pytest
 
 from common.errors import OptionError
 from config.options import replace_options
-from train.curves import LiveCurves, save_curves
+from evaluate.coco_metric import STAT_NAMES
+from train.curves import LiveCurves, draw_curves, save_curves
 from train.metric import LossMetric
 from train.options import train_options
 from train.progress import Progress
@@ -109,6 +110,24 @@ def test_curves_are_drawn_whatever_was_measured(tmp_path, records):
     save_curves(records, tmp_path / "c.png")
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["c.png"]
+
+
+def test_scores_can_be_told_apart_beside_their_legend():
+    """No two lines have one colour and one kind of line; those of COCO's recall are left out."""
+    names = [*STAT_NAMES, *(f"class {k}" for k in range(14))]
+    figure = draw_curves([record(k, {"loss": 1.0}, dict.fromkeys(names, 0.5)) for k in (1, 2)])
+    axes = next(one for one in figure.axes if "precision" in one.get_title())
+    looks = [(line.get_color(), line.get_linestyle(), line.get_linewidth()) for line in axes.lines]
+    assert [line.get_label() for line in axes.lines] == [*STAT_NAMES[:6], *names[12:]]
+    assert len(set(looks)) == len(looks)
+    figure.canvas.draw()
+    assert axes.get_legend().get_window_extent().x0 > axes.get_window_extent().x1
+    many = draw_curves([record(1, {"loss": 1.0}, {f"class {k}": 0.5 for k in range(80)})])
+    assert any(
+        "80 classes" in [text.get_text() for text in one.get_legend().get_texts()]
+        for one in many.axes
+        if one.get_legend()
+    )
 
 
 def test_a_picture_that_cannot_be_written_leaves_the_older_one(tmp_path, monkeypatch):
