@@ -178,7 +178,7 @@ def confusion_chart(matrix: np.ndarray, names: Sequence[str]) -> Chart | None:
         figure, axes = _axes(min(WIDTH, 2.2 + 0.55 * side))
         is_right = np.eye(side, dtype=bool)
         for colours, hidden in (("Blues", ~is_right), ("Oranges", is_right)):
-            axes.imshow(np.ma.array(shares, mask=hidden), cmap=colours, vmin=0, vmax=1, aspect="auto")
+            axes.imshow(np.ma.array(shares, mask=hidden | (matrix == 0)), cmap=colours, vmin=0, vmax=1, aspect="auto")
         for row, column in zip(*np.nonzero(matrix), strict=True):
             colour = "white" if shares[row, column] > 0.55 else "black"
             text = f"{matrix[row, column]:,}"
