@@ -22,6 +22,7 @@ LINES = (
 )  # fmt: skip
 GREY, VERMILION, GREEN = "#888888", "#D55E00", "#009E73"
 MOST_BARS = 30  # classes with a bar each
+LABEL_WIDTH = 0.15  # of a bar that has room for its number
 MOST_CELLS = 16  # classes of a confusion matrix that can be read on a telephone
 MOST_POINTS = 200  # of a line
 GRID = np.linspace(0, 1, 201)  # scores at which curves are drawn
@@ -63,11 +64,13 @@ def ap_chart(names: Sequence[str], values: np.ndarray, what: str, ranges: Mappin
     with _fonts():
         figure, axes = _axes(0.9 + BAR_INCHES * max(1, len(shown)))
         rows, own = np.arange(len(shown)), values[shown]
-        bars = axes.barh(rows, own, 0.62, color=BLUE)
+        axes.barh(rows, own, 0.62, color=BLUE)
         for row, k in enumerate(shown):
             if names[k] in ranges:
                 axes.plot(ranges[names[k]], (row, row), color="black", linewidth=1.6, marker="|", markersize=7)
-        axes.bar_label(bars, [f"{value:.3f}" for value in own], label_type="center", color="white")
+        for row, value in zip(rows, own, strict=True):
+            place = (value / 2, "center", "white") if value >= LABEL_WIDTH else (value + 0.01, "left", "black")
+            axes.text(place[0], row, f"{value:.3f}", va="center", ha=place[1], color=place[2])
         axes.set_yticks(rows, [plain_name(names[k]) for k in shown], parse_math=False)
         axes.set(xlim=(0, 1), ylim=(len(shown) - 0.4, -0.6), xlabel="average precision")
     text = f"{what} of each class that has objects."

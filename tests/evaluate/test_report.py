@@ -137,7 +137,7 @@ def test_pictures_are_those_of_the_set_that_was_evaluated(tmp_path):
     content = jpeg(50, 60)
     record = write_record(tmp_path / "a.rec", [[BOX], [BOX]], image=content, names=("cat",))
     picture = record_pictures(record, Results(("cat",), tuple(images)))
-    assert picture(1) == content
+    assert picture(0) == content
     with pytest.raises(DataError, match="no record 2"):
         picture(2)
 
