@@ -305,6 +305,7 @@ class OutputOptions:
     live: bool = option(
         False, "write PREFIX-live.html, a page with the curves that a browser shows while the run goes on", "output"
     )
+    report: bool = option(False, "write PREFIX-report of each validation, as evaluate.py --report does", "output")
     log: str = option("", "log file (default: PREFIX-train.log)", "output")
     save_every: str = option(
         "1",

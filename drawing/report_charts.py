@@ -229,8 +229,10 @@ def calibration_chart(counts: np.ndarray, score: np.ndarray, right: np.ndarray, 
         upper.plot(score, right, "o", color=VERMILION, markersize=5, label="at their mean score")
         upper.set(ylabel="share that is right", ylim=(0, 1.02), xlim=(0, 1))
         lower.bar(middle, counts, width, color=GREY, edgecolor="white")
-        lower.set(xlabel="score", ylabel="number", yscale="log", ylim=(0.5, max(10, counts.max()) * 2))
-        lower.yaxis.set_major_locator(LogLocator(numticks=4))
+        lower.set(xlabel="score", ylabel="number")
+        if counts.any():
+            lower.set(yscale="log", ylim=(0.5, 2 * max(10, counts.max())))
+            lower.yaxis.set_major_locator(LogLocator(numticks=4))
         lower.yaxis.set_minor_locator(NullLocator())
         for axes in (upper, lower):
             axes.spines[["top", "right"]].set_visible(False)

@@ -2,20 +2,16 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from common.errors import out_of_memory_hint
 from dataset.batch_spec import BatchSpec
-from dataset.image_list import listed_paths
 from dataset.iterator import RecordIter, open_batches
-from dataset.recordio import RecordReader
-from evaluate.detections import Evaluation, ImageResult, Results, split_rows
-from evaluate.eval_metric import DetectionMetric, ValidationMetric
-from evaluate.scoring import inference_module, score_detections
-from evaluate.sets import check_record
+from evaluate.detections import Evaluation
+from evaluate.eval_metric import ValidationMetric
+from evaluate.scoring import Served, inference_module, note_served, score_detections, served_rows
+from evaluate.sets import check_record, record_results
 from machine.runtime import check_batch_size, mx
 from model.checkpoint import Checkpoint
 from symbol.symbol_factory import check_any_size, get_symbol, ineffective_options, rebuilding_options
@@ -72,41 +68,17 @@ def evaluate_net(
     overlap = meta.overlap if overlap is None else overlap
     use_difficult = meta.use_difficult if use_difficult is None else use_difficult
     metric = ValidationMetric(kinds, meta.class_names, overlap, use_difficult)
-    served: list[tuple[np.ndarray, np.ndarray]] = []
+    served: Served = []
     try:
         with out_of_memory_hint("lower --batch-size"):
             module = _inference_module(checkpoint, devices, iterator, detection_options)
             started = time.monotonic()
-            score_detections(module, _noted(iterator, served), metric, num_batch)
+            score_detections(module, note_served(iterator, served), metric, num_batch)
         first = metric.parts[kinds[0]]
-        found = _found(first, served, rec_path, list_path) if keep_rows else None
+        found = record_results(rec_path, list_path, *served_rows(first, served)) if keep_rows else None
         return Evaluation(metric.results(), overlap, first.global_num_inst, time.monotonic() - started, found)
     finally:
         iterator.close()
-
-
-def _found(
-    metric: DetectionMetric, served: list[tuple[np.ndarray, np.ndarray]], rec_path: str, list_path: str
-) -> Results:
-    """What a metric has seen, by images in the order of the record."""
-    count, names = metric.global_num_inst, listed_paths(rec_path, list_path)
-    records = np.concatenate([index for index, _ in served])[:count].tolist()
-    sizes = np.concatenate([geometry[:, :2] for _, geometry in served])[:count].astype(int).tolist()
-    detections, truths = (split_rows(rows.astype(np.float64), count) for rows in metric.rows())
-    images = {
-        key: ImageResult(names.get(key, str(key)), (size[0], size[1]), truth, found, key)
-        for key, size, truth, found in zip(records, sizes, truths, detections, strict=True)
-    }
-    keys = RecordReader(rec_path).keys.tolist()
-    return Results(tuple(metric.class_names or ()), tuple(images[key] for key in keys if key in images))
-
-
-def _noted(batches: mx.io.DataIter, served: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[mx.io.DataBatch]:
-    """The batches; record ids and geometry of their samples are noted."""
-    for batch in batches:
-        rows = len(batch.index) - batch.pad
-        served.append((batch.index[:rows], batch.geometry[:rows]))
-        yield batch
 
 
 def _inference_module(

@@ -1,16 +1,18 @@
 """One pass over an iterator by a Module that computes a symbol without gradients; its detections go to a metric."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from evaluate.detections import frames_of
+from evaluate.eval_metric import DetectionMetric
 from graph.onednn import has_squeeze_excitation, suit_onednn
 from graph.symbol_graph import Params
 from machine.runtime import mx
 
 LOGGER = logging.getLogger(__name__)
+Served = list[tuple[np.ndarray, np.ndarray]]  # of each batch: ids of the records, geometry
 
 
 def is_rewritten(symbol: mx.sym.Symbol, devices: Sequence[mx.Context]) -> bool:
@@ -109,3 +111,22 @@ def _update(
     metric.update(labels, [detections])
     if watch:
         watch(batch, labels[0], detections)
+
+
+def note_served(batches: Iterable[mx.io.DataBatch], served: Served) -> Iterator[mx.io.DataBatch]:
+    """The batches; ids of the records and geometry of their samples replace what is in `served`."""
+    served.clear()
+    for batch in batches:
+        rows = len(batch.index) - batch.pad
+        served.append((batch.index[:rows], batch.geometry[:rows]))
+        yield batch
+
+
+def served_rows(
+    metric: DetectionMetric, served: Served
+) -> tuple[Sequence[str], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What record_results takes of a pass: class names, ids of records (n,), sizes (n, 2), the rows of the metric."""
+    count = metric.global_num_inst
+    records = np.concatenate([np.empty(0, np.int64), *(index for index, _ in served)])[:count]
+    sizes = np.concatenate([np.empty((0, 2)), *(geometry[:, :2] for _, geometry in served)])[:count]
+    return metric.class_names or (), records.astype(np.int64), sizes.astype(np.int64), *metric.rows()

@@ -26,12 +26,12 @@ from dataset.labels import parse_label, validate
 from dataset.layouts import KINDS, recognise, sets_of
 from dataset.packing import pack_dataset
 from dataset.record_source import open_source
-from dataset.recordio import refuse_other_file
+from dataset.recordio import RecordReader, refuse_other_file
 from dataset.sidecar import read_sidecar, verify_sidecar
 from dataset.sources import AUTO, Wanted, read_source
 from dataset.transforms import shown_bit_depth
 from evaluate.detection_files import COCOIds, annotation_ids, record_ids
-from evaluate.detections import ImageResult, Results, label_pixels
+from evaluate.detections import ImageResult, Results, label_pixels, split_rows
 
 if TYPE_CHECKING:
     from model.checkpoint import CheckpointMeta
@@ -170,6 +170,30 @@ def record_truth(
         size = record_header(record.image, where).size
         images.append(ImageResult(paths.get(key, str(key)), size, label_pixels(labels, size), NOTHING, key))
     return known, images
+
+
+def record_results(
+    rec_path: str,
+    list_path: str,
+    class_names: Sequence[str],
+    records: np.ndarray,
+    sizes: np.ndarray,
+    detections: np.ndarray,
+    truths: np.ndarray,
+) -> Results:
+    """What was found in a record, by images in its order.
+
+    records (n,), sizes (n, 2): ids and (height, width) of the images in the order in which they were served, by which
+    the rows of detections and objects are numbered, as those of Results.
+    """
+    names, count = listed_paths(rec_path, list_path), len(records)
+    rows = (split_rows(part.astype(np.float64), count) for part in (truths, detections))
+    images = {
+        key: ImageResult(names.get(key, str(key)), (size[0], size[1]), truth, found, key)
+        for key, size, truth, found in zip(records.tolist(), sizes.tolist(), *rows, strict=True)
+    }
+    keys = RecordReader(rec_path).keys.tolist()
+    return Results(tuple(class_names), tuple(images[key] for key in keys if key in images))
 
 
 def read_truth(options: SetOptions, list_path: str = "", coco_annotations: str = "") -> tuple[Results, COCOIds]:

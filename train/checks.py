@@ -86,7 +86,10 @@ def _idle(options: TrainOptions) -> Iterator[tuple[tuple[str, ...], str]]:
     yield from _idle_of_images(options)
     yield from family_of(options.input.network).ineffective_options(options.net)
     if not options.data.val_path:
-        yield ("eval_every", "val_loss", "metrics", "best_metric", "rect_val", "patience"), "without --val-path"
+        yield (
+            ("eval_every", "val_loss", "metrics", "best_metric", "rect_val", "patience", "report"),
+            "without --val-path",
+        )
     elif options.validation.eval_every == "last":
         yield ("patience",), "with --eval-every last"
     if validation_kinds(options.validation) == ("coco",):

@@ -12,6 +12,7 @@ import numpy as np
 
 from config.groups import best_metric, pixel_options
 from config.options import to_mapping
+from evaluate.scoring import served_rows
 from evaluate.voc_eval import VOCResult, best_f1
 from machine.command import held
 from machine.runtime import mx
@@ -23,6 +24,7 @@ from train.progress import Progress
 from train.run_files import MetricsFile, write_results
 from train.saving import CheckpointWriter, SavePlan
 from train.tensorboard import TensorBoard
+from train.validation_report import ValidationReport
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,8 @@ class EpochEnd:
         self.curves = LiveCurves(prefix, metric, self.module, records, progress.batches, state)
         self.batches = BatchPicture(prefix, writer.classes, pixel_options(options.input))
         self.module.watch_validation = self._watch_validation
+        self.report = ValidationReport(options) if options.output.report else None
+        self.module.served = [] if self.report else None
         self.board = self._open_board() if options.output.tensorboard else None
         self.best_metric = best_metric(options.validation)
         self.best: dict[str, Any] | None = None  # the record of the best epoch that has a checkpoint
@@ -87,6 +91,9 @@ class EpochEnd:
     def with_validation(self, param: Any) -> None:
         """eval_end_callback of fit."""
         values = finite_values(param.eval_metric.get_global_name_value())
+        if self.report and self.module.served:
+            first = next(iter(getattr(param.eval_metric, "parts", {"": param.eval_metric}).values()))
+            self.report.renew(param.epoch + 1, *served_rows(first, self.module.served))
         self._end(param.epoch, values, _operating_point(param.eval_metric))
         compared = param.eval_metric.take_compared()
         if self.best_metric in compared:
@@ -174,11 +181,15 @@ class EpochEnd:
     def log_summary(self) -> None:
         """After the last epoch of the run: its best and its newest checkpoint, and what to do with them."""
         number, prefix = self.metrics.records[-1]["epoch"], self.options.output.prefix
+        if self.report:
+            self.report.finish()
         if not self._is_over:
             return
         if self.best:
             logger.info("best: checkpoint %d with %s=%.4f", self.best["epoch"], *self._best_score())
         logger.info("newest: checkpoint %d; curves: %s-curves.png", number, prefix)
+        if self.report:
+            logger.info("what the last validation got wrong: %s", self.report.folder)
         if self.batches.is_written:
             logger.info("what the network was given, the first batches: %s", self.batches.path)
         best = ["--epoch", "best"] if self.best and self.best["epoch"] != number else []

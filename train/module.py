@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from common.errors import CheckpointError
-from evaluate.scoring import inference_module, is_rewritten, score_detections
+from evaluate.scoring import Served, inference_module, is_rewritten, note_served, score_detections
 from graph.onednn_training import is_constant, suit_training
 from graph.symbol_graph import Params
 from machine.runtime import mx
@@ -59,6 +59,7 @@ class DetectionModule(mx.mod.Module):
         self.validation_losses = validation_losses
         # Called with the first batch of each validation, its labels and detections (score_detections).
         self.watch_validation: Callable[[mx.io.DataBatch, np.ndarray, np.ndarray], None] | None = None
+        self.served: Served | None = None  # where the samples of each validation are noted (note_served)
         self._average: WeightAverage | None = None
         self._rewrites = rewrite_graph and all(device.device_type == "cpu" for device in context)
         self._completes_update = True
@@ -219,9 +220,10 @@ class DetectionModule(mx.mod.Module):
         if reset:
             eval_data.reset()
         mx.nd.waitall()  # see get_params
+        data = eval_data if self.served is None else note_served(eval_data, self.served)
         with self._inference(eval_data) as inference:
             batches = score_detections(
-                inference, eval_data, eval_metric, num_batch, self.validation_losses, self.watch_validation
+                inference, data, eval_metric, num_batch, self.validation_losses, self.watch_validation
             )
         param = mx.model.BatchEndParam(epoch=epoch, nbatch=batches, eval_metric=eval_metric, locals=None)
         callbacks = score_end_callback if isinstance(score_end_callback, (list, tuple)) else [score_end_callback]

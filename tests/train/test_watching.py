@@ -1,5 +1,6 @@
 """What a run says and shows while it goes on and when it ends: lines, TensorBoard, the live page."""
 
+import json
 import logging
 import re
 import shlex
@@ -164,6 +165,25 @@ def test_a_live_page_has_the_curves_in_it_and_ends_with_the_run(options):
     assert 'http-equiv="refresh"' not in page, "a page that is over does not load itself again"
     assert not re.search(r"(src|href)=.https?:", page)
     assert "epoch <b>2/2</b>" in page
+
+
+def test_the_report_of_the_last_validation_has_its_numbers(options, caplog):
+    run = options(report=True)
+    run_training(run)
+    folder = Path(f"{run.output.prefix}-report")
+    last, numbers = metrics(run.output.prefix)[-1], json.loads((folder / "report.json").read_text())
+    assert numbers["mAP_voc07"] == last["validation"]["mAP"]
+    assert f"epoch {last['epoch']}," in (folder / "index.html").read_text()
+    assert f"what the last validation got wrong: {folder}" in caplog.messages
+    assert not list(folder.glob(".*"))
+
+
+def test_training_goes_on_without_a_report(options, caplog):
+    run = options(report=True)
+    Path(run.output.prefix).parent.mkdir()
+    Path(f"{run.output.prefix}-report").write_text("a file")
+    run_training(run)
+    assert caplog.text.count("-report cannot be written") == 1
 
 
 def test_without_live_there_is_no_page(finished_run):
