@@ -1,6 +1,8 @@
 """What the sources of VGG16 weights share: names, the classifier's subsampling, channel order, input scale."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +24,25 @@ FIRST_EXTRA, LAST_EXTRA = 2, 6
 # What the heads read: the layers before their names.
 MAPS = ("relu4_3", "relu7", *(f"multi_feat_{k}_conv_3x3_relu" for k in range(FIRST_EXTRA, LAST_EXTRA + 1)))
 LEGACY_OFFSET = 6  # the extra layers of feature map k are conv{k + 6}_1 and conv{k + 6}_2 in mxnet-ssd of 2016
+
+
+@dataclass(frozen=True)
+class SSDSettings:
+    """With what a network of ours detects as the whole SSD in a file does.
+
+    Attributes:
+        network: that has its layers and anchors.
+        options: of that network.
+        pixels: options of train.py: how images become its input; others as train.py has them.
+        side: of its input.
+        note: what of this the user may want to change; "" = nothing.
+    """
+
+    network: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    pixels: Mapping[str, Any] = field(default_factory=dict)
+    side: int = 300
+    note: str = ""
 
 
 def _legacy_names() -> dict[str, str]:
