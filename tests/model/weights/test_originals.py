@@ -11,7 +11,7 @@ from tools import convert_weights
 
 SIDE = 300
 # By how much weights are larger than those that keep the size of what flows through: of the heads, of the first layer.
-GAINS = {"class": 2.0, "box": 0.5, "stages.0.0.": 0.02}
+GAINS = {"class": 2.0, "box": 0.5, "regression": 0.5, "stages.0.0.": 0.02, "features.0.": 0.02}
 
 
 def picture(side=SIDE):
@@ -84,3 +84,28 @@ def test_gluoncvs_ssd_detects_as_in_gluoncv(gluoncvs, capsys):
     record("gluon", "ssd_300_vgg16_atrous_voc", "gluoncv", **found)
     assert found["pixels"] < 0.01
     assert found["score"] < 1e-4
+
+
+@pytest.mark.slow
+def test_torchvisions_ssd_detects_as_in_torchvision(tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    detection = pytest.importorskip("torchvision.models.detection")
+    network = detection.ssd300_vgg16(weights=None, weights_backbone=None, num_classes=6).eval()
+    rng = np.random.default_rng(0)
+    state = {
+        name: torch.from_numpy(made_up(name, tuple(array.shape), rng).astype(np.float32))
+        for name, array in network.state_dict().items()
+        if name.endswith(("weight", "bias")) and "scale" not in name
+    }
+    network.load_state_dict(state, strict=False)
+    torch.save(network.state_dict(), tmp_path / "ssd.pth")
+    convert_weights.main(["--from", "torchvision", str(tmp_path / "ssd.pth"), "--prefix", str(tmp_path / "ours")])
+    assert "missing (0): none\nunused (0): none" in capsys.readouterr().out
+    with torch.no_grad():
+        found = network([torch.from_numpy(picture().transpose(2, 0, 1) / np.float32(255))])[0]
+    columns = (found["labels"][:, None] - 1, found["scores"][:, None], found["boxes"])
+    want = np.concatenate([column.numpy() for column in columns], axis=1, dtype=np.float32)
+    measured = differences(rows_of(str(tmp_path / "ours"), picture()), want, 50)
+    record("torchvision", "ssd300_vgg16", "torchvision", **measured)
+    assert measured["pixels"] < 0.01
+    assert measured["score"] < 1e-4
