@@ -148,7 +148,9 @@ SOURCES: dict[str, WeightsSource] = {
         describing="describe_ssd",
     ),
     "torchvision": WeightsSource("pytorch", renaming="rename_ssd", describing="describe_ssd"),
-    "caffe": WeightsSource("caffe", {"post_process": "per_class", "nms_topk": 400, "keep_topk": 200}),
+    "caffe": WeightsSource(
+        "caffe", {"post_process": "per_class", "nms_topk": 400, "keep_topk": 200}, describing="describe"
+    ),
     "gluon": WeightsSource("gluon", describing="describe"),
     "classic": WeightsSource("classic"),
     "darknet": WeightsSource("darknet", DARKNET_OPTIONS, DARKNET_PIXELS, side=416),

@@ -41,8 +41,6 @@ EXPORTED_LAYER = re.compile(EXPORTED + r"vggatrousextractor\d+_(?:(dilated_)|ext
 EXPORTED_SCALE = re.compile(EXPORTED + r"vggatrousextractor\d+_normalize\d+_normalize_scale")
 EXPORTED_HEAD = re.compile(EXPORTED + r"convpredictor(\d+)_conv\d+_(weight|bias)")
 EXPORTED_ANCHORS = re.compile(EXPORTED + r"ssdanchorgenerator\d+_anchor_(\d+)")
-# Networks with the layers and steps of gluoncv's SSDs, and their side, by the number of feature maps.
-SSD_NETWORKS = {6: (vgg.NETWORK, 300), 7: (f"{vgg.LEGACY}_512", 512)}
 # gluoncv/model_zoo/ssd/ssd.py; data/transforms/presets/ssd.py.
 SSD_OPTIONS = {"post_process": "pooled", "nms": 0.45, "nms_topk": 400, "keep_topk": 100, "score_threshold": 0.01}
 SSD_PIXELS = {"mean_r": 123.675, "mean_g": 116.28, "mean_b": 103.53}
@@ -77,12 +75,12 @@ def describe(arrays: Mapping[str, np.ndarray]) -> vgg.SSDSettings | None:
     maps = sum(_path(name).startswith("class_predictors.") and name.endswith("weight") for name in arrays)
     if not maps:
         return None
-    if maps not in SSD_NETWORKS or sorted(anchors) != list(range(maps)):
+    if maps not in vgg.SSD_NETWORKS or sorted(anchors) != list(range(maps)):
         raise CheckpointError(
             f"the gluoncv SSD has {maps} class predictors and {len(anchors)} arrays of anchors; read are those of "
             "ssd_300_vgg16_atrous_* and ssd_512_vgg16_atrous_*, written by save_parameters or export"
         )
-    network, side = SSD_NETWORKS[maps]
+    network, side = vgg.SSD_NETWORKS[maps]
     options = {**SSD_OPTIONS, **_anchor_options(network, side, [anchors[k] for k in range(maps)])}
     return vgg.SSDSettings(network, options, SSD_PIXELS, side)
 
@@ -106,17 +104,9 @@ def _anchor_options(network: str, side: int, constants: list[np.ndarray]) -> dic
     (cx, cy, w, h) in pixels; CheckpointError for other steps than the network's."""
     row = next(row for _, row in ROWS[network] if row.steps_for == side)
     cells = [array.reshape(*array.shape[-3:-1], -1, 4)[0, 0].astype(float) for array in constants]
-    steps = tuple(2 * float(cell[0, 0]) for cell in cells)
-    if not np.allclose(steps, row.steps, rtol=1e-4):
-        raise CheckpointError(
-            f"the anchors of the gluoncv SSD have steps {', '.join(f'{step:g}' for step in steps)}, those of {network} "
-            f"{', '.join(f'{step:g}' for step in row.steps)}; models with others are not read"
-        )
-    sizes = [cell[:2, 2] / side for cell in cells]
+    vgg.check_steps(row, network, [2 * float(cell[0, 0]) for cell in cells], "gluoncv")
     ratios = [np.append(1.0, cell[2:, 2] / cell[2:, 3]) for cell in cells]
-    own = [len(a) == len(b) and np.allclose(a, b, rtol=1e-4) for a, b in zip(ratios, row.ratios, strict=True)]
-    lists = {"anchor_sizes": sizes} | ({} if all(own) else {"anchor_ratios": ratios})
-    return {key: ";".join(",".join(f"{x:.8g}" for x in one) for one in value) for key, value in lists.items()}
+    return vgg.anchor_options(row, [cell[:2, 2] / side for cell in cells], ratios)
 
 
 def rename_ssd(arrays: Arrays, network: str) -> Arrays:

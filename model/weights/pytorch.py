@@ -66,6 +66,7 @@ YOLO_KINDS = {
     ("BatchNorm2d", "running_var"): "_bn_moving_var",
 }
 LITE = "efficientnet_lite"  # SSD on the body of an EfficientDet-Lite
+RWIGHTMAN = re.compile(r"(?:module\.|model\.)*(?:backbone\.conv_stem|fpn\.(?:cell|resample)|(?:class|box)_net\.)")
 UNUSED = "num_batches_tracked"  # a counter that no computation reads
 NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var"}
 EFFDET_HEADS = {"regressor": "box", "classifier": "cls"}
@@ -113,12 +114,23 @@ def rename_ssd(arrays: Mapping[str, np.ndarray], network: str, options: Mapping[
     return vgg.shape_scale(_for_pixels(named) if is_scaled else named), {}
 
 
+def _check_effdet(arrays: Mapping[str, np.ndarray]) -> None:
+    """CheckpointError for an EfficientDet of rwightman's effdet."""
+    name = next((name for name in arrays if RWIGHTMAN.match(name)), None)
+    if name:
+        raise CheckpointError(
+            f"{name:.80} is of an EfficientDet of effdet (rwightman), which is not read yet; convert zylo117's "
+            "efficientdet-d0.pth (to d7x), --from efficientdet.pytorch --network efficientdet_d0"
+        )
+
+
 def vgg_body(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, bool]:
     """Arrays of a VGG16 under our names, and whether they are for torchvision's scaled images, not for pixels.
 
     A classifier becomes fc6 and fc7; one of NaN is dropped, with the pixels that its body is for. CheckpointError for
     other state_dicts.
     """
+    _check_effdet(arrays)
     named = {ssd_name(name): array for name, array in arrays.items()}
     vgg.check_body(named, "PyTorch")
     if not any(name.startswith("features.") for name in arrays):
@@ -236,6 +248,7 @@ def rename_effdet(arrays: Mapping[str, np.ndarray], network: str, options: Mappi
     CheckpointError for another network or state_dict.
     """
     del options
+    _check_effdet(arrays)
     if not isinstance(family_of(network), EfficientDet) and not network.startswith(LITE):
         raise CheckpointError(f"--network {network}: these weights are for efficientdet_d0 and the like")
     named = {effdet_name(name): array for name, array in arrays.items() if not name.endswith(UNUSED)}

@@ -125,8 +125,8 @@ HUGE = sized(7, sized(1, varint(1 << 40)))
     ("content", "reason"),
     [
         (b"", "holds no weights"),
-        (b"\x0a", "ends inside a number"),
-        (varint(100 << 3 | 2) + varint(1 << 60), "ends too early"),
+        (b"\x0a", "cut off inside a number"),
+        (varint(100 << 3 | 2) + varint(1 << 60), "cut off, or a length is damaged"),
         (b"\xff" * 11, "more than ten bytes"),
         (varint(100 << 3 | 3), "wire type 3"),
         (counted(100, 5), "a number where a message"),

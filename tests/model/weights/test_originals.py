@@ -1,17 +1,31 @@
 """Whole detectors beside the libraries that they come from: the same input, the same detections."""
 
+import struct
+
 import numpy as np
 import pytest
 
 from detect.detector import Detector
 from engines.preprocess import InputWriter
+from machine.opencv import cv2
 from machine.runtime import mx
+from symbol.backbone.vgg import STAGES
 from tests.model.weights.agreement import record
+from tests.model.weights.formula import caffemodel, counted, sized
 from tools import convert_weights
 
 SIDE = 300
 # By how much weights are larger than those that keep the size of what flows through: of the heads, of the first layer.
-GAINS = {"class": 2.0, "box": 0.5, "regression": 0.5, "stages.0.0.": 0.02, "features.0.": 0.02}
+GAINS = {
+    "class": 2.0,
+    "box": 0.5,
+    "regression": 0.5,
+    "mbox_conf": 2.0,
+    "mbox_loc": 0.5,
+    "stages.0.0.": 0.02,
+    "features.0.": 0.02,
+    "conv1_1": 0.02,
+}
 
 
 def picture(side=SIDE):
@@ -84,6 +98,110 @@ def test_gluoncvs_ssd_detects_as_in_gluoncv(gluoncvs, capsys):
     record("gluon", "ssd_300_vgg16_atrous_voc", "gluoncv", **found)
     assert found["pixels"] < 0.01
     assert found["score"] < 1e-4
+
+
+CAFFE_MAPS = ("conv4_3_norm", "fc7", "conv6_2", "conv7_2", "conv8_2", "conv9_2")
+CAFFE_EDGES = (30, 60, 111, 162, 213, 264, 315)
+CAFFE_STEPS = (8, 16, 32, 64, 100, 300)
+CLASSES = 4  # with background
+
+
+class CaffeNet:
+    """VGG_VOC0712_SSD_300x300's deploy.prototxt, and made-up weights of its layers."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(0)
+        self.lines = [f'input: "data" input_shape {{ dim: 1 dim: 3 dim: {SIDE} dim: {SIDE} }}']
+        self.arrays, self.channels = {}, {"data": 3}
+        last = "data"
+        for stage, (repeats, filters) in enumerate(STAGES, 1):
+            for k in range(1, repeats + 1):
+                last = self.conv(f"conv{stage}_{k}", last, filters, 3, pad=1)
+            size = "kernel_size: 3 stride: 1 pad: 1" if stage == 5 else "kernel_size: 2 stride: 2"
+            last = self.layer(f"pool{stage}", "Pooling", f"pooling_param {{ pool: MAX {size} }}", last)
+        last = self.conv("fc7", self.conv("fc6", last, 1024, 3, pad=6, dilation=6), 1024, 1)
+        for k, (filters, pad, stride) in enumerate(((512, 1, 2), (256, 1, 2), (256, 0, 1), (256, 0, 1)), 6):
+            last = self.conv(f"conv{k}_1", last, filters // 2, 1)
+            last = self.conv(f"conv{k}_2", last, filters, 3, pad=pad, stride=stride)
+        self.layer("conv4_3_norm", "Normalize", "norm_param { across_spatial: false channel_shared: false }", "conv4_3")
+        self.arrays["conv4_3_norm"] = [np.full(512, 20, np.float32)]
+        self.heads()
+
+    def layer(self, name, kind, text, *bottoms):
+        words = " ".join(f'bottom: "{bottom}"' for bottom in bottoms)
+        self.lines.append(f'layer {{ name: "{name}" type: "{kind}" {words} top: "{name}" {text} }}')
+        self.channels[name] = self.channels.get(bottoms[0], 0)
+        return name
+
+    def conv(self, name, bottom, filters, size, relu=True, **more):
+        words = {"num_output": filters, "kernel_size": size} | more
+        text = " ".join(f"{key}: {value}" for key, value in words.items())
+        shape = (filters, self.channels[bottom], size, size)
+        self.layer(name, "Convolution", f"convolution_param {{ {text} }}", bottom)
+        self.arrays[name] = [made_up(name, part, self.rng).astype(np.float32) for part in (shape, shape[:1])]
+        self.channels[name] = filters
+        if relu:
+            self.lines.append(f'layer {{ name: "{name}_relu" type: "ReLU" bottom: "{name}" top: "{name}" }}')
+        return name
+
+    def heads(self):
+        """Per map: offsets, scores and priors; then their concatenations and DetectionOutput."""
+        parts = {"mbox_loc": [], "mbox_conf": [], "mbox_priorbox": []}
+        for k, name in enumerate(CAFFE_MAPS):
+            ratios = (2, 3) if 0 < k < 4 else (2,)
+            for head, values in (("mbox_loc", 4), ("mbox_conf", CLASSES)):
+                conv = self.conv(f"{name}_{head}", name, values * (2 + 2 * len(ratios)), 3, relu=False, pad=1)
+                perm = self.layer(
+                    f"{conv}_perm", "Permute", "permute_param { order: 0 order: 2 order: 3 order: 1 }", conv
+                )
+                parts[head].append(self.layer(f"{conv}_flat", "Flatten", "flatten_param { axis: 1 }", perm))
+            low, high = CAFFE_EDGES[k : k + 2]
+            text = f"min_size: {low} max_size: {high} {' '.join(f'aspect_ratio: {ratio}' for ratio in ratios)}"
+            text += f" flip: true clip: false variance: [0.1, 0.1, 0.2, 0.2] step: {CAFFE_STEPS[k]}"
+            parts["mbox_priorbox"].append(
+                self.layer(
+                    f"{name}_mbox_priorbox", "PriorBox", f"prior_box_param {{ {text} offset: 0.5 }}", name, "data"
+                )
+            )
+        loc, conf, prior = (
+            self.layer(
+                name[:10].rstrip("_f"), "Concat", f"concat_param {{ axis: {2 if 'prior' in name else 1} }}", *all_
+            )
+            for name, all_ in parts.items()
+        )
+        conf = self.layer("reshape", "Reshape", f"reshape_param {{ shape {{ dim: 0 dim: -1 dim: {CLASSES} }} }}", conf)
+        conf = self.layer("softmax", "Softmax", "softmax_param { axis: 2 }", conf)
+        conf = self.layer("flat", "Flatten", "flatten_param { axis: 1 }", conf)
+        text = f"num_classes: {CLASSES} share_location: true background_label_id: 0 code_type: CENTER_SIZE"
+        text += " nms_param { nms_threshold: 0.45 top_k: 400 } keep_top_k: 200 confidence_threshold: 0.01"
+        self.layer("detection_out", "DetectionOutput", f"detection_output_param {{ {text} }}", loc, conf, prior)
+
+    def caffemodel(self):
+        """The weights, and the priors as training writes them beside these."""
+        content = caffemodel(self.arrays)
+        for k, name in enumerate(CAFFE_MAPS):
+            sizes = [struct.pack("<Bf", number << 3 | 5, edge) for number, edge in enumerate(CAFFE_EDGES[k : k + 2], 1)]
+            ratios = [struct.pack("<Bf", 3 << 3 | 5, ratio) for ratio in ((2, 3) if 0 < k < 4 else (2,))]
+            prior = b"".join(sizes + ratios) + counted(4, 1) + struct.pack("<Bf", 10 << 3 | 5, CAFFE_STEPS[k])
+            content += sized(100, sized(1, f"{name}_mbox_priorbox".encode()) + sized(203, prior))
+        return content
+
+
+def test_caffes_ssd_detects_as_in_opencv(tmp_path, capsys):
+    net, model = CaffeNet(), tmp_path / "ssd.caffemodel"
+    (tmp_path / "deploy.prototxt").write_text("\n".join(net.lines))
+    model.write_bytes(net.caffemodel())
+    prefix = str(tmp_path / "ours")
+    convert_weights.main(["--from", "caffe", str(model), "--prefix", prefix])
+    assert "missing (0): none\nunused (0): none" in capsys.readouterr().out
+    opencvs = cv2.dnn.readNetFromCaffe(str(tmp_path / "deploy.prototxt"), str(model))
+    opencvs.setInput(cv2.dnn.blobFromImage(picture(), mean=(123, 117, 104)))
+    want = opencvs.forward()[0, 0][:, 1:]
+    want = (want - (1, 0, 0, 0, 0, 0)) * (1, 1, *(SIDE,) * 4)
+    measured = differences(rows_of(prefix, picture()), want, 50)
+    record("caffe", "VGG_VOC0712_SSD_300x300", "OpenCV", **measured)
+    assert measured["pixels"] < 0.01
+    assert measured["score"] < 1e-4
 
 
 @pytest.mark.slow
