@@ -164,9 +164,7 @@ class CaffeNet:
                 )
             )
         loc, conf, prior = (
-            self.layer(
-                name[:10].rstrip("_f"), "Concat", f"concat_param {{ axis: {2 if 'prior' in name else 1} }}", *all_
-            )
+            self.layer(name, "Concat", f"concat_param {{ axis: {2 if 'prior' in name else 1} }}", *all_)
             for name, all_ in parts.items()
         )
         conf = self.layer("reshape", "Reshape", f"reshape_param {{ shape {{ dim: 0 dim: -1 dim: {CLASSES} }} }}", conf)
