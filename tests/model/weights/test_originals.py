@@ -10,7 +10,8 @@ from engines.preprocess import InputWriter
 from machine.opencv import cv2
 from machine.runtime import mx
 from symbol.backbone.vgg import STAGES
-from tests.model.weights.agreement import record
+from tests.dataset.layouts import with_table
+from tests.model.weights.agreement import DOCUMENT, agreement_rows, record
 from tests.model.weights.formula import caffemodel, counted, sized
 from tools import convert_weights
 
@@ -193,7 +194,7 @@ def test_caffes_ssd_detects_as_in_opencv(tmp_path, capsys):
     convert_weights.main(["--from", "caffe", str(model), "--prefix", prefix])
     assert "missing (0): none\nunused (0): none" in capsys.readouterr().out
     opencvs = cv2.dnn.readNetFromCaffe(str(tmp_path / "deploy.prototxt"), str(model))
-    opencvs.setInput(cv2.dnn.blobFromImage(picture(), mean=(123, 117, 104)))
+    opencvs.setInput(cv2.dnn.blobFromImage(picture()[..., ::-1].copy(), mean=(104, 117, 123)))  # BGR
     want = opencvs.forward()[0, 0][:, 1:]
     want = (want - (1, 0, 0, 0, 0, 0)) * (1, 1, *(SIDE,) * 4)
     measured = differences(rows_of(prefix, picture()), want, 50)
@@ -225,3 +226,8 @@ def test_torchvisions_ssd_detects_as_in_torchvision(tmp_path, capsys):
     record("torchvision", "ssd300_vgg16", "torchvision", **measured)
     assert measured["pixels"] < 0.01
     assert measured["score"] < 1e-4
+
+
+def test_the_document_has_the_table_of_agreements():
+    text = DOCUMENT.read_text("utf-8")
+    assert text == with_table(text, "agreement", agreement_rows()), "run python -m tests.model.weights.agreement"
