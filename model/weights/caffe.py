@@ -115,7 +115,7 @@ def describe(arrays: Mapping[str, np.ndarray]) -> vgg.SSDSettings | None:
             "the priors of the Caffe SSD are clipped to the image, which no network here has: not read"
         )
     sizes = [(low / side, math.sqrt(low * high) / side) for low, high in (prior[:CLIP_AT] for prior in priors)]
-    options = vgg.anchor_options(row, sizes, [prior[RATIOS_AT:] for prior in priors])
+    options = vgg.anchor_options(row, sizes, [prior[RATIOS_AT:].tolist() for prior in priors])
     return vgg.SSDSettings(network, options, {}, side)
 
 

@@ -105,7 +105,7 @@ def _anchor_options(network: str, side: int, constants: list[np.ndarray]) -> dic
     row = next(row for _, row in ROWS[network] if row.steps_for == side)
     cells = [array.reshape(*array.shape[-3:-1], -1, 4)[0, 0].astype(float) for array in constants]
     vgg.check_steps(row, network, [2 * float(cell[0, 0]) for cell in cells], "gluoncv")
-    ratios = [np.append(1.0, cell[2:, 2] / cell[2:, 3]) for cell in cells]
+    ratios = [[1.0, *(cell[2:, 2] / cell[2:, 3])] for cell in cells]
     return vgg.anchor_options(row, [cell[:2, 2] / side for cell in cells], ratios)
 
 

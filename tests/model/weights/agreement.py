@@ -14,7 +14,7 @@ from tests.dataset.layouts import with_table
 
 FILE = Path(__file__).with_name("agreement.json")
 DOCUMENT = Path(__file__).parents[3] / "docs" / "weights.md"
-MARGIN = 2
+MARGIN, LEAST = 2, 1e-6
 UNITS = {"pixels": "px", "score": "of a score", "relative": "of the largest value"}
 
 
@@ -33,8 +33,8 @@ def record(source: str, file: str, compared: str, **largest: float) -> None:
 
 
 def rounded_up(value: float) -> float:
-    """The next of 1, 2, 5, 10, ... times a power of ten from twice the value on; at least 1e-7."""
-    value = max(MARGIN * value, 1e-7)
+    """The next of 1, 2, 5, 10, ... times a power of ten from twice the value on; at least LEAST."""
+    value = max(MARGIN * value, LEAST)
     power = 10.0 ** math.floor(math.log10(value))
     return float(f"{next(k for k in (1, 2, 5, 10) if k * power >= value * (1 - 1e-9)) * power:.0e}")
 
