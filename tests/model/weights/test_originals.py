@@ -32,7 +32,8 @@ GAINS = {
 def picture(side=SIDE):
     """Pixels (side, side, 3) uint8 of noise in large and small blocks."""
     rng = np.random.default_rng(0)
-    blocks = [np.kron(rng.uniform(0, 255, (side // n, side // n, 3)), np.ones((n, n, 1))) for n in (1, 10, 50)]
+    sides = ((n, -(-side // n)) for n in (1, 10, 50))
+    blocks = [np.kron(rng.uniform(0, 255, (k, k, 3)), np.ones((n, n, 1)))[:side, :side] for n, k in sides]
     return np.mean(blocks, axis=0).astype(np.uint8)
 
 
@@ -64,21 +65,19 @@ def differences(got, want, least):
     return {"pixels": abs(got[:, 2:] - want[:, 2:]).max(), "score": abs(got[:, 1] - want[:, 1]).max()}
 
 
-@pytest.fixture(scope="module")
-def gluoncvs(tmp_path_factory):
-    """gluoncv's SSD300 with VGG16 and its file."""
+def gluoncvs(name, side, path):
+    """A detector of gluoncv with made-up weights, which are written to `path`."""
     from gluoncv.model_zoo import get_model
 
-    block = get_model("ssd_300_vgg16_atrous_voc", pretrained=False, pretrained_base=False)
-    block.infer_shape(mx.nd.zeros((1, 3, SIDE, SIDE)))
+    block = get_model(name, pretrained=False, pretrained_base=False)
+    block.infer_shape(mx.nd.zeros((1, 3, side, side)))
     block.initialize()
     rng = np.random.default_rng(0)
-    for name, parameter in block._collect_params_with_prefix().items():
-        if name.endswith(("weight", "bias")):
-            parameter.set_data(mx.nd.array(made_up(name, parameter.shape, rng)))
-    path = tmp_path_factory.mktemp("gluoncv") / "ssd.params"
+    for key, parameter in block._collect_params_with_prefix().items():
+        if key.endswith(("weight", "bias")):
+            parameter.set_data(mx.nd.array(made_up(key, parameter.shape, rng)))
     block.save_parameters(str(path))
-    return block, path
+    return block
 
 
 def gluoncvs_rows(block, image):
@@ -90,13 +89,16 @@ def gluoncvs_rows(block, image):
     return rows[rows[:, 0] >= 0]
 
 
-def test_gluoncvs_ssd_detects_as_in_gluoncv(gluoncvs, capsys):
-    block, path = gluoncvs
-    prefix = str(path.with_name("ours"))
-    convert_weights.main(["--from", "gluon", str(path), "--prefix", prefix])
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("ssd_300_vgg16_atrous_voc", 300), pytest.param("ssd_512_vgg16_atrous_coco", 512, marks=pytest.mark.slow)],
+)
+def test_gluoncvs_ssd_detects_as_in_gluoncv(name, side, tmp_path, capsys):
+    block, prefix = gluoncvs(name, side, tmp_path / "ssd.params"), str(tmp_path / "ours")
+    convert_weights.main(["--from", "gluon", str(tmp_path / "ssd.params"), "--prefix", prefix])
     assert "missing (0): none" in capsys.readouterr().out
-    found = differences(rows_of(prefix, picture()), gluoncvs_rows(block, picture()), 50)
-    record("gluon", "ssd_300_vgg16_atrous_voc", "gluoncv", **found)
+    found = differences(rows_of(prefix, picture(side)), gluoncvs_rows(block, picture(side)), 50)
+    record("gluon", name, "gluoncv", **found)
     assert found["pixels"] < 0.01
     assert found["score"] < 1e-4
 
