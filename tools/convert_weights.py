@@ -185,14 +185,19 @@ def main(argv: list[str]) -> None:
 
 
 def _described(source: WeightsSource, options: ConvertOptions, arrays: Arrays) -> WeightsSource:
-    """The source as the file makes it; prints what it assumes, or that the network given detects otherwise."""
+    """The source as the file makes it; prints what it assumes, or that the network given detects otherwise.
+
+    Another network or side than the file's keeps anchors of its own: there may be other numbers of maps.
+    """
     own, note = source.of_file(arrays)
     given = options.network or own.network, input_size(options.data_shape or (own.side,))
-    if own is not source and not note and given != (own.network, (own.side, own.side)):
-        print(f"note: the file detects as --network {own.network} --data-shape {own.side}, not as what is given")
     if note and not options.network:
         print(f"note: {note}; --network says another one")
-    return own
+    if own is source or given == (own.network, (own.side, own.side)):
+        return own
+    if not note:
+        print(f"note: the file detects as --network {own.network} --data-shape {own.side}, not as what is given")
+    return replace(own, options={key: value for key, value in own.options.items() if not key.startswith("anchor_")})
 
 
 def _completed(options: ConvertOptions, source: WeightsSource, path: Path) -> tuple[ConvertOptions, dict[str, Any]]:

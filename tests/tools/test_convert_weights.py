@@ -272,3 +272,13 @@ def test_what_a_file_says_wins_over_its_source_and_a_given_network_is_told(capsy
     assert found.options["post_process"] == "clipped"
     assert "detects as --network vgg16_ssd_torchvision --data-shape 300, not as what" in capsys.readouterr().out
     assert convert_weights._described(source, options, {}) is source
+
+
+def test_anchors_of_a_file_are_not_for_networks_with_other_maps(capsys):
+    source = convert_weights.SOURCES["caffe"]
+    names = ("conv4_3_norm", "fc7", "conv6_2", "conv7_2", "conv8_2", "conv9_2")
+    arrays = {f"{name}_mbox_conf[1]": np.zeros(4 * 21) for name in names}
+    for flags, has_anchors in (({}, True), ({"network": "vgg16_reduced"}, True), ({"data_shape": (512,)}, False)):
+        found = convert_weights._described(source, convert_weights.ConvertOptions(**flags), arrays)
+        assert ("anchor_sizes" in found.options) == has_anchors
+    assert "ssd_pascal.py are taken; --network says another one" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from detect.detector import Detector
 from engines.preprocess import InputWriter
 from machine.opencv import cv2
 from machine.runtime import mx
+from symbol.backbone.gluon_body import model_zoo
 from symbol.backbone.vgg import STAGES
 from tests.dataset.layouts import with_table
 from tests.model.weights.agreement import DOCUMENT, agreement_rows, record
@@ -67,9 +68,7 @@ def differences(got, want, least):
 
 def gluoncvs(name, side, path):
     """A detector of gluoncv with made-up weights, which are written to `path`."""
-    from gluoncv.model_zoo import get_model
-
-    block = get_model(name, pretrained=False, pretrained_base=False)
+    block = model_zoo().get_model(name, pretrained=False, pretrained_base=False)
     block.infer_shape(mx.nd.zeros((1, 3, side, side)))
     block.initialize()
     rng = np.random.default_rng(0)
