@@ -164,16 +164,27 @@ def average_precision(recall: np.ndarray, precision: np.ndarray, use_07_metric: 
 
 
 def _evaluate_class(name: str, detections: np.ndarray, truths: np.ndarray, rule: VOCRule) -> ClassResult:
-    detections = detections[np.lexsort((detections[:, 0], -detections[:, 2]))]
-    truths = truths[np.argsort(truths[:, 0], kind="stable")]
-    ignored = np.zeros(len(truths), bool) if rule.use_difficult else truths[:, 6] > 0
-    npos = int((~ignored).sum())
-    true, false = _judge(detections, truths, ignored, rule)
+    _, true, false, npos = judge_class(detections, truths, rule)
     true_sum, false_sum = np.cumsum(true), np.cumsum(false)
     recall = true_sum / npos if npos else np.full(len(true), np.nan)
     precision = true_sum / np.maximum(true_sum + false_sum, 1)
     ap = average_precision(recall, precision, rule.use_07_metric) if npos else float("nan")
     return ClassResult(name, ap, npos, len(true), int(true.sum()), int(false.sum()), recall, precision)
+
+
+def judge_class(
+    detections: np.ndarray, truths: np.ndarray, rule: VOCRule
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """(order, true, false, objects to find) of the detections (n, 7) and truths (g, 7) of one class.
+
+    order (n,): the detections by falling score, equal ones by image, then as given; true and false (n,) bool in that
+    order. What is judged of a detection depends on none of a lower score.
+    """
+    order = np.lexsort((detections[:, 0], -detections[:, 2]))
+    truths = truths[np.argsort(truths[:, 0], kind="stable")]
+    ignored = np.zeros(len(truths), bool) if rule.use_difficult else truths[:, 6] > 0
+    true, false = _judge(detections[order], truths, ignored, rule)
+    return order, true, false, int((~ignored).sum())
 
 
 def _judge(
