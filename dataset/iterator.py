@@ -14,13 +14,13 @@ import numpy as np
 
 from common.errors import UserError
 from common.sizes import DataShape, Size
+from dataset.batch_memory import check_memory
 from dataset.batch_spec import MEAN_PIXELS, BatchPlan, BatchSpec, classic_spec, plan_batches
 from dataset.samples import DATA, GEOMETRY, LABEL
 from dataset.transforms import shape_of
 from dataset.workers import InProcess, WorkerPool
 from machine.runtime import mx
 
-AHEAD = 2  # batches made ahead, beside those of the current group
 NORMALISER = "normaliser"
 PAD_INDEX = -1
 SIZE_STREAM = (0, 1)  # after (seed, epoch): random numbers that no sample and no order has
@@ -147,13 +147,14 @@ class PythonRecordIter(RecordIter):
     """
 
     def __init__(self, spec: BatchSpec) -> None:
-        """Opens the record and starts the workers; errors as plan_batches has them, DataError for too little memory."""
+        """Opens the record and starts the workers; errors of plan_batches, OptionError for too little memory."""
         plan = plan_batches(spec)
+        check_memory([plan])
         count, part = len(plan.maker.reader), slice(spec.part_index, None, spec.num_parts)
         num_batches = math.ceil(math.ceil(count / spec.num_parts) / spec.batch_size)
         super().__init__(plan, num_examples=len(range(count)[part]), num_batches=num_batches)
         self._part = part
-        self._slots = spec.largest_group + AHEAD
+        self._slots = plan.slots
         self._pool: WorkerPool | InProcess | None = None
         self._running_pool()
         self.set_epoch(spec.epoch)
@@ -324,13 +325,14 @@ class DetRecordIter(ClassicArguments, PythonRecordIter):
     """The python engine by its classic name and arguments."""
 
 
-def check_batches(spec: BatchSpec, engine: str = "python") -> None:
-    """The errors of open_batches for a spec that cannot be served, without starting anything."""
+def check_batches(spec: BatchSpec, engine: str = "python") -> BatchPlan:
+    """The errors of open_batches for a spec that cannot be served, but too little memory; nothing is started."""
     plan = plan_batches(spec)
     if engine == "native":
         from dataset.native_iterator import check_native
 
         check_native(plan)
+    return plan
 
 
 def open_batches(spec: BatchSpec, engine: str = "python") -> RecordIter:

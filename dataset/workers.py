@@ -27,6 +27,7 @@ import numpy as np
 from common.errors import DataError
 from common.sizes import Size
 from dataset.samples import Arrays, BatchLayout, SampleMaker
+from machine.memory import shown_bytes
 
 ROOT = Path(__file__).parent.parent
 MAX_TASKS = 96  # of all slots together, few enough for the socket's buffer
@@ -89,7 +90,11 @@ class InProcess:
     """The interface of WorkerPool without processes: submit() makes the batch at once."""
 
     def __init__(self, maker: SampleMaker, layout: BatchLayout, slots: int) -> None:
-        self._memory = memoryview(bytearray(slots * layout.slot_bytes()))
+        size = slots * layout.slot_bytes()
+        try:
+            self._memory = memoryview(bytearray(size))
+        except (MemoryError, OverflowError) as error:
+            raise _too_little(size, error) from error
         self._maker, self._layout = maker, layout
         self._errors: dict[int, Exception] = {}
 
@@ -130,10 +135,9 @@ class WorkerPool:
         """Reserves the memory (DataError if there is too little) and starts the workers; does not wait for them."""
         specification = pickle.dumps((maker, layout))
         begin = slots * layout.slot_bytes()
-        descriptor = _reserve(begin + len(specification))
+        descriptor, memory = _reserve(begin + len(specification))
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            memory = mmap.mmap(descriptor, begin + len(specification))
             memory[begin:] = specification
             self._processes = [_start(theirs.fileno(), descriptor, begin) for _ in range(workers)]
         finally:
@@ -216,18 +220,23 @@ def _cause_of_death(status: int) -> str:
     return f"died of signal {-status}" if status < 0 else f"ended with status {status}, see its message above"
 
 
-def _reserve(size: int) -> int:
-    """File descriptor of `size` bytes of memory that is really there: a later write cannot end in SIGBUS."""
+def _reserve(size: int) -> tuple[int, mmap.mmap]:
+    """(file descriptor, map) of `size` bytes of memory that is really there: a later write cannot end in SIGBUS."""
     descriptor = os.memfd_create("batches")
     try:
         os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
+        return descriptor, mmap.mmap(descriptor, size)
+    except (OSError, OverflowError, ValueError) as error:
         os.close(descriptor)
-        raise DataError(
-            f"{size / 2**20:.0f} MB of shared memory for batches cannot be reserved ({error.strerror}): use a smaller "
-            "batch_size or data_shape, or give this machine or container more memory"
-        ) from error
-    return descriptor
+        raise _too_little(size, error) from error
+
+
+def _too_little(size: int, error: Exception) -> DataError:
+    reason = error.strerror if isinstance(error, OSError) else "no process can have so much"
+    return DataError(
+        f"{shown_bytes(size)} of shared memory for batches cannot be reserved ({reason}): use a smaller batch_size or "
+        "data_shape, or give this machine or container more memory"
+    )
 
 
 def _start(connection: int, memory: int, specification: int) -> subprocess.Popen[Any]:
