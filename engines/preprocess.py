@@ -10,6 +10,7 @@ from common.errors import DataError
 from common.sizes import Size
 from dataset.augment import STRETCHED, resize_only
 from dataset.image_check import FORMATS, IMAGE_SUFFIXES, MAX_BYTES, load_strictly, pixels_of, refuse_several
+from dataset.image_cost import check_cost
 from dataset.labels import OBJECT_WIDTH
 from dataset.letterbox import Resize
 from dataset.transforms import eight_bits
@@ -115,6 +116,7 @@ def _read_file(path: Path) -> bytes:
 def _decoded(content: bytes, name: str, bit_depth: str) -> np.ndarray:
     """Pillow reads the size first, then decodes at a low resolution: OpenCV would take half a JPEG for a whole one."""
     try:
+        check_cost(content)
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             size = (image.height, image.width)
             _check_size(*size)
