@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from common.errors import DataError
+from common.files import open_regular
 from common.sizes import Size
 from dataset.image_cost import PNG_SIGNATURE, check_cost
 from dataset.transforms import (
@@ -189,7 +190,7 @@ def image_header(content: bytes) -> ImageInfo:
 
 def file_header(path: Path) -> ImageInfo:
     """image_header of a file, of which as little as possible is read; OSError for one that cannot be read."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         content = file.read(_HEADER_BYTES)
         try:
             return image_header(content)

@@ -25,7 +25,7 @@ import numpy as np
 
 from common.errors import DataError, OptionError
 from common.file_set import is_alive
-from common.files import sync_folder
+from common.files import open_regular, sync_folder
 from config.command_line import boolean_flags, parse_options
 from config.options import option, same_option, without_effect
 from dataset.class_names import read_class_names
@@ -404,7 +404,7 @@ def _first_bytes(item: Item) -> bytes:
     """What tells the format of a file whose name does not; else nothing."""
     if item.path is None or item.path.suffix.lower() in _SUFFIXES:
         return b""
-    with open(item.path, "rb") as file:
+    with open_regular(item.path) as file:
         return file.read(_SIGNATURE_BYTES)
 
 
