@@ -18,7 +18,7 @@ from typing import Any
 
 from common.errors import CheckpointError, OptionError
 from common.file_set import is_alive
-from common.files import file_sha256, sync_folder, write_atomically
+from common.files import check_name, file_sha256, sync_folder, write_atomically
 from common.sizes import input_size
 from common.version import versions
 from config.options import from_mapping, to_mapping
@@ -137,6 +137,7 @@ def _write_files(folder: Path, model: Model, more: Mapping[str, bytes]) -> Manif
 
 def check_replaceable(folder: str | Path) -> None:
     """OptionError unless `folder` is free, empty, or a folder with nothing but a model in it."""
+    check_name(str(folder), "--output")
     target = Path(folder).resolve()
     if not target.exists():
         return
@@ -179,14 +180,14 @@ def _leftovers(target: Path) -> list[Path]:
 
 
 def _newest_whole(folders: Sequence[Path]) -> Path | None:
-    """The folder whose manifest is the newest among those with all their files."""
+    """The folder whose manifest is the newest among those with all their files; of equal ones the one to be, .tmp."""
     whole = []
     for folder in folders:
         with suppress(CheckpointError, OSError):
             for name, record in read_manifest(folder).files.items():
                 verify_file(folder / name, record)
             whole.append(folder)
-    return max(whole, key=lambda folder: (folder / MANIFEST).stat().st_mtime_ns, default=None)
+    return max(whole, key=lambda folder: ((folder / MANIFEST).stat().st_mtime_ns, folder.suffix), default=None)
 
 
 def _replace(target: Path, new: Path) -> None:

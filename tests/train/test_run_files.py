@@ -113,7 +113,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(st.integers(0, 20), JSON, st.integers(0, 400), st.binary(max_size=3), st.booleans())
 def test_no_change_of_the_metrics_file_is_another_error(place, new, begin, bytes_, by_value):
     lines = [json.dumps({**LINE, "epoch": epoch}) for epoch in (1, 2)]

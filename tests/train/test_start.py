@@ -208,7 +208,7 @@ def test_a_damaged_metrics_file_does_not_stop_a_resumed_run(continued, caplog):
     before = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text(path.read_text().replace('"train"', '"trane"', 1))
     run_training(run)
-    (line,) = [one.getMessage() for one in caplog.records if "damaged" in one.getMessage()]
+    (line,) = [one.getMessage() for one in caplog.records if "is begun anew" in one.getMessage()]
     assert line.startswith(f"{path}: damaged (line 1: no 'train'); it becomes t-metrics.jsonl.damaged")
     after = [json.loads(line) for line in path.read_text().splitlines()]
     assert [one["epoch"] for one in after] == [1, 2, 3, 4]
