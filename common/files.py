@@ -15,6 +15,9 @@ from typing import BinaryIO
 
 from common.errors import DataError, OptionError
 
+_LONGEST = 255  # bytes of a name in most file systems (NAME_MAX)
+MAX_NAME = _LONGEST - len("..4194304.tmp")  # which a file has while it is written; the number is a process's, at most
+MAX_PREFIX = MAX_NAME - len("-metrics.jsonl.damaged")
 MAX_TEXT_BYTES = 64 << 20
 _HASH_CHUNK = 1 << 20
 NO_FILE = "it is a pipe, a device or a socket, not a file"
@@ -163,6 +166,7 @@ def check_output_file(flag: str, path: str, make_folders: bool = False) -> None:
     make_folders: the command makes folders that are missing; otherwise a missing folder is refused.
     """
     file = Path(os.path.realpath(path)) if os.path.islink(path) and not _is_stream(Path(path)) else Path(path)
+    check_name(path, flag)
     folders = [file.parent, *file.parent.parents]
     folder = next((one for one in folders if one.exists()), file.parent) if make_folders else file.parent
     if file.is_dir():
@@ -191,6 +195,14 @@ def check_prefix(prefix: str, flag: str = "--prefix") -> None:
     """OptionError for a prefix whose last part is empty, as a folder's with a slash at the end."""
     if not os.path.basename(prefix):
         raise OptionError(f"{flag} {prefix}: its files would have no name; add one, as in {prefix}model")
+
+
+def check_name(path: str, flag: str, most: int = MAX_NAME) -> None:
+    """OptionError where the last part of an output's path has more than `most` bytes, which a file system would refuse
+    later."""
+    count = len(os.fsencode(os.path.basename(path)))
+    if count > most:
+        raise OptionError(f"{flag} {path:.80}...: its name has {count} bytes, more than {most}; choose a shorter one")
 
 
 def text_lines(path: Path, limit: int = MAX_TEXT_BYTES) -> list[str]:

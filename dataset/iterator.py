@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import UserError
+from common.errors import UserError, WorkerError
 from common.sizes import DataShape, Size
 from dataset.batch_memory import check_memory
 from dataset.batch_spec import MEAN_PIXELS, BatchPlan, BatchSpec, classic_spec, plan_batches
@@ -142,8 +142,8 @@ class PythonRecordIter(RecordIter):
 
     The order is a permutation of all records that (seed, epoch) decides, and a sample depends on (seed, epoch, its
     place in the file) alone, not on the number of workers. Shard k of n serves every n-th sample of this order. A
-    damaged record raises when its group is due; next() then goes on with the following group. A worker that dies raises
-    RuntimeError; next() and reset() then start new ones.
+    damaged record raises when its group is due; next() then goes on with the following group. A worker that dies
+    or does not answer raises WorkerError; next() and reset() then start new ones.
     """
 
     def __init__(self, spec: BatchSpec) -> None:
@@ -184,6 +184,9 @@ class PythonRecordIter(RecordIter):
                 self._total = self._group_total(pool)
             pool.wait(self._cursor % self._slots)
             batch = self._batch(self._arrays(pool, self._cursor), self._positions(self._cursor), self._cursor)
+        except WorkerError:
+            self.close()
+            raise
         except UserError:
             self._cursor = self._group_end(self._cursor)
             raise
@@ -241,6 +244,8 @@ class PythonRecordIter(RecordIter):
         for number in numbers:
             try:
                 pool.wait(number % self._slots)
+            except WorkerError:
+                raise
             except UserError as error:
                 errors.append(error)
         if errors:

@@ -194,6 +194,10 @@ class RecordReader:
             raise self._damaged(position, "it is no image record")
         return index
 
+    def open_file(self) -> None:
+        """Opens the file, which reading would otherwise do: who replaces it later does not change what is read."""
+        self._open()
+
     def _open(self) -> BinaryIO:
         if self._file is None:
             try:

@@ -16,6 +16,7 @@ from dataset.image_check import file_header
 from dataset.image_pool import or_reason
 from dataset.image_pool import read_image as read_packed
 from engines.preprocess import read_image
+from model.folder import check_replaceable
 from train.checks import check_early
 from train.options import train_options
 
@@ -56,6 +57,19 @@ def test_one_without_name_is_refused(prefix):
 def test_others_are_taken():
     for prefix in ("run", "a/run", "./run", "a/."):
         check_prefix(prefix)
+
+
+def test_names_that_no_file_can_have_are_refused_before_the_work(tmp_path):
+    """The longest that pass can be written with all that belongs to them."""
+    name = "é" * 120
+    check_output_file("--json", str(tmp_path / name))
+    write_atomically(tmp_path / name, b"x")
+    with pytest.raises(OptionError, match="--json .*: its name has 244 bytes, more than 242; choose a shorter one"):
+        check_output_file("--json", str(tmp_path / f"{name}.jpg"))
+    with pytest.raises(OptionError, match="--prefix .*: its name has 221 bytes, more than 220"):
+        check_early(train_options(prefix=str(tmp_path / ("a" * 221))))
+    with pytest.raises(OptionError, match="--output .*: its name has 300 bytes"):
+        check_replaceable(tmp_path / ("a" * 300))
 
 
 def test_a_link_stays_and_its_file_is_replaced(tmp_path):
