@@ -7,6 +7,7 @@ from pathlib import Path
 from machine.cpu import cgroup_folders
 
 MEGABYTE = 1 << 20
+_CACHED = ("inactive_file", "active_file")  # of memory.stat; version 1 has those of the groups below as total_...
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
@@ -36,14 +37,13 @@ def _of_address_space(root: Path) -> int | None:
 
 
 def _of_cgroups(root: Path) -> Iterator[int]:
-    """What each cgroup with a limit leaves. Pages of files that were not used lately (inactive_file) do not count:
-    the kernel drops them first."""
+    """What each cgroup with a limit leaves. Cached pages of files do not count: the kernel drops them first."""
     for folder in cgroup_folders(root, "memory"):
         limit = _number(folder, "memory.max", "memory.limit_in_bytes")
         used = _number(folder, "memory.current", "memory.usage_in_bytes")
         if limit is not None and used is not None:
-            of_group = _numbers(folder / "memory.stat", " ")
-            yield limit - used + of_group.get("total_inactive_file", of_group.get("inactive_file", 0))
+            stat = _numbers(folder / "memory.stat", " ")
+            yield limit - used + sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in _CACHED)
 
 
 def _number(folder: Path, *names: str) -> int | None:

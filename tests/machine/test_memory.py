@@ -27,9 +27,9 @@ FOLDER = "sys/fs/cgroup/memory/job"
             {
                 "sys/fs/cgroup/memory.max": "900",
                 "sys/fs/cgroup/memory.current": "800",
-                "sys/fs/cgroup/memory.stat": "anon 3\ninactive_file 70",
+                "sys/fs/cgroup/memory.stat": "anon 3\ninactive_file 70\nactive_file 20",
             },
-            170,
+            190,
         ),
         (
             "4:memory:/job",
