@@ -31,8 +31,10 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
 
     "interrupted" is printed unless the KeyboardInterrupt has arguments: who gave it these has told already. A mistake
     is a UserError, a file that the system refuses (OSError with a file name) or a full disk. Status 141 when the reader
-    of the output has gone (`train.py --help | head`). DETECTOR_TRACEBACK=1 shows a mistake's traceback.
+    of the output has gone (`train.py --help | head`). DETECTOR_TRACEBACK=1 shows a mistake's traceback. Closed
+    streams lead nowhere.
     """
+    open_streams()
     keep_interrupts()
     try:
         status = _run(main)
@@ -52,6 +54,23 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
         print(f"error: {sentence}", file=sys.stderr)
         status = 2
     sys.exit(status)
+
+
+def open_streams() -> None:
+    """Puts /dev/null in the place of standard input, output and error where they are closed (`2>&-`).
+
+    Python then has no stream to print to, and a file opened later would get the number and be printed into.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115 - for good
 
 
 def _run(main: Callable[[list[str]], int | None]) -> int | str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from config.options import option
 
+MOST_BOXES = 1_000_000  # more than any network predicts; MXNet's numbers would overflow above 2**31
+
 
 @dataclass(frozen=True)
 class CommonOptions:
@@ -30,10 +32,16 @@ class CommonOptions:
         "detection",
         detection=True,
         minimum=1,
+        maximum=MOST_BOXES,
         aliases=("topk",),
     )
     keep_topk: int = option(
-        200, "boxes of an image kept after suppression; multibox keeps all", "detection", detection=True, minimum=1
+        200,
+        "boxes of an image kept after suppression; multibox keeps all",
+        "detection",
+        detection=True,
+        minimum=1,
+        maximum=MOST_BOXES,
     )
     score_threshold: float = option(
         0.01, "lowest score of a detection", "detection", detection=True, minimum=0.0, maximum=1.0

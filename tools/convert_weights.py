@@ -16,7 +16,7 @@ if not __package__:
 import numpy as np
 
 from common.errors import CheckpointError, OptionError
-from common.files import check_prefix
+from common.files import MAX_PREFIX, check_name, check_prefix
 from common.sizes import input_size
 from config.augment_options import FORCE, LETTERBOX
 from config.command_line import boolean_flags, parse_options
@@ -287,6 +287,7 @@ def _file(words: list[str], options: ConvertOptions) -> Path:
 def _check_outputs(prefix: str, path: Path, overwrite: bool) -> None:
     """OptionError where a file to be written is there already, unless it may be lost; the source never may."""
     check_prefix(prefix)
+    check_name(prefix, "--prefix", MAX_PREFIX)
     for suffix in OUTPUTS:
         output = Path(f"{prefix}-{suffix}")
         if output.exists() and path.exists() and output.samefile(path):

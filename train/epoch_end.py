@@ -61,6 +61,7 @@ class EpochEnd:
         self.options = options = writer.options
         self.validates = validates
         self.metrics = MetricsFile(options.output.prefix, kept_epochs)
+        _try(self.metrics.move_damaged)
         state = progress.state if options.output.live else None
         prefix, records = options.output.prefix, self.metrics.records
         self.curves = LiveCurves(prefix, metric, self.module, records, progress.batches, state)
@@ -105,8 +106,8 @@ class EpochEnd:
         is_given_up = self._is_given_up(epoch, record)
         last = is_given_up or number >= self.options.schedule.end_epoch
         # The line comes before the checkpoint: a run that is killed between the two cuts it when it is resumed.
-        self.metrics.append(record)
-        write_results(self.metrics.records, Path(f"{self.options.output.prefix}-results.txt"))
+        _try(self.metrics.append, record)
+        _try(write_results, self.metrics.records, Path(f"{self.options.output.prefix}-results.txt"))
         is_best = self._is_best(record)
         self._warn_without_score(epoch, record)
         is_due = self.plan.is_due(number, record["num_update"], is_best, last, self.best is not None)
@@ -236,6 +237,14 @@ class EpochEnd:
             "seconds": round(time.monotonic() - self._epoch_started, 3),
             "images_per_second": round(self.progress.images_per_second, 2),
         }
+
+
+def _try(write: Callable[..., None], *arguments: Any) -> None:
+    """Writes a file that training can do without; a failure is a warning."""
+    try:
+        write(*arguments)
+    except OSError as error:
+        logger.warning("%s: cannot be written (%s); training goes on", error.filename, error.strerror)
 
 
 def _operating_point(metric: mx.metric.EvalMetric) -> dict[str, float]:
