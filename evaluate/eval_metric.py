@@ -1,7 +1,7 @@
 """Average precision by the rules of VOC and COCO as mx.metric.EvalMetric, for Module.fit and Module.score.
 
-Where images lie in a network input is a metric's frames (n, 6), rows [height, width, scale x, scale y, offset x,
-offset y]: a coordinate in pixels of the image is the one normalised to the input times the scale plus the offset.
+Where images lie in a network input is a metric's frames (n, 6) (evaluate.detections.frames_of). With frames boxes are
+measured in pixels of their images and clipped to these, without as they come.
 """
 
 from abc import ABC, abstractmethod
@@ -12,21 +12,9 @@ import numpy as np
 
 from dataset.labels import PADDING
 from evaluate.coco_metric import COCOResult, coco_eval
-from evaluate.voc_eval import VOCResult, VOCRule, voc_eval
+from evaluate.detections import COCO, FRAME_COLUMNS, VOC07, coco_rows, to_image_pixels, voc_rule
+from evaluate.voc_eval import VOCResult, voc_eval
 from machine.runtime import mx
-
-
-def frames_of(geometry: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Frames (n, 6) float64 from a batch's geometry (n, 6) [h, w, scale y, x, offset y, x] in an input (H, W)."""
-    geometry = geometry.astype(np.float64)
-    scale, offset = geometry[:, [3, 2]], geometry[:, [5, 4]]
-    return np.concatenate([geometry[:, :2], np.array(size[::-1]) / scale, -offset / scale], axis=1)
-
-
-def to_image_pixels(boxes: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Corners (n, 4) normalised to the input -> corners in pixels of the images, clipped to them."""
-    scale, offset = np.tile(frames[:, 2:4], 2), np.tile(frames[:, 4:6], 2)
-    return np.clip(boxes * scale + offset, 0, np.tile(frames[:, [1, 0]], 2))
 
 
 class DetectionMetric(mx.metric.EvalMetric, ABC):
@@ -36,11 +24,10 @@ class DetectionMetric(mx.metric.EvalMetric, ABC):
     may be asked at any time and are computed once per state. Without objects to find a value is nan.
 
     Attributes:
-        uses_frames: whether `update` wants labels [label, frames]: where the images lie in the network input
-            (frames_of).
+        uses_frames: `update` wants labels [label, frames]: where the images lie in the network input (frames_of).
     """
 
-    uses_frames = False
+    uses_frames = True
 
     def __init__(self, name: str, class_names: Sequence[str] | None, use_difficult: bool, pred_idx: int) -> None:
         """class_names: names by class id; pred_idx: which output of the network holds the detections."""
@@ -121,13 +108,25 @@ class DetectionMetric(mx.metric.EvalMetric, ABC):
         """What `get` returns of a result."""
 
     def _frames(self, labels: Any) -> np.ndarray | None:
-        """The frames of a batch, where they are used and given."""
-        given = self.uses_frames and isinstance(labels, list | tuple) and len(labels) > 1
-        return np.asarray(_to_numpy(labels, 1), np.float64) if given else None
+        """The frames of a batch, where they are given; Module.score hands over an assigner's labels in their place."""
+        if not isinstance(labels, list | tuple) or len(labels) < 2:
+            return None
+        frames = np.asarray(_to_numpy(labels, 1), np.float64)
+        return frames if frames.ndim == 2 and frames.shape[1] == FRAME_COLUMNS else None
 
     def _located(self, rows: np.ndarray, box: int, frames: np.ndarray | None) -> np.ndarray:
-        """Rows (n, 7) of one batch as they are kept; their corners begin in column `box`."""
+        """Rows (n, 7) of one batch as they are kept, in pixels with frames; their corners begin in column `box`."""
+        if frames is None:
+            return rows
+        rows = rows.astype(np.float64)
+        number = rows[:, 0].astype(np.int64) - self.global_num_inst
+        rows[:, box : box + 4] = to_image_pixels(rows[:, box : box + 4], frames[number])
         return rows
+
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Detections and objects since the last reset as evaluate.detections.Results has them, (n, 7) and (g, 7)."""
+        empty = [np.empty((0, 7), np.float32)]
+        return np.concatenate(empty + self._detections), np.concatenate(empty + self._truths)
 
     def _evaluate(self, start: int) -> Any:
         if start not in self._results:
@@ -158,7 +157,7 @@ class MApMetric(DetectionMetric):
             class_names: names by class id; rows of other ids are left out. None = no values per class.
             pred_idx: which output of the network holds the detections.
         """
-        self.rule = VOCRule(iou_threshold=ovp_thresh, use_07_metric=self.use_07_metric, use_difficult=use_difficult)
+        self.rule = voc_rule(VOC07 if self.use_07_metric else "voc", ovp_thresh, use_difficult)
         super().__init__("mAP", class_names, use_difficult, pred_idx)
 
     def get_config(self) -> dict[str, Any]:
@@ -190,8 +189,6 @@ class COCOMetric(DetectionMetric):
     does not depend on the scale of the axes, are right.
     """
 
-    uses_frames = True
-
     def __init__(
         self,
         class_names: Sequence[str],
@@ -209,11 +206,8 @@ class COCOMetric(DetectionMetric):
 
     def _located(self, rows: np.ndarray, box: int, frames: np.ndarray | None) -> np.ndarray:
         """Corners in pixels of the image."""
-        if frames is not None:
-            rows = rows.astype(np.float64)
-            number = rows[:, 0].astype(np.int64) - self.global_num_inst
-            rows[:, box : box + 4] = to_image_pixels(rows[:, box : box + 4], frames[number])
-        elif self.image_size:
+        rows = super()._located(rows, box, frames)
+        if frames is None and self.image_size:
             rows[:, box : box + 4] *= np.tile(self.image_size[::-1], 2)
         return rows
 
@@ -227,21 +221,10 @@ class COCOMetric(DetectionMetric):
         super().reset()
         self._has_areas = True
 
-    def rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Detections (n, 7) and objects (g, 8) since the last reset as coco_eval takes them, images numbered from 0."""
-        empty = [np.empty((0, 7))]
-        return self._coco_rows(np.concatenate(empty + self._detections), np.concatenate(empty + self._truths))
-
     def _compute(self, detections: np.ndarray, truths: np.ndarray) -> COCOResult:
         assert self.class_names is not None
-        return coco_eval(*self._coco_rows(detections, truths), self.class_names)
-
-    def _coco_rows(self, detections: np.ndarray, truths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        sides = truths[:, 4:6] - truths[:, 2:4]
-        area = sides.prod(axis=1) if self._has_areas else np.full(len(truths), np.nan)
-        crowd = (truths[:, 6] > 0) & (not self.use_difficult)
-        found = np.column_stack([detections[:, :5], detections[:, 5:7] - detections[:, 3:5]])
-        return found, np.column_stack([truths[:, :4], sides, area, crowd])
+        rows = coco_rows(detections, truths, self.use_difficult, self._has_areas)
+        return coco_eval(*rows, self.class_names)
 
     def _named(self, result: COCOResult) -> tuple[list[str], list[float]]:
         return list(result.stats), list(result.stats.values())
@@ -265,12 +248,12 @@ class ValidationMetric(mx.metric.EvalMetric):
         """kinds: of METRICS, each once; overlap: IoU above which VOC takes a detection for right."""
         self.parts: dict[str, DetectionMetric] = {}
         for kind in kinds:
-            if kind == "coco":
+            if kind == COCO:
                 self.parts[kind] = COCOMetric(class_names, use_difficult)
             else:
-                voc = VOC07MApMetric if kind == "voc07" else MApMetric
+                voc = VOC07MApMetric if kind == VOC07 else MApMetric
                 self.parts[kind] = voc(overlap, use_difficult, class_names)
-        self._first = next((kind for kind in kinds if kind != "coco"), "")
+        self._first = next((kind for kind in kinds if kind != COCO), "")
         self._beside: tuple[ValidationMetric, np.ndarray] | None = None
         self._kinds, self._rest = kinds, (class_names, overlap, use_difficult)
         super().__init__("validation", has_global_stats=True)
@@ -320,7 +303,7 @@ class ValidationMetric(mx.metric.EvalMetric):
         names: list[str] = []
         values: list[float] = []
         for kind, (part_names, part_values) in found.items():
-            second = kind not in (self._first, "coco")
+            second = kind not in (self._first, COCO)
             names += [f"mAP_{kind}"] if second else part_names
             values += part_values[-1:] if second else part_values
         return names, values

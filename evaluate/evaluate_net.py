@@ -11,12 +11,14 @@ import numpy as np
 
 from common.errors import DataError, OptionError, out_of_memory_hint
 from dataset.batch_spec import BatchSpec
+from dataset.image_list import listed_paths
 from dataset.iterator import RecordIter, open_batches
-from dataset.recordio import refuse_other_file
+from dataset.recordio import RecordReader, refuse_other_file
 from dataset.sidecar import read_sidecar, verify_sidecar
 from dataset.transforms import shown_bit_depth
 from evaluate.coco_metric import COCOResult
-from evaluate.eval_metric import ValidationMetric
+from evaluate.detections import ImageResult, Results, split_rows
+from evaluate.eval_metric import DetectionMetric, ValidationMetric
 from evaluate.scoring import inference_module, score_detections
 from evaluate.voc_eval import VOCResult
 from machine.runtime import check_batch_size, mx
@@ -28,22 +30,6 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class DetectionRows:
-    """What was found and what was there.
-
-    Attributes:
-        detections, truths: (n, 7) and (g, 8) as coco_eval takes them; images are counted from 0.
-        records: (images,) their record ids.
-        sizes: (images, 2) their heights and widths.
-    """
-
-    detections: np.ndarray
-    truths: np.ndarray
-    records: np.ndarray
-    sizes: np.ndarray
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """The outcome of evaluate_net.
 
@@ -52,14 +38,14 @@ class Evaluation:
         overlap: IoU above which VOC's rule counts a detection as right.
         images: how many were evaluated.
         seconds: duration of the pass.
-        rows: detections and objects, if they were to be kept.
+        found: detections and objects of each image, if they were to be kept.
     """
 
     results: dict[str, VOCResult | COCOResult]
     overlap: float
     images: int
     seconds: float
-    rows: DetectionRows | None = None
+    found: Results | None = None
 
     @property
     def result(self) -> VOCResult:
@@ -92,7 +78,8 @@ def evaluate_net(
     Labels of the list list_path (.lst) replace the record's. rect: see BatchSpec; metrics: kinds out of
     config.groups.METRICS. Whichever of batch_size, rect, overlap, use_difficult and metrics is not given is as in the
     training's validation: the values then are its own to the last digit, on the same machine. keep_rows keeps
-    detections and objects, too. detection_options replace the checkpoint's own (nms, nms_topk, score_threshold, force).
+    detections and objects, too, by images in the order of the record. detection_options replace the checkpoint's own
+    (nms, nms_topk, score_threshold, force).
     OptionError where the record's classes are not the checkpoint's.
     """
     meta = checkpoint.meta
@@ -117,29 +104,34 @@ def evaluate_net(
     kinds = tuple(metrics or meta.metrics)
     overlap = meta.overlap if overlap is None else overlap
     use_difficult = meta.use_difficult if use_difficult is None else use_difficult
-    needed = tuple(dict.fromkeys((*kinds, "coco"))) if keep_rows else kinds
-    metric = ValidationMetric(needed, meta.class_names, overlap, use_difficult)
+    metric = ValidationMetric(kinds, meta.class_names, overlap, use_difficult)
     served: list[tuple[np.ndarray, np.ndarray]] = []
     try:
         with out_of_memory_hint("lower --batch-size"):
             module = _inference_module(checkpoint, devices, iterator, detection_options)
             started = time.monotonic()
             score_detections(module, _noted(iterator, served), metric, num_batch)
-        images = metric.parts[kinds[0]].global_num_inst
-        results = {kind: metric.parts[kind].result() for kind in kinds}
-        rows = _rows(metric.parts["coco"].rows(), served, images) if keep_rows else None
-        return Evaluation(results, overlap, images, time.monotonic() - started, rows)
+        first = metric.parts[kinds[0]]
+        found = _found(first, served, rec_path, list_path) if keep_rows else None
+        return Evaluation(metric.results(), overlap, first.global_num_inst, time.monotonic() - started, found)
     finally:
         iterator.close()
 
 
-def _rows(
-    rows: tuple[np.ndarray, np.ndarray], served: list[tuple[np.ndarray, np.ndarray]], images: int
-) -> DetectionRows:
-    """The rows of a COCOMetric with what is known of their images."""
-    records = np.concatenate([index for index, _ in served])[:images]
-    sizes = np.concatenate([geometry[:, :2] for _, geometry in served])[:images]
-    return DetectionRows(*rows, records, sizes)
+def _found(
+    metric: DetectionMetric, served: list[tuple[np.ndarray, np.ndarray]], rec_path: str, list_path: str
+) -> Results:
+    """What a metric has seen, by images in the order of the record."""
+    count, names = metric.global_num_inst, listed_paths(rec_path, list_path)
+    records = np.concatenate([index for index, _ in served])[:count].tolist()
+    sizes = np.concatenate([geometry[:, :2] for _, geometry in served])[:count].astype(int).tolist()
+    detections, truths = (split_rows(rows.astype(np.float64), count) for rows in metric.rows())
+    images = {
+        key: ImageResult(names.get(key, str(key)), (size[0], size[1]), truth, found, key)
+        for key, size, truth, found in zip(records, sizes, truths, detections, strict=True)
+    }
+    keys = RecordReader(rec_path).keys.tolist()
+    return Results(tuple(metric.class_names or ()), tuple(images[key] for key in keys if key in images))
 
 
 def _noted(batches: mx.io.DataIter, served: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[mx.io.DataBatch]:

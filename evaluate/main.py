@@ -128,8 +128,9 @@ def main(argv: list[str]) -> int:
     print(f"{evaluation.images} images in {evaluation.seconds:.1f} s")
     if options.json:
         _write_json(options, checkpoint.epoch, evaluation)
-    if evaluation.rows:
-        _write_coco(options, evaluation.rows, class_names)
+    if evaluation.found:
+        use_difficult = checkpoint.meta.use_difficult if options.use_difficult is None else options.use_difficult
+        _write_coco(options, evaluation.found, use_difficult)
     if options.curves:
         save_pr_curves(evaluation.result, options.curves)
     return 0
@@ -189,19 +190,19 @@ def _print_tables(results: dict[str, Any]) -> None:
         print(format_coco(result) if kind == "coco" else format_table(result))
 
 
-def _write_coco(options: EvaluateOptions, rows: Any, class_names: Sequence[str]) -> None:
+def _write_coco(options: EvaluateOptions, results: Any, use_difficult: bool) -> None:
     """--coco-json and --coco-truth."""
     from evaluate.reports import write_results, write_truth
 
-    ids = _coco_ids(options, rows.records, class_names)
+    ids = _coco_ids(options, [image.id for image in results.images], results.class_names)
     if options.coco_json:
-        write_results(options.coco_json, rows.detections, ids)
+        write_results(options.coco_json, results, ids)
     if options.coco_truth:
-        write_truth(options.coco_truth, rows.truths, ids, rows.sizes, class_names)
+        write_truth(options.coco_truth, results, ids, use_difficult)
 
 
 def _coco_ids(options: EvaluateOptions, records: Any, class_names: Sequence[str]) -> Any:
-    """The ids of these records and of the classes in the COCO files."""
+    """The ids of these records (n,) and of the classes in the COCO files."""
     from evaluate.reports import annotation_ids, record_ids
 
     if options.coco_annotations:

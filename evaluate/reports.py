@@ -15,6 +15,7 @@ from dataset.coco_file import read_annotations
 from dataset.image_list import read_list
 from drawing.figures import save_figure
 from evaluate.coco_metric import COCOResult
+from evaluate.detections import Results, coco_rows
 from evaluate.voc_eval import ClassResult, VOCResult
 
 LABELLED_CURVES = 20  # with more classes the legend would hide the curves
@@ -75,14 +76,14 @@ class COCOIds:
     names: Sequence[str]
 
 
-def record_ids(records: np.ndarray, classes: int, rec_path: str) -> COCOIds:
+def record_ids(records: Sequence[int], classes: int, rec_path: str) -> COCOIds:
     """The record's own ids and classes from 1; image files are named as in the .lst beside the record, if there."""
     names = _names(rec_path)
-    ids = records.tolist()
+    ids = [int(key) for key in records]
     return COCOIds(ids, range(1, classes + 1), [names.get(key, str(key)) for key in ids])
 
 
-def annotation_ids(records: np.ndarray, class_names: Sequence[str], rec_path: str, path: str) -> COCOIds:
+def annotation_ids(records: Sequence[int], class_names: Sequence[str], rec_path: str, path: str) -> COCOIds:
     """The ids that a COCO annotation file has for the images of a record, by file name, and for its classes, by name.
 
     DataError for a damaged file; OptionError where there is no .lst beside the record, or an image or a class is not in
@@ -95,12 +96,13 @@ def annotation_ids(records: np.ndarray, class_names: Sequence[str], rec_path: st
     if missing:
         raise OptionError(f"--coco-annotations {path}: there is no category {missing[0]!r}; leave the option out")
     names = _names(rec_path)
-    found = [_find(names.get(key), images, f"{rec_path}, record {key}", path) for key in records.tolist()]
+    found = [_find(names.get(key), images, f"{rec_path}, record {key}", path) for key in records]
     return COCOIds([images[name] for name in found], [categories[name] for name in class_names], found)
 
 
-def write_results(path: str, detections: np.ndarray, ids: COCOIds) -> None:
-    """Writes detections (n, 7), as coco_eval takes them, in COCO's results format."""
+def write_results(path: str, results: Results, ids: COCOIds) -> None:
+    """Writes the detections in COCO's results format."""
+    detections, _ = coco_rows(results.detections, results.truths)
     content = [
         {"image_id": image, "category_id": category, "bbox": box, "score": score}
         for image, category, box, score in zip(*_columns(detections, ids), detections[:, 2].tolist(), strict=True)
@@ -108,14 +110,17 @@ def write_results(path: str, detections: np.ndarray, ids: COCOIds) -> None:
     _write(path, content)
 
 
-def write_truth(path: str, truths: np.ndarray, ids: COCOIds, sizes: np.ndarray, class_names: Sequence[str]) -> None:
-    """Writes objects (g, 8), as coco_eval takes them, as an annotation file; sizes (images, 2): height, width."""
+def write_truth(path: str, results: Results, ids: COCOIds, use_difficult: bool = False) -> None:
+    """Writes the objects as an annotation file; difficult ones are crowds unless use_difficult."""
+    _, truths = coco_rows(results.detections, results.truths, use_difficult)
     images, categories, boxes = _columns(truths, ids, box=2)
     rows = zip(images, categories, boxes, truths[:, 6].tolist(), truths[:, 7].astype(int).tolist(), strict=True)
-    sides = zip(ids.images, ids.names, sizes.astype(int).tolist(), strict=True)
+    sides = zip(ids.images, ids.names, results.sizes.tolist(), strict=True)
     content = {
         "images": [{"id": key, "file_name": name, "height": size[0], "width": size[1]} for key, name, size in sides],
-        "categories": [{"id": key, "name": name} for key, name in zip(ids.categories, class_names, strict=True)],
+        "categories": [
+            {"id": key, "name": name} for key, name in zip(ids.categories, results.class_names, strict=True)
+        ],
         "annotations": [
             {"id": k, "image_id": image, "category_id": category, "bbox": box, "area": area, "iscrowd": crowd}
             for k, (image, category, box, area, crowd) in enumerate(rows, 1)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from evaluate.eval_metric import frames_of
+from evaluate.detections import frames_of
 from graph.onednn import has_squeeze_excitation, suit_onednn
 from graph.symbol_graph import Params
 from machine.runtime import mx

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from evaluate import voc_eval
 from evaluate.coco_metric import STAT_NAMES, COCORule, coco_eval
-from evaluate.eval_metric import COCOMetric, ValidationMetric, frames_of, to_image_pixels
+from evaluate.detections import frames_of, to_image_pixels
+from evaluate.eval_metric import COCOMetric, ValidationMetric
 from machine.runtime import mx
 from tests.evaluate.coco_cases import annotation_file, pycocotools_stats, random_set, results
 

@@ -265,5 +265,5 @@ def test_real_images_of_12_bits_have_the_mean_average_precision_of_those_of_8(bc
     one, other = found
     assert one.images == len(images) > 50
     assert one.result.mean_ap == other.result.mean_ap > 0
-    assert len(one.rows.detections) > 1000
-    np.testing.assert_array_equal(one.rows.detections, other.rows.detections)
+    assert len(one.found.detections) > 1000
+    np.testing.assert_array_equal(one.found.detections, other.found.detections)
