@@ -1,82 +1,93 @@
 """Tests that a rate is kept in the population from which images were drawn, valid for any number of images.
 
 A unit (an image, or a group of images) has trials and failures: objects and missed ones, detections and false ones, or
-images and false detections. The rate is the ratio of their means. A unit's failures may depend on one another in any
-way; units are drawn independently, and `most` bounds the failures of one. That the rate is at least q is refused:
+images and false detections. The rate is the ratio of their means. The failures of one unit may depend on one another in
+any way; units are drawn independently. That the rate is `rate` or more is refuted:
 
-- where a unit has at most one failure of its one trial, by the binomial distribution, which is exact;
+- where a unit has at most one trial, by the binomial distribution, which is exact;
 - otherwise by betting (Waudby-Smith and Ramdas, J. R. Stat. Soc. B 86, 2024, section 4): the capital of a gambler who
-  puts a part of it on each unit having q * trials - failures > 0. If the rate is q or more the capital is a
-  supermartingale, and reaches 1 / alpha with a chance of at most alpha (Ville's inequality). The part is chosen from
-  the units before (their aGRAPA, shrunk towards FIRST_BET), in an order that a fixed seed shuffles.
+  puts a part of it on each unit having gained, rate * trials - failures > 0. Where the rate is `rate` or more no bet is
+  favourable, and the capital reaches 1 / alpha with a chance of at most alpha (Ville's inequality). The part is chosen
+  from the units before (their aGRAPA, shrunk towards FIRST_BET), in an order that a fixed seed shuffles. It needs a
+  bound on what one unit can lose, which images alone cannot give: Evidence.worst.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
-FIRST_BET, LARGEST_BET = 0.9, 0.95  # parts of the bet that one worst unit would lose entirely
+FIRST_BET, LARGEST_BET = 0.9, 0.95  # parts of the capital that the worst unit takes
 PRIOR_UNITS = 20  # how many units weigh as much as FIRST_BET
-BETS = np.linspace(0.02, LARGEST_BET, 40)
+CONSTANT_BETS = np.linspace(0.02, LARGEST_BET, 40)
 ORDER_SEED = 0
 
 
-def refuted(
-    trials: np.ndarray, failures: np.ndarray, rate: float, most: np.ndarray, alpha: float, most_trials: float
-) -> np.ndarray:
-    """Whether a rate >= `rate` is refused at level alpha: (G,) bools.
+@dataclass(frozen=True)
+class Evidence:
+    """What units say about a rate, in G variants, such as score thresholds.
 
-    Args:
-        trials: (U, G) of each unit, in G variants.
-        failures: (U, G) of each unit.
-        rate: above 0.
-        most: (G,) the most failures that a unit of the population may have, at least 1.
-        alpha: chance that a true one is refused.
-        most_trials: the most trials that a unit of the population may have.
+    Attributes:
+        trials, failures: (U, G) of each unit.
+        rate: what is to be refuted; above 0.
+        worst: (G,) the most that failures - rate * trials may be in a unit of the population; above 0.
     """
-    if most_trials <= 1 and rate < 1:
-        pairs = zip(trials.sum(axis=0), failures.sum(axis=0), strict=True)
-        return np.array([binomial_tail(int(lost), int(tried), rate) <= alpha for tried, lost in pairs])
-    order = np.random.default_rng(ORDER_SEED).permutation(len(trials))
-    gains = (rate * trials - failures)[order]
-    return _log_capital(gains, _worst(trials, failures, rate, most)).max(axis=0, initial=0.0) >= math.log(1 / alpha)
+
+    trials: np.ndarray
+    failures: np.ndarray
+    rate: float
+    worst: np.ndarray
+
+    @property
+    def gains(self) -> np.ndarray:
+        """(U, G) rate * trials - failures, as parts of the worst loss."""
+        gains = self.rate * self.trials - self.failures
+        return gains / np.maximum(self.worst, -gains.min(axis=0, initial=0.0))
 
 
-def units_needed(
-    trials: np.ndarray, failures: np.ndarray, rate: float, most: np.ndarray, alpha: float, most_trials: float
-) -> float:
-    """How many units like these would refuse it, in the best variant; inf where their own rate is not below `rate`.
+def refuted(evidence: Evidence, alpha: float) -> np.ndarray:
+    """(G,) bools: whether a rate of evidence.rate or more is refuted; a true one is with a chance of at most alpha."""
+    single = _single(evidence)
+    tried, lost = evidence.trials.sum(axis=0), evidence.failures.sum(axis=0)
+    passed = _log_capital(evidence.gains).max(axis=0, initial=0.0) >= math.log(1 / alpha)
+    for g in np.flatnonzero(single):
+        passed[g] = binomial_tail(int(lost[g]), int(tried[g]), evidence.rate) <= alpha
+    return passed
 
-    The logarithm of the capital grows in proportion to the units: by the best constant bet.
+
+def units_needed(evidence: Evidence, alpha: float) -> float:
+    """How many units like these would refute it, in the best variant; inf where their own rate is not below it.
+
+    The logarithm of the capital of the best constant bet grows in proportion to the units.
     """
-    gains = rate * trials - failures
-    worst = _worst(trials, failures, rate, most)
-    part = BETS if most_trials > 1 else np.append(BETS, 1 - 1e-9)
-    growth = max(float(np.log1p(bet * gains / worst).mean(axis=0).max()) for bet in part)
+    gains = evidence.gains
+    bets = np.append(CONSTANT_BETS, 1.0) if _single(evidence).all() else CONSTANT_BETS
+    with np.errstate(divide="ignore"):  # all lost
+        growth = max(float(np.log1p(bet * gains).mean(axis=0).max(initial=0.0)) for bet in bets)
     return math.log(1 / alpha) / growth if growth > 0 else math.inf
 
 
 def binomial_tail(successes: int, count: int, chance: float) -> float:
-    """P(X <= successes) of a binomial X; 1 for a count of 0."""
+    """P(X <= successes) of a binomial X with 0 < chance < 1; 1 for a count of 0."""
     if successes >= count:
         return 1.0
+    k = np.arange(1, successes + 1)
+    choices = np.concatenate([[0.0], np.cumsum(np.log((count + 1 - k) / k))])  # logarithms of binomial coefficients
     k = np.arange(successes + 1)
-    steps = np.log(np.maximum(count - k[:-1], 1)) - np.log(k[1:])  # binomial coefficients, one from the other
-    coefficient = np.concatenate([[0.0], np.cumsum(steps)])
-    return float(np.exp(coefficient + k * math.log(chance) + (count - k) * math.log1p(-chance)).sum())
+    return float(np.exp(choices + k * math.log(chance) + (count - k) * math.log1p(-chance)).sum())
 
 
-def _worst(trials: np.ndarray, failures: np.ndarray, rate: float, most: np.ndarray) -> np.ndarray:
-    """(G,) the largest loss of a bet on one unit: all its trials fail, `most` of them."""
-    return np.maximum(most - rate * np.minimum(most, trials.min(axis=0)), (failures - rate * trials).max(axis=0))
+def _single(evidence: Evidence) -> np.ndarray:
+    """(G,) whether no unit has, or could have by its worst loss, more than one trial."""
+    one = evidence.trials.max(axis=0, initial=0.0) <= 1
+    return one & (evidence.worst <= 1 - evidence.rate + 1e-9) & (evidence.rate < 1)
 
 
-def _log_capital(gains: np.ndarray, worst: np.ndarray) -> np.ndarray:
-    """(U, G) logarithm of the capital after each unit, from gains (U, G) of at least -worst (G,)."""
-    gains = gains / worst
+def _log_capital(gains: np.ndarray) -> np.ndarray:
+    """(U, G) logarithm of the capital after each unit, from gains (U, G) of at least -1."""
+    gains = np.random.default_rng(ORDER_SEED).permutation(gains)
     before = np.arange(len(gains))[:, None]
-    mean = _before(gains) / np.maximum(before, 1)
-    square = _before(gains**2) / np.maximum(before, 1)
+    mean, square = (_before(values) / np.maximum(before, 1) for values in (gains, gains**2))
     best = np.divide(mean, square, out=np.zeros_like(mean), where=square > 0)
     weight = before / (before + PRIOR_UNITS)
     bet = np.clip(weight * best + (1 - weight) * FIRST_BET, 0, LARGEST_BET)

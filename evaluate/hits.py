@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from evaluate.coco_metric import COCORule, judge
+from evaluate.detections import COCO, Results, coco_rows, voc_rule
 from evaluate.voc_eval import VOCRule, judge_class
-
-VOC07, VOC, COCO = "voc07", "voc", "coco"  # of config.groups.METRICS
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Hits:
     """The detections of all classes, judged.
 
     Attributes:
-        kind: VOC07, VOC or COCO: how precision and recall become AP.
+        kind: of config.groups.METRICS: how precision and recall become AP.
         class_names: K names.
         classes: K ClassHits.
         iou_thresholds: T values.
@@ -54,6 +53,15 @@ class Hits:
             replace(one, unit=group[one.unit], objects=_summed(group, one.objects, size)) for one in self.classes
         )
         return replace(self, classes=classes, images=_summed(group, self.images, size))
+
+
+def hits_of(results: Results, kind: str, overlap: float = 0.5, use_difficult: bool = False) -> Hits:
+    """The hits of a set by the rule of a kind of metric, as evaluate.detections.measure applies it."""
+    count, names = len(results.images), results.class_names
+    if kind == COCO:
+        return coco_hits(*coco_rows(results.detections, results.truths, use_difficult), names, count)
+    rule = voc_rule(kind, overlap, use_difficult)
+    return voc_hits(kind, results.detections, results.truths, names, rule, count)
 
 
 def voc_hits(

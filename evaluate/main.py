@@ -23,6 +23,15 @@ from config.groups import (
     obsolete,
 )
 from config.options import joined_options, option, same_option, without_effect
+from evaluate.certainty import (
+    Certainty,
+    CertaintyOptions,
+    Rule,
+    certainty_of,
+    check_same_classes,
+    group_pattern,
+    requirements_of,
+)
 from machine.cpu import configure_threads
 from symbol.registry import detection_options_class, given_detection
 
@@ -36,12 +45,13 @@ EXAMPLE = "python evaluate.py --rec-path data/val.rec --prefix output/ssd --epoc
 # What --help shows; --help-all has all.
 FIRST = (
     *("rec_path", "prefix", "epoch", "batch_size", "metrics", "nms", "score_threshold", "json", "curves", "coco_json"),
+    *("bootstrap", "compare", "require"),
     *("gpus", "cpu"),
 )
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(ExpectedModel, DeviceOptions, CheckpointOptions):
+class EvaluateOptions(CertaintyOptions, ExpectedModel, DeviceOptions, CheckpointOptions):
     """Options of evaluate.py; what is not given comes from the checkpoint.
 
     evaluate_options_class adds the detection settings of all families.
@@ -91,9 +101,7 @@ def main(argv: list[str]) -> int:
     _check_outputs(options)
     configure_threads(options.cpus)
     from dataset.recordio import RecordReader
-    from evaluate.evaluate_net import evaluate_net
     from evaluate.reports import save_pr_curves
-    from machine.runtime import contexts
     from model.manifest import check_checkpoint
 
     checkpoint = _checkpoint(options)
@@ -107,7 +115,32 @@ def main(argv: list[str]) -> int:
         logger.warning(line)
     if options.coco_annotations:  # report what does not fit before the pass
         _coco_ids(options, RecordReader(options.rec_path).keys, class_names)
-    evaluation = evaluate_net(
+    group_pattern(options.group_by)
+    requirements_of(options, class_names)
+    evaluation = _measure(options, checkpoint, kinds, rect)
+    meta = checkpoint.meta
+    use_difficult = meta.use_difficult if options.use_difficult is None else options.use_difficult
+    other = _other(options, class_names, kinds, evaluation.overlap, use_difficult)
+    rule = Rule(kinds, evaluation.overlap, use_difficult)
+    certainty = certainty_of(options, evaluation.found, rule, options.prefix, other)
+    print(f"{options.prefix}, epoch {checkpoint.epoch}, on {options.rec_path}")
+    _print_tables(evaluation.results)
+    print(f"{evaluation.images} images in {evaluation.seconds:.1f} s", *certainty.lines, sep="\n")
+    if options.json:
+        _write_json(options, checkpoint.epoch, evaluation, certainty)
+    if options.coco_json or options.coco_truth:
+        _write_coco(options, evaluation.found, use_difficult)
+    if options.curves:
+        save_pr_curves(evaluation.result, options.curves)
+    return 0 if certainty.kept else 1
+
+
+def _measure(options: EvaluateOptions, checkpoint: "Checkpoint", kinds: tuple[str, ...], rect: int) -> Any:
+    """The Evaluation of a checkpoint with these options."""
+    from evaluate.evaluate_net import evaluate_net
+    from machine.runtime import contexts
+
+    return evaluate_net(
         checkpoint,
         options.rec_path,
         contexts(options.gpus, options.cpu, options.cpus),
@@ -120,20 +153,23 @@ def main(argv: list[str]) -> int:
         overlap=options.overlap,
         use_difficult=options.use_difficult,
         metrics=kinds,
-        keep_rows=bool(options.coco_json or options.coco_truth),
+        keep_rows=True,
         **given_detection(options),
     )
-    print(f"{options.prefix}, epoch {checkpoint.epoch}, on {options.rec_path}")
-    _print_tables(evaluation.results)
-    print(f"{evaluation.images} images in {evaluation.seconds:.1f} s")
-    if options.json:
-        _write_json(options, checkpoint.epoch, evaluation)
-    if evaluation.found:
-        use_difficult = checkpoint.meta.use_difficult if options.use_difficult is None else options.use_difficult
-        _write_coco(options, evaluation.found, use_difficult)
-    if options.curves:
-        save_pr_curves(evaluation.result, options.curves)
-    return 0
+
+
+def _other(
+    options: EvaluateOptions, class_names: Sequence[str], kinds: tuple[str, ...], overlap: float, use_difficult: bool
+) -> Any:
+    """What --compare finds in the same images, by the same rule; None without it."""
+    if not options.compare:
+        return None
+    beside = replace(
+        options, prefix=options.compare, epoch=options.compare_epoch, overlap=overlap, use_difficult=use_difficult
+    )
+    checkpoint = _checkpoint(beside)
+    check_same_classes(options.compare, class_names, checkpoint.meta.class_names)
+    return _measure(beside, checkpoint, kinds, _rect(beside, checkpoint.meta.rect)).found
 
 
 def _checkpoint(options: EvaluateOptions) -> "Checkpoint":
@@ -210,7 +246,7 @@ def _coco_ids(options: EvaluateOptions, records: Any, class_names: Sequence[str]
     return record_ids(records, len(class_names), options.rec_path)
 
 
-def _write_json(options: EvaluateOptions, epoch: int, evaluation: Any) -> None:
+def _write_json(options: EvaluateOptions, epoch: int, evaluation: Any, certainty: Certainty) -> None:
     """The result as JSON; a class without ground truth has AP null. AP and mAP are those of the first metric listed
     that has them."""
     from common.files import write_atomically
@@ -227,6 +263,7 @@ def _write_json(options: EvaluateOptions, epoch: int, evaluation: Any) -> None:
         "metrics": by_kind,
         "images": evaluation.images,
         "seconds": round(evaluation.seconds, 3),
+        **certainty.content,
     }
     write_atomically(Path(options.json), (json.dumps(content, indent=1) + "\n").encode())
 
