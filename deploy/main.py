@@ -174,7 +174,7 @@ def check_onnx(options: DeployOptions) -> None:
 def check_records(options: DeployOptions, meta: "CheckpointMeta") -> None:
     """DataError for a record that is not there or has changed, OptionError for one with other classes than the
     checkpoint's."""
-    from evaluate.evaluate_net import check_record
+    from evaluate.sets import check_record
 
     for what, record in (("--calib-rec", options.calib_rec), ("--eval-rec", options.eval_rec)):
         if record:

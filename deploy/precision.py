@@ -19,7 +19,7 @@ from dataset.iterator import open_batches
 from engines.mxnet_engine import bind, fused_model
 from evaluate.detections import frames_of
 from evaluate.eval_metric import VOC07MApMetric
-from evaluate.evaluate_net import check_classes
+from evaluate.sets import check_classes
 from graph.number_formats import Fused, Thresholds, to_int8
 from graph.symbol_graph import bound, outputs
 from machine.runtime import mx

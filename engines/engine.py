@@ -28,7 +28,18 @@ from config.groups import DeviceOptions
 from engines.preprocess import InputWriter
 from machine.cpu import ISA, cpu_model, engine_threads
 from machine.gpus import CUDA_WHEEL, usable_gpus
-from model.manifest import MANIFEST, ONNX, Manifest, check_options, is_model_folder, read_manifest
+from model.manifest import (
+    BFLOAT16,
+    FLOAT32,
+    INT8,
+    MANIFEST,
+    ONNX,
+    ONNX_INT8,
+    Manifest,
+    check_options,
+    is_model_folder,
+    read_manifest,
+)
 
 if TYPE_CHECKING:
     from machine.runtime import mx
@@ -200,7 +211,7 @@ def open_engine(name: str, request: EngineRequest) -> Engine:
     check_options(manifest, request.path, request.epoch, request.detection_options)
     on_gpu = _is_gpu(request.device)
     if name == AUTO:
-        return _open_auto([MXNET] if on_gpu else _usable_engines(manifest, request.path), request, manifest)
+        return _open_auto([MXNET] if on_gpu else usable_engines(manifest, request.path), request, manifest)
     if name != MXNET and on_gpu:
         _refuse_gpu(name, request.device)
     if name != MXNET and ONNX not in manifest.files:
@@ -222,13 +233,22 @@ def _open_checkpoint(name: str, request: EngineRequest) -> Engine:
     return MxnetEngine(request)
 
 
-def _usable_engines(manifest: Manifest, path: str | Path) -> list[str]:
+def usable_engines(manifest: Manifest, path: str | Path) -> list[str]:
     """The installed engines that have a file in the folder; InstallError if there is none."""
     fitting = ENGINES if ONNX in manifest.files else (MXNET,)
     possible = [name for name in fitting if _is_installed(name)]
     if not possible:
         raise InstallError(f"{path}: its model needs {' or '.join(_how_to_install(name) for name in fitting)}")
     return possible
+
+
+def format_of(name: str, manifest: Manifest) -> str:
+    """The number format, of DTYPES, in which an engine computes a model on a CPU that has it."""
+    if name == MXNET:
+        return manifest.dtype
+    if name == ONNXRUNTIME or manifest.dtype == FLOAT32 and ONNX_INT8 not in manifest.files:
+        return FLOAT32
+    return INT8 if ONNX_INT8 in manifest.files else BFLOAT16
 
 
 def _open_auto(names: list[str], request: EngineRequest, manifest: Manifest) -> Engine:

@@ -35,7 +35,7 @@ class CertaintyOptions:
         "drawn together, as the frames of a film by '(.*)_\\d+'",
         "certainty",
     )
-    compare: str = option("", "another model, which is measured on the same images beside this one", "certainty")
+    compare: str = option("", "another model, prefix, model folder or file of detections, which is measured beside this one", "certainty")
     compare_epoch: str = option("auto", "epoch of --compare, as of --epoch", "certainty")
     require: tuple[str, ...] = option(
         (),
@@ -78,8 +78,8 @@ def group_pattern(text: str) -> re.Pattern[str] | None:
         raise OptionError(f"--group-by {text}: is no regular expression ({error}); correct it") from error
 
 
-def requirements_of(options: CertaintyOptions, class_names: Sequence[str]) -> list[Requirement]:
-    """The requirements that were given; OptionError for one that cannot be read."""
+def requirements_of(options: CertaintyOptions, class_names: Sequence[str] | None) -> list[Requirement]:
+    """The requirements that were given; OptionError for one that cannot be read. Without names any class will do."""
     return [parse_requirement(text, class_names) for text in options.require]
 
 

@@ -17,6 +17,7 @@ from evaluate.voc_eval import DETECTION_COLUMNS, TRUTH_COLUMNS, VOCResult, VOCRu
 
 GRID = 1 / 1024  # of a pixel; float32 normalised to 4,000 pixels is as fine
 FRAME_COLUMNS = 6  # of frames_of
+WHOLE = 1e-6  # relative; float32 has 24 bits
 COCO, VOC07 = "coco", "voc07"  # of config.groups.METRICS
 
 
@@ -24,11 +25,13 @@ def frames_of(geometry: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Frames (n, 6) float64 from a batch's geometry (n, 6) [h, w, scale y, x, offset y, x] in an input (H, W).
 
     Rows [height, width, scale x, scale y, offset x, offset y]: a coordinate in pixels of the image is the one
-    normalised to the input times the scale plus the offset.
+    normalised to the input times the scale plus the offset. The scale of a whole image is its size, to the last digit.
     """
     geometry = geometry.astype(np.float64)
     scale, offset = geometry[:, [3, 2]], geometry[:, [5, 4]]
-    return np.concatenate([geometry[:, :2], np.array(size[::-1]) / scale, -offset / scale], axis=1)
+    factor, sides = np.array(size[::-1]) / scale, geometry[:, [1, 0]]
+    factor = np.where(np.isclose(factor, sides, rtol=WHOLE, atol=0) & (offset == 0), sides, factor)
+    return np.concatenate([geometry[:, :2], factor, -offset / scale], axis=1)
 
 
 def to_image_pixels(boxes: np.ndarray, frames: np.ndarray) -> np.ndarray:
@@ -93,6 +96,40 @@ def _numbered(parts: Sequence[np.ndarray], columns: int) -> np.ndarray:
     numbers = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     rows = np.concatenate([np.empty((0, columns - 1)), *parts])
     return np.column_stack([numbers, rows])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome of one pass over a set.
+
+    Attributes:
+        results: by kind of metric, in the order asked for.
+        overlap: IoU above which VOC's rule counts a detection as right.
+        images: how many were evaluated.
+        seconds: duration of the pass; 0 for detections from a file.
+        found: detections and objects of each image, if they were to be kept.
+    """
+
+    results: dict[str, VOCResult | COCOResult]
+    overlap: float
+    images: int
+    seconds: float
+    found: Results | None = None
+
+    @property
+    def result(self) -> VOCResult:
+        """The first VOC result; ValueError if none was asked for."""
+        for one in self.results.values():
+            if isinstance(one, VOCResult):
+                return one
+        raise ValueError(f"no VOC metric among {', '.join(self.results)}")
+
+
+def label_pixels(labels: np.ndarray, size: Size) -> np.ndarray:
+    """Objects (n, 6) float64 in pixels, on the GRID, of those of a record: corners are fractions of the image."""
+    objects = labels.astype(np.float64)
+    objects[:, 1:5] = on_grid(np.clip(objects[:, 1:5], 0, 1) * np.tile(size[::-1], 2))
+    return objects
 
 
 def split_rows(rows: np.ndarray, images: int) -> list[np.ndarray]:

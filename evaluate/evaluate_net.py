@@ -3,57 +3,24 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.errors import DataError, OptionError, out_of_memory_hint
+from common.errors import out_of_memory_hint
 from dataset.batch_spec import BatchSpec
 from dataset.image_list import listed_paths
 from dataset.iterator import RecordIter, open_batches
-from dataset.recordio import RecordReader, refuse_other_file
-from dataset.sidecar import read_sidecar, verify_sidecar
-from dataset.transforms import shown_bit_depth
-from evaluate.coco_metric import COCOResult
-from evaluate.detections import ImageResult, Results, split_rows
+from dataset.recordio import RecordReader
+from evaluate.detections import Evaluation, ImageResult, Results, split_rows
 from evaluate.eval_metric import DetectionMetric, ValidationMetric
 from evaluate.scoring import inference_module, score_detections
-from evaluate.voc_eval import VOCResult
+from evaluate.sets import check_record
 from machine.runtime import check_batch_size, mx
-from model.checkpoint import Checkpoint, CheckpointMeta
+from model.checkpoint import Checkpoint
 from symbol.symbol_factory import check_any_size, get_symbol, ineffective_options, rebuilding_options
 
-CALIBRATION = "--calib-rec"  # for which the training record is as good as another
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The outcome of evaluate_net.
-
-    Attributes:
-        results: by kind of metric, in the order asked for.
-        overlap: IoU above which VOC's rule counts a detection as right.
-        images: how many were evaluated.
-        seconds: duration of the pass.
-        found: detections and objects of each image, if they were to be kept.
-    """
-
-    results: dict[str, VOCResult | COCOResult]
-    overlap: float
-    images: int
-    seconds: float
-    found: Results | None = None
-
-    @property
-    def result(self) -> VOCResult:
-        """The first VOC result; ValueError if none was asked for."""
-        for one in self.results.values():
-            if isinstance(one, VOCResult):
-                return one
-        raise ValueError(f"no VOC metric among {', '.join(self.results)}")
 
 
 def evaluate_net(
@@ -152,42 +119,3 @@ def _inference_module(
         logger.warning(line)
     symbol = get_symbol(meta.network, iterator.smallest_size, len(meta.class_names), **options)
     return inference_module(symbol, checkpoint.arg_params, checkpoint.aux_params, devices, iterator.provide_data)
-
-
-def check_record(rec_path: str, meta: CheckpointMeta, prefix: str, what: str = "--rec-path") -> None:
-    """check_classes, and a record that has changed since it was packed is refused with DataError; one that is the
-    training record, none of the run's, or of another bit depth, is told."""
-    check_classes(rec_path, meta.class_names, prefix, what)
-    sidecar = read_sidecar(rec_path)
-    if sidecar is None:
-        return
-    verify_sidecar(rec_path, sidecar, hash=True)
-    if sidecar.bit_depth != meta.bit_depth:
-        logger.warning(
-            "%s %s was packed with the bit depth %s, %s was trained with %s: its pixels mean something else; pack the "
-            "record as the training's",
-            what, rec_path, shown_bit_depth(sidecar.bit_depth), prefix, shown_bit_depth(meta.bit_depth),
-        )  # fmt: skip
-    known = next((name for name, digest in meta.records.items() if digest == sidecar.sha256), "")
-    if known == "train" and what != CALIBRATION:
-        logger.warning(
-            "%s %s is the record that %s was trained on; the values promise too much", what, rec_path, prefix
-        )
-    elif meta.records and not known:
-        logger.info("%s %s is neither the training nor the validation record of %s", what, rec_path, prefix)
-
-
-def check_classes(rec_path: str, names: Sequence[str], prefix: str, what: str = "--rec-path") -> None:
-    """DataError if there is no such record, OptionError if its sidecar names other classes.
-
-    what: the option, or other word, that stands before the path in the sentence.
-    """
-    refuse_other_file(rec_path, what)
-    if not Path(rec_path).is_file():
-        raise DataError(f"{what} {rec_path}: no such file; make it with tools/prepare_dataset.py")
-    sidecar = read_sidecar(rec_path)
-    if sidecar and list(sidecar.class_names) != list(names):
-        raise OptionError(
-            f"{what} {rec_path} holds the classes {', '.join(sidecar.class_names)}, but {prefix} was trained on "
-            f"{', '.join(names)}; pack the record with --class-names of the training"
-        )

@@ -98,13 +98,13 @@ class Tested:
     needed: float
 
 
-def parse_requirement(text: str, class_names: Sequence[str]) -> Requirement:
+def parse_requirement(text: str, class_names: Sequence[str] | None = None) -> Requirement:
     """The requirement of a text; OptionError for another form, an unknown class, or what nothing can keep."""
     found = _FORM.fullmatch(text.strip())
     if not found or (found["first"] and found["last"]):
         raise OptionError(f"--require {text!r:.100}: is no requirement; write {_EXAMPLE}")
     scope, measure = found["first"] or found["last"] or "", found["measure"]
-    if scope not in ("", EACH, *class_names):
+    if class_names is not None and scope not in ("", EACH, *class_names):
         hint = did_you_mean(scope, class_names)
         raise OptionError(
             f"--require {text!r:.100}: there is no class {scope}{hint}; the model has {_list(class_names)}"

@@ -295,9 +295,9 @@ def test_a_list_replaces_the_labels(trained, tmp_path):
     assert [one.npos for one in evaluation.result.classes] == [IMAGES, 0, 0]
 
 
-def test_the_engine_is_no_choice_here():
-    with pytest.raises(OptionError, match="--engine takes python or native here.*demo.py has a choice.*not 'openvino'"):
-        parse_options(evaluate_options_class(), ["--engine", "openvino"], "")
+def test_a_checkpoint_runs_in_mxnet_alone(trained):
+    with pytest.raises(OptionError, match="engine openvino: .* is no model folder.*deploy.py --onnx"):
+        command(trained, "--engine", "openvino")
 
 
 def test_filters_of_yolo_can_be_given_when_it_is_evaluated():

@@ -22,7 +22,8 @@ from detect.service.app import Limits, Service
 from detect.service.batching import ServeOptions, describe, load_runner
 from engines.preprocess import read_image
 from evaluate import main as evaluate
-from evaluate.evaluate_net import check_record, evaluate_net
+from evaluate.evaluate_net import evaluate_net
+from evaluate.sets import check_record
 from machine.opencv import cv2
 from machine.runtime import mx
 from model.checkpoint import load_checkpoint, read_meta

@@ -12,7 +12,8 @@ from common.files import file_sha256
 from dataset.packing import pack_dataset
 from dataset.pascal_voc import PascalVoc
 from dataset.sidecar import read_sidecar, same_images
-from evaluate.evaluate_net import check_record, evaluate_net
+from evaluate.evaluate_net import evaluate_net
+from evaluate.sets import check_record
 from machine.runtime import mx
 from model.checkpoint import load_checkpoint, read_meta
 from tests.dataset.voc import CAT, DOG, add, image_set, jpeg

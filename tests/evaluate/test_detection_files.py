@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate.reports import record_ids
+from evaluate.detection_files import record_ids
 
 
 def test_names_of_images_may_hold_unicodes_line_separators(tmp_path: Path) -> None:
