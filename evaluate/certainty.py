@@ -35,7 +35,9 @@ class CertaintyOptions:
         "drawn together, as the frames of a film by '(.*)_\\d+'",
         "certainty",
     )
-    compare: str = option("", "another model, prefix, model folder or file of detections, which is measured beside this one", "certainty")
+    compare: str = option(
+        "", "another model, prefix, model folder or file of detections, which is measured beside this one", "certainty"
+    )
     compare_epoch: str = option("auto", "epoch of --compare, as of --epoch", "certainty")
     require: tuple[str, ...] = option(
         (),

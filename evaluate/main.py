@@ -12,6 +12,7 @@ from config.command_line import parse_options
 from dataset.sidecar import read_sidecar
 from evaluate.certainty import Rule, certainty_of, group_pattern, requirements_of
 from evaluate.options import EXAMPLE, FIRST, EvaluateOptions, check_options, evaluate_options_class
+from evaluate.sets import is_annotated
 from machine.cpu import configure_threads
 
 
@@ -55,7 +56,8 @@ def main(argv: list[str]) -> int:
 
 def _check_requirements(options: EvaluateOptions) -> None:
     """Refuses what --require cannot mean before the work is done, as far as the set tells the classes."""
-    sidecar = read_sidecar(options.rec_path) if options.require and Path(options.rec_path).is_file() else None
+    known = options.require and Path(options.rec_path).is_file() and not is_annotated(options.rec_path)
+    sidecar = read_sidecar(options.rec_path) if known else None
     requirements_of(options, sidecar.class_names if sidecar else None)
 
 

@@ -9,6 +9,7 @@ from common.errors import DataError, OptionError
 from evaluate.certainty import CertaintyOptions, Rule, certainty_of, comparison_sentence
 from evaluate.detections import ImageResult, Results, measure
 from evaluate.intervals import Difference, Interval
+from evaluate.main import main
 
 BOX = np.array([10, 10, 50, 50])
 NAMES = ("cat", "dog")
@@ -87,3 +88,45 @@ def test_other_classes_and_other_images_are_refused():
         certainty_of(options, results(), RULE, "ours", results(count=39))
     with pytest.raises(OptionError, match="classes"):
         certainty_of(options, results(), RULE, "ours", Results(("cat",), results().images))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A COCO annotation file of 30 images with a cat each, and two files of detections: all cats, and every third."""
+    truth = {
+        "images": [{"id": k, "file_name": f"{k}.png", "width": 100, "height": 100} for k in range(30)],
+        "categories": [{"id": 7, "name": "cat"}],
+        "annotations": [
+            {"id": k, "image_id": k, "category_id": 7, "bbox": [10, 10, 40, 40], "area": 1600, "iscrowd": 0}
+            for k in range(30)
+        ],
+    }
+    found = [{"image_id": k, "category_id": 7, "bbox": [10, 10, 40, 40], "score": 0.5 + k / 100} for k in range(30)]
+    for name, content in (("truth", truth), ("all", found), ("some", found[::3])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_the_command_tells_compares_and_requires(files, capsys):
+    words = ["--rec-path", f"{files}/truth.json", "--detections", f"{files}/some.json", "--metrics", "voc,coco"]
+    target = files / "result.json"
+    words += ["--compare", f"{files}/all.json", "--bootstrap", "50", "--json", str(target)]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert f"voc: {files}/all.json is better than {files}/some.json by 66.7 points of mAP" in told
+    content = json.loads(target.read_text())
+    assert content["mAP"] == content["intervals"]["voc"]["mAP"]["value"] == pytest.approx(1 / 3)
+    assert content["thresholds"] == {"cat": 0.5}
+    assert main([*words, "--require", "recall(cat) >= 0.9 @ 95%"]) == 1
+    assert "the model does not keep it on these 30 images" in capsys.readouterr().out
+    shown = ["--detections", f"{files}/all.json", "--compare", "", "--require", "recall(cat) >= 0.9 @ 95%"]
+    assert main([*words, *shown]) == 0
+    assert "0.50 is chosen, with 1 on these 30 images" in capsys.readouterr().out
+
+
+def test_a_requirement_that_cannot_be_read_is_refused_before_the_work(files):
+    words = ["--rec-path", f"{files}/truth.json", "--detections", f"{files}/all.json"]
+    with pytest.raises(OptionError, match="--require 'recall > 1'"):
+        main([*words, "--require", "recall > 1"])
+    with pytest.raises(OptionError, match="--group-by"):
+        main([*words, "--group-by", "("])
