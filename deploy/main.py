@@ -1,12 +1,14 @@
 """The command deploy.py, and the same in one call."""
 
+import json
 import logging
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import OptionError
+from common.errors import DataError, OptionError
 from common.files import check_prefix
 from config.command_line import parse_options
 from config.groups import CheckpointOptions, ExpectedModel, InputOptions
@@ -38,6 +40,11 @@ class DeployOptions(ExpectedModel, CheckpointOptions):
     eval_rec: str = option(
         "", "labelled record on which accuracy is measured (default for int8: the one of --calib-rec)", "accuracy"
     )
+    thresholds: str = option(
+        "",
+        "JSON of evaluate.py whose thresholds the model gets: Detector, demo.py and the service use them",
+        "accuracy",
+    )
     calib_rec: str = option("", "record of images from which int8 takes the ranges of its numbers", "int8")
     calib_mode: str = option(
         NAIVE, "naive = the extremes, entropy = the ranges of least divergence", "int8", choices=CALIBRATION_MODES
@@ -61,7 +68,7 @@ EXAMPLE = "python deploy.py --prefix output/ssd --epoch best --output output/ssd
 # What --help shows; --help-all has all.
 FIRST = (
     *("prefix", "epoch", "output", "data_shape", "nms", "score_threshold", "onnx", "dtype", "calib_rec", "eval_rec"),
-    *("max_loss", "uint8_input"),
+    *("thresholds", "max_loss", "uint8_input"),
 )
 
 
@@ -88,6 +95,8 @@ def main(argv: list[str]) -> int:
     check_prefix(options.prefix)
     check_int8(options)
     check_onnx(options)
+    if options.thresholds:
+        read_thresholds(options.thresholds)
     configure_threads()
     from machine.command import log_to_terminal
     from model.checkpoint import load_checkpoint
@@ -105,6 +114,9 @@ def main(argv: list[str]) -> int:
     model = model_from_checkpoint(checkpoint, data_shape=options.data_shape, **given_detection(options))
     if options.resize_mode is not None:
         model = replace(model, manifest=replace(model.manifest, resize_mode=options.resize_mode))
+    if options.thresholds:
+        known = read_thresholds(options.thresholds, checkpoint.meta.class_names)
+        model = replace(model, manifest=replace(model.manifest, thresholds=known))
     model, files = converted(inference_model(model, options.uint8_input), options)
     print_summary(folder, write_model_folder(folder, model, files))
     return 0
@@ -136,6 +148,8 @@ def print_summary(folder: str, manifest: Manifest) -> None:
     print(f"  input {height} x {width} (height x width), {len(manifest.class_names)} classes")
     print(f"  nms {post.nms}, topk {post.nms_topk}, score threshold {post.score_threshold}, force {post.force}")
     _print_precision(manifest)
+    if manifest.thresholds:
+        print(f"  thresholds {', '.join(f'{name} {value:g}' for name, value in manifest.thresholds.items())}")
     for name, record in manifest.files.items():
         print(f"  {name} {record.size / 1e6:.1f} MB")
     print(f"try it: python demo.py --model {shlex.quote(folder)} --images IMAGE_OR_FOLDER --output detections")
@@ -155,6 +169,30 @@ def export(
 
     model = model_from_checkpoint(load_checkpoint(prefix, epoch), data_shape=data_shape, **detection_options)
     return write_model_folder(folder, inference_model(model))
+
+
+def read_thresholds(path: str, class_names: Sequence[str] | None = None) -> dict[str, float]:
+    """The thresholds in a file of evaluate.py --json, of these classes.
+
+    DataError for a file without any, or one whose classes are others; OptionError where one was required and not shown.
+    """
+    try:
+        content = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"--thresholds {path}: cannot be read ({error}); give a file of evaluate.py --json") from error
+    found = content.get("thresholds") if isinstance(content, dict) else None
+    if not isinstance(found, dict) or not found:
+        raise DataError(f"--thresholds {path}: there are no thresholds in it; give the file of evaluate.py --json")
+    missing = [name for name, value in found.items() if value is None]
+    if missing:
+        raise OptionError(
+            f"--thresholds {path}: {missing[0]} has none, as the images did not show what was required; see its "
+            "requirements, and evaluate with others"
+        )
+    wrong = [name for name, value in found.items() if not isinstance(value, float | int) or not 0 <= value <= 1]
+    if wrong or (class_names is not None and set(found) != set(class_names)):
+        raise DataError(f"--thresholds {path}: they are not numbers from 0 to 1 of the model's classes; evaluate again")
+    return {name: float(value) for name, value in found.items()}
 
 
 def check_int8(options: DeployOptions) -> None:

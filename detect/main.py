@@ -66,7 +66,13 @@ class DemoOptions(ExpectedModel, ModelOptions):
     ext: str = option("", "extension put after each of the images", "images")
     batch_size: int = option(1, "images at a time", "images", minimum=1, maximum=1024)
     resize_mode: str | None = same_option(InputOptions, "resize_mode", "as the model says")
-    thresh: float = option(0.5, "lowest score to show", "detections", minimum=0.0, maximum=1.0)
+    thresh: float | None = option(
+        None,
+        "lowest score to show (default: the model's own thresholds, or 0.5)",
+        "detections",
+        minimum=0.0,
+        maximum=1.0,
+    )
     nms: float | None = same_option(CommonOptions, "nms", "the model's; for a checkpoint only")
     force: bool | None = same_option(CommonOptions, "force", "the model's; for a checkpoint only")
     output: str = option("output/detections", "folder for the pictures and videos with boxes; '' = none", "detections")
@@ -130,14 +136,17 @@ class DetectionRun:
     Attributes:
         problems: sentences on what could not be read.
         records: what was found.
+        thresholds: (C,) lowest scores shown and recorded.
     """
 
-    def __init__(self, detector: "Detector", threshold: float, records: Records, window: Window | None = None) -> None:
-        """threshold: lowest score shown and recorded, beside that of the detector; heat maps show all that it finds."""
+    def __init__(
+        self, detector: "Detector", thresholds: np.ndarray, records: Records, window: Window | None = None
+    ) -> None:
+        """thresholds: beside those of the detector; heat maps show all that it finds."""
         self.detector = detector
         self.records = records
         self.problems: list[str] = []
-        self._threshold = threshold
+        self.thresholds = thresholds
         self._window = window
         self._bit_depth = detector.manifest.bit_depth
         self._ended = False  # by the user, in the window
@@ -207,7 +216,7 @@ class DetectionRun:
 
     def _finish(self, item: Item, rows: np.ndarray, wait: bool) -> PictureRecord:
         names = self.detector.class_names
-        detections = rows[rows[:, 1] >= self._threshold]
+        detections = rows[rows[:, 1] >= self.thresholds[rows[:, 0].astype(int)]]
         if item.picture or self._window:
             drawn = draw(item.pixels, detections, names)
             if item.picture:
@@ -252,7 +261,10 @@ def main(argv: list[str]) -> int:
         )
         return 0
     _make_folders(jobs[0], options)
-    return _detect(DetectionRun(detector, options.thresh, Records(options.json), window), jobs, options)
+    from detect.detector import class_thresholds
+
+    thresholds = class_thresholds(options.thresh, detector.class_names, detector.manifest.thresholds)
+    return _detect(DetectionRun(detector, thresholds, Records(options.json), window), jobs, options)
 
 
 def _load(options: DemoOptions) -> "Detector":
@@ -346,7 +358,8 @@ def _report(run: DetectionRun, options: DemoOptions, seconds: float) -> None:
     if options.json:
         logger.info("detections: %s", options.json)
     if options.crop and pictures and not found:
-        logger.info("cut-outs: none, as nothing was found with a score of %g or more (--thresh)", options.thresh)
+        lowest = run.thresholds.min()
+        logger.info("cut-outs: none, as nothing was found with a score of %g or more (--thresh)", lowest)
     crops = options.crop if found else ""
     for name, folder in (("pictures", options.output), ("heat maps", options.heatmap), ("cut-outs", crops)):
         if folder and pictures:

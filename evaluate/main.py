@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common.errors import DataError
+from common.errors import DataError, OptionError
 from common.files import write_atomically
 from config.command_line import parse_options
 from dataset.sidecar import read_sidecar
@@ -29,6 +29,8 @@ def main(argv: list[str]) -> int:
     check_options(options)
     group_pattern(options.group_by)
     _check_requirements(options)
+    if options.compare:
+        _kind_of(options.compare)
     configure_threads(options.cpus)
     from evaluate.runs import check_curves, engine_runs, evaluated, measuring
 
@@ -39,8 +41,9 @@ def main(argv: list[str]) -> int:
     run = evaluated(options, keep=True)
     rule = Rule(tuple(run.evaluation.results), run.evaluation.overlap, run.use_difficult)
     other = evaluated(_beside(options, rule), keep=True) if options.compare else None
-    found = other.evaluation.found if other else None
-    certainty = certainty_of(options, run.evaluation.found, rule, options.detections or options.path, found)
+    found, beside = (one.evaluation.found if one else None for one in (run, other))
+    assert found is not None  # kept
+    certainty = certainty_of(options, found, rule, options.detections or options.path, beside)
     print(run.title)
     _print_tables(run.evaluation.results)
     print(f"{run.evaluation.images} images in {run.evaluation.seconds:.1f} s", *certainty.lines, sep="\n")
@@ -61,16 +64,25 @@ def _check_requirements(options: EvaluateOptions) -> None:
     requirements_of(options, sidecar.class_names if sidecar else None)
 
 
-def _beside(options: EvaluateOptions, rule: Rule) -> EvaluateOptions:
-    """The options that measure --compare on the same set by the same rule; OptionError where there is no such model."""
+def _kind_of(other: str) -> str:
+    """The option that takes what --compare names; OptionError where that is nothing."""
     from model.manifest import is_model_folder
 
+    if is_model_folder(other):
+        return "model"
+    if not Path(other).is_file() and not Path(f"{other}-symbol.json").is_file():
+        raise OptionError(f"--compare {other}: there is no such checkpoint, model folder or file of detections")
+    return "detections" if Path(other).is_file() else "prefix"
+
+
+def _beside(options: EvaluateOptions, rule: Rule) -> EvaluateOptions:
+    """The options that measure --compare on the same set by the same rule."""
     other = options.compare
-    place = "model" if is_model_folder(other) else "detections" if Path(other).is_file() else "prefix"
-    nothing = {"model": "", "detections": "", "prefix": EvaluateOptions.prefix, "coco_json": "", "coco_truth": ""}
-    measured = {"metrics": tuple(rule.kinds), "voc07": None, "overlap": rule.overlap}
+    nothing: dict[str, Any] = {"model": "", "detections": "", "prefix": EvaluateOptions.prefix}
+    nothing |= {"coco_json": "", "coco_truth": ""}
+    measured: dict[str, Any] = {"metrics": tuple(rule.kinds), "voc07": None, "overlap": rule.overlap}
     measured |= {"use_difficult": rule.use_difficult, "epoch": options.compare_epoch, "curves": ""}
-    return replace(options, **{**nothing, **measured, place: other})
+    return replace(options, **{**nothing, **measured, _kind_of(other): other})
 
 
 def _compare(options: EvaluateOptions, runs: list[Any]) -> int:

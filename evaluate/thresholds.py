@@ -165,7 +165,7 @@ def kept_thresholds(evidence: Evidence, measure: str, alpha: float) -> np.ndarra
         return np.logical_and.accumulate(refuted(evidence, alpha)[::-1])[::-1]
     passed = refuted(evidence, alpha / len(PRECISION_STARTS))
     kept = np.zeros(len(GRID), bool)
-    for start in np.searchsorted(GRID, np.float32(PRECISION_STARTS)):
+    for start in np.searchsorted(GRID, np.array(PRECISION_STARTS, np.float32)):
         kept[: start + 1] |= np.logical_and.accumulate(passed[: start + 1][::-1])[::-1]
     return kept
 
@@ -241,7 +241,8 @@ def _sentence(one: Tested, choice: Choice, unit: str) -> str:
     text = one.requirement.text + (f", {one.class_name}" if one.requirement.scope == EACH else "")
     if not one.kept.any():
         return f"{text}: {_why_not(one, choice.units, unit)}"
-    held = f"held by thresholds from {_shown(one.kept.argmax())} to {_shown(len(GRID) - 1 - one.kept[::-1].argmax())}"
+    places = np.flatnonzero(one.kept)
+    held = f"held by thresholds from {_shown(int(places[0]))} to {_shown(int(places[-1]))}"
     chosen = choice.thresholds[one.class_name or next(iter(choice.thresholds))]
     if chosen is None:
         return f"{text}: {held}, but by none that holds the other requirements as well"

@@ -65,7 +65,7 @@ class Run:
     def values(self, metric: str) -> list[tuple[int, float]]:
         """(epoch, value) of a metric of the validation, where there is one."""
         pairs = ((record["epoch"], (record.get("validation") or {}).get(metric)) for record in self.records)
-        return [(epoch, value) for epoch, value in pairs if _is_number(value)]
+        return [(epoch, float(value)) for epoch, value in pairs if value is not None and _is_number(value)]
 
     def losses(self) -> list[tuple[int, float]]:
         """(epoch, sum of the training losses)."""

@@ -128,5 +128,7 @@ def test_a_requirement_that_cannot_be_read_is_refused_before_the_work(files):
     words = ["--rec-path", f"{files}/truth.json", "--detections", f"{files}/all.json"]
     with pytest.raises(OptionError, match="--require 'recall > 1'"):
         main([*words, "--require", "recall > 1"])
+    with pytest.raises(OptionError, match="--compare none: there is no such"):
+        main([*words, "--compare", "none"])
     with pytest.raises(OptionError, match="--group-by"):
         main([*words, "--group-by", "("])
