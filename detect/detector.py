@@ -137,7 +137,7 @@ class Detector:
             self.manifest = replace(self.manifest, resize_mode=resize_mode)
         self.class_names = self.manifest.class_names
         self.batch_size = batch_size
-        self._thresholds = class_thresholds(threshold, self.class_names, self.manifest.thresholds)
+        self._thresholds = self.lowest_scores(threshold)
         self._writer = InputWriter(self.manifest)
         self._timings = Timings()
 
@@ -166,6 +166,10 @@ class Detector:
         numbered = enumerate(images)
         while chunk := list(itertools.islice(numbered, self.batch_size)):
             yield from self._detect_batch([self._read(image, number, mapped) for number, image in chunk])
+
+    def lowest_scores(self, threshold: float | Mapping[str, float] | None) -> np.ndarray:
+        """The lowest score of each class (C,) that a threshold means, as for a new Detector."""
+        return class_thresholds(threshold, self.class_names, self.manifest.thresholds)
 
     def statistics(self) -> dict[str, StepStatistics]:
         """How often each step ran and its seconds: decoding, pre-processing and post-processing of an image, and the

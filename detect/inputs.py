@@ -4,6 +4,7 @@ import glob
 import itertools
 import logging
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,12 @@ def ask_for_images(ask: Callable[[str], str], extension: str = "") -> list[Path]
             return find_images([answer.strip()], extension=extension)
         except DataError as error:
             logger.error("%s", error)
+
+
+def ask_beside(question: str) -> str:
+    """The answer to a question that does not go to standard output."""
+    print(question, end="", file=sys.stderr, flush=True)
+    return input()
 
 
 def plan_outputs(images: Sequence[Path], flag: str, folder: Path, videos: Collection[Path] = ()) -> list[Path]:

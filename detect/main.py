@@ -21,6 +21,7 @@ from config.options import option, same_option
 from dataset.transforms import shape_of
 from detect.inputs import (
     InputSource,
+    ask_beside,
     ask_for_images,
     distinct_files,
     find_images,
@@ -29,7 +30,20 @@ from detect.inputs import (
     split_words,
     with_values,
 )
-from detect.outputs import ImageFile, PictureRecord, Records, Sink, Window, make_record, summary, write_crops
+from detect.outputs import (
+    SAVED,
+    STANDARD_OUTPUT,
+    ImageFile,
+    LabelFolder,
+    PictureRecord,
+    Records,
+    Sink,
+    Window,
+    check_label_folder,
+    make_record,
+    summary,
+    write_crops,
+)
 from detect.video import Video, VideoFile, VideoFrame, frame_size
 from drawing.boxes import draw, draw_heatmap, score_map
 from engines.preprocess import ImageInput, read_image
@@ -44,7 +58,8 @@ if TYPE_CHECKING:
 EXAMPLE = "python demo.py --model output/ssd photos/ --output output/detections --json output/found.json"
 # What --help shows; --help-all has all.
 FIRST = (
-    *("model", "epoch", "images", "video", "camera", "thresh", "nms", "output", "json", "show", "crop", "heatmap"),
+    *("model", "epoch", "images", "video", "camera", "thresh", "nms", "output", "json", "save", "save_dir", "show"),
+    *("crop", "heatmap"),
     *("batch_size", "engine", "gpus", "cpu", "benchmark"),
 )
 
@@ -67,11 +82,7 @@ class DemoOptions(ExpectedModel, ModelOptions):
     batch_size: int = option(1, "images at a time", "images", minimum=1, maximum=1024)
     resize_mode: str | None = same_option(InputOptions, "resize_mode", "as the model says")
     thresh: float | None = option(
-        None,
-        "lowest score to show (default: the model's own thresholds, or 0.5)",
-        "detections",
-        minimum=0.0,
-        maximum=1.0,
+        None, "lowest score (default: the model's, or 0.5)", "detections", minimum=0, maximum=1
     )
     nms: float | None = same_option(CommonOptions, "nms", "the model's; for a checkpoint only")
     force: bool | None = same_option(CommonOptions, "force", "the model's; for a checkpoint only")
@@ -84,8 +95,14 @@ class DemoOptions(ExpectedModel, ModelOptions):
         "detections",
     )
     json: str = option(
-        "", "file for the detections: a list, or, if its name ends in .jsonl, a line for each picture", "detections"
+        "",
+        "file for the detections: a list, or, if its name ends in .jsonl, a line for each picture; - = standard output",
+        "detections",
     )
+    save: str = option(
+        "", "write the pictures with what was found as a data set, to be corrected by hand", "detections", choices=SAVED
+    )
+    save_dir: str = option("output/labels", "folder for --save, new or empty", "detections")
     benchmark: int = option(
         0,
         "measure each step over so many images (100 if no number is given), and write nothing",
@@ -120,7 +137,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Item:
-    """A picture (h, w, 3) to detect in, the beginning of its record, its place in time, and where the results go."""
+    """A picture (h, w, 3) to detect in, the beginning of its record, its place in time, and where the results go.
+
+    path: its file, None of a frame.
+    """
 
     pixels: np.ndarray
     head: PictureRecord
@@ -128,6 +148,7 @@ class Item:
     picture: Sink | None = None
     heatmap: Sink | None = None
     crop: Path | None = None
+    path: Path | None = None
 
 
 class DetectionRun:
@@ -136,17 +157,23 @@ class DetectionRun:
     Attributes:
         problems: sentences on what could not be read.
         records: what was found.
-        thresholds: (C,) lowest scores shown and recorded.
+        thresholds: (C,) lowest scores shown and recorded, beside those of the detector; heat maps show all it finds.
+        labels: the data set that is made of it, if any.
     """
 
     def __init__(
-        self, detector: "Detector", thresholds: np.ndarray, records: Records, window: Window | None = None
+        self,
+        detector: "Detector",
+        threshold: float | None,
+        records: Records,
+        window: Window | None = None,
+        labels: LabelFolder | None = None,
     ) -> None:
-        """thresholds: beside those of the detector; heat maps show all that it finds."""
+        self.labels = labels
         self.detector = detector
         self.records = records
         self.problems: list[str] = []
-        self.thresholds = thresholds
+        self.thresholds = detector.lowest_scores(threshold)
         self._window = window
         self._bit_depth = detector.manifest.bit_depth
         self._ended = False  # by the user, in the window
@@ -189,9 +216,17 @@ class DetectionRun:
         for frame in frames:
             yield replace(frame, pixels=read_image(frame.pixels, f"{name}, frame {frame.number}", self._bit_depth))
 
+    def discard(self) -> None:
+        """Leaves an older file as it is, and writes no data set."""
+        self.records.discard()
+        if self.labels:
+            self.labels.discard()
+
     def close(self) -> None:
-        """Completes the records and closes the window."""
+        """Completes the records and the data set and closes the window."""
         self.records.close()
+        for line in self.labels.close() if self.labels else ():
+            logger.info("%s", line)
         if self._window:
             self._window.close()
 
@@ -205,7 +240,7 @@ class DetectionRun:
                 continue
             picture, heatmap = (ImageFile(path) if path else None for path in (job.picture, job.heatmap))
             crop = job.crop and job.crop.with_suffix("")
-            yield Item(pixels, {"image": str(job.source.path)}, 0.0, picture, heatmap, crop)
+            yield Item(pixels, {"image": str(job.source.path)}, 0.0, picture, heatmap, crop, job.source.path)
 
     def _detect(self, items: Iterator[Item], wait: bool = False) -> Iterator[PictureRecord]:
         """Detects in the items and gives their results away; yields their records."""
@@ -227,6 +262,8 @@ class DetectionRun:
             item.heatmap.write(draw_heatmap(item.pixels, score_map(rows, shape_of(item.pixels))), item.seconds)
         if item.crop:
             write_crops(item.pixels, detections, names, item.crop)
+        if self.labels and item.path:
+            self.labels.add(item.path, item.pixels, detections)
         record = make_record(item.head, item.pixels, detections, names)
         self.records.add(record)
         return record
@@ -248,8 +285,9 @@ def main(argv: list[str]) -> int:
     options = parse_options(DemoOptions, flags, description, example=EXAMPLE, first=FIRST)
     sources = _sources(words, options)
     jobs = _plan(sources, options)
-    if options.json and not options.benchmark:
+    if options.json not in ("", STANDARD_OUTPUT) and not options.benchmark:
         check_output_file("--json", options.json, make_folders=True)
+    _check_saving(sources, options)
     configure_threads()
     log_to_terminal()
     exit_on_sigterm()
@@ -261,10 +299,18 @@ def main(argv: list[str]) -> int:
         )
         return 0
     _make_folders(jobs[0], options)
-    from detect.detector import class_thresholds
+    labels = LabelFolder(options.save_dir, options.save, detector.class_names) if options.save else None
+    return _detect(DetectionRun(detector, options.thresh, Records(options.json), window, labels), jobs, options)
 
-    thresholds = class_thresholds(options.thresh, detector.class_names, detector.manifest.thresholds)
-    return _detect(DetectionRun(detector, thresholds, Records(options.json), window), jobs, options)
+
+def _check_saving(sources: Sequence[InputSource], options: DemoOptions) -> None:
+    """OptionError where --save could not be done after the work."""
+    if not options.save:
+        return
+    video = next((source.path for source in sources if source.video), None)
+    if video is not None:
+        raise OptionError(f"--save {options.save}: {video} has frames, which are no files; name pictures alone")
+    check_label_folder(options.save_dir)
 
 
 def _load(options: DemoOptions) -> "Detector":
@@ -304,7 +350,8 @@ def _sources(words: Sequence[str], options: DemoOptions) -> list[InputSource]:
     named = any(images) or bool(options.dir)
     if named or not (found or options.video):
         ask = not named and sys.stdin.isatty()
-        paths = ask_for_images(input, options.ext) if ask else find_images(images, options.dir, options.ext)
+        question = ask_beside if options.json == STANDARD_OUTPUT else input
+        paths = ask_for_images(question, options.ext) if ask else find_images(images, options.dir, options.ext)
         found += [InputSource(path, is_video(path)) for path in paths]
     if options.video:
         found += [InputSource(path, True) for path in find_images([options.video])]
@@ -325,7 +372,8 @@ def _plan(sources: Sequence[InputSource], options: DemoOptions) -> list[Job]:
 
 
 def _make_folders(job: Job, options: DemoOptions) -> None:
-    for file in (options.json and Path(options.json), job.picture, job.heatmap):
+    records = Path(options.json) if options.json not in ("", STANDARD_OUTPUT) else None
+    for file in (records, job.picture, job.heatmap):
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
 
@@ -341,7 +389,7 @@ def _detect(run: DetectionRun, jobs: Sequence[Job], options: DemoOptions) -> int
     except KeyboardInterrupt:
         interrupted = True
     except BaseException:
-        run.records.discard()
+        run.discard()
         raise
     finally:
         run.close()
@@ -355,11 +403,12 @@ def _detect(run: DetectionRun, jobs: Sequence[Job], options: DemoOptions) -> int
 def _report(run: DetectionRun, options: DemoOptions, seconds: float) -> None:
     """Logs what was written, the totals and, last, what could not be read."""
     pictures, found = run.records.pictures, run.records.detections
-    if options.json:
+    if options.json not in ("", STANDARD_OUTPUT):
         logger.info("detections: %s", options.json)
+    if options.save and pictures:
+        logger.info("%s data set: %s", options.save, options.save_dir)
     if options.crop and pictures and not found:
-        lowest = run.thresholds.min()
-        logger.info("cut-outs: none, as nothing was found with a score of %g or more (--thresh)", lowest)
+        logger.info("cut-outs: none, as nothing has a score of %g or more (--thresh)", run.thresholds.min())
     crops = options.crop if found else ""
     for name, folder in (("pictures", options.output), ("heat maps", options.heatmap), ("cut-outs", crops)):
         if folder and pictures:

@@ -73,10 +73,12 @@ def voc_hits(
     truths = np.asarray(truths, np.float64)
     classes = []
     for index in range(len(class_names)):
-        one = judge_class(detections[detections[:, 1] == index], truths[truths[:, 1] == index], rule)
-        objects = np.bincount(one.wanted.astype(np.int64), minlength=images)
-        unit = one.detections[:, 0].astype(np.int64)
-        classes.append(ClassHits(unit, one.detections[:, 2], one.true[None], one.false[None], objects))
+        own, there = detections[detections[:, 1] == index], truths[truths[:, 1] == index]
+        order, true, false, _ = judge_class(own, there, rule)
+        wanted = there if rule.use_difficult else there[there[:, 6] <= 0]
+        objects = np.bincount(wanted[:, 0].astype(np.int64), minlength=images)
+        unit, score = own[order, 0].astype(np.int64), own[order, 2]
+        classes.append(ClassHits(unit, score, true[None], false[None], objects))
     return Hits(kind, tuple(class_names), tuple(classes), (rule.iou_threshold,), np.ones(images))
 
 

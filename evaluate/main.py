@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,10 @@ def main(argv: list[str]) -> int:
     certainty = certainty_of(options, found, rule, options.detections or options.path, beside)
     print(run.title)
     _print_tables(run.evaluation.results)
+    more = _decision(options, run) | certainty.content
     print(f"{run.evaluation.images} images in {run.evaluation.seconds:.1f} s", *certainty.lines, sep="\n")
     if options.json:
-        _write_json(options.json, _content(run) | certainty.content)
+        _write_json(options.json, {**_content(run), **more})
     _write_coco(options, run)
     if options.curves:
         from evaluate.reports import save_pr_curves
@@ -128,6 +130,49 @@ def _print_tables(results: dict[str, Any]) -> None:
         if len(results) > 1:
             print(f"{kind}:")
         print(format_coco(result) if kind == "coco" else format_table(result))
+
+
+def _decision(options: EvaluateOptions, run: Any) -> dict[str, Any]:
+    """Prints what --decision and --ious ask for; the same for JSON."""
+    from evaluate.decision import RATES, ap_at, decisions
+    from evaluate.reports import format_decisions, format_ious
+
+    evaluation, content = run.evaluation, dict[str, Any]()
+    if options.ious:
+        kind = next((kind for kind in evaluation.results if kind != "coco"), "voc07")
+        at = ap_at(evaluation.found, options.ious, kind == "voc07", run.use_difficult)
+        print(format_ious(at))
+        content["AP_at_iou"] = {f"{overlap:g}": _values(result) for overlap, result in at.items()}
+    if options.decision:
+        numbers = decisions(evaluation.found, options.thresh, evaluation.overlap, run.use_difficult)
+        print(f"with a score of {options.thresh:g} or more, IoU above {evaluation.overlap:g}:")
+        print(format_decisions(numbers))
+        told = {name: _decision_values(one, RATES) for name, one in numbers.items()}
+        content["decision"] = {
+            "threshold": options.thresh,
+            "iou": evaluation.overlap,
+            "all": told.pop(""),
+            "classes": told,
+        }
+    return content
+
+
+def _decision_values(one: Any, rates: Sequence[float]) -> dict[str, Any]:
+    """What the JSON file tells of one class."""
+    sensitivity = {f"{rate:g}": _number(value) for rate, value in zip(rates, one.sensitivity, strict=True)}
+    return {
+        "images_with_objects": one.with_objects,
+        "escaped": one.escaped,
+        "incomplete": one.incomplete,
+        "images_without_objects": one.without,
+        "rejected": one.rejected,
+        "escape_rate": _number(one.escape_rate),
+        "incomplete_rate": _number(one.incomplete_rate),
+        "false_reject_rate": _number(one.false_reject_rate),
+        "count_bias": _number(one.bias),
+        "limits_of_agreement": [_number(value) for value in one.limits],
+        "froc": {"score": _number(one.froc), "sensitivity": sensitivity},
+    }
 
 
 def _write_coco(options: EvaluateOptions, run: Any) -> None:

@@ -27,11 +27,14 @@ EXAMPLE = "python evaluate.py --rec-path data/val.rec --prefix output/ssd --epoc
 # What --help shows; --help-all has all.
 FIRST = (
     *("rec_path", "prefix", "epoch", "model", "engine", "detections", "batch_size", "metrics", "nms"),
-    *("score_threshold", "json", "curves", "coco_json", "compare", "require", "all_engines", "gpus", "cpu"),
+    *("score_threshold", "json", "curves", "coco_json", "decision", "thresh", "ious", "compare", "require"),
+    *("all_engines", "gpus", "cpu"),
 )
 # Of a network that runs; they do nothing for detections from a file.
 _OF_NETWORKS = ("batch_size", "num_batch", "workers", "data_engine", "rect_val", "rect_multiple", "gpus", "cpu", "cpus")
 _OF_CHECKPOINTS = ("data_engine", "rect_val", "rect_multiple", "cpus")
+_CERTAINTY = ("bootstrap", "group_by", "compare", "require")
+_OF_ONE = ("engine", "coco_json", "coco_truth", "curves", "decision", "ious", *_CERTAINTY)  # of a run alone
 _OF_FOLDERS = ("dataset", "set", "year", "images", "pixel_origin")
 
 
@@ -52,6 +55,11 @@ class EvaluateOptions(SetOptions, CertaintyOptions, ExpectedModel, DeviceOptions
         0.01, "of --all-engines: what an engine may lose of the first one's mAP; status 1 where it loses more", "model",
         minimum=0.0, maximum=1.0,
     )  # fmt: skip
+    decision: bool = option(
+        False, "also rates of missed and falsely raised images, counts, FROC (docs/evaluation.md)", "decision"
+    )
+    thresh: float = option(0.5, "of --decision: the lowest score that counts", "decision", minimum=0.0, maximum=1.0)
+    ious: tuple[float, ...] = option((), "also VOC's AP at each of these IoUs, such as 0.3,0.5,0.75", "decision")
     list_path: str = option("", "list (.lst) whose labels replace those of --rec-path", "data")
     batch_size: int | None = same_option(DataOptions, "batch_size", "as in training; of a model folder 1")
     num_batch: int | None = option(None, "batches to evaluate (default: all)", "data", minimum=1)
@@ -100,6 +108,9 @@ def check_options(options: EvaluateOptions) -> None:
         raise OptionError(f"--detections {options.detections} takes the place of a model; leave the model out")
     if options.detections and not Path(options.detections).is_file():
         raise OptionError(f"--detections {options.detections}: no such file; check the path")
+    wrong = next((value for value in options.ious if not 0 < value < 1), None)
+    if wrong is not None:
+        raise OptionError(f"--ious {wrong:g}: an IoU lies between 0 and 1")
     for name in ("json", "curves", "coco_json", "coco_truth"):
         flag, path = f"--{name.replace('_', '-')}", getattr(options, name)
         if path:
@@ -129,10 +140,12 @@ def idle_options(
         groups.append((("rect_multiple",), ONE_SIZE))
     if not annotated:
         groups.append((_OF_FOLDERS, "for a record"))
-    if options.all_engines:
-        groups.append((("bootstrap", "group_by", "compare", "require"), "with --all-engines"))
     if not options.compare:
         groups.append((("compare_epoch",), "without --compare"))
-    if not options.all_engines:
+    if not options.decision:
+        groups.append((("thresh",), "without --decision"))
+    if options.all_engines:
+        groups.append((_OF_ONE, "with --all-engines"))
+    else:
         groups.append((("max_loss",), "without --all-engines"))
     return without_effect(options, groups)

@@ -1,5 +1,6 @@
 """What an evaluation leaves for the eye: tables of AP and precision-recall curves."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from matplotlib.figure import Figure
 
 from drawing.figures import save_figure
 from evaluate.coco_metric import COCOResult
+from evaluate.decision import Decision
 from evaluate.voc_eval import ClassResult, VOCResult
 
 LABELLED_CURVES = 20  # with more classes the legend would hide the curves
@@ -32,6 +34,35 @@ def format_coco(result: COCOResult) -> str:
     lines += [f"{name:<{width}}  {_cell(value):>7}" for name, value in result.class_ap.items()]
     cells = [f"{name:<5} {_cell(value)}" for name, value in result.stats.items()]
     return "\n".join([*lines, *("   ".join(cells[k : k + 3]) for k in range(0, len(cells), 3))])
+
+
+def format_ious(results: Mapping[float, VOCResult]) -> str:
+    """Text table of AP with a column for each IoU."""
+    first = next(iter(results.values()))
+    width = max([len("class"), *(len(one.name) for one in first.classes)])
+    lines = [f"{'class':<{width}}" + "".join(f"  {f'AP@{overlap:g}':>7}" for overlap in results)]
+    for k, one in enumerate(first.classes):
+        cells = (_cell(result.classes[k].ap) for result in results.values())
+        lines.append(f"{one.name:<{width}}" + "".join(f"  {cell:>7}" for cell in cells))
+    means = (_cell(result.mean_ap) for result in results.values())
+    return "\n".join([*lines, f"{'mAP':<{width}}" + "".join(f"  {cell:>7}" for cell in means)])
+
+
+def format_decisions(numbers: Mapping[str, Decision]) -> str:
+    """Text table with a line per class, and for all together, which "" stands for; '-' where there is nothing."""
+    names = [name or "all" for name in numbers]
+    width = max(len(name) for name in ("class", *names))
+    lines = [
+        f"{'class':<{width}}  {'escape':>6}  {'incomplete':>10}  {'false reject':>12}  {'count bias':>10}  "
+        f"{'95 % limits':>15}  {'FROC':>6}"
+    ]
+    for name, one in zip(names, numbers.values(), strict=True):
+        limits = "{:.2f} to {:.2f}".format(*one.limits)
+        lines.append(
+            f"{name:<{width}}  {_cell(one.escape_rate)}  {_cell(one.incomplete_rate):>10}  "
+            f"{_cell(one.false_reject_rate):>12}  {_cell(one.bias):>10}  {limits:>15}  {_cell(one.froc)}"
+        )
+    return "\n".join(lines)
 
 
 def save_pr_curves(result: VOCResult, path: str | Path) -> None:

@@ -163,38 +163,28 @@ def average_precision(recall: np.ndarray, precision: np.ndarray, use_07_metric: 
     return float((np.diff(recall, prepend=0.0) * envelope).sum())
 
 
-@dataclass(frozen=True)
-class Judged:
-    """The detections of one class by falling score.
-
-    Attributes:
-        detections: (n, 7) rows as voc_eval takes them.
-        true, false: (n,) bools; a detection on a difficult object is neither.
-        wanted: (g,) images of the objects to find.
-    """
-
-    detections: np.ndarray
-    true: np.ndarray
-    false: np.ndarray
-    wanted: np.ndarray
-
-
-def judge_class(detections: np.ndarray, truths: np.ndarray, rule: VOCRule) -> Judged:
-    """Which detections of a class are right; rows of this class alone, without NaN scores."""
-    detections = detections[np.lexsort((detections[:, 0], -detections[:, 2]))]
-    truths = truths[np.argsort(truths[:, 0], kind="stable")]
-    ignored = np.zeros(len(truths), bool) if rule.use_difficult else truths[:, 6] > 0
-    return Judged(detections, *_judge(detections, truths, ignored, rule), truths[~ignored, 0])
-
-
 def _evaluate_class(name: str, detections: np.ndarray, truths: np.ndarray, rule: VOCRule) -> ClassResult:
-    judged = judge_class(detections, truths, rule)
-    true, false, npos = judged.true, judged.false, len(judged.wanted)
+    _, true, false, npos = judge_class(detections, truths, rule)
     true_sum, false_sum = np.cumsum(true), np.cumsum(false)
     recall = true_sum / npos if npos else np.full(len(true), np.nan)
     precision = true_sum / np.maximum(true_sum + false_sum, 1)
     ap = average_precision(recall, precision, rule.use_07_metric) if npos else float("nan")
     return ClassResult(name, ap, npos, len(true), int(true.sum()), int(false.sum()), recall, precision)
+
+
+def judge_class(
+    detections: np.ndarray, truths: np.ndarray, rule: VOCRule
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """(order, true, false, objects to find) of the detections (n, 7) and truths (g, 7) of one class.
+
+    order (n,): the detections by falling score, equal ones by image, then as given; true and false (n,) bool in that
+    order. What is judged of a detection depends on none of a lower score.
+    """
+    order = np.lexsort((detections[:, 0], -detections[:, 2]))
+    truths = truths[np.argsort(truths[:, 0], kind="stable")]
+    ignored = np.zeros(len(truths), bool) if rule.use_difficult else truths[:, 6] > 0
+    true, false = _judge(detections[order], truths, ignored, rule)
+    return order, true, false, int((~ignored).sum())
 
 
 def _judge(
