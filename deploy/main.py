@@ -1,14 +1,12 @@
 """The command deploy.py, and the same in one call."""
 
-import json
 import logging
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import DataError, OptionError
+from common.errors import OptionError
 from common.files import check_prefix
 from config.command_line import parse_options
 from config.groups import CheckpointOptions, ExpectedModel, InputOptions
@@ -42,8 +40,15 @@ class DeployOptions(ExpectedModel, CheckpointOptions):
     )
     thresholds: str = option(
         "",
-        "JSON of evaluate.py whose thresholds the model gets: Detector, demo.py and the service use them",
+        "JSON of evaluate.py whose score thresholds the model gets, for Detector, demo.py and the service (default: "
+        "those of the best F1 on --eval-rec, if that is given)",
         "accuracy",
+    )
+    require: tuple[str, ...] = option(
+        (),
+        "what the score thresholds are to keep on --eval-rec, as evaluate.py --require takes it",
+        "accuracy",
+        words="several",
     )
     calib_rec: str = option("", "record of images from which int8 takes the ranges of its numbers", "int8")
     calib_mode: str = option(
@@ -68,7 +73,7 @@ EXAMPLE = "python deploy.py --prefix output/ssd --epoch best --output output/ssd
 # What --help shows; --help-all has all.
 FIRST = (
     *("prefix", "epoch", "output", "data_shape", "nms", "score_threshold", "onnx", "dtype", "calib_rec", "eval_rec"),
-    *("thresholds", "max_loss", "uint8_input"),
+    *("thresholds", "require", "max_loss", "uint8_input"),
 )
 
 
@@ -95,9 +100,9 @@ def main(argv: list[str]) -> int:
     check_prefix(options.prefix)
     check_int8(options)
     check_onnx(options)
-    if options.thresholds:
-        read_thresholds(options.thresholds)
+    check_thresholds(options)
     configure_threads()
+    from deploy.score_thresholds import with_thresholds
     from machine.command import log_to_terminal
     from model.checkpoint import load_checkpoint
     from model.folder import check_replaceable, inference_model, model_from_checkpoint, write_model_folder
@@ -114,10 +119,8 @@ def main(argv: list[str]) -> int:
     model = model_from_checkpoint(checkpoint, data_shape=options.data_shape, **given_detection(options))
     if options.resize_mode is not None:
         model = replace(model, manifest=replace(model.manifest, resize_mode=options.resize_mode))
-    if options.thresholds:
-        known = read_thresholds(options.thresholds, checkpoint.meta.class_names)
-        model = replace(model, manifest=replace(model.manifest, thresholds=known))
     model, files = converted(inference_model(model, options.uint8_input), options)
+    model = with_thresholds(model, options)
     print_summary(folder, write_model_folder(folder, model, files))
     return 0
 
@@ -171,36 +174,25 @@ def export(
     return write_model_folder(folder, inference_model(model))
 
 
-def read_thresholds(path: str, class_names: Sequence[str] | None = None) -> dict[str, float]:
-    """The thresholds in a file of evaluate.py --json, of these classes.
-
-    DataError for a file without any, or one whose classes are others; OptionError where one was required and not shown.
-    """
-    try:
-        content = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"--thresholds {path}: cannot be read ({error}); give a file of evaluate.py --json") from error
-    found = content.get("thresholds") if isinstance(content, dict) else None
-    if not isinstance(found, dict) or not found:
-        raise DataError(f"--thresholds {path}: there are no thresholds in it; give the file of evaluate.py --json")
-    missing = [name for name, value in found.items() if value is None]
-    if missing:
-        raise OptionError(
-            f"--thresholds {path}: {missing[0]} has none, as the images did not show what was required; see its "
-            "requirements, and evaluate with others"
-        )
-    wrong = [name for name, value in found.items() if not isinstance(value, float | int) or not 0 <= value <= 1]
-    if wrong or (class_names is not None and set(found) != set(class_names)):
-        raise DataError(f"--thresholds {path}: they are not numbers from 0 to 1 of the model's classes; evaluate again")
-    return {name: float(value) for name, value in found.items()}
-
-
 def check_int8(options: DeployOptions) -> None:
     """OptionError unless int8 has images to calibrate with, or where other dtypes have them."""
     if options.dtype == "int8" and not options.calib_rec:
         raise OptionError("--dtype int8: needs --calib-rec, a record of images like those it will see")
     if options.dtype != "int8" and options.calib_rec:
         raise OptionError(f"--calib-rec {options.calib_rec}: is for --dtype int8; leave it out")
+
+
+def check_thresholds(options: DeployOptions) -> None:
+    """OptionError for thresholds from nothing or from two places, and for what cannot be read."""
+    from deploy.score_thresholds import read_thresholds
+    from evaluate.thresholds import parse_requirement
+
+    if options.require and (options.thresholds or not options.eval_rec):
+        raise OptionError("--require: is measured on --eval-rec; give that, and leave --thresholds out")
+    for text in options.require:
+        parse_requirement(text)
+    if options.thresholds:
+        read_thresholds(options.thresholds)
 
 
 def check_onnx(options: DeployOptions) -> None:

@@ -81,9 +81,7 @@ class DemoOptions(ExpectedModel, ModelOptions):
     ext: str = option("", "extension put after each of the images", "images")
     batch_size: int = option(1, "images at a time", "images", minimum=1, maximum=1024)
     resize_mode: str | None = same_option(InputOptions, "resize_mode", "as the model says")
-    thresh: float | None = option(
-        None, "lowest score (default: the model's, or 0.5)", "detections", minimum=0, maximum=1
-    )
+    thresh: float | None = option(None, "lowest score (default: model's, or 0.5)", "detections", minimum=0, maximum=1)
     nms: float | None = same_option(CommonOptions, "nms", "the model's; for a checkpoint only")
     force: bool | None = same_option(CommonOptions, "force", "the model's; for a checkpoint only")
     output: str = option("output/detections", "folder for the pictures and videos with boxes; '' = none", "detections")

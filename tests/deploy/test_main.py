@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from common.errors import DataError, OptionError, UserError
-from deploy.main import main, read_thresholds
+from deploy.main import main
+from deploy.score_thresholds import read_thresholds
 from detect.detector import Detector
 from model.manifest import read_manifest
 from tests.model.tiny import CLASSES, picture, save_tiny
@@ -40,6 +41,20 @@ def test_a_model_gets_the_thresholds_of_an_evaluation(tmp_path, capsys):
     limit = np.array([0.4, 1.0, 0.3], np.float32)[said[:, 0].astype(int)]
     np.testing.assert_array_equal(own, said[said[:, 1] >= limit])
     assert 0 < len(own) < len(said)
+
+
+def test_a_labelled_record_gives_the_thresholds_of_the_best_f1_or_what_is_required(tmp_path, caplog):
+    prefix = save_tiny(tmp_path / "tiny")
+    record = write_record(tmp_path / "val.rec", 6, names=CLASSES)
+    words = ["--prefix", prefix, "--eval-rec", record, "--output", str(tmp_path / "model")]
+    assert main(words) == 0
+    found = read_manifest(tmp_path / "model").thresholds
+    assert found.keys() == set(CLASSES)
+    assert all(0.01 <= value <= 0.99 for value in found.values())
+    with pytest.raises(OptionError, match="--require: .*val.rec shows no threshold of red that keeps"):
+        main([*words, "--require", "recall(red) >= 0.9 @ 95%"])
+    with pytest.raises(OptionError, match="--require: is measured on --eval-rec"):
+        main(["--prefix", prefix, "--require", "recall(red) >= 0.9 @ 95%"])
 
 
 @pytest.mark.parametrize(
