@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.common import print_table
+from benchmarks.common import print_row, print_table
 from benchmarks.populations import COCO_LEVELS, POPULATIONS, Population, draw_hits
 from config.command_line import parse_options
 from config.options import option
@@ -35,16 +35,15 @@ def main(argv: list[str]) -> None:
     """Simulates and prints a line for each population, metric and number of images."""
     options = parse_options(BenchmarkOptions, argv, "How often intervals of AP hold the truth")
     header = ("population", "metric", "images", "truth", "bias", "covered", "width", "percentiles", "width")
-    rows = []
+    print(f"{options.draws} draws each\n")
+    print_table(header, [])
     for name, population in POPULATIONS.items():
         for levels, metric in MEANS.items():
             rng = np.random.default_rng(options.seed)
             truth = float(draw_values(draw_hits(population, options.truth, rng, levels), 0).values[metric][0])
             for images in options.images:
                 cells = coverage(population, levels, images, truth, options, rng)
-                rows.append((name, metric, str(images), f"{truth:.4f}", *cells))
-    print(f"{options.draws} draws each\n")
-    print_table(header, rows)
+                print_row((name, metric, str(images), f"{truth:.4f}", *cells))
 
 
 def coverage(

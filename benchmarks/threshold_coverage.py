@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.common import print_table
+from benchmarks.common import print_row, print_table
 from benchmarks.populations import POPULATIONS, Population, draw_hits
 from config.command_line import parse_options
 from config.options import option
@@ -46,15 +46,14 @@ class Outcome:
 def main(argv: list[str]) -> None:
     """Simulates and prints a line for each population, requirement and number of images."""
     options = parse_options(BenchmarkOptions, argv, "How often promised thresholds break their promise")
-    rows = []
+    print(f"{options.draws} draws each; at most {1 - options.confidence:.1%} of the promises may be broken\n")
+    print_table(("population", "requirement", "images", "shown", "broken", "last threshold"), [])
     for name, population in POPULATIONS.items():
         rng = np.random.default_rng(options.seed)
         for requirement, truth in requirements_of(population, options.truth, options.confidence, rng):
             for images in options.images:
                 outcome = simulate(population, requirement, truth, images, options.draws, rng)
-                rows.append((name, requirement.text, str(images), *_cells(outcome)))
-    print(f"{options.draws} draws each; at most {1 - options.confidence:.1%} of the promises may be broken\n")
-    print_table(("population", "requirement", "images", "shown", "broken", "last threshold"), rows)
+                print_row((name, requirement.text, str(images), *_cells(outcome)))
 
 
 def requirements_of(

@@ -11,7 +11,7 @@ from common.errors import DataError, OptionError
 from common.files import write_atomically
 from config.command_line import parse_options
 from dataset.sidecar import read_sidecar
-from evaluate.certainty import Rule, certainty_of, group_pattern, requirements_of
+from evaluate.certainty import Certainty, Rule, certainty_of, group_pattern, requirements_of
 from evaluate.options import EXAMPLE, FIRST, EvaluateOptions, check_options, evaluate_options_class
 from evaluate.sets import is_annotated
 from machine.cpu import configure_threads
@@ -28,23 +28,14 @@ def main(argv: list[str]) -> int:
         first=FIRST,
     )
     check_options(options)
-    group_pattern(options.group_by)
-    _check_requirements(options)
-    if options.compare:
-        _kind_of(options.compare)
+    _check_certainty(options)
     configure_threads(options.cpus)
-    from evaluate.runs import check_curves, engine_runs, evaluated, measuring
+    from evaluate.runs import engine_runs, evaluated
 
     if options.all_engines:
         return _compare(options, engine_runs(options))
-    if options.detections or options.model:
-        check_curves(options, measuring(options).kinds)
     run = evaluated(options, keep=True)
-    rule = Rule(tuple(run.evaluation.results), run.evaluation.overlap, run.use_difficult)
-    other = evaluated(_beside(options, rule), keep=True) if options.compare else None
-    found, beside = (one.evaluation.found if one else None for one in (run, other))
-    assert found is not None  # kept
-    certainty = certainty_of(options, found, rule, options.detections or options.path, beside)
+    certainty = _certainty(options, run)
     print(run.title)
     _print_tables(run.evaluation.results)
     more = _decision(options, run) | certainty.content
@@ -59,11 +50,23 @@ def main(argv: list[str]) -> int:
     return 0 if certainty.kept else 1
 
 
-def _check_requirements(options: EvaluateOptions) -> None:
-    """Refuses what --require cannot mean before the work is done, as far as the set tells the classes."""
+def _check_certainty(options: EvaluateOptions) -> None:
+    """Refuses what --group-by, --require and --compare cannot mean before the work is done, as far as it is known."""
+    group_pattern(options.group_by)
+    if options.compare:
+        _kind_of(options.compare)
     known = options.require and Path(options.rec_path).is_file() and not is_annotated(options.rec_path)
     sidecar = read_sidecar(options.rec_path) if known else None
     requirements_of(options, sidecar.class_names if sidecar else None)
+
+
+def _certainty(options: EvaluateOptions, run: Any) -> Certainty:
+    """Intervals, the comparison and thresholds of a run."""
+    from evaluate.runs import evaluated
+
+    rule = Rule(tuple(run.evaluation.results), run.evaluation.overlap, run.use_difficult)
+    other = evaluated(_beside(options, rule), keep=True).evaluation.found if options.compare else None
+    return certainty_of(options, run.evaluation.found, rule, options.detections or options.path, other)
 
 
 def _kind_of(other: str) -> str:

@@ -88,6 +88,7 @@ def evaluated(options: EvaluateOptions, keep: bool) -> Run:
 
 def _of_file(options: EvaluateOptions) -> Run:
     how = measuring(options)
+    check_curves(options, how.kinds)
     _warn(options, how.kinds)
     truth, ids = read_truth(options, options.list_path, options.coco_annotations)
     results = read_detections(options.detections, truth, ids)
@@ -124,6 +125,7 @@ def _warn(options: EvaluateOptions, kinds: tuple[str, ...], rect: int = 0) -> No
 
 def _of_folder(options: EvaluateOptions) -> Run:
     manifest, how = checked_manifest(options), measuring(options)
+    check_curves(options, how.kinds)
     _warn(options, how.kinds)
     with _record(options, manifest.class_names, manifest.bit_depth) as record:
         check_record(record, manifest, options.path)
@@ -273,7 +275,8 @@ def _checkpoint(options: EvaluateOptions) -> "Checkpoint":
     plain = plain_epoch(options.path, options.epoch)
     if plain is None:
         return load_checkpoint(options.path, options.epoch)
-    sidecar = read_sidecar(options.rec_path) if Path(options.rec_path).is_file() else None
+    is_record = Path(options.rec_path).is_file() and not is_annotated(options.rec_path)
+    sidecar = read_sidecar(options.rec_path) if is_record else None
     checkpoint = load_plain(options.path, plain, options, sidecar.class_names if sidecar else ())
     return replace(checkpoint, meta=replace(checkpoint.meta, bit_depth=sidecar.bit_depth if sidecar else ""))
 
