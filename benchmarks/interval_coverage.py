@@ -6,7 +6,7 @@ Each draw is a set of images of a population (benchmarks/populations.py) whose i
 and by the percentiles of the same bootstrap, for comparison. The truth is the value of many images.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,10 +14,10 @@ from benchmarks.common import print_row, print_table
 from benchmarks.populations import COCO_LEVELS, POPULATIONS, Population, draw_hits
 from config.command_line import parse_options
 from config.options import option
-from evaluate.intervals import draw_values, intervals
+from evaluate.intervals import Draws, draw_values, intervals
 from machine.command import run_command
 
-MEANS = {1: "mAP", COCO_LEVELS: "AP"}  # by IoU thresholds
+METRICS = {"voc07": ("mAP", 1), "voc": ("mAP", 1), "coco": ("AP", COCO_LEVELS)}  # by kind: mean, IoU thresholds
 
 
 @dataclass(frozen=True)
@@ -38,30 +38,35 @@ def main(argv: list[str]) -> None:
     print(f"{options.draws} draws each\n")
     print_table(header, [])
     for name, population in POPULATIONS.items():
-        for levels, metric in MEANS.items():
+        for metric in METRICS:
             rng = np.random.default_rng(options.seed)
-            truth = float(draw_values(draw_hits(population, options.truth, rng, levels), 0).values[metric][0])
+            truth = float(draws_of(population, metric, options.truth, 0, rng).values[METRICS[metric][0]][0])
             for images in options.images:
-                cells = coverage(population, levels, images, truth, options, rng)
+                cells = coverage(population, metric, images, truth, options, rng)
                 print_row((name, metric, str(images), f"{truth:.4f}", *cells))
 
 
 def coverage(
-    population: Population, levels: int, images: int, truth: float, options: BenchmarkOptions, rng: np.random.Generator
+    population: Population, kind: str, images: int, truth: float, options: BenchmarkOptions, rng: np.random.Generator
 ) -> tuple[str, ...]:
     """Bias, then share covered and mean width of our interval and of the percentiles'."""
     ends, values = [], []
     for _ in range(options.draws):
-        hits = draw_hits(population, images, rng, levels)
-        draws = draw_values(hits, options.bootstrap, int(rng.integers(1 << 31)))
-        ours = intervals(draws)[MEANS[levels]]
-        percentiles = np.nanquantile(draws.values[MEANS[levels]][1:], [0.025, 0.975])
+        draws = draws_of(population, kind, images, options.bootstrap, rng)
+        ours = intervals(draws)[METRICS[kind][0]]
+        percentiles = np.nanquantile(draws.values[METRICS[kind][0]][1:], [0.025, 0.975])
         ends.append([[ours.low, ours.high], percentiles])
         values.append(ours.value)
     low, high = np.array(ends).transpose(2, 1, 0)  # (draws, 2, 2) -> (ends, methods, draws)
     covered, width = ((low <= truth) & (truth <= high)).mean(axis=1), np.nanmean(high - low, axis=1)
     bias = float(np.mean(values)) - truth
     return f"{bias:+.4f}", f"{covered[0]:.3f}", f"{width[0]:.4f}", f"{covered[1]:.3f}", f"{width[1]:.4f}"
+
+
+def draws_of(population: Population, kind: str, images: int, bootstrap: int, rng: np.random.Generator) -> Draws:
+    """The bootstrap of a set of images by a kind of metric."""
+    hits = replace(draw_hits(population, images, rng, METRICS[kind][1]), kind=kind)
+    return draw_values(hits, bootstrap, int(rng.integers(1 << 31)))
 
 
 if __name__ == "__main__":

@@ -86,12 +86,17 @@ def requirements_of(options: CertaintyOptions, class_names: Sequence[str] | None
 
 
 def certainty_of(
-    options: CertaintyOptions, results: Results, rule: Rule, name: str = "", other: Results | None = None
+    options: CertaintyOptions,
+    results: Results,
+    rule: Rule,
+    name: str = "",
+    other: Results | None = None,
+    other_name: str = "",
 ) -> Certainty:
     """Everything that the options ask for.
 
-    name: of the model; other: what --compare found in the same images. OptionError where its classes or images are
-    others, DataError where --group-by matches no name.
+    name: of the model; other, other_name: what --compare found in the same images, and how to call it. OptionError
+    where its classes or images are others, DataError where --group-by matches no name.
     """
     if other:
         check_same_classes(options.compare, results.class_names, other.class_names)
@@ -99,6 +104,7 @@ def certainty_of(
             raise OptionError(f"--compare {options.compare}: was measured on other images; leave --num-batch out")
     groups = _groups(results, group_pattern(options.group_by))
     unit = IMAGES if groups is None else GROUPS
+    names = name, other_name or options.compare, unit
     lines: list[str] = []
     content: dict[str, Any] = {}
     if options.bootstrap:
@@ -108,7 +114,7 @@ def certainty_of(
             _tell_intervals(kind, own, options.bootstrap, unit, lines, content)
             if other:
                 theirs = draw_values(_hits(other, kind, rule, groups), options.bootstrap)
-                _tell_differences(kind, differences(own, theirs), (name, options.compare, unit), lines, content)
+                _tell_differences(kind, differences(own, theirs), names, lines, content)
     requirements = requirements_of(options, results.class_names)
     choice = choose(_hits(results, THRESHOLD_RULE, rule, groups), requirements)
     content |= threshold_content(choice, unit)

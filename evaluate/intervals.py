@@ -5,9 +5,9 @@ replacement. Detections were matched once; a draw only changes how often each im
 of curves weighted by these numbers, which is exactly the AP of the set with the images repeated.
 
 An interval is that of a normal variable on the logit scale, so that it stays between 0 and 1, by Student's t for few
-images, around the value less BIAS_FACTOR times the bias that the draws show. Percentiles of the draws cover less with
-few images (benchmarks/interval_coverage.py), most of all AP of COCO: the precision that is made monotone lies too high
-where a curve has few points.
+images, around the value; of COCO's AP less COCO_BIAS times the bias that the draws show, as the precision that is made
+monotone lies too high where a curve has few points. Percentiles of the draws cover less with few images, and less bias
+in VOC's AP makes it worse: it is small there, and what the draws show of it is noise (benchmarks/interval_coverage.py).
 """
 
 import math
@@ -28,7 +28,7 @@ _POINTS = {VOC07: RECALL_POINTS, COCO: COCO_POINTS}  # others: everywhere
 CONFIDENCE = 0.95
 POWER = 0.8  # chance to tell a difference of POINT with the images that are named
 POINT = 0.01
-BIAS_FACTOR = 2.0  # the bias falls with the root of the images, of which the draws see the last part alone
+COCO_BIAS = 2.0  # the bias falls with the root of the images, of which the draws see the last part alone
 SEED = 0
 _EDGE = 1e-3  # of the logit scale
 _ROUNDING = 1e-12
@@ -56,11 +56,13 @@ class Draws:
         values: {name: (1 + draws,)}: the set's own value first; nan where a draw has no object.
         units: {name: images, or groups, that have an object that counts}.
         images: all units.
+        bias_factor: how much of the bias of the draws that of the value is.
     """
 
     values: dict[str, np.ndarray]
     units: dict[str, int]
     images: int
+    bias_factor: float = 0.0
 
 
 def draw_values(hits: Hits, draws: int, seed: int = SEED) -> Draws:
@@ -77,21 +79,23 @@ def draw_values(hits: Hits, draws: int, seed: int = SEED) -> Draws:
     means = {"mAP": by_class} if hits.kind != COCO else {"AP": by_class, "AP50": ap[:, 0]}
     any_class = np.any([one.objects > 0 for one in hits.classes], axis=0)
     values |= {name: _mean_of_classes(part) for name, part in means.items()}
-    return Draws(values, units | dict.fromkeys(means, int(any_class.sum())), count)
+    units |= dict.fromkeys(means, int(any_class.sum()))
+    return Draws(values, units, count, COCO_BIAS if hits.kind == COCO else 0.0)
 
 
 def intervals(draws: Draws) -> dict[str, Interval]:
     """The interval of each value."""
-    return {name: _interval(values, draws.units[name]) for name, values in draws.values.items()}
+    return {name: _interval(values, draws.units[name], draws.bias_factor) for name, values in draws.values.items()}
 
 
-def _interval(values: np.ndarray, units: int) -> Interval:
+def _interval(values: np.ndarray, units: int, bias_factor: float) -> Interval:
     """The interval of a value between 0 and 1, which is the first of `values`, from those of its draws."""
     value, spread = float(values[0]), _spread(values, units)
     if not spread:
         return Interval(value, math.nan, math.nan, math.nan)
     inside = min(max(value, _EDGE), 1 - _EDGE)
-    middle = _logit(min(max(value - _bias(values), _EDGE), 1 - _EDGE))
+    bias = bias_factor * (float(np.nanmean(values[1:])) - value)
+    middle = _logit(min(max(value - bias, _EDGE), 1 - _EDGE))
     half = _student(units) * spread / (inside * (1 - inside))
     return Interval(value, _sigmoid(middle - half), _sigmoid(middle + half), spread)
 
@@ -126,10 +130,10 @@ def _difference(first: Draws, second: Draws, name: str) -> Difference:
         return Difference(Interval(value, value, value, 0.0), first.images, 0.0, not math.isnan(value))
     if not spread:
         return Difference(Interval(value, math.nan, math.nan, math.nan), first.images, math.nan, False)
-    middle, half = value - _bias(values), _student(units) * spread
+    half = _student(units) * spread
     both = _NORMAL.inv_cdf((1 + CONFIDENCE) / 2) + _NORMAL.inv_cdf(POWER)
     needed = first.images * (both * spread / POINT) ** 2
-    return Difference(Interval(value, middle - half, middle + half, spread), first.images, needed, False)
+    return Difference(Interval(value, value - half, value + half, spread), first.images, needed, False)
 
 
 def _mean_of_classes(ap: np.ndarray) -> np.ndarray:
@@ -145,10 +149,6 @@ def _spread(values: np.ndarray, units: int) -> float:
     if units < 2 or len(draws) < 2 or math.isnan(values[0]) or np.ptp(draws) < _ROUNDING:
         return 0.0
     return float(draws.std(ddof=1)) * math.sqrt(units / (units - 1))
-
-
-def _bias(values: np.ndarray) -> float:
-    return BIAS_FACTOR * float(np.nanmean(values[1:]) - values[0])
 
 
 def _student(units: int) -> float:

@@ -65,8 +65,11 @@ def _certainty(options: EvaluateOptions, run: Any) -> Certainty:
     from evaluate.runs import evaluated
 
     rule = Rule(tuple(run.evaluation.results), run.evaluation.overlap, run.use_difficult)
-    other = evaluated(_beside(options, rule), keep=True).evaluation.found if options.compare else None
-    return certainty_of(options, run.evaluation.found, rule, options.detections or options.path, other)
+    if not options.compare:
+        return certainty_of(options, run.evaluation.found, rule)
+    other = evaluated(_beside(options, rule), keep=True)
+    own, beside = (one.title.removesuffix(f", on {options.rec_path}") for one in (run, other))
+    return certainty_of(options, run.evaluation.found, rule, own, other.evaluation.found, beside)
 
 
 def _kind_of(other: str) -> str:

@@ -134,5 +134,5 @@ def test_intervals_hold_the_truth():
     rng = np.random.default_rng(0)
     population = POPULATIONS["cells"]
     truth = float(draw_values(draw_hits(population, 20000, rng), 0).values["mAP"][0])
-    covered = float(coverage(population, 1, 40, truth, options, rng)[1])
+    covered = float(coverage(population, "voc", 40, truth, options, rng)[1])
     assert covered >= 0.95 - 4 * math.sqrt(0.95 * 0.05 / options.draws)
