@@ -11,11 +11,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from common.errors import DataError, OptionError
+from common.errors import CheckpointError, DataError, OptionError
 
 MAX_TEXT_BYTES = 64 << 20
 _HASH_CHUNK = 1 << 20
 _BUFFER = 1 << 20  # bytes; records come in pieces, and a call of the system for each would cost more than the bytes
+
+
+# How a page begins that a server sent in place of a file, after a byte order mark and blanks.
+_PAGE = re.compile(rb"[\xef\xbb\xbf\xff\xfe\s]*<(!doctype html|html|head|body|\?xml)\b", re.IGNORECASE)
+_PAGE_BYTES = 4096
+
+
+def refuse_page(path: str | Path) -> None:
+    """CheckpointError where a file of weights is an HTML page, as failed downloads leave them.
+
+    A file that cannot be read is left to its reader.
+    """
+    with suppress(OSError), open(path, "rb") as file:
+        if _PAGE.match(file.read(_PAGE_BYTES).replace(b"\0", b"")):  # zeros: of UTF-16
+            raise CheckpointError(
+                f"{path}: an HTML page, not weights: the server sent it in place of the file; open it in a browser to "
+                "see why, and download the file again"
+            )
 
 
 class AtomicFile:

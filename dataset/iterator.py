@@ -99,6 +99,10 @@ class RecordIter(mx.io.DataIter, ABC):
         """Goes to the beginning of an epoch."""
 
     @abstractmethod
+    def skip(self, batches: int) -> None:
+        """Goes on as if so many batches of the epoch, whole groups, had been served; at its beginning."""
+
+    @abstractmethod
     def close(self) -> None:
         """Ends all work in the background and frees its memory; next() would start it again and go on."""
 
@@ -171,6 +175,10 @@ class PythonRecordIter(RecordIter):
         self._cursor = self._submitted = 0
         self._order, self._numbers = self._epoch_order()
         self._batch_sizes = self._epoch_sizes()
+
+    def skip(self, batches: int) -> None:
+        """Goes on as if so many batches of the epoch, whole groups, had been served; at its beginning."""
+        self._cursor = self._submitted = batches
 
     def next(self) -> mx.io.DataBatch:
         """The next batch; StopIteration at the end of the epoch."""

@@ -94,6 +94,11 @@ class NativeRecordIter(RecordIter):
         self.epoch, self._cursor = epoch, 0
         self._begin()
 
+    def skip(self, batches: int) -> None:
+        """Goes on as if so many batches of the epoch, whole groups, had been served; they are made and dropped."""
+        for _ in range(batches):
+            self.next()
+
     def next(self) -> mx.io.DataBatch:
         """The next batch; StopIteration at the end of the epoch."""
         if self._cursor >= self.num_batches:

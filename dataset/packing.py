@@ -83,6 +83,8 @@ def pack_dataset(
     the sidecar last; an error or an interruption leaves those of an earlier run as they were. The result depends
     neither on `workers` nor on timing.
     """
+    if not imdb.class_names:
+        raise DataError("no annotation names a class, nothing was written; name them with --class-names")
     images = _shuffled([image for image in imdb.images if keep_empty or len(image.objects)], seed)
     report = Report(imdb.class_names, dropped=list(imdb.dropped), empty=len(imdb.images) - len(images))
     report.objects_per_class = np.zeros(len(imdb.class_names), np.int64)

@@ -2,6 +2,7 @@
 
 python tools/browse.py data/train.rec data/val.rec --output browse.html
 python tools/browse.py ../mine --set train --network yolov3_spp --data-shape 416 --charts charts
+python tools/browse.py --train --config few_images --train-path data/train.rec --val-path data/val.rec
 """
 
 import base64
@@ -12,12 +13,13 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 if not __package__:
     importlib.import_module("as_module")
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +28,7 @@ from common.files import check_output_file, write_atomically
 from common.sizes import Size, input_size
 from config.command_line import boolean_flags, parse_options
 from config.groups import InputOptions
+from config.hyp_file import read_hyp
 from config.options import fields_of, joined_options, option, same_option, without_effect
 from dataset.checking import CheckedSet
 from dataset.defects import CODES, Defect, Seen, View, Wish
@@ -39,16 +42,19 @@ from drawing.figures import save_figure
 from drawing.page import PALETTE, figure_html, page, read_template
 from drawing.set_charts import LARGE_AREA, SMALL_AREA, Chart, Objects, reach_chart, set_charts
 from machine.command import exit_on_sigterm, run_command
-from machine.cpu import usable_threads
+from machine.cpu import configure_threads, usable_threads
 from machine.opencv import cv2
 from symbol.registry import family_of, network_options_class
 from symbol.symbol_factory import anchor_reach
 from tools.check_dataset import SetOptions, check_words, checking, leaks_of, open_sets
+from train.checks import check_early
+from train.options import train_options_class
 
 EXAMPLE = "python tools/browse.py data/train.rec data/val.rec --output browse.html"
 # What --help shows; --help-all has all.
 FIRST = ("output", "set", "class_names", "charts", "network", "data_shape", "max_images", "megabytes", "num_thread")
 SUFFIXES = (".html", ".htm")
+TRAIN, BATCHES = "--train", Path("batches.png")
 NETWORK_ALONE = ("data_shape", "resize_mode")  # options that say nothing without --network
 MOST_COMPARED = 5000  # objects, drawn at random, whose best anchor is looked for: the share is right to a percent
 SEED = 233
@@ -96,14 +102,18 @@ class Images:
 
 
 def main(argv: list[str]) -> None:
-    """Reads the sets and writes the page, and the charts if they are asked for."""
+    """Reads the sets and writes the page, and the charts if they are asked for; after --train the first batches."""
+    if argv and argv[0] == TRAIN:
+        _draw_batches(argv[1:])
+        return
     cls = browse_options_class()
     words, flags = split_words(argv, boolean_flags(cls))
     options = parse_options(
         cls,
         flags,
         "Writes one page that shows the pictures of records (NAME.rec) and annotated folders, which are named without "
-        "a flag, with their boxes, defects and charts. It opens in any browser and needs no network.",
+        "a flag, with their boxes, defects and charts. It opens in any browser and needs no network. With --train as "
+        "its first word, and options of train.py, it draws the first batches as the network gets them.",
         example=EXAMPLE,
         first=FIRST,
     )
@@ -123,6 +133,36 @@ def main(argv: list[str]) -> None:
     content = page(data["title"], read_template("browse"), {"data": data, "thumbnails": thumbnails}, parts)
     _write_page(Path(options.output), content)
     print(f"{options.output} written, {len(content) / 1e6:.1f} MB: {data['summary']}")
+
+
+def _draw_batches(argv: Sequence[str]) -> None:
+    """Writes the picture that a training with these options would leave; --output names it."""
+    output, words = BATCHES, list(argv)
+    if "--output" in words:
+        at = words.index("--output")
+        output = Path(*words[at + 1 : at + 2])
+        del words[at : at + 2]
+    options = parse_options(
+        train_options_class(),
+        words,
+        "Draws the first batches of a training as the network gets them, with their boxes; options are train.py's.",
+        presets=True,
+        files={"hyp": read_hyp},
+        example=f"python tools/browse.py {TRAIN} --train-path data/train.rec --output {BATCHES}",
+    )
+    if output.suffix.lower() != BATCHES.suffix:
+        raise OptionError(f"--output {output} must end in {BATCHES.suffix}")
+    check_output_file("--output", str(output))
+    check_early(options)
+    configure_threads(options.device.cpus)
+    from train.training import draw_batches
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    exit_on_sigterm()
+    with TemporaryDirectory(prefix="batches-") as folder:
+        named = replace(options, output=replace(options.output, prefix=f"{folder}/first"))
+        _write_page(output, draw_batches(named).read_bytes())
+    print(f"{output} written")
 
 
 def _write_page(path: Path, content: bytes) -> None:

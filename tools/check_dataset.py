@@ -9,7 +9,6 @@ python tools/check_dataset.py ../mine --set train --fix data/clean.rec
 import importlib
 import json
 import logging
-import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -28,9 +27,10 @@ from config.options import option, same_option
 from dataset.checking import DROP, CheckedSet, OpenedAnnotations, OpenedRecord, OpenedSet, clean_record
 from dataset.class_names import read_class_names
 from dataset.defects import CODES, Defect, Wish
+from dataset.layouts import recognise, sets_of
 from dataset.leaks import MOST_SHIFTED, find_leaks, shifts_left_out
 from dataset.packing import pack_dataset
-from dataset.sources import Wanted
+from dataset.sources import AUTO, Wanted
 from dataset.transforms import checked_bit_depth
 from detect.inputs import split_words
 from machine.command import exit_on_sigterm, run_command
@@ -40,7 +40,6 @@ from tools.prepare_dataset import PrepareOptions, progress
 EXAMPLE = "python tools/check_dataset.py data/train.rec --json defects.json"
 _RECORD = ".rec"
 SETS = "ImageSets"  # the folder of the lists of a VOC folder
-_PARTS = re.compile(r"(train|val|valid|validation|test)\d*")  # names of sets that should share nothing
 logger = logging.getLogger(__name__)
 checking = partial(progress, what="checking")
 
@@ -157,10 +156,10 @@ def _parts_of(path: Path, options: SetOptions) -> list[tuple[str, ...]]:
         return [()]
     if options.set:
         return [(name,) for name in options.set]
-    listed = {file.stem for file in path.glob(f"{SETS}/Main/*.txt")}
-    listed |= {file.stem.removeprefix("instances_") for file in path.glob("annotations/instances_*.json")}
-    folders = {folder.name for parent in (path, path / "images") for folder in parent.glob("*") if folder.is_dir()}
-    found = sorted(name for name in listed or folders if _PARTS.fullmatch(name))
+    try:
+        found = sets_of(path, recognise(path).kind if options.dataset == AUTO else options.dataset)
+    except DataError:  # which the reader tells
+        return [()]
     if len(found) < 2:
         return [()]
     logger.info("%s: its sets %s are compared; --set names others", path, ", ".join(found))

@@ -6,8 +6,9 @@ PREFIX-curves.png, and with --live the page PREFIX-live.html. PREFIX-batches.png
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +127,20 @@ class BatchPicture:
     def __call__(self, param: Any) -> None:
         """param: BatchEndParam of fit."""
         if len(self._training) < TRAINING_ROWS and not self._validation:
-            name = f"training, epoch {param.epoch + 1}, batch {param.nbatch + 1}"
-            self._add(self._training, name, param.locals["data_batch"])
+            self._add(self._training, _place(param.epoch, param.nbatch), param.locals["data_batch"])
 
     def validation(self, batch: mx.io.DataBatch) -> None:
         """The first batch of a validation, which is drawn in the first one."""
         if not self._validation:
             self._add(self._validation, "validation, batch 1", batch)
+
+    def draw(self, batches: Iterable[mx.io.DataBatch], epoch: int | None) -> None:
+        """Draws what a run would of the first batches of training in an epoch (from 0), or for None of validation."""
+        if epoch is None:
+            self.validation(next(iter(batches)))
+            return
+        for number, batch in enumerate(islice(batches, TRAINING_ROWS)):
+            self._add(self._training, _place(epoch, number), batch)
 
     def _add(self, rows: list[np.ndarray], name: str, batch: mx.io.DataBatch) -> None:
         """Adds a row and writes the picture; the first failure is a warning."""
@@ -148,6 +156,10 @@ class BatchPicture:
             if not self._warned:
                 logger.warning("%s cannot be written (%s); training goes on", self.path, error)
             self._warned = True
+
+
+def _place(epoch: int, number: int) -> str:
+    return f"training, epoch {epoch + 1}, batch {number + 1}"
 
 
 def first_pixels(batch: mx.io.DataBatch, most: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from machine.runtime import mx
 from model.checkpoint import CheckpointMeta, list_epochs, read_meta
 from train.checks import is_resumed
 from train.options import TrainOptions
+from train.pauses import newest_paused, paused_prefix
 
 # Options that a resumed run may have of its own without another result.
 _MACHINE = {"cpu", "workers"}  # batch norm works on what a device gets: their number decides results
@@ -171,6 +172,9 @@ def resumed_meta(options: TrainOptions) -> CheckpointMeta | None:
     if not is_resumed(options):
         return None
     wanted, prefix = options.start.resume, options.output.prefix
+    paused = newest_paused(prefix) if wanted == "auto" else None
+    if paused is not None:
+        return read_meta(paused_prefix(prefix), paused)
     epochs = list_epochs(prefix) if wanted == "auto" else [int(wanted)] if wanted.isdecimal() else []
     for epoch in reversed(epochs):
         with suppress(CheckpointError):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from common.errors import DataError
 from dataset.fitting import Rules
+from dataset.imdb import AnnotatedImage, Part
 from dataset.labels import parse_label
 from dataset.packing import pack_dataset
 from dataset.pascal_voc import PascalVoc
@@ -260,3 +261,16 @@ def test_a_file_that_cannot_be_written_leaves_the_earlier_ones(root, target, suf
 def test_workers_do_not_load_mxnet():
     code = "import sys, dataset.packing; sys.exit('mxnet' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_annotations_without_any_class_are_refused(tmp_path, target):
+    with pytest.raises(
+        DataError, match="no annotation names a class, nothing was written; name them with --class-names"
+    ):
+        pack_dataset(
+            Part((), [AnnotatedImage("a.jpg", tmp_path / "a.jpg", np.zeros((0, 6)), None)]),
+            target,
+            seed=None,
+            workers=1,
+        )
+    assert not written(target)

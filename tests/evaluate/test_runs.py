@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from model.folder import inference_model, model_from_checkpoint, write_model_fol
 from model.manifest import INT8
 from tests.model.tiny import CLASSES, picture, save_tiny
 
+ROOT = Path(__file__).parent.parent.parent
 IMAGES = 8
 KINDS = "voc07,voc,coco"
 
@@ -223,3 +227,13 @@ def test_detections_need_neither_pictures_nor_a_network(root, expected, monkeypa
     monkeypatch.setattr("engines.engine.open_engine", lambda *_: pytest.fail("a model was opened"))
     evaluated(root, "--detections", "ROOT/some.json")
     assert any("has nothing for 1 of the 8 images" in line and line.endswith("p0.png") for line in caplog.messages)
+
+
+def test_neither_onnxruntime_nor_a_file_needs_mxnet(root, expected):
+    code = "import sys; sys.modules['mxnet'] = None; from evaluate.main import main; sys.exit(main(sys.argv[1:]))"
+    for words in (["--model", f"{root}/model", "--engine", "onnxruntime"], ["--detections", f"{root}/found.json"]):
+        command = [sys.executable, "-c", code, "--rec-path", f"{root}/set.rec", *words, "--metrics", KINDS]
+        done = subprocess.run([*command, "--decision"], capture_output=True, text=True, cwd=ROOT, check=False)
+        assert done.returncode == 0, done.stderr
+        shown = next(line for line in done.stdout.splitlines() if line.startswith("mAP"))
+        assert float(shown.split()[1]) == pytest.approx(expected["mAP"], abs=2e-3)

@@ -16,7 +16,8 @@ from drawing.boxes import CAPTION_HEIGHT, GAP, batch_sheet
 from evaluate.coco_metric import STAT_NAMES
 from machine.opencv import cv2
 from model.checkpoint import list_epochs
-from tests.train.tiny import CLASSES, metrics
+from tests.train.tiny import CLASSES, flags, metrics
+from tools import browse
 from train.curves import BatchPicture
 from train.epoch_end import EpochEnd
 from train.training import run_training
@@ -241,3 +242,16 @@ def test_a_picture_of_the_batches_that_cannot_be_written_is_a_warning(options, c
     assert caplog.text.count("-batches.png cannot be written") == 1
     assert "the first batches:" not in caplog.text
     assert list_epochs(run.output.prefix) == [1]
+
+
+def test_browse_draws_the_first_batches_as_a_run_leaves_them(options, tmp_path, capsys):
+    """The same bytes, and nothing else is written."""
+    run = options(end_epoch=1, mosaic_prob=0.5, augment="ssd")
+    run_training(run)
+    out, before = tmp_path / "seen.png", set(tmp_path.rglob("*"))
+    browse.main(["--train", *flags(run), "--output", str(out)])
+    assert out.read_bytes() == Path(f"{run.output.prefix}-batches.png").read_bytes()
+    assert set(tmp_path.rglob("*")) - before == {out}
+    assert f"{out} written" in capsys.readouterr().out
+    with pytest.raises(OptionError, match=r"--output x.html must end in .png"):
+        browse.main(["--train", *flags(run), "--output", "x.html"])
