@@ -45,4 +45,9 @@ def machine() -> str:
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A Markdown table."""
     for line in (header, ["---"] * len(header), *rows):
-        print(f"| {' | '.join(line)} |")
+        print_row(line)
+
+
+def print_row(cells: Sequence[str]) -> None:
+    """A row of a Markdown table, at once."""
+    print(f"| {' | '.join(cells)} |", flush=True)

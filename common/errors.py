@@ -46,6 +46,10 @@ class TrainingError(UserError):
     """Training cannot go on, for instance because the loss is no longer finite."""
 
 
+class WorkerError(UserError, RuntimeError):
+    """A data worker has died or does not answer; its pool is of no more use."""
+
+
 class OutOfMemoryError(UserError):
     """What was asked for does not fit into the memory of the machine or its GPU."""
 

@@ -7,15 +7,40 @@ import errno
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from common.errors import DataError, OptionError
+from common.errors import CheckpointError, DataError, OptionError
 
+_LONGEST = 255  # bytes of a name in most file systems (NAME_MAX)
+MAX_NAME = _LONGEST - len("..4194304.tmp")  # which a file has while it is written; the number is a process's, at most
+MAX_PREFIX = MAX_NAME - len("-metrics.jsonl.damaged")
 MAX_TEXT_BYTES = 64 << 20
 _HASH_CHUNK = 1 << 20
+NO_FILE = "it is a pipe, a device or a socket, not a file"
+_STREAMS = ("/dev/", "/proc/")  # what is there is written to in place: /dev/stdout may be a file
 _BUFFER = 1 << 20  # bytes; records come in pieces, and a call of the system for each would cost more than the bytes
+
+
+# How a page begins that a server sent in place of a file, after a byte order mark and blanks.
+_PAGE = re.compile(rb"[\xef\xbb\xbf\xff\xfe\s]*<(!doctype html|html|head|body|\?xml)\b", re.IGNORECASE)
+_PAGE_BYTES = 4096
+
+
+def refuse_page(path: str | Path) -> None:
+    """CheckpointError where a file of weights is an HTML page, as failed downloads leave them.
+
+    A file that cannot be read is left to its reader.
+    """
+    with suppress(OSError), open(path, "rb") as file:
+        if _PAGE.match(file.read(_PAGE_BYTES).replace(b"\0", b"")):  # zeros: of UTF-16
+            raise CheckpointError(
+                f"{path}: an HTML page, not weights: the server sent it in place of the file; open it in a browser to "
+                "see why, and download the file again"
+            )
 
 
 class AtomicFile:
@@ -81,8 +106,16 @@ def publish_all(files: Sequence[AtomicFile]) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a small file in one go; an older one stays whole until the new one is on the disk (OSError names it)."""
-    publish_all([staged(path, content)])
+    """Writes a small file in one go; an older one stays whole until the new one is on the disk (OSError names it).
+
+    A link stays, and the file that it leads to is replaced. Pipes and devices are written to as they are; a pipe waits
+    for its reader.
+    """
+    if _is_stream(path):
+        with _named(path), open(path, "ab") as stream:
+            stream.write(content)
+        return
+    publish_all([staged(Path(os.path.realpath(path)) if path.is_symlink() else path, content)])
 
 
 def write_all(contents: Mapping[Path, bytes]) -> None:
@@ -110,6 +143,32 @@ def staged(path: Path, content: bytes) -> AtomicFile:
     return file
 
 
+def _is_stream(path: Path) -> bool:
+    """Whether there is something other than a file or a folder, or a name of an open file."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    is_other = not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+    return is_other or (stat.S_ISREG(mode) and os.path.abspath(path).startswith(_STREAMS))
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A file opened for reading; OSError for anything else of that name: a pipe would be waited for, a device read
+    without end."""
+    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(opened).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, NO_FILE, str(path))
+        return open(opened, "rb")
+    except BaseException:
+        os.close(opened)
+        raise
+
+
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
     """An OSError from within names `path`."""
@@ -124,11 +183,15 @@ def check_output_file(flag: str, path: str, make_folders: bool = False) -> None:
 
     make_folders: the command makes folders that are missing; otherwise a missing folder is refused.
     """
-    file = Path(path)
+    file = Path(os.path.realpath(path)) if os.path.islink(path) and not _is_stream(Path(path)) else Path(path)
+    check_name(path, flag)
     folders = [file.parent, *file.parent.parents]
     folder = next((one for one in folders if one.exists()), file.parent) if make_folders else file.parent
     if file.is_dir():
         raise OptionError(f"{flag} {path}: a folder of that name is there; name a file")
+    if _is_stream(file):
+        _check_stream(flag, path)
+        return
     if not folder.exists():
         raise OptionError(f"{flag} {path}: there is no folder {folder}; make it first")
     if not folder.is_dir():
@@ -137,16 +200,33 @@ def check_output_file(flag: str, path: str, make_folders: bool = False) -> None:
         raise OptionError(f"{flag} {path}: no file can be written in {folder}; choose another folder")
 
 
+def _check_stream(flag: str, path: str) -> None:
+    """OptionError unless a pipe or character device can be written to."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISSOCK(mode) or stat.S_ISBLK(mode):
+        raise OptionError(f"{flag} {path}: is a {'socket' if stat.S_ISSOCK(mode) else 'disk'}; name a file")
+    if not os.access(path, os.W_OK):
+        raise OptionError(f"{flag} {path}: cannot be written; name another file")
+
+
 def check_prefix(prefix: str, flag: str = "--prefix") -> None:
     """OptionError for a prefix whose last part is empty, as a folder's with a slash at the end."""
     if not os.path.basename(prefix):
         raise OptionError(f"{flag} {prefix}: its files would have no name; add one, as in {prefix}model")
 
 
+def check_name(path: str, flag: str, most: int = MAX_NAME) -> None:
+    """OptionError where the last part of an output's path has more than `most` bytes, which a file system would refuse
+    later."""
+    count = len(os.fsencode(os.path.basename(path)))
+    if count > most:
+        raise OptionError(f"{flag} {path:.80}...: its name has {count} bytes, more than {most}; choose a shorter one")
+
+
 def text_lines(path: Path, limit: int = MAX_TEXT_BYTES) -> list[str]:
     """The lines of a text file; DataError for one that is not there, larger than `limit` or no UTF-8."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             content = file.read(limit + 1)
         if len(content) > limit:
             raise DataError(f"{path}: larger than {limit} bytes, this is not the text that it should be")

@@ -22,6 +22,7 @@ from dataset.record_source import open_source
 from dataset.samples import LABEL, BatchLayout, SampleMaker, label_rows
 from machine.cpu import usable_threads
 
+AHEAD = 2  # batches made ahead, beside those of the current group
 MEAN_PIXELS = (123, 117, 104)  # RGB, the classic train.py's
 
 
@@ -48,7 +49,7 @@ class BatchSpec:
         resize_mode: force = the image, or its crop, is stretched to the input; letterbox = it keeps its proportions
             and has borders of the colour `fill` (0 to 255).
         accumulate: batches whose gradients make one update together. All of them are made before the first is
-            served: memory holds these and dataset.iterator.AHEAD more.
+            served: memory holds these and AHEAD more.
         warmup_accumulate, warmup_end: the same for the epochs before the one of the number warmup_end.
         sizes: inputs (H, W) of which each group has one, chosen by (seed, epoch, number of the group); () = always
             data_shape. Memory is reserved for the largest.
@@ -157,6 +158,16 @@ class BatchPlan:
     sizes: tuple[Size, ...]
     rectangles: Rectangles | None
     workers: int
+
+    @property
+    def slots(self) -> int:
+        """Batches that are in memory at once."""
+        return self.spec.largest_group + AHEAD
+
+    @property
+    def memory(self) -> int:
+        """Bytes of these batches."""
+        return self.slots * self.layout.slot_bytes()
 
 
 def plan_batches(spec: BatchSpec) -> BatchPlan:

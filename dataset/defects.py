@@ -15,6 +15,7 @@ from common.errors import DataError
 from common.sizes import Size
 from dataset.fitting import DEFAULT_RULES, Fitted, fit_objects, mixed_classes
 from dataset.image_check import ImageInfo, check_stream, image_header, packed_image
+from dataset.image_cost import check_cost
 from dataset.image_pool import or_reason, read_image
 from dataset.imdb import AnnotatedImage
 from dataset.labels import mistakes_of, parse_label
@@ -237,6 +238,7 @@ def _checked_image(content: bytes, wish: Wish) -> tuple[bytes, ImageInfo]:
     """(the image as a record has it, what is known of it); undecoded where no pictures are wished for."""
     if wish.pictures:
         return packed_image(content, wish.bit_depth)
+    check_cost(content)
     return content, image_header(content) if wish.bit_depth else check_stream(content)
 
 

@@ -18,13 +18,13 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from common.errors import DataError
+from common.files import open_regular
 from common.sizes import Size
+from dataset.image_cost import PNG_SIGNATURE, check_cost
 from dataset.transforms import (
     DECODE_FLAGS,
     DECODE_FLAGS_RGB,
-    PNG_SIGNATURE,
     eight_bits,
-    has_sound_lengths,
     share_outside,
     too_deep,
 )
@@ -120,6 +120,7 @@ def file_pixels(content: bytes, rule: str) -> tuple[np.ndarray, ImageInfo]:
     DataError with the reason alone.
     """
     kind = _kind(content)
+    check_cost(content)
     with _opened(without_metadata(content), (kind,), kind) as image:
         refuse_several(image)
         info = _info(image, content, exif=True)
@@ -189,7 +190,7 @@ def image_header(content: bytes) -> ImageInfo:
 
 def file_header(path: Path) -> ImageInfo:
     """image_header of a file, of which as little as possible is read; OSError for one that cannot be read."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         content = file.read(_HEADER_BYTES)
         try:
             return image_header(content)
@@ -271,6 +272,8 @@ def _pixel_chunks(content: bytes) -> Iterator[bytes]:
 
 
 def _read_as_is(content: bytes, formats: tuple[str, ...], kind: str, load: bool) -> ImageInfo:
+    if load:
+        check_cost(content)
     with _opened(content, formats, kind) as image:
         exif_in_header = image.format in ("JPEG", "MPO")  # of a PNG it may come after the pixels
         info = _info(image, content, exif=load or exif_in_header)
@@ -320,6 +323,7 @@ def check_stream(content: bytes) -> ImageInfo:
     5.3). JPEG without the marker and other formats are decoded. Refused with DataError, the reason alone: what is no
     image or not complete, more than 64 megapixels.
     """
+    check_cost(content)
     size = _plain_jpeg_size(content)
     if size and size[0] * size[1] <= MAX_PIXELS:
         return ImageInfo(size, orientation=1)
@@ -398,8 +402,7 @@ def _has_whole_chunks(content: bytes) -> bool:
 
 def decoded(content: bytes, size: Size, kind: str, flags: int = DECODE_FLAGS) -> np.ndarray:
     """The pixels as OpenCV decodes them; DataError with the reason alone where they are not of the size (h, w)."""
-    if not has_sound_lengths(content):
-        raise DataError(f"damaged {kind}: a part of it claims to be longer than the file")
+    check_cost(content, inflate=False)
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:

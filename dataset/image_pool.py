@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from common.errors import DataError
+from common.files import open_regular
 from dataset.image_check import MAX_BYTES
 from dataset.imdb import shortened
 from machine.command import held
@@ -79,10 +80,11 @@ def _end_with_parent() -> None:
 
 def read_image(path: str | Path) -> bytes:
     """The bytes of an image file; OSError, or DataError with the reason alone for one that is too large."""
-    if os.path.getsize(path) > MAX_BYTES:
+    with open_regular(path) as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
         raise DataError(f"larger than {MAX_BYTES >> 20} MiB")
-    with open(path, "rb") as file:
-        return file.read()
+    return content
 
 
 def or_reason(work: Callable[[], R], failed: Callable[[str], R]) -> R:

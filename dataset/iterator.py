@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import UserError
+from common.errors import UserError, WorkerError
 from common.sizes import DataShape, Size
+from dataset.batch_memory import check_memory
 from dataset.batch_spec import MEAN_PIXELS, BatchPlan, BatchSpec, classic_spec, plan_batches
 from dataset.samples import DATA, GEOMETRY, LABEL
 from dataset.transforms import shape_of
 from dataset.workers import InProcess, WorkerPool
 from machine.runtime import mx
 
-AHEAD = 2  # batches made ahead, beside those of the current group
 NORMALISER = "normaliser"
 PAD_INDEX = -1
 SIZE_STREAM = (0, 1)  # after (seed, epoch): random numbers that no sample and no order has
@@ -99,6 +99,10 @@ class RecordIter(mx.io.DataIter, ABC):
         """Goes to the beginning of an epoch."""
 
     @abstractmethod
+    def skip(self, batches: int) -> None:
+        """Goes on as if so many batches of the epoch, whole groups, had been served; at its beginning."""
+
+    @abstractmethod
     def close(self) -> None:
         """Ends all work in the background and frees its memory; next() would start it again and go on."""
 
@@ -142,18 +146,19 @@ class PythonRecordIter(RecordIter):
 
     The order is a permutation of all records that (seed, epoch) decides, and a sample depends on (seed, epoch, its
     place in the file) alone, not on the number of workers. Shard k of n serves every n-th sample of this order. A
-    damaged record raises when its group is due; next() then goes on with the following group. A worker that dies raises
-    RuntimeError; next() and reset() then start new ones.
+    damaged record raises when its group is due; next() then goes on with the following group. A worker that dies
+    or does not answer raises WorkerError; next() and reset() then start new ones.
     """
 
     def __init__(self, spec: BatchSpec) -> None:
-        """Opens the record and starts the workers; errors as plan_batches has them, DataError for too little memory."""
+        """Opens the record and starts the workers; errors of plan_batches, OptionError for too little memory."""
         plan = plan_batches(spec)
+        check_memory([plan])
         count, part = len(plan.maker.reader), slice(spec.part_index, None, spec.num_parts)
         num_batches = math.ceil(math.ceil(count / spec.num_parts) / spec.batch_size)
         super().__init__(plan, num_examples=len(range(count)[part]), num_batches=num_batches)
         self._part = part
-        self._slots = spec.largest_group + AHEAD
+        self._slots = plan.slots
         self._pool: WorkerPool | InProcess | None = None
         self._running_pool()
         self.set_epoch(spec.epoch)
@@ -172,6 +177,10 @@ class PythonRecordIter(RecordIter):
         self._order, self._numbers = self._epoch_order()
         self._batch_sizes = self._epoch_sizes()
 
+    def skip(self, batches: int) -> None:
+        """Goes on as if so many batches of the epoch, whole groups, had been served; at its beginning."""
+        self._cursor = self._submitted = batches
+
     def next(self) -> mx.io.DataBatch:
         """The next batch; StopIteration at the end of the epoch."""
         if self._cursor >= self.num_batches:
@@ -183,6 +192,9 @@ class PythonRecordIter(RecordIter):
                 self._total = self._group_total(pool)
             pool.wait(self._cursor % self._slots)
             batch = self._batch(self._arrays(pool, self._cursor), self._positions(self._cursor), self._cursor)
+        except WorkerError:
+            self.close()
+            raise
         except UserError:
             self._cursor = self._group_end(self._cursor)
             raise
@@ -240,6 +252,8 @@ class PythonRecordIter(RecordIter):
         for number in numbers:
             try:
                 pool.wait(number % self._slots)
+            except WorkerError:
+                raise
             except UserError as error:
                 errors.append(error)
         if errors:
@@ -324,13 +338,14 @@ class DetRecordIter(ClassicArguments, PythonRecordIter):
     """The python engine by its classic name and arguments."""
 
 
-def check_batches(spec: BatchSpec, engine: str = "python") -> None:
-    """The errors of open_batches for a spec that cannot be served, without starting anything."""
+def check_batches(spec: BatchSpec, engine: str = "python") -> BatchPlan:
+    """The errors of open_batches for a spec that cannot be served, but too little memory; nothing is started."""
     plan = plan_batches(spec)
     if engine == "native":
         from dataset.native_iterator import check_native
 
         check_native(plan)
+    return plan
 
 
 def open_batches(spec: BatchSpec, engine: str = "python") -> RecordIter:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import DataError, did_you_mean
+from common.files import open_regular
 from common.sizes import Size
 from dataset.image_check import IMAGE_SUFFIXES
 from dataset.imdb import AnnotatedImage, Mistakes, files_in, require_inside
@@ -106,7 +107,7 @@ def labelme_files(folder: Path, sets: Sequence[str] = ()) -> list[Path]:
 def is_labelme(path: Path) -> bool:
     """Whether a file begins as LabelMe writes it."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return _SHAPES.search(file.read(_PEEK)) is not None
     except OSError:
         return False
@@ -136,9 +137,11 @@ def _size(height: Any, width: Any) -> Size | None:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_BYTES:
+        with open_regular(path) as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
             raise DataError(f"{path}: larger than {MAX_BYTES >> 20} MiB, this is no file of LabelMe")
-        content = json.loads(path.read_bytes())
+        content = json.loads(text)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:

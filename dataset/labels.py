@@ -20,6 +20,11 @@ PADDING = -2.0
 PIXELS_ABOVE = 2.0  # no normalised coordinate is that large by rounding
 
 
+def label_width(max_objects: int) -> int:
+    """Values of a label of max_objects >= 1 objects."""
+    return HEADER_WIDTH + OBJECT_WIDTH * max_objects
+
+
 def pack_label(objects: np.ndarray) -> np.ndarray:
     """Objects (n, 6) -> flat label (2 + 6 n,) float32; n = 0 gives the header alone."""
     objects = np.asarray(objects, np.float32).reshape(-1, OBJECT_WIDTH)

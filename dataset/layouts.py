@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import DataError
+from common.files import open_regular
 from config.preset import read_yaml
 from dataset.coco import annotation_files
 from dataset.darknet_data import read_data
@@ -140,7 +141,7 @@ def _of_file(path: Path) -> Layout:
         return Layout(*_FILES[path.suffix.lower()])
     if path.suffix.lower() == XML:
         raise DataError(f"{path}: is the annotation of one image; give --root the folder that holds all of them")
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         lines = file.read(_PEEK).splitlines()
     if any(_BOXES.fullmatch(line) for line in lines[:100]):
         return Layout("list", "lines of an image and its boxes")

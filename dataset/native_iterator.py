@@ -27,6 +27,7 @@ from common.sizes import Size
 from config.augment_options import FORCE
 from config.config import classic_arguments
 from dataset.augment import MIN_SIDE
+from dataset.batch_memory import check_memory
 from dataset.batch_spec import BatchPlan, BatchSpec, plan_batches
 from dataset.image_check import record_header
 from dataset.iterator import ClassicArguments, RecordIter, group_total
@@ -73,6 +74,7 @@ class NativeRecordIter(RecordIter):
         """Opens the record and starts the thread; errors as plan_batches has them, and for what C++ cannot do."""
         plan = plan_batches(spec)
         check_native(plan)
+        check_memory([plan])
         shards = split_by_bytes(plan.maker.reader.bounds, spec.num_parts, _shuffle_blocks(plan))
         counts = [len(positions) for positions in shards]
         if min(counts) == 0:
@@ -93,6 +95,11 @@ class NativeRecordIter(RecordIter):
             self.close()
         self.epoch, self._cursor = epoch, 0
         self._begin()
+
+    def skip(self, batches: int) -> None:
+        """Goes on as if so many batches of the epoch, whole groups, had been served; they are made and dropped."""
+        for _ in range(batches):
+            self.next()
 
     def next(self) -> mx.io.DataBatch:
         """The next batch; StopIteration at the end of the epoch."""

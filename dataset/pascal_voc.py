@@ -16,6 +16,7 @@ import defusedxml.ElementTree
 import numpy as np
 
 from common.errors import DataError, did_you_mean
+from common.files import open_regular
 from common.sizes import Size
 from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from dataset.imdb import AnnotatedImage, Mistakes, files_in, require_inside
@@ -140,7 +141,7 @@ def _read(folder: VocFolder, name: str, locate: "_ImageFinder") -> _Annotation:
 
 def _parse(path: Path) -> Element:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             content = file.read(MAX_XML_BYTES + 1)
         if len(content) > MAX_XML_BYTES:
             raise DataError(f"{path}: larger than {MAX_XML_BYTES} bytes, this is not a VOC annotation")

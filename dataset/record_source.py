@@ -1,13 +1,15 @@
 """A record file as it is read: its classes, its labels or those of a list, and its objects as boxes in an input."""
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from boxes.geometry import iou
-from common.errors import OptionError
+from common.errors import DataError, OptionError
 from common.sizes import Size
 from dataset.image_check import record_header
 from dataset.image_list import read_labels
@@ -58,6 +60,7 @@ def open_source(
         max_objects = relabelled.max_objects if max_objects is None else max_objects
     if max_objects is None:
         max_objects = widest_record(reader)
+    _tell_other_ids(reader)
     if num_classes is None:
         num_classes = classes_of_labels(reader)
         logger.warning(
@@ -67,6 +70,27 @@ def open_source(
             num_classes,
         )
     return Source(reader, sidecar.class_names if sidecar else None, num_classes, max(1, max_objects))
+
+
+def _tell_other_ids(reader: RecordReader) -> None:
+    """A warning, once, where an .idx has other ids than the records' headers, of which at most MOST_READ are looked at;
+    nothing for what is no image record, which reading tells."""
+    if not reader.path.with_suffix(".idx").exists():
+        return
+    with suppress(DataError):
+        for position in _spread(len(reader), MOST_READ).tolist():
+            own = reader.image_id(position)
+            if own != reader.keys[position]:
+                _tell_once(
+                    f"{reader.path}: the .idx calls record {position} {reader.keys[position]}, its own header {own}; "
+                    "lists go by the headers, names in messages and COCO files by the .idx: pack it again"
+                )
+                return
+
+
+@cache
+def _tell_once(line: str) -> None:
+    logger.warning(line)
 
 
 def classes_of_labels(reader: RecordReader) -> int:

@@ -183,9 +183,10 @@ class RecordReader:
 
     def image_ids(self) -> np.ndarray:
         """The ids in the headers of the image records, int64 (n,): the keys, where there is an .idx."""
-        return np.array([self._image_id(position) for position in range(len(self))], np.int64)
+        return np.array([self.image_id(position) for position in range(len(self))], np.int64)
 
-    def _image_id(self, position: int) -> int:
+    def image_id(self, position: int) -> int:
+        """The id in the header of the position-th record; DataError if it is no image record."""
         begin = int(self._bounds[position]) + _PART.size
         count = min(_HEADER.size, int(self._bounds[position + 1]) - begin)
         head = self._pread(count, begin, position)
@@ -193,6 +194,10 @@ class RecordReader:
         if not 0 <= index < 1 << 63:
             raise self._damaged(position, "it is no image record")
         return index
+
+    def open_file(self) -> None:
+        """Opens the file, which reading would otherwise do: who replaces it later does not change what is read."""
+        self._open()
 
     def _open(self) -> BinaryIO:
         if self._file is None:

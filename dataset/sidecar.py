@@ -12,10 +12,12 @@ from common.file_set import finish_replacement
 from common.files import file_sha256, write_atomically
 from common.signed_json import SignedKind
 from common.version import __version__
+from dataset.labels import MIN_OBJECT_WIDTH
 from dataset.recordio import RecordReader
 from dataset.transforms import parse_bit_depth
 
 DIGEST_LENGTH = 16
+OBJECT_BYTES = 4 * MIN_OBJECT_WIDTH  # of an object in a label, at least
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,8 @@ def has_sidecar(rec_path: str | Path) -> bool:
 
 
 def verify_sidecar(rec_path: str | Path, sidecar: Sidecar, hash: bool) -> None:
-    """Raises DataError unless the record has the sidecar's size and number of images and, if hash, its sha256."""
+    """Raises DataError unless the record has the sidecar's size, number of images and room for its max_objects and, if
+    hash, its sha256."""
     path = Path(rec_path)
     remedy = f"it does not belong to {sidecar_path(path).name}; pack the data set again"
     count = len(RecordReader(path))
@@ -149,6 +152,11 @@ def verify_sidecar(rec_path: str | Path, sidecar: Sidecar, hash: bool) -> None:
         raise DataError(f"{path}: {count} records instead of {sidecar.num_images}: {remedy}")
     if path.stat().st_size != sidecar.size:
         raise DataError(f"{path}: {path.stat().st_size} bytes instead of {sidecar.size}: {remedy}")
+    if sidecar.max_objects * OBJECT_BYTES > sidecar.size:
+        raise DataError(
+            f"{sidecar_path(path)}: says that an image has {sidecar.max_objects} objects, more than the "
+            f"{sidecar.size} bytes of {path.name} can hold; pack the data set again"
+        )
     if hash and file_sha256(path) != sidecar.sha256:
         raise DataError(
             f"{path}: its sha256 is not that of {sidecar_path(path).name}: damaged or changed; pack the data set again"

@@ -43,6 +43,7 @@ class Wanted:
     polygons: str = "refuse"
     annotations: Path | None = None
     images: Path | None = None
+    allow_outside: bool = False
 
 
 class Source(Imdb, Protocol):
@@ -132,6 +133,7 @@ def _yolo(wanted: Wanted) -> Source:
         wanted.polygons,
         wanted.annotations,
         wanted.images,
+        wanted.allow_outside,
     )
 
 

@@ -19,10 +19,10 @@ from boxes.geometry import area, clip_to_unit
 from common.errors import DataError, OptionError
 from common.sizes import Size
 from config.augment_options import AUTO_INTERPOLATION
+from dataset.image_cost import check_cost
 from machine.opencv import MAX_PIXELS, cv2
 
 Span = tuple[int, int]
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MORE_BITS = (
     "has more than 8 bits, and records hold 8; pack the images again with --bit-depth, which says how they become 8"
 )
@@ -67,11 +67,14 @@ class ColourShift:
 def decode(image: bytes, where: str) -> np.ndarray:
     """Encoded image -> (h, w, 3) uint8 BGR; EXIF orientation is ignored: boxes refer to the stored pixels.
 
-    DataError naming `where` if it is no image that OpenCV can decode, has more than MAX_PIXELS or more than 8 bits.
+    DataError naming `where` if it is no image that OpenCV can decode, costs more than its pixels (check_cost), has more
+    than MAX_PIXELS or more than 8 bits.
     """
     try:
-        fits = has_sound_lengths(image)
-        pixels = cv2.imdecode(np.frombuffer(image, np.uint8), DECODE_FLAGS | _ALL_BITS) if fits else None
+        check_cost(image, inflate=False)
+        pixels = cv2.imdecode(np.frombuffer(image, np.uint8), DECODE_FLAGS | _ALL_BITS)
+    except DataError as error:
+        raise DataError(f"{where}: the image cannot be decoded ({error}); replace it and pack again") from error
     except cv2.error as error:
         reason = f"more than {MAX_PIXELS} pixels" if "CV_IO_MAX" in error.err else error.err
         raise DataError(f"{where}: the image cannot be decoded ({reason}); replace it and pack again") from error
@@ -80,20 +83,6 @@ def decode(image: bytes, where: str) -> np.ndarray:
     if pixels.dtype != np.uint8:
         raise DataError(f"{where}: the image {MORE_BITS}")
     return pixels
-
-
-def has_sound_lengths(content: bytes) -> bool:
-    """Whether no chunk of a PNG claims to be longer than the file (ISO/IEC 15948 section 5.3); of others, True.
-
-    OpenCV 4.11 reserves what a chunk claims, up to 4 GiB, before it reads it.
-    """
-    begin = len(PNG_SIGNATURE)
-    while content.startswith(PNG_SIGNATURE) and begin < len(content):
-        length = int.from_bytes(content[begin : begin + 4], "big")
-        if length > len(content):
-            return False
-        begin += length + 12  # its length, type and checksum
-    return True
 
 
 def parse_bit_depth(rule: str) -> tuple[str, float, float]:

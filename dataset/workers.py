@@ -9,6 +9,7 @@ workers see its end and leave.
 
 import contextlib
 import json
+import logging
 import mmap
 import os
 import pickle
@@ -16,6 +17,7 @@ import select
 import socket
 import subprocess
 import sys
+import time
 import traceback
 import weakref
 from dataclasses import dataclass
@@ -24,17 +26,22 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from common.errors import DataError
+from common.errors import DataError, WorkerError
 from common.sizes import Size
 from dataset.samples import Arrays, BatchLayout, SampleMaker
+from machine.memory import shown_bytes
 
 ROOT = Path(__file__).parent.parent
 MAX_TASKS = 96  # of all slots together, few enough for the socket's buffer
 MAX_MESSAGE = 1 << 16
 CHECK_MILLISECONDS = 500  # how often a waiting parent looks whether its workers live
 STOP_SECONDS = 5.0
+WARN_SECONDS = 60.0  # without an answer of any worker, until that is told,
+END_SECONDS = 900.0  # and until the run ends: a disk of a network may be slow, but not for so long
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 MAX_TEXT = 8192
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,11 @@ class InProcess:
     """The interface of WorkerPool without processes: submit() makes the batch at once."""
 
     def __init__(self, maker: SampleMaker, layout: BatchLayout, slots: int) -> None:
-        self._memory = memoryview(bytearray(slots * layout.slot_bytes()))
+        size = slots * layout.slot_bytes()
+        try:
+            self._memory = memoryview(bytearray(size))
+        except (MemoryError, OverflowError) as error:
+            raise _too_little(size, error) from error
         self._maker, self._layout = maker, layout
         self._errors: dict[int, Exception] = {}
 
@@ -130,10 +141,9 @@ class WorkerPool:
         """Reserves the memory (DataError if there is too little) and starts the workers; does not wait for them."""
         specification = pickle.dumps((maker, layout))
         begin = slots * layout.slot_bytes()
-        descriptor = _reserve(begin + len(specification))
+        descriptor, memory = _reserve(begin + len(specification))
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            memory = mmap.mmap(descriptor, begin + len(specification))
             memory[begin:] = specification
             self._processes = [_start(theirs.fileno(), descriptor, begin) for _ in range(workers)]
         finally:
@@ -144,6 +154,8 @@ class WorkerPool:
         self._poll.register(self._socket, select.POLLIN)
         self._open = [0] * slots
         self._failures: dict[int, list[Reply]] = {}
+        self._waiting: dict[tuple[int, int], Task] = {}  # by slot and row
+        self._where = maker.reader.where
         self.close = weakref.finalize(self, _stop, self._socket, self._processes)
 
     @property
@@ -166,10 +178,12 @@ class WorkerPool:
         self._open[slot], self._failures[slot] = len(tasks), []
         with contextlib.suppress(ConnectionError):  # no worker is left: wait() says so
             for task in tasks:
+                self._waiting[slot, task.row] = task
                 self._socket.sendall(to_bytes(task))
 
     def wait(self, slot: int) -> None:
-        """Waits for the slot's batch. Raises its first DataError, or RuntimeError if a worker failed or died."""
+        """Waits for the slot's batch. Raises its first DataError, WorkerError if a worker died or does not answer,
+        RuntimeError if one failed."""
         self._check_alive()
         while self._open[slot]:
             self._receive()
@@ -182,9 +196,16 @@ class WorkerPool:
             self._receive()
 
     def _receive(self) -> None:
-        """Takes one reply; RuntimeError if a worker is dead."""
+        """Takes one reply; WorkerError if a worker is dead, or none comes for END_SECONDS."""
+        begun, is_told = time.monotonic(), False
         while not self._poll.poll(CHECK_MILLISECONDS):
             self._check_alive()
+            waited = time.monotonic() - begun
+            if waited > END_SECONDS:
+                raise WorkerError(f"{self._silence(waited)}; look at the disk and the load, and continue the run")
+            if waited > WARN_SECONDS and not is_told:
+                logger.warning("%s; the run ends after %.0f s", self._silence(waited), END_SECONDS)
+                is_told = True
         try:
             message = self._socket.recv(MAX_MESSAGE)
         except ConnectionError:
@@ -193,41 +214,65 @@ class WorkerPool:
             self._report_end()
         reply = Reply(**json.loads(message))
         self._open[reply.slot] -= 1
+        self._waiting.pop((reply.slot, reply.row), None)
         if reply.error:
             self._failures[reply.slot].append(reply)
+
+    def _silence(self, seconds: float) -> str:
+        """What is known where no worker answers: the first record that is waited for, and who has been stopped."""
+        position = next(iter(self._waiting.values())).positions[0]
+        stopped = [str(pid) for pid in self.pids if _is_stopped(pid)]
+        who = f"data worker {', '.join(stopped)} is stopped (SIGSTOP)" if stopped else f"data workers {self.pids}"
+        return f"no batch for {seconds:.0f} s: {self._where(position)} and later ones are waited for; {who}"
 
     def _report_end(self) -> NoReturn:
         """All workers have closed their end."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._processes[0].wait(STOP_SECONDS)
         self._check_alive()
-        raise RuntimeError("the data workers have closed their connection")
+        raise WorkerError("the data workers have closed their connection; continue the run")
 
     def _check_alive(self) -> None:
         for process in self._processes:
             status = process.poll()
             if status is not None:
-                raise RuntimeError(f"data worker {process.pid} {_cause_of_death(status)}")
+                raise WorkerError(f"data worker {process.pid} {_cause_of_death(status)}")
+
+
+def _is_stopped(process: int) -> bool:
+    """Whether a process has been stopped by a signal or a debugger (man 5 proc: states T and t)."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text("ascii", "replace").rpartition(") ")[2][:1]
+    except OSError:
+        return False
+    return state in ("T", "t")
 
 
 def _cause_of_death(status: int) -> str:
     if status == -9:
         return "was killed (signal 9), perhaps because memory ran out: use fewer workers or a smaller batch"
-    return f"died of signal {-status}" if status < 0 else f"ended with status {status}, see its message above"
+    if status < 0:
+        return f"died of signal {-status}; continue the run, and report it if it happens again"
+    return f"ended with status {status}, see its message above"
 
 
-def _reserve(size: int) -> int:
-    """File descriptor of `size` bytes of memory that is really there: a later write cannot end in SIGBUS."""
+def _reserve(size: int) -> tuple[int, mmap.mmap]:
+    """(file descriptor, map) of `size` bytes of memory that is really there: a later write cannot end in SIGBUS."""
     descriptor = os.memfd_create("batches")
     try:
         os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
+        return descriptor, mmap.mmap(descriptor, size)
+    except (OSError, OverflowError, ValueError) as error:
         os.close(descriptor)
-        raise DataError(
-            f"{size / 2**20:.0f} MB of shared memory for batches cannot be reserved ({error.strerror}): use a smaller "
-            "batch_size or data_shape, or give this machine or container more memory"
-        ) from error
-    return descriptor
+        raise _too_little(size, error) from error
+
+
+def _too_little(size: int, error: Exception) -> DataError:
+    reason = error.strerror if isinstance(error, OSError) else "no process can have so much"
+    return DataError(
+        f"{shown_bytes(size)} of shared memory for batches cannot be reserved ({reason}): use a smaller batch_size or "
+        "data_shape, or give this machine or container more memory"
+    )
 
 
 def _start(connection: int, memory: int, specification: int) -> subprocess.Popen[Any]:
@@ -268,6 +313,8 @@ def main(connection: int, memory: int, specification: int) -> None:
     shared = mmap.mmap(memory, 0)
     maker, layout = pickle.loads(shared[specification:])  # noqa: S301 - written by our parent
     memory_view = memoryview(shared)
+    with contextlib.suppress(DataError):  # the first task tells
+        maker.reader.open_file()
     with socket.socket(fileno=connection) as parent:
         try:
             while message := parent.recv(MAX_MESSAGE):

@@ -45,6 +45,7 @@ class YoloFolder:
         polygons: str = "refuse",
         labels: Path | None = None,
         images: Path | None = None,
+        outside: bool = False,
     ) -> None:
         """Reads everything but the images' pixels.
 
@@ -53,15 +54,16 @@ class YoloFolder:
         every: without sets all of them. class_names name the ids (a warning tells other names that are there); None
         takes the names that stand beside the labels (dataset/names_file.py). polygons: what becomes of rows of corners
         `class x1 y1 x2 y2 x3 y3 ...`; box makes the box around them. labels, images: the folders of these, where
-        they are no usual ones. DataError names all files and lines that are wrong, images if none of them has a label,
-        and a set whose classes have no names; with skip_bad images with wrong labels are left out, and named in `bad`.
+        they are no usual ones. outside: lists may name images out of their folder and the one above. DataError names
+        all files and lines that are wrong, images if none of them has a label, and a set whose classes have no names;
+        with skip_bad images with wrong labels are left out, and named in `bad`.
         """
         source = Path(root)
         names = tuple(class_names) if class_names else None
         if images is not None:
             listing = listed_in(images, [folder for folder in (labels, source) if folder], strict=names is None)
         else:
-            listing = listed_images(source, sets, every, strict=names is None)
+            listing = listed_images(source, sets, every, names is None, outside)
         paths, self.root, own_names, files = listing
         report_renamed(source, names, own_names)
         names = names or own_names

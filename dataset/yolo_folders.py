@@ -39,21 +39,24 @@ class Listing(NamedTuple):
     files: list[Path]
 
 
-def listed_images(source: Path, sets: Sequence[str], every: bool = False, strict: bool = True) -> Listing:
+def listed_images(
+    source: Path, sets: Sequence[str], every: bool = False, strict: bool = True, outside: bool = False
+) -> Listing:
     """What a folder, a .data file, a data.yaml or a list names; every: of a folder all its sets unless some are named.
 
-    DataError for what is not there; if strict, for names of classes beside it that disagree.
+    DataError for what is not there; if strict, for names of classes beside it that disagree; unless `outside`, for
+    what a list or .data file names out of its folder and the one above, by `..`, as an absolute path or by a link.
     """
     if source.is_dir():
-        return _of_folder(source, sets, every, strict)
+        return _of_folder(source, sets, every, strict, outside)
     if source.suffix == ".data":
-        return _of_data(source, sets, every)
+        return _of_data(source, sets, every, outside)
     if source.suffix.lower() in YAML_SUFFIXES:
-        return _of_yaml(source, sets, every)
+        return _of_yaml(source, sets, every, outside)
     if sets:
         raise DataError(f"{source} is one list of images: --set is for a folder, a .data file or a data.yaml")
     names, file = names_beside(source.parent, strict)
-    return Listing(_in_list(source), source.parent, names, [source, *([file] if file else [])])
+    return Listing(_in_list(source, outside), source.parent, names, [source, *([file] if file else [])])
 
 
 def listed_in(images: Path, folders: Sequence[Path], strict: bool = True) -> Listing:
@@ -65,19 +68,19 @@ def listed_in(images: Path, folders: Sequence[Path], strict: bool = True) -> Lis
     return Listing(_images_below(images), images, names, [file] if file else [])
 
 
-def _of_folder(source: Path, sets: Sequence[str], every: bool, strict: bool) -> Listing:
+def _of_folder(source: Path, sets: Sequence[str], every: bool, strict: bool, outside: bool) -> Listing:
     """A folder; what an export's own file says of it is taken from there."""
     for name in DATA_YAML:
         if (source / name).is_file() and _has_sets(source / name):
-            return _of_yaml(source / name, sets, every)
+            return _of_yaml(source / name, sets, every, outside)
     own = sorted(source.glob("*.data"))
     if len(own) == 1 and not (source / "images").is_dir():
-        return _of_data(own[0], sets, every)
+        return _of_data(own[0], sets, every, outside)
     names, file = names_beside(source, strict)
     return Listing(_in_folder(source, sets, every), source, names, [file or source / CLASSES])
 
 
-def _of_data(source: Path, sets: Sequence[str], every: bool) -> Listing:
+def _of_data(source: Path, sets: Sequence[str], every: bool, outside: bool) -> Listing:
     data = read_data(source)
     paths: dict[str, str] = {"train": data.train, "valid": data.valid}
     images: list[Path] = []
@@ -87,10 +90,10 @@ def _of_data(source: Path, sets: Sequence[str], every: bool) -> Listing:
             given = ", ".join(key for key, path in paths.items() if path)
             remedy = f"--set can be {given}" if given else "add a line like `train = train.txt`, a list of images"
             raise DataError(f"{source}: has no list `{name}`; {remedy}")
-        files.append(find_file(paths[name], source.parent, source))
-        images += _in_list(files[-1])
+        files.append(_found(paths[name], source.parent, source, outside))
+        images += _in_list(files[-1], outside)
     if data.names:
-        files.append(find_file(data.names, source.parent, source))
+        files.append(_found(data.names, source.parent, source, outside))
     names = read_names(files[-1]) if data.names else None
     if names and len(names) != data.classes:
         raise DataError(f"{source}: classes = {data.classes}, but {data.names} has {len(names)} names")
@@ -110,7 +113,7 @@ def _has_sets(path: Path) -> bool:
     return isinstance(content, dict) and any(key in content for key in ("train", "val", "test"))
 
 
-def _of_yaml(source: Path, sets: Sequence[str], every: bool) -> Listing:
+def _of_yaml(source: Path, sets: Sequence[str], every: bool, outside: bool) -> Listing:
     """The images of a data.yaml; its paths start from `path` if that lies in the file's folder, else from there."""
     content = read_yaml(source)
     if not isinstance(content, dict) or not any(content.get(key) for key in ("train", "val", "test")):
@@ -126,7 +129,7 @@ def _of_yaml(source: Path, sets: Sequence[str], every: bool) -> Listing:
         for path in written if isinstance(written, list) else [written]:
             found = _yaml_path(str(path), content.get("path"), source)
             files += [found] if found.is_file() else []
-            images += _in_list(found) if found.is_file() else _images_below(found)
+            images += _in_list(found, outside) if found.is_file() else _images_below(found)
     return Listing(list(dict.fromkeys(images)), source.parent, _yaml_names(content, source), files)
 
 
@@ -207,14 +210,22 @@ def _images_below(folder: Path) -> list[Path]:
     return found
 
 
-def _in_list(source: Path) -> list[Path]:
+def _found(written: str, folder: Path, where: str | Path, outside: bool) -> Path:
+    """find_file; DataError, too, unless `outside`, for what lies neither in the folder nor in the one above."""
+    path, root = find_file(written, folder, where), folder.absolute().parent.resolve()
+    if not outside and not path.resolve().is_relative_to(root):
+        raise DataError(f"{where}: {written!r:.200} lies outside {root}; --allow-outside reads it all the same")
+    return path
+
+
+def _in_list(source: Path, outside: bool) -> list[Path]:
     """The images of a list, each once; DataError names the line of one that is not there."""
     images: dict[Path, None] = {}
     for number, line in enumerate(text_lines(source), 1):
         if _BOXES.fullmatch(line):
             raise DataError(f"{source}:{number}: {line!r:.80} has boxes: an annotation list; pack it by --dataset list")
         if line.strip():
-            images[find_file(line.strip(), source.parent, f"{source}:{number}")] = None
+            images[_found(line.strip(), source.parent, f"{source}:{number}", outside)] = None
     if not images:
         raise DataError(f"{source} lists no images")
     return list(images)

@@ -38,6 +38,18 @@ class DeployOptions(ExpectedModel, CheckpointOptions):
     eval_rec: str = option(
         "", "labelled record on which accuracy is measured (default for int8: the one of --calib-rec)", "accuracy"
     )
+    thresholds: str = option(
+        "",
+        "JSON of evaluate.py whose score thresholds the model gets, for Detector, demo.py and the service (default: "
+        "those of the best F1 on --eval-rec, if that is given)",
+        "accuracy",
+    )
+    require: tuple[str, ...] = option(
+        (),
+        "what the score thresholds are to keep on --eval-rec, as evaluate.py --require takes it",
+        "accuracy",
+        words="several",
+    )
     calib_rec: str = option("", "record of images from which int8 takes the ranges of its numbers", "int8")
     calib_mode: str = option(
         NAIVE, "naive = the extremes, entropy = the ranges of least divergence", "int8", choices=CALIBRATION_MODES
@@ -61,7 +73,7 @@ EXAMPLE = "python deploy.py --prefix output/ssd --epoch best --output output/ssd
 # What --help shows; --help-all has all.
 FIRST = (
     *("prefix", "epoch", "output", "data_shape", "nms", "score_threshold", "onnx", "dtype", "calib_rec", "eval_rec"),
-    *("max_loss", "uint8_input"),
+    *("thresholds", "require", "max_loss", "uint8_input"),
 )
 
 
@@ -88,7 +100,9 @@ def main(argv: list[str]) -> int:
     check_prefix(options.prefix)
     check_int8(options)
     check_onnx(options)
+    check_thresholds(options)
     configure_threads()
+    from deploy.score_thresholds import with_thresholds
     from machine.command import log_to_terminal
     from model.checkpoint import load_checkpoint
     from model.folder import check_replaceable, inference_model, model_from_checkpoint, write_model_folder
@@ -106,6 +120,7 @@ def main(argv: list[str]) -> int:
     if options.resize_mode is not None:
         model = replace(model, manifest=replace(model.manifest, resize_mode=options.resize_mode))
     model, files = converted(inference_model(model, options.uint8_input), options)
+    model = with_thresholds(model, options)
     print_summary(folder, write_model_folder(folder, model, files))
     return 0
 
@@ -136,6 +151,8 @@ def print_summary(folder: str, manifest: Manifest) -> None:
     print(f"  input {height} x {width} (height x width), {len(manifest.class_names)} classes")
     print(f"  nms {post.nms}, topk {post.nms_topk}, score threshold {post.score_threshold}, force {post.force}")
     _print_precision(manifest)
+    if manifest.thresholds:
+        print(f"  thresholds {', '.join(f'{name} {value:g}' for name, value in manifest.thresholds.items())}")
     for name, record in manifest.files.items():
         print(f"  {name} {record.size / 1e6:.1f} MB")
     print(f"try it: python demo.py --model {shlex.quote(folder)} --images IMAGE_OR_FOLDER --output detections")
@@ -163,6 +180,19 @@ def check_int8(options: DeployOptions) -> None:
         raise OptionError("--dtype int8: needs --calib-rec, a record of images like those it will see")
     if options.dtype != "int8" and options.calib_rec:
         raise OptionError(f"--calib-rec {options.calib_rec}: is for --dtype int8; leave it out")
+
+
+def check_thresholds(options: DeployOptions) -> None:
+    """OptionError for thresholds from nothing or from two places, and for what cannot be read."""
+    from deploy.score_thresholds import read_thresholds
+    from evaluate.thresholds import parse_requirement
+
+    if options.require and (options.thresholds or not options.eval_rec):
+        raise OptionError("--require: is measured on --eval-rec; give that, and leave --thresholds out")
+    for text in options.require:
+        parse_requirement(text)
+    if options.thresholds:
+        read_thresholds(options.thresholds)
 
 
 def check_onnx(options: DeployOptions) -> None:

@@ -62,13 +62,18 @@ def input_batches(record: str, manifest: Manifest, batch: int) -> Iterator[tuple
 
 def mean_ap(run: RunBatch, manifest: Manifest, record: str, batch: int) -> float:
     """The VOC07 mAP on a record of what finds det (B, N, 6) in `batch` images; nan if the record has no objects."""
+    return measured_by(run, manifest, record, batch).result().mean_ap
+
+
+def measured_by(run: RunBatch, manifest: Manifest, record: str, batch: int) -> VOC07MApMetric:
+    """The metric of what finds det (B, N, 6) in `batch` images, after all images of a record."""
     metric = VOC07MApMetric(_OVERLAP, False, manifest.class_names)
     for data, one in input_batches(record, manifest, batch):
         det = run(data)
         rows = len(det) - (one.pad or 0)
         frames = frames_of(np.asarray(one.geometry)[:rows], manifest.size)
         metric.update([one.label[0].asnumpy()[:rows], frames], [det[:rows]])
-    return metric.result().mean_ap
+    return metric
 
 
 @dataclass(frozen=True)

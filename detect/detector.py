@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,7 +101,7 @@ class Detector:
         *,
         engine: str = AUTO,
         ctx: mx.Context | DeviceOptions | None = None,
-        threshold: float | Mapping[str, float] = DEFAULT_THRESHOLD,
+        threshold: float | Mapping[str, float] | None = None,
         batch_size: int = 1,
         resize_mode: str | None = None,
         **detection_options: Any,
@@ -114,8 +115,9 @@ class Detector:
                 and GPUs, else the fastest that is installed, measured once for a model, batch size and machine and
                 then remembered (in ~/.cache or XDG_CACHE_HOME).
             ctx: where to run: a context of mxnet, or options that name one; None = the first usable GPU, else the CPU.
-            threshold: lowest score of a detection, or {class name: lowest score} (others have DEFAULT_THRESHOLD). The
-                model itself drops what is below its own score threshold (manifest.postprocessing).
+            threshold: lowest score of a detection, or {class name: lowest score}; None, and classes that are not named:
+                manifest.thresholds, or DEFAULT_THRESHOLD. The model itself drops what is below its own score threshold
+                (manifest.postprocessing).
             batch_size: images at a time.
             resize_mode: how images fill the input, force or letterbox; None = as the model says.
             detection_options: nms, nms_topk, score_threshold, force in place of a checkpoint's own; a model folder must
@@ -135,7 +137,7 @@ class Detector:
             self.manifest = replace(self.manifest, resize_mode=resize_mode)
         self.class_names = self.manifest.class_names
         self.batch_size = batch_size
-        self._thresholds = class_thresholds(threshold, self.class_names)
+        self._thresholds = self.lowest_scores(threshold)
         self._writer = InputWriter(self.manifest)
         self._timings = Timings()
 
@@ -164,6 +166,10 @@ class Detector:
         numbered = enumerate(images)
         while chunk := list(itertools.islice(numbered, self.batch_size)):
             yield from self._detect_batch([self._read(image, number, mapped) for number, image in chunk])
+
+    def lowest_scores(self, threshold: float | Mapping[str, float] | None) -> np.ndarray:
+        """The lowest score of each class (C,) that a threshold means, as for a new Detector."""
+        return class_thresholds(threshold, self.class_names, self.manifest.thresholds)
 
     def statistics(self) -> dict[str, StepStatistics]:
         """How often each step ran and its seconds: decoding, pre-processing and post-processing of an image, and the
@@ -208,12 +214,22 @@ def select(rows: np.ndarray, thresholds: np.ndarray, view: np.ndarray, size: tup
     return rows[(rows[:, 4:] > rows[:, 2:4]).all(axis=1)]
 
 
-def class_thresholds(threshold: float | Mapping[str, float], class_names: Sequence[str]) -> np.ndarray:
-    """The threshold of each class (C,); OptionError for an unknown class or a threshold outside [0, 1]."""
+def class_thresholds(
+    threshold: float | Mapping[str, float] | None,
+    class_names: Sequence[str],
+    own: Mapping[str, float] = MappingProxyType({}),
+) -> np.ndarray:
+    """The threshold of each class (C,); OptionError for an unknown class or a threshold outside [0, 1].
+
+    own: those of the model, for classes that `threshold` does not name; without these, too, DEFAULT_THRESHOLD.
+    """
+    if threshold is None:
+        threshold = {}
     by_name = threshold if isinstance(threshold, Mapping) else dict.fromkeys(class_names, threshold)
     for name, value in by_name.items():
         if name not in class_names:
             raise OptionError(f"threshold of {name!r}: no such class (there are {', '.join(class_names)})")
         if not 0 <= value <= 1:
             raise OptionError(f"threshold {value} of {name}: expected 0 to 1")
-    return np.array([by_name.get(name, DEFAULT_THRESHOLD) for name in class_names], np.float32)
+    found = [by_name.get(name, own.get(name, DEFAULT_THRESHOLD)) for name in class_names]
+    return np.array(found, np.float32)

@@ -81,7 +81,7 @@ class DemoOptions(ExpectedModel, ModelOptions):
     ext: str = option("", "extension put after each of the images", "images")
     batch_size: int = option(1, "images at a time", "images", minimum=1, maximum=1024)
     resize_mode: str | None = same_option(InputOptions, "resize_mode", "as the model says")
-    thresh: float = option(0.5, "lowest score to show", "detections", minimum=0.0, maximum=1.0)
+    thresh: float | None = option(None, "lowest score (default: model's, or 0.5)", "detections", minimum=0, maximum=1)
     nms: float | None = same_option(CommonOptions, "nms", "the model's; for a checkpoint only")
     force: bool | None = same_option(CommonOptions, "force", "the model's; for a checkpoint only")
     output: str = option("output/detections", "folder for the pictures and videos with boxes; '' = none", "detections")
@@ -155,23 +155,23 @@ class DetectionRun:
     Attributes:
         problems: sentences on what could not be read.
         records: what was found.
+        thresholds: (C,) lowest scores shown and recorded, beside those of the detector; heat maps show all it finds.
         labels: the data set that is made of it, if any.
     """
 
     def __init__(
         self,
         detector: "Detector",
-        threshold: float,
+        threshold: float | None,
         records: Records,
         window: Window | None = None,
         labels: LabelFolder | None = None,
     ) -> None:
-        """threshold: lowest score shown and recorded, beside that of the detector; heat maps show all that it finds."""
         self.labels = labels
         self.detector = detector
         self.records = records
         self.problems: list[str] = []
-        self._threshold = threshold
+        self.thresholds = detector.lowest_scores(threshold)
         self._window = window
         self._bit_depth = detector.manifest.bit_depth
         self._ended = False  # by the user, in the window
@@ -249,7 +249,7 @@ class DetectionRun:
 
     def _finish(self, item: Item, rows: np.ndarray, wait: bool) -> PictureRecord:
         names = self.detector.class_names
-        detections = rows[rows[:, 1] >= self._threshold]
+        detections = rows[rows[:, 1] >= self.thresholds[rows[:, 0].astype(int)]]
         if item.picture or self._window:
             drawn = draw(item.pixels, detections, names)
             if item.picture:
@@ -406,7 +406,7 @@ def _report(run: DetectionRun, options: DemoOptions, seconds: float) -> None:
     if options.save and pictures:
         logger.info("%s data set: %s", options.save, options.save_dir)
     if options.crop and pictures and not found:
-        logger.info("cut-outs: none, as nothing was found with a score of %g or more (--thresh)", options.thresh)
+        logger.info("cut-outs: none, as nothing has a score of %g or more (--thresh)", run.thresholds.min())
     crops = options.crop if found else ""
     for name, folder in (("pictures", options.output), ("heat maps", options.heatmap), ("cut-outs", crops)):
         if folder and pictures:

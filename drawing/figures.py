@@ -1,7 +1,6 @@
 """Pictures of matplotlib: drawn without a display, and there under their name only when they are whole."""
 
 import io
-import os
 from pathlib import Path
 
 import matplotlib
@@ -9,16 +8,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from common.files import write_atomically
+
 
 def save_figure(figure: Figure, path: Path, dpi: int) -> None:
     """Draws a figure as a PNG, replaced atomically; OSError where it cannot be written, which leaves an older one."""
     FigureCanvasAgg(figure)  # needs no display
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.png")
-    try:
-        figure.savefig(temporary, dpi=dpi, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=dpi, format="png")
+    write_atomically(path, picture.getvalue())
 
 
 def svg_of(figure: Figure) -> str:

@@ -1,19 +1,20 @@
 """A folder's model.onnx in ONNX Runtime, and the same file or model-int8.onnx in OpenVINO, on the CPU.
 
 A file is looked through before any runtime sees it, without the package onnx: a runtime would read whatever file a
-model names. The encoding: https://protobuf.dev/programming-guides/encoding/; the numbers of the fields: onnx.proto.
+model names. The numbers of the fields: onnx.proto.
 """
 
 import hashlib
 import io
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.errors import CheckpointError, InstallError
+from common.protobuf import BYTES, fields
 from common.sizes import DATA, DET
 from engines.engine import ONNXRUNTIME, OPENVINO
 from machine.cpu import engine_threads
@@ -21,8 +22,6 @@ from model.manifest import BFLOAT16, INT8, ONNX, ONNX_INT8, Manifest, check_size
 
 ROW = 6  # numbers of a detection
 PortShape = Sequence[int | None]
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-_FIXED = {FIXED64: 8, FIXED32: 4}
 # Message -> field number -> message in it; what leads to tensors.
 MESSAGES = {
     "model": {7: "graph", 20: "training", 25: "function"},
@@ -35,8 +34,6 @@ MESSAGES = {
     "tensor": {},
 }
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a tensor
-_MAX_VARINT = 10  # bytes
-_MAX_KEY = (1 << 32) - 1  # readers in C++ drop the bits above these: they would see another field than this one
 # What is not int8 in the file of an int8 model. Without such a file, bfloat16 is nearer to float32 than int8 would be.
 _PRECISIONS = {BFLOAT16: "bf16", INT8: "bf16"}
 
@@ -78,50 +75,15 @@ def _text(ports: Mapping[str, PortShape]) -> str:
 
 def check_self_contained(content: bytes) -> None:
     """ValueError for an ONNX file that is no protobuf message, or whose tensors lie in other files."""
-    view = memoryview(content)
-    waiting = [("model", 0, len(view))]
+    waiting = [("model", memoryview(content))]
     while waiting:
-        message, start, end = waiting.pop()
-        for number, kind, begin, stop in _message_fields(view, start, end):
+        message, view = waiting.pop()
+        for number, kind, inside in fields(view):
             inner = MESSAGES[message].get(number)
             if inner and kind == BYTES:
-                waiting.append((inner, begin, stop))
-            elif message == "tensor" and (
-                number == _EXTERNAL_DATA or (number == _DATA_LOCATION and any(view[begin:stop]))
-            ):
+                waiting.append((inner, inside))
+            elif message == "tensor" and (number == _EXTERNAL_DATA or (number == _DATA_LOCATION and any(inside))):
                 raise ValueError("it takes numbers from other files")
-
-
-def _message_fields(view: memoryview, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Number, wire type, begin and end of the content of each field of a message; ValueError for what is none."""
-    while start < end:
-        key, start = _varint(view, start, end)
-        number, kind = key >> 3, key & 7
-        if not number or key > _MAX_KEY:
-            raise ValueError(f"no protobuf message: field number {number}")
-        if kind == BYTES:
-            length, start = _varint(view, start, end)
-        elif kind == VARINT:
-            length = _varint(view, start, end)[1] - start
-        elif kind in _FIXED:
-            length = _FIXED[kind]
-        else:
-            raise ValueError(f"no protobuf message: wire type {kind}")
-        if start + length > end:
-            raise ValueError("cut off")
-        yield number, kind, start, start + length
-        start += length
-
-
-def _varint(view: memoryview, start: int, end: int) -> tuple[int, int]:
-    """The number at a place, and the place behind it."""
-    value = 0
-    for count in range(min(_MAX_VARINT, end - start)):
-        byte = view[start + count]
-        value |= (byte & 0x7F) << (7 * count)
-        if byte < 0x80:
-            return value, start + count + 1
-    raise ValueError("cut off")
 
 
 def read_onnx(folder: str | Path, name: str, manifest: Manifest) -> bytes:

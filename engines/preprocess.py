@@ -7,9 +7,11 @@ import numpy as np
 from PIL import Image
 
 from common.errors import DataError
+from common.files import open_regular
 from common.sizes import Size
 from dataset.augment import STRETCHED, resize_only
 from dataset.image_check import FORMATS, IMAGE_SUFFIXES, MAX_BYTES, load_strictly, pixels_of, refuse_several
+from dataset.image_cost import check_cost
 from dataset.labels import OBJECT_WIDTH
 from dataset.letterbox import Resize
 from dataset.transforms import eight_bits
@@ -105,9 +107,11 @@ def encode_image(pixels: np.ndarray, suffix: str) -> bytes:
 
 def _read_file(path: Path) -> bytes:
     try:
-        if path.stat().st_size > MAX_BYTES:
+        with open_regular(path) as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
             raise DataError(f"{path}: larger than {MAX_BYTES >> 20} MB; make a smaller image of it")
-        return path.read_bytes()
+        return content
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
@@ -115,6 +119,7 @@ def _read_file(path: Path) -> bytes:
 def _decoded(content: bytes, name: str, bit_depth: str) -> np.ndarray:
     """Pillow reads the size first, then decodes at a low resolution: OpenCV would take half a JPEG for a whole one."""
     try:
+        check_cost(content)
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             size = (image.height, image.width)
             _check_size(*size)

@@ -86,13 +86,38 @@ def coco_eval(
         rule: default COCORule().
     """
     rule = rule or COCORule()
+    judged = judge(detections, truths, class_names, rule)
+    return _accumulate(judged, tuple(class_names) if rule.use_classes else ("all",), rule)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What coco_eval's rule makes of each detection, by class and image, then falling score.
+
+    Attributes:
+        detections: (n, 7) the best of each class and image.
+        rank: (n,) their place in that.
+        truths: (g, 8) the objects, by class and image.
+        ignored: (A, g) whether an object does not count in an area range.
+        true, false: (A, T, n) bools; a detection that does not count is neither.
+    """
+
+    detections: np.ndarray
+    rank: np.ndarray
+    truths: np.ndarray
+    ignored: np.ndarray
+    true: np.ndarray
+    false: np.ndarray
+
+
+def judge(detections: np.ndarray, truths: np.ndarray, class_names: Sequence[str], rule: COCORule) -> Judged:
+    """Which detections are right; arguments as of coco_eval."""
     detections = np.asarray(detections, np.float64).reshape(-1, DETECTION_COLUMNS)
     truths = np.asarray(truths, np.float64).reshape(-1, TRUTH_COLUMNS)
     classes = np.arange(len(class_names))
     detections = detections[np.isin(detections[:, 1], classes) & ~np.isnan(detections[:, 2])]
     truths = truths[np.isin(truths[:, 1], classes)]
     if not rule.use_classes:
-        class_names = ("all",)
         detections, truths = _as_one_class(detections), _as_one_class(truths)
     found, rank, group, truths, truth_group = _in_order(detections, truths, rule.max_detections[-1])
     areas = _within(truths[:, 6], rule)
@@ -100,8 +125,7 @@ def coco_eval(
     ignored = ~areas | (truths[:, 7] != 0)
     matched, free = _match(found, group, truths, truth_group, ignored, np.array(rule.iou_thresholds))
     free |= ~matched & ~_within(found[:, 5] * found[:, 6], rule)[:, None]
-    true, false = matched & ~free, ~matched & ~free
-    return _accumulate(found, rank, truths, ignored, true, false, tuple(class_names), rule)
+    return Judged(found, rank, truths, ignored, matched & ~free, ~matched & ~free)
 
 
 def _mean(values: np.ndarray) -> float:
@@ -209,23 +233,15 @@ def _best(usable: np.ndarray, regular: np.ndarray, starts: np.ndarray) -> np.nda
     return np.where(best >= count, best - count, best)
 
 
-def _accumulate(
-    found: np.ndarray,
-    rank: np.ndarray,
-    truths: np.ndarray,
-    ignored: np.ndarray,
-    true: np.ndarray,
-    false: np.ndarray,
-    class_names: tuple[str, ...],
-    rule: COCORule,
-) -> COCOResult:
-    """Curves of every class from true and false positives (A, T, n)."""
+def _accumulate(judged: Judged, class_names: tuple[str, ...], rule: COCORule) -> COCOResult:
+    """Curves of every class."""
+    found, rank, true, false = judged.detections, judged.rank, judged.true, judged.false
     areas, thresholds = true.shape[:2]
     precision = np.full((areas, thresholds, len(class_names), len(rule.recall_points)), _NAN)
     recall = np.full((areas, thresholds, len(class_names), len(rule.max_detections)), _NAN)
     bounds = np.searchsorted(found[:, 1], np.arange(len(class_names) + 1))
     for k, (begin, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
-        wanted = (~ignored[:, truths[:, 1] == k]).sum(axis=1)
+        wanted = (~judged.ignored[:, judged.truths[:, 1] == k]).sum(axis=1)
         some = np.flatnonzero(wanted)
         rows = begin + np.argsort(-found[begin:end, 2], kind="stable")
         true_sum, false_sum = (np.cumsum(hits[some][..., rows], axis=-1, dtype=np.float64) for hits in (true, false))

@@ -3,13 +3,17 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common.errors import DataError
+from common.errors import DataError, OptionError
 from common.files import write_atomically
 from config.command_line import parse_options
+from dataset.sidecar import read_sidecar
+from evaluate.certainty import Certainty, Rule, certainty_of, group_pattern, requirements_of
 from evaluate.options import EXAMPLE, FIRST, EvaluateOptions, check_options, evaluate_options_class
+from evaluate.sets import is_annotated
 from machine.cpu import configure_threads
 
 
@@ -24,17 +28,18 @@ def main(argv: list[str]) -> int:
         first=FIRST,
     )
     check_options(options)
+    _check_certainty(options)
     configure_threads(options.cpus)
     from evaluate.runs import engine_runs, evaluated
 
     if options.all_engines:
         return _compare(options, engine_runs(options))
-    keep = any((options.coco_json, options.coco_truth, options.decision, options.ious, options.report))
-    run = evaluated(options, keep)
+    run = evaluated(options, keep=True)
+    certainty = _certainty(options, run)
     print(run.title)
     _print_tables(run.evaluation.results)
-    more = _decision(options, run)
-    print(f"{run.evaluation.images} images in {run.evaluation.seconds:.1f} s")
+    more = _decision(options, run) | certainty.content
+    print(f"{run.evaluation.images} images in {run.evaluation.seconds:.1f} s", *certainty.lines, sep="\n")
     if options.json:
         _write_json(options.json, {**_content(run), **more})
     _write_coco(options, run)
@@ -43,14 +48,62 @@ def main(argv: list[str]) -> int:
 
         save_pr_curves(run.evaluation.result, options.curves)
     if options.report:
-        _write_report(options, run)
-    return 0
+        _write_report(options, run, certainty)
+    return 0 if certainty.kept else 1
 
 
-def _write_report(options: EvaluateOptions, run: Any) -> None:
+def _check_certainty(options: EvaluateOptions) -> None:
+    """Refuses what --group-by, --require and --compare cannot mean before the work is done, as far as it is known."""
+    group_pattern(options.group_by)
+    if options.compare:
+        _kind_of(options.compare)
+    known = options.require and Path(options.rec_path).is_file() and not is_annotated(options.rec_path)
+    sidecar = read_sidecar(options.rec_path) if known else None
+    requirements_of(options, sidecar.class_names if sidecar else None)
+
+
+def _certainty(options: EvaluateOptions, run: Any) -> Certainty:
+    """Intervals, the comparison and thresholds of a run."""
+    from evaluate.runs import evaluated
+
+    rule = Rule(tuple(run.evaluation.results), run.evaluation.overlap, run.use_difficult)
+    if not options.compare:
+        return certainty_of(options, run.evaluation.found, rule)
+    other = evaluated(_beside(options, rule), keep=True)
+    own, beside = (one.title.removesuffix(f", on {options.rec_path}") for one in (run, other))
+    return certainty_of(options, run.evaluation.found, rule, own, other.evaluation.found, beside)
+
+
+def _kind_of(other: str) -> str:
+    """The option that takes what --compare names; OptionError where that is nothing."""
+    from model.manifest import is_model_folder
+
+    if is_model_folder(other):
+        return "model"
+    if not Path(other).is_file() and not Path(f"{other}-symbol.json").is_file():
+        raise OptionError(f"--compare {other}: there is no such checkpoint, model folder or file of detections")
+    return "detections" if Path(other).is_file() else "prefix"
+
+
+def _beside(options: EvaluateOptions, rule: Rule) -> EvaluateOptions:
+    """The options that measure --compare on the same set by the same rule."""
+    other = options.compare
+    nothing: dict[str, Any] = {"model": "", "detections": "", "prefix": EvaluateOptions.prefix}
+    nothing |= {"coco_json": "", "coco_truth": ""}
+    measured: dict[str, Any] = {"metrics": tuple(rule.kinds), "voc07": None, "overlap": rule.overlap}
+    measured |= {"use_difficult": rule.use_difficult, "epoch": options.compare_epoch, "curves": ""}
+    return replace(options, **{**nothing, **measured, _kind_of(other): other})
+
+
+def _write_report(options: EvaluateOptions, run: Any, certainty: Certainty) -> None:
     """--report."""
     from evaluate.report import set_pictures, write_report
 
+    known = certainty.content.get("intervals", {})
+    intervals = {
+        kind: {name: (one["low"], one["high"]) for name, one in some.items() if one["low"] is not None}
+        for kind, some in known.items()
+    }
     path = write_report(
         options.report,
         run.title,
@@ -58,6 +111,7 @@ def _write_report(options: EvaluateOptions, run: Any) -> None:
         set_pictures(options, run.evaluation.found),
         overlap=run.evaluation.overlap,
         use_difficult=run.use_difficult,
+        intervals=intervals,
         label_errors=options.label_errors,
     )
     print(f"{path} written")

@@ -19,6 +19,7 @@ from config.groups import (
     obsolete,
 )
 from config.options import joined_options, option, same_option, without_effect
+from evaluate.certainty import CertaintyOptions
 from evaluate.sets import SetOptions
 from symbol.registry import detection_options_class
 
@@ -26,30 +27,20 @@ EXAMPLE = "python evaluate.py --rec-path data/val.rec --prefix output/ssd --epoc
 # What --help shows; --help-all has all.
 FIRST = (
     *("rec_path", "prefix", "epoch", "model", "engine", "detections", "batch_size", "metrics", "nms"),
-    *(
-        "score_threshold",
-        "json",
-        "curves",
-        "report",
-        "coco_json",
-        "decision",
-        "thresh",
-        "ious",
-        "all_engines",
-        "gpus",
-        "cpu",
-    ),
+    *("score_threshold", "json", "curves", "report", "coco_json", "decision", "thresh", "ious", "compare"),
+    *("require", "all_engines", "gpus", "cpu"),
 )
 # Of a network that runs; they do nothing for detections from a file.
 _OF_NETWORKS = ("batch_size", "num_batch", "workers", "data_engine", "rect_val", "rect_multiple", "gpus", "cpu", "cpus")
 _OF_CHECKPOINTS = ("data_engine", "rect_val", "rect_multiple", "cpus")
-_OF_ONE = ("engine", "coco_json", "coco_truth", "curves", "decision", "ious", "report")  # of a run alone
+_CERTAINTY = ("bootstrap", "group_by", "compare", "require")
+_OF_ONE = ("engine", "coco_json", "coco_truth", "curves", "decision", "ious", "report", *_CERTAINTY)  # of a run alone
 _OF_FOLDERS = ("dataset", "set", "year", "images", "pixel_origin")
 LABEL_FORMATS = ("voc", "coco", "yolo", "csv", "labelme")  # of dataset.writers
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(SetOptions, ExpectedModel, DeviceOptions, CheckpointOptions):
+class EvaluateOptions(SetOptions, CertaintyOptions, ExpectedModel, DeviceOptions, CheckpointOptions):
     """Options of evaluate.py; what is not given comes from the checkpoint.
 
     evaluate_options_class adds the detection settings of all families.
@@ -161,6 +152,8 @@ def idle_options(
         groups.append((("rect_multiple",), ONE_SIZE))
     if not annotated:
         groups.append((_OF_FOLDERS, "for a record"))
+    if not options.compare:
+        groups.append((("compare_epoch",), "without --compare"))
     if not options.decision:
         groups.append((("thresh",), "without --decision"))
     if options.all_engines:

@@ -259,9 +259,10 @@ def _table(findings: Findings) -> str:
     lines = []
     for row in rows:
         name, objects, detections, *values = row.values()
-        ends = _range(findings.interval("voc", name))
         cells = [_cell(value) for value in values]
-        cells[0] += f' <span class="soft">{ends}</span>' if ends else ""
+        for k, kind in enumerate(("voc", "voc07", "coco")):
+            ends = _range(findings.interval(kind, name))
+            cells[k] += f' <span class="soft">{ends}</span>' if ends else ""
         shown = [escape(name), f"{objects:,}", f"{detections:,}", *cells]
         lines.append("".join(f"<td>{one}</td>" for one in shown))
     return f"<table><tr>{heads}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"

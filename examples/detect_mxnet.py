@@ -50,9 +50,11 @@ def refuse_more_bits(path: str) -> None:
 if len(sys.argv) < 3:
     print("usage: python detect_mxnet.py FOLDER IMAGE [LOWEST_SCORE]", file=sys.stderr)
     sys.exit(2)
-folder, path, lowest = sys.argv[1], sys.argv[2], float((sys.argv[3:] or [0.5])[0])
+folder, path = sys.argv[1], sys.argv[2]
 with open(f"{folder}/manifest.json", encoding="utf-8") as file:
     manifest = json.load(file)
+own = manifest.get("thresholds", {})  # by class, where the model has any
+lowest = np.float32([float((sys.argv[3:] or [own.get(name, 0.5)])[0]) for name in manifest["class_names"]])
 height, width = manifest["input_shape"]
 if manifest.get("bit_depth"):
     image = mx.nd.array(deep_image(path, manifest["bit_depth"]), dtype=np.uint8)
@@ -75,7 +77,7 @@ symbol, arg_params, aux_params = mx.model.load_checkpoint(f"{folder}/model", 0)
 network = symbol.simple_bind(mx.cpu(), "null", {"data": data.dtype}, data=(1, *data.shape))
 network.copy_params_from(arg_params, aux_params)
 det = network.forward(data=mx.nd.array(data[None], dtype=data.dtype))[0].asnumpy()[0]
-det = det[(det[:, 0] >= 0) & (det[:, 1] >= lowest)]  # id, score, corners from 0 to 1 of the input
+det = det[(det[:, 0] >= 0) & (det[:, 1] >= lowest[det[:, 0].astype(int)])]  # id, score, corners in 0..1 of the input
 det = det[np.argsort(-det[:, 1], kind="stable")]
 boxes = (det[:, 2:] * ([width, height] * 2) - [left, top] * 2) / ([inner_w / w, inner_h / h] * 2)
 boxes = np.clip(boxes, 0, [w, h] * 2)
@@ -83,4 +85,4 @@ seen = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # not in the border
 for (number, score), box in zip(det[seen, :2], boxes[seen], strict=True):
     print(f"{manifest['class_names'][int(number)]} {score:.4f}", *(f"{value:.2f}" for value in box))
 if not seen.any():
-    print(f"{path}: nothing above {lowest:g}")
+    print(f"{path}: nothing above {lowest.min():g}")

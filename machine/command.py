@@ -18,7 +18,10 @@ from common.errors import UserError
 
 SHOWN_OTHERWISE = {"shown_otherwise": True}  # `extra` of a log line that a terminal need not show
 AGAIN_SECONDS = 0.01
-TERMINATED = 128 + signal.SIGTERM
+SIGNAL_STATUS = 128  # a process that a signal ends has it and the signal's number
+TERMINATED = SIGNAL_STATUS + signal.SIGTERM
+_REQUESTS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1})
+logger = logging.getLogger(__name__)
 
 _arrived: list[int] = []  # signals that have raised an exception
 
@@ -28,8 +31,10 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
 
     "interrupted" is printed unless the KeyboardInterrupt has arguments: who gave it these has told already. A mistake
     is a UserError, a file that the system refuses (OSError with a file name) or a full disk. Status 141 when the reader
-    of the output has gone (`train.py --help | head`). DETECTOR_TRACEBACK=1 shows a mistake's traceback.
+    of the output has gone (`train.py --help | head`). DETECTOR_TRACEBACK=1 shows a mistake's traceback. Closed
+    streams lead nowhere.
     """
+    open_streams()
     keep_interrupts()
     try:
         status = _run(main)
@@ -49,6 +54,23 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
         print(f"error: {sentence}", file=sys.stderr)
         status = 2
     sys.exit(status)
+
+
+def open_streams() -> None:
+    """Puts /dev/null in the place of standard input, output and error where they are closed (`2>&-`).
+
+    Python then has no stream to print to, and a file opened later would get the number and be printed into.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115 - for good
 
 
 def _run(main: Callable[[list[str]], int | None]) -> int | str:
@@ -95,7 +117,7 @@ def keep_interrupts() -> None:
 
 def _arrive(number: int, frame: FrameType | None) -> NoReturn:
     _arrived.append(number)
-    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(TERMINATED)
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(SIGNAL_STATUS + number)
 
 
 def raise_lost_signal() -> None:
@@ -118,6 +140,61 @@ def _send_again(unraisable: Any) -> None:
     timer = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number))
     timer.daemon = True
     timer.start()
+
+
+class SignalRequests:
+    """What signals have asked a long loop for, which looks when it can: to end, to save and go on, or nothing (false).
+
+    Attributes:
+        end: the signal that asks to end; None = none has.
+        save: whether SIGUSR1 has asked to save.
+    """
+
+    def __init__(self) -> None:
+        """Nothing has been asked for."""
+        self.end: int | None = None
+        self.save = False
+
+    def __bool__(self) -> bool:
+        """Whether anything is to be done."""
+        return self.end is not None or self.save
+
+    def fulfil(self) -> None:
+        """After saving: raises what the signal stands for, if it asks to end."""
+        self.save = False
+        if self.end is not None:
+            raise KeyboardInterrupt if self.end == signal.SIGINT else SystemExit(SIGNAL_STATUS + self.end)
+
+    def arrive(self, number: int, frame: FrameType | None) -> None:
+        """The handler: a second signal to end is not waited for."""
+        if number == signal.SIGUSR1:
+            self.save = True
+        elif self.end is None:
+            self.end = number
+            name = signal.Signals(number).name
+            logger.warning("%s: the run is saved and ends after this update; a second one ends it at once", name)
+        else:
+            _arrive(number, frame)
+
+
+@contextmanager
+def requested_by_signals(requests: SignalRequests) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP ask to end, SIGUSR1 to save, in place of what they did, within the block.
+
+    SIGHUP where it is ignored (nohup) stays so. Outside of the main thread, which alone gets signals, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _REQUESTS}
+    ignored = {number for number in (signal.SIGHUP, signal.SIGINT) if before[number] is signal.SIG_IGN}
+    for number in _REQUESTS - ignored:
+        signal.signal(number, requests.arrive)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 @contextmanager

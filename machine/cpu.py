@@ -63,12 +63,13 @@ def physical_cores(cpus: set[int], root: Path = Path("/")) -> int:
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
     """CPUs' worth of time that the cgroups (v1 and v2) of this process may use: the tightest one's; None: no limit."""
-    limits = [limit for folder in _cgroup_folders(root) if (limit := _folder_quota(folder)) is not None]
+    limits = [limit for folder in cgroup_folders(root, "cpu") if (limit := _folder_quota(folder)) is not None]
     return min(limits, default=None)
 
 
-def _cgroup_folders(root: Path) -> Iterator[Path]:
-    """The folders with this process's CPU settings, from its own group up to the mount point (see man 7 cgroups)."""
+def cgroup_folders(root: Path, wanted: str) -> Iterator[Path]:
+    """The folders with this process's settings of a controller (`cpu`, `memory`), from its own group up to the mount
+    point (see man 7 cgroups)."""
     groups: dict[str, str] = {}
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -76,8 +77,8 @@ def _cgroup_folders(root: Path) -> Iterator[Path]:
     for line in _read(root / "proc/self/mountinfo").splitlines():
         place, _, description = line.partition(" - ")
         kind, *_, settings = description.split()
-        controller = {"cgroup2": "", "cgroup": "cpu"}.get(kind)
-        if controller in groups and (kind == "cgroup2" or "cpu" in settings.split(",")):
+        controller = {"cgroup2": "", "cgroup": wanted}.get(kind)
+        if controller in groups and (kind == "cgroup2" or wanted in settings.split(",")):
             mount_root, mount = place.split()[3:5]
             yield from _folder_and_parents(root / mount.lstrip("/"), mount_root, groups[controller])
 

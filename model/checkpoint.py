@@ -59,6 +59,8 @@ class CheckpointMeta:
         patience: state of --patience. time_limit: seconds of --time-limit, the updates that it was found to mean, and
             the --end-epoch that steps of the schedule were made for.
         begun: epochs that the run found done when it began with weights alone.
+        position: of a set in mid-epoch from which the run goes on (train/pauses.py): epochs done, batches done of the
+            next one, and the losses so far; {} for all others.
         records: sha256 of the records of the run, by `train` and `validation`; empty where they were not looked at.
         files: the set's .params and .optim.params by name; empty before they are written.
     """
@@ -90,6 +92,7 @@ class CheckpointMeta:
     patience: dict[str, Any] = field(default_factory=dict)
     time_limit: dict[str, int] = field(default_factory=dict)
     begun: int = 0
+    position: dict[str, Any] = field(default_factory=dict)
     records: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
 

@@ -4,11 +4,12 @@
 """
 
 import dataclasses
+import glob
 import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,8 @@ from types import MappingProxyType
 from typing import Any
 
 from common.errors import CheckpointError, OptionError
-from common.files import file_sha256, sync_folder, write_atomically
+from common.file_set import is_alive
+from common.files import check_name, file_sha256, sync_folder, write_atomically
 from common.sizes import input_size
 from common.version import versions
 from config.options import from_mapping, to_mapping
@@ -135,6 +137,7 @@ def _write_files(folder: Path, model: Model, more: Mapping[str, bytes]) -> Manif
 
 def check_replaceable(folder: str | Path) -> None:
     """OptionError unless `folder` is free, empty, or a folder with nothing but a model in it."""
+    check_name(str(folder), "--output")
     target = Path(folder).resolve()
     if not target.exists():
         return
@@ -153,16 +156,38 @@ def _beside(target: Path, suffix: str) -> Path:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Removes what a process of the same number left when it was killed (in containers the numbers are always the
-    same); a model that had lost its name then gets it back."""
-    temporary, old = _beside(target, "tmp"), _beside(target, "old")
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    if old.exists() and target.exists():
-        shutil.rmtree(old)
-    elif old.exists():
-        os.rename(old, target)
-        logger.warning("%s: was left as %s by an export that was killed, and has its name again", target, old.name)
+    """Removes what killed exports left; where the model had lost its name, the newest whole one gets it back."""
+    left = _leftovers(target)
+    whole = None if target.exists() else _newest_whole(left)
+    if whole:
+        os.rename(whole, target)
+        logger.warning("%s: was left as %s by an export that was killed, and has its name again", target, whole.name)
+    for path in left:
+        if path != whole:
+            shutil.rmtree(path)
+
+
+def _leftovers(target: Path) -> list[Path]:
+    """The hidden folders beside `target` of exports that have ended, by being killed. One of this process's number is
+    of an earlier process: in containers the numbers are always the same."""
+    found = []
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        number, _, suffix = path.name.removeprefix(f".{target.name}.").partition(".")
+        is_ours = suffix in ("tmp", "old") and number.isdecimal() and path.is_dir()
+        if is_ours and (int(number) == os.getpid() or not is_alive(int(number))):
+            found.append(path)
+    return found
+
+
+def _newest_whole(folders: Sequence[Path]) -> Path | None:
+    """The folder whose manifest is the newest among those with all their files; of equal ones the one to be, .tmp."""
+    whole = []
+    for folder in folders:
+        with suppress(CheckpointError, OSError):
+            for name, record in read_manifest(folder).files.items():
+                verify_file(folder / name, record)
+            whole.append(folder)
+    return max(whole, key=lambda folder: ((folder / MANIFEST).stat().st_mtime_ns, folder.suffix), default=None)
 
 
 def _replace(target: Path, new: Path) -> None:
@@ -182,6 +207,13 @@ def _replace(target: Path, new: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _lost_name(folder: Path) -> str:
+    """What to do about a model folder that an export left under another name when it was killed; "" without one."""
+    target = folder.resolve()
+    whole = None if target.exists() else _newest_whole(_leftovers(target))
+    return f"an export that was killed left it as {whole}: rename that, or export again" if whole else ""
+
+
 def load_model(path: str | Path, epoch: int | str = "auto", **detection_options: Any) -> Model:
     """The model in a model folder, or that of the checkpoint with a prefix.
 
@@ -196,7 +228,7 @@ def load_model(path: str | Path, epoch: int | str = "auto", **detection_options:
     if not list_epochs(str(path)):
         raise CheckpointError(
             f"{path}: neither a model folder nor the prefix of a checkpoint (looked for {path}/manifest.json and "
-            f"{path}-NNNN.json); train or export a model first, or correct the path"
+            f"{path}-NNNN.json); {_lost_name(Path(path)) or 'train or export a model first, or correct the path'}"
         )
     return model_from_checkpoint(load_checkpoint(str(path), epoch), **detection_options)
 

@@ -124,6 +124,8 @@ class Manifest:
         postprocessing: settings of det.
         versions: of the libraries that wrote the folder.
         source: the checkpoint.
+        thresholds: the lowest score of a detection by class, for who names none; classes that are not there have
+            the default of the program that detects.
         files: the folder's other files by name; empty before they are written.
     """
 
@@ -144,6 +146,7 @@ class Manifest:
     input_format: str = FLOAT32_NCHW
     calibration: Calibration | None = None
     accuracy: Accuracy | None = None
+    thresholds: dict[str, float] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -163,6 +166,12 @@ class Manifest:
             raise ValueError("mean and std take three numbers each, std positive ones")
         if len(self.input_shape) != 2 or not all(1 <= side <= MAX_SIDE for side in self.input_shape):
             raise ValueError(f"input_shape takes height and width up to {MAX_SIDE}")
+        self._check_thresholds()
+
+    def _check_thresholds(self) -> None:
+        for name, score in self.thresholds.items():
+            if name not in self.class_names or not 0 <= score <= 1:
+                raise ValueError(f"thresholds: {name!r:.80} is no class, or {score!r:.50} is not 0 to 1")
 
     @property
     def size(self) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import CheckpointError
-from common.files import AtomicFile
+from common.files import AtomicFile, refuse_page
 from graph.symbol_graph import Params
 from machine.runtime import mx
 
@@ -29,6 +29,7 @@ CPU_CONTEXT = (1, 0)
 def read_arrays(path: str | Path) -> Arrays:
     """{name: array} of a .params file; CheckpointError names a file that is missing, damaged, sparse or has no
     names."""
+    refuse_page(path)
     try:
         content = memoryview(Path(path).read_bytes())
         return _Reader(content).arrays()

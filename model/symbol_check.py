@@ -220,7 +220,7 @@ def _checked_node(node: Any, before: list[dict[str, Any]]) -> dict[str, Any]:
     position = len(before)
     if not isinstance(node, dict) or not node.keys() <= _NODE_KEYS:
         raise ValueError(f"node {position} has unknown parts")
-    if node.get("op") not in OPERATORS:
+    if not isinstance(node.get("op"), str) or node["op"] not in OPERATORS:
         raise ValueError(f"node {position} is the operator {node.get('op')!r:.50}, which detection does not use")
     name, attrs, inputs = node.get("name"), node.get("attrs", {}), node.get("inputs")
     if not isinstance(name, str) or not isinstance(inputs, list) or not isinstance(attrs, dict):

@@ -252,32 +252,41 @@ def per_class_detection(
     nms: float,
     force: bool,
     variances: Sequence[float],
+    clip: bool = False,
+    pooled: bool = False,
 ) -> Symbol:
     """det (B, keep, 6), best first, as ssd.pytorch's Detect makes it: an anchor may give several classes.
 
     prob (B, A, C + 1) with the background first, loc_pred (B, A, 4) offsets, anchors (1, A, 4) corners. Of each class
-    the topk best boxes (at most A) are considered; those with a score above the threshold suppress worse ones of their
-    class (force: of any class) with an IoU above nms; the keep best of all classes (at most C * topk) remain. Boxes are
-    not clipped. Source: SSD, section 3.1 (inference); Caffe's DetectionOutput.
+    the topk best boxes (at most A) are considered, pooled: of all classes together; those with a score above the
+    threshold suppress worse ones of their class (force: of any class) with an IoU above nms; the keep best of all
+    classes (at most those considered) remain. Boxes are not clipped; clip limits them to the image before suppression.
+    Source: SSD, section 3.1 (inference); Caffe's DetectionOutput; pooled: gluoncv's SSD; clip: torchvision's.
     """
     scores = mx.sym.transpose(mx.sym.slice_axis(prob, axis=2, begin=1, end=None), axes=(0, 2, 1))  # (B, C, A)
     best = mx.sym.topk(scores, axis=2, k=topk, ret_typ="both", name="detection_topk")  # scores and anchors (B, C, topk)
     std = {f"std{k}": float(value) for k, value in enumerate(variances)}
     boxes = mx.sym.contrib.box_decode(loc_pred, anchors, format="corner", **std)  # (B, A, 4)
+    boxes = mx.sym.clip(boxes, a_min=0.0, a_max=1.0) if clip else boxes
     boxes = take_rows(boxes, best[1], axes=3)  # (B, C, topk, 4)
     ids = mx.sym.contrib.arange_like(best[0], axis=1)  # (C,)
     ids = mx.sym.broadcast_like(mx.sym.reshape(ids, shape=(1, -1, 1)), best[0])  # (B, C, topk)
     found = mx.sym.concat(mx.sym.stack(ids, best[0], axis=3), boxes, dim=3)  # (B, C, topk, 6)
-    if force:
+    if force or pooled:
         found = mx.sym.reshape(found, shape=(0, -3, 0))  # (B, C * topk, 6)
-    found = mx.sym.contrib.box_nms(
-        found, overlap_thresh=nms, valid_thresh=threshold, score_index=1, coord_start=2, name="detection_nms"
-    )
-    if not force:
+    if pooled:
+        found = _best_rows(found, topk, name="detection_pairs")  # (B, topk, 6)
+    columns = {"score_index": 1, "coord_start": 2} | ({"id_index": 0, "force_suppress": force} if pooled else {})
+    found = mx.sym.contrib.box_nms(found, overlap_thresh=nms, valid_thresh=threshold, name="detection_nms", **columns)
+    if not (force or pooled):
         found = mx.sym.reshape(found, shape=(0, -3, 0))  # (B, C * topk, 6)
-    scores = mx.sym.reshape(mx.sym.slice_axis(found, axis=2, begin=1, end=2), shape=(0, -1))  # (B, C * topk)
-    rows = mx.sym.topk(scores, axis=1, k=keep, name="detection_keep")  # (B, keep)
-    return take_rows(found, rows, axes=2, name="detection")
+    return _best_rows(found, keep, name="detection_keep", rows_name="detection")
+
+
+def _best_rows(found: Symbol, count: int, name: str, rows_name: str | None = None) -> Symbol:
+    """The rows (B, count, 6) of the best scores, best first, of rows (B, N, 6)."""
+    scores = mx.sym.reshape(mx.sym.slice_axis(found, axis=2, begin=1, end=2), shape=(0, -1))  # (B, N)
+    return take_rows(found, mx.sym.topk(scores, axis=1, k=count, name=name), axes=2, name=rows_name)
 
 
 def take_rows(data: Symbol, rows: Symbol, axes: int, name: str | None = None) -> Symbol:

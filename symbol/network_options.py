@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from config.options import option
 
+MOST_BOXES = 1_000_000  # more than any network predicts; MXNet's numbers would overflow above 2**31
+
 
 @dataclass(frozen=True)
 class CommonOptions:
@@ -30,10 +32,16 @@ class CommonOptions:
         "detection",
         detection=True,
         minimum=1,
+        maximum=MOST_BOXES,
         aliases=("topk",),
     )
     keep_topk: int = option(
-        200, "boxes of an image kept after suppression by per_class", "detection", detection=True, minimum=1
+        200,
+        "boxes of an image kept after suppression; multibox keeps all",
+        "detection",
+        detection=True,
+        minimum=1,
+        maximum=MOST_BOXES,
     )
     score_threshold: float = option(
         0.01, "lowest score of a detection", "detection", detection=True, minimum=0.0, maximum=1.0
@@ -59,6 +67,14 @@ class LocWeightOption:
     """For families whose loss of the boxes has one weight."""
 
     loc_weight: float = option(1.0, "weight of the localisation loss (alpha)", "losses", minimum=0.0)
+
+
+# Values of post_process by which an anchor may give several classes, and what a manifest calls them.
+PER_CLASS = {
+    "per_class": "box_nms per class",
+    "clipped": "box_nms per class of clipped boxes",
+    "pooled": "box_nms of pooled classes",
+}
 
 
 @dataclass(frozen=True)
@@ -98,10 +114,12 @@ class SSDOptions(WidthOption, LocWeightOption, CommonOptions):
     )
     post_process: str = option(
         "multibox",
-        "multibox = MultiBoxDetection, an anchor has its best class; per_class = NMS of each class, as ssd.pytorch",
+        "multibox = MultiBoxDetection, an anchor has its best class; per_class = NMS of each class, as ssd.pytorch; "
+        "clipped = the same of boxes limited to the image, as torchvision; pooled = the --nms-topk best of all classes "
+        "together, NMS of each class, as gluoncv",
         "detection",
         detection=True,
-        choices=("multibox", "per_class"),
+        choices=("multibox", *PER_CLASS),
     )
 
 

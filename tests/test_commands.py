@@ -70,6 +70,15 @@ def finish(script, words):
     return process.returncode, output
 
 
+def test_training_with_closed_streams_ends_well(options, tmp_path):
+    options = replace_options(options, prefix=str(tmp_path / "t"), end_epoch=1)
+    command = ["sh", "-c", 'exec "$0" train.py "$@" <&- >&- 2>&-', sys.executable, *flags(options)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert "Traceback" not in done.stderr
+    assert list_epochs(options.output.prefix) == [1]
+
+
 def lines_of_metrics(options):
     path = Path(f"{options.output.prefix}-metrics.jsonl")
     return len(path.read_text().splitlines()) if path.exists() else 0

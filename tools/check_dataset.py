@@ -57,6 +57,7 @@ class SetOptions:
     )
     class_names: tuple[str, ...] = same_option(PrepareOptions, "class_names", None)
     pixel_origin: int = same_option(PrepareOptions, "pixel_origin", None)
+    allow_outside: bool = same_option(PrepareOptions, "allow_outside", None)
     polygons: str = same_option(PrepareOptions, "polygons", None)
     bit_depth: str = same_option(PrepareOptions, "bit_depth", None)
     num_thread: int | None = same_option(PrepareOptions, "num_thread", None)
@@ -145,6 +146,7 @@ def open_sets(words: Sequence[str], options: SetOptions) -> list[OpenedSet]:
                 skip_bad=True,
                 every=not (path / SETS).is_dir(),
                 polygons=options.polygons,
+                allow_outside=options.allow_outside,
             )
             opened.append(OpenedAnnotations(wanted))
     return opened

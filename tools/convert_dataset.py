@@ -25,7 +25,7 @@ import numpy as np
 
 from common.errors import DataError, OptionError
 from common.file_set import is_alive
-from common.files import sync_folder
+from common.files import open_regular, sync_folder
 from config.command_line import boolean_flags, parse_options
 from config.options import option, same_option, without_effect
 from dataset.class_names import read_class_names
@@ -80,6 +80,7 @@ class ConvertOptions:
     only_class_names: bool = same_option(PrepareOptions, "only_class_names", None)
     pixel_origin: int = same_option(PrepareOptions, "pixel_origin", None)
     trust_size: str | None = same_option(PrepareOptions, "trust_size", None)
+    allow_outside: bool = same_option(PrepareOptions, "allow_outside", None)
     polygons: str = same_option(PrepareOptions, "polygons", None)
     skip_bad: bool = same_option(PrepareOptions, "skip_bad", None)
 
@@ -179,7 +180,7 @@ def _checked_roots(words: Sequence[str], options: ConvertOptions) -> list[Path]:
 def _idle_options(roots: Sequence[Path], options: ConvertOptions) -> list[tuple[tuple[str, ...], str]]:
     """Names of options that do nothing, and why, as without_effect takes them."""
     of_folders = ("dataset", "annotations", "images", "year", "set", "only_class_names", "pixel_origin", "trust_size")
-    groups = [((*of_folders, "polygons"), "for records")] if roots[0].suffix == _RECORD else []
+    groups = [((*of_folders, "polygons", "allow_outside"), "for records")] if roots[0].suffix == _RECORD else []
     return groups + ([] if options.to in ("voc", "csv") else [(("output_origin",), f"with --to {options.to}")])
 
 
@@ -213,6 +214,7 @@ def _read_folder(root: Path, options: ConvertOptions) -> Found:
         pixel_origin=options.pixel_origin,
         skip_bad=options.skip_bad,
         polygons=options.polygons,
+        allow_outside=options.allow_outside,
         annotations=Path(options.annotations) if options.annotations else None,
         images=Path(options.images) if options.images else None,
     )
@@ -404,7 +406,7 @@ def _first_bytes(item: Item) -> bytes:
     """What tells the format of a file whose name does not; else nothing."""
     if item.path is None or item.path.suffix.lower() in _SUFFIXES:
         return b""
-    with open(item.path, "rb") as file:
+    with open_regular(item.path) as file:
         return file.read(_SIGNATURE_BYTES)
 
 

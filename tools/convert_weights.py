@@ -16,7 +16,8 @@ if not __package__:
 import numpy as np
 
 from common.errors import CheckpointError, OptionError
-from common.files import check_prefix
+from common.files import MAX_PREFIX, check_name, check_prefix
+from common.sizes import input_size
 from config.augment_options import FORCE, LETTERBOX
 from config.command_line import boolean_flags, parse_options
 from config.groups import DataOptions, InputOptions, pixel_options
@@ -54,8 +55,8 @@ class ConvertOptions:
     file: str = option("", "file to convert; it may stand without the flag", "source")
     network: str = option(
         "",
-        "network to make weights for, see docs/networks.md (default: what the symbol of --from classic says, else "
-        f"{DEFAULT_NETWORK})",
+        "network to make weights for, see docs/networks.md (default: what the file, or the symbol of --from classic, "
+        f"says, else {DEFAULT_NETWORK})",
         "network",
     )
     data_shape: tuple[int, ...] | None = same_option(
@@ -92,6 +93,8 @@ class WeightsSource:
         options: of our network, which make it detect as the project does.
         pixels: options of train.py: how its images become inputs; others as train.py has them.
         side: of the input, unless given; 0: what the network was designed for.
+        network: unless given.
+        describing: function of the module: (arrays) -> SSDSettings, what a file says of itself; None for nothing.
     """
 
     module: str
@@ -99,6 +102,16 @@ class WeightsSource:
     pixels: Mapping[str, Any] = field(default_factory=dict)
     side: int = 300
     renaming: str = "rename"
+    network: str = DEFAULT_NETWORK
+    describing: str = ""
+
+    def of_file(self, arrays: Arrays) -> tuple["WeightsSource", str]:
+        """The source as this file makes it, and a note on that for the user, or ""."""
+        found = getattr(importlib.import_module(f"model.weights.{self.module}"), self.describing)(arrays)
+        if found is None:
+            return self, ""
+        options, pixels = {**self.options, **found.options}, {**self.pixels, **found.pixels}
+        return replace(self, options=options, pixels=pixels, side=found.side, network=found.network), found.note
 
     @property
     def read(self) -> Callable[[str], Arrays]:
@@ -129,11 +142,16 @@ EFFDET_PIXELS |= {"std_r": 58.395, "std_g": 57.12, "std_b": 57.375, "resize_mode
 # --from NAME; a new source is a module in model/weights/ and a row here.
 SOURCES: dict[str, WeightsSource] = {
     "ssd.pytorch": WeightsSource(
-        "pytorch", {"post_process": "per_class", "nms_topk": 200, "keep_topk": 200}, renaming="rename_ssd"
+        "pytorch",
+        {"post_process": "per_class", "nms_topk": 200, "keep_topk": 200},
+        renaming="rename_ssd",
+        describing="describe_ssd",
     ),
-    "torchvision": WeightsSource("pytorch", renaming="rename_ssd"),
-    "caffe": WeightsSource("caffe", {"post_process": "per_class", "nms_topk": 400, "keep_topk": 200}),
-    "gluon": WeightsSource("gluon"),
+    "torchvision": WeightsSource("pytorch", renaming="rename_ssd", describing="describe_ssd"),
+    "caffe": WeightsSource(
+        "caffe", {"post_process": "per_class", "nms_topk": 400, "keep_topk": 200}, describing="describe"
+    ),
+    "gluon": WeightsSource("gluon", describing="describe"),
     "classic": WeightsSource("classic"),
     "darknet": WeightsSource("darknet", DARKNET_OPTIONS, DARKNET_PIXELS, side=416),
     "yolov3-spp.pytorch": WeightsSource("pytorch", pixels=YOLO_PIXELS, side=416, renaming="rename_yolo"),
@@ -151,16 +169,35 @@ def main(argv: list[str]) -> None:
     source, path = _source(options), _file(words, options)
     prefix = options.prefix or str(path.with_suffix(""))
     _check_outputs(prefix, path, options.overwrite)
+    arrays = source.read(str(path)) if source.describing else None
+    source = source if arrays is None else _described(source, options, arrays)
     options, stated = _completed(options, source, path)
     options = replace(options, resize_mode=_resize_mode(options, source))
     network_options = to_mapping(from_mapping(network_options_class(), _network_values(options, source) | stated))
-    arg, aux = source.rename(source.read(str(path)), options.network, network_options)
+    arrays = source.read(str(path)) if arrays is None else arrays
+    arg, aux = source.rename(arrays, options.network, network_options)
     names = _class_names(options, path, arg)
-    report, complete = _write(prefix, options, network_options, names, arg, aux)
+    report, complete = _write(prefix, options, source.pixels, network_options, names, arg, aux)
     print(report)
     print(f"{prefix}-0000.params written; train from it with --pretrained {prefix} --epoch 0")
     if complete:
         print(f"nothing is missing, it detects as it is: python demo.py --model {prefix} --epoch 0 --images IMAGE")
+
+
+def _described(source: WeightsSource, options: ConvertOptions, arrays: Arrays) -> WeightsSource:
+    """The source as the file makes it; prints what it assumes, or that the network given detects otherwise.
+
+    Another network or side than the file's keeps anchors of its own: there may be other numbers of maps.
+    """
+    own, note = source.of_file(arrays)
+    given = options.network or own.network, input_size(options.data_shape or (own.side,))
+    if note and not options.network:
+        print(f"note: {note}; --network says another one")
+    if own is source or given == (own.network, (own.side, own.side)):
+        return own
+    if not note:
+        print(f"note: the file detects as --network {own.network} --data-shape {own.side}, not as what is given")
+    return replace(own, options={key: value for key, value in own.options.items() if not key.startswith("anchor_")})
 
 
 def _completed(options: ConvertOptions, source: WeightsSource, path: Path) -> tuple[ConvertOptions, dict[str, Any]]:
@@ -170,7 +207,7 @@ def _completed(options: ConvertOptions, source: WeightsSource, path: Path) -> tu
     """
     found = _classic_symbol(options, path)
     if found is None:
-        network = options.network or DEFAULT_NETWORK
+        network = options.network or source.network
         return replace(options, network=network, data_shape=options.data_shape or _shape(source, network)), {}
     network = options.network or found.network or ""
     if not network:
@@ -250,6 +287,7 @@ def _file(words: list[str], options: ConvertOptions) -> Path:
 def _check_outputs(prefix: str, path: Path, overwrite: bool) -> None:
     """OptionError where a file to be written is there already, unless it may be lost; the source never may."""
     check_prefix(prefix)
+    check_name(prefix, "--prefix", MAX_PREFIX)
     for suffix in OUTPUTS:
         output = Path(f"{prefix}-{suffix}")
         if output.exists() and path.exists() and output.samefile(path):
@@ -295,6 +333,7 @@ def _classes_of_heads(options: ConvertOptions, arg: Arrays) -> int | None:
 def _write(
     prefix: str,
     options: ConvertOptions,
+    pixels: Mapping[str, Any],
     network_options: dict[str, Any],
     names: tuple[str, ...],
     arg: Arrays,
@@ -322,27 +361,27 @@ def _write(
         write_params(f"{prefix}-0000.params", *kept)
         meta_path(prefix, 0).unlink(missing_ok=True)  # of an earlier conversion
     else:
-        _write_checkpoint(prefix, options, network_options, names, *kept)
+        _write_checkpoint(prefix, options, pixels, network_options, names, *kept)
     return report, not report.missing
 
 
 def _write_checkpoint(
     prefix: str,
     options: ConvertOptions,
+    pixels: Mapping[str, Any],
     network_options: dict[str, Any],
     names: tuple[str, ...],
     arg: dict[str, Any],
     aux: dict[str, Any],
 ) -> None:
     """A checkpoint of epoch 0, as training writes them, so that evaluate.py, deploy.py and demo.py run it."""
-    from common.sizes import input_size
     from model.checkpoint import CheckpointMeta, save_checkpoint
     from symbol.symbol_factory import get_symbol_train
     from train.stages import symbol_digest
 
     assert options.data_shape  # main() has put the source's in
     symbol = get_symbol_train(options.network, options.data_shape, len(names), **network_options)
-    defaults = train_options(**{**_source(options).pixels, "resize_mode": options.resize_mode})
+    defaults = train_options(**{**pixels, "resize_mode": options.resize_mode})
     meta = CheckpointMeta(
         epoch=0,
         num_update=0,

@@ -102,6 +102,9 @@ class PrepareOptions:
     duplicates: str = option(
         "keep", "objects with the class and the box of another one: keep or drop", "annotations", choices=DUPLICATES
     )
+    allow_outside: bool = option(
+        False, "yolo: lists may name images out of their folder and the one above, by `..` or links", "annotations"
+    )
     polygons: str = option(
         "refuse", "yolo: what becomes of polygons; box takes the box around each", "annotations", choices=POLYGONS
     )
@@ -338,6 +341,7 @@ def _read(options: PrepareOptions, names: tuple[str, ...] | None) -> tuple[Sourc
         skip_bad=options.skip_bad,
         every=bool(options.split),
         polygons=options.polygons,
+        allow_outside=options.allow_outside,
         annotations=Path(options.annotations) if options.annotations else None,
         images=Path(options.images) if options.images else None,
     )

@@ -95,6 +95,7 @@ def _print_address(listener: socket.socket) -> None:
 
 def _service(options: ServeOptions) -> "Service":
     """The service of the options, its model loaded and measured."""
+    from detect.detector import DEFAULT_THRESHOLD
     from detect.service.app import Limits, Service
     from detect.service.batching import describe, load_runner
 
@@ -108,7 +109,8 @@ def _service(options: ServeOptions) -> "Service":
         max_wait=options.max_wait_ms / 1e3,
     )
     about = describe(options, detector, runner)
-    return Service(runner, detector.class_names, limits, options.thresh, about, detector.manifest.bit_depth)
+    lowest = options.thresh if options.thresh is not None else detector.manifest.thresholds or DEFAULT_THRESHOLD
+    return Service(runner, detector.class_names, limits, lowest, about, detector.manifest.bit_depth)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """Which batches a stage of a run trains and validates on."""
 
+import json
+import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from common.errors import OptionError
 from common.sizes import input_size
 from config.groups import DataOptions, batches_per_update, pixel_options, rect_multiple, warmup_span
-from dataset.batch_spec import BatchSpec
+from dataset.batch_memory import check_memory
+from dataset.batch_spec import BatchPlan, BatchSpec
 from dataset.input_sizes import multi_scale_sizes
 from dataset.iterator import check_batches
 from dataset.labels import HEADER_WIDTH, OBJECT_WIDTH
@@ -15,6 +19,10 @@ from symbol.symbol_factory import get_assigner, size_multiple
 from train.options import augment_options, network_options
 from train.stages import Stage
 from train.start import Start
+
+BYTES = 4  # of a float32
+
+logger = logging.getLogger(__name__)
 
 
 def batch_specs(stage: Stage, sidecars: Sequence[Sidecar | None], start: Start) -> tuple[BatchSpec, BatchSpec | None]:
@@ -75,9 +83,23 @@ def _label_rows(data: DataOptions, sidecars: Sequence[Sidecar | None]) -> int | 
 
 
 def check_stage_batches(stage: Stage, sidecars: Sequence[Sidecar | None], start: Start) -> None:
-    """OptionError or DataError for what opening the batches of a stage would find wrong; nothing is started."""
-    for spec in filter(None, batch_specs(stage, sidecars, start)):
-        check_batches(spec, stage.options.data.data_engine)
+    """OptionError or DataError for what opening the batches of a stage would find wrong, or for more memory than there
+    is; nothing is started. The estimate is logged."""
+    engine = stage.options.data.data_engine
+    plans = [check_batches(spec, engine) for spec in batch_specs(stage, sidecars, start) if spec]
+    logger.info(check_memory(plans, 0 if stage.options.device.gpus else kept_bytes(stage, plans[0])))
+
+
+def kept_bytes(stage: Stage, plan: BatchPlan) -> int:
+    """Bytes that training keeps for a batch of a plan, at least: what trained convolutions give, which the layers
+    behind them need again to go back."""
+    layers = stage.losses.get_internals()
+    rows, arguments = plan.layout.shapes[plan.maker.size], set(layers.list_arguments())
+    inputs = {name: (1, *shape) for name, shape in rows.items() if name in arguments}  # of one image
+    shapes = dict(zip(layers.list_outputs(), layers.infer_shape_partial(**inputs)[1], strict=True))
+    names = [node["name"] for node in json.loads(layers.tojson())["nodes"] if node["op"] == "Convolution"]
+    outputs = [shapes.get(f"{name}_output") for name in names if f"{name}_weight" not in stage.frozen]
+    return plan.spec.batch_size * sum(BYTES * math.prod(shape) for shape in outputs if shape)
 
 
 def first_epoch(start: Start) -> int:

@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from common.errors import CheckpointError, DataError
-from common.files import check_prefix, numbered_files
+from common.files import MAX_PREFIX, check_name, check_prefix, numbered_files
 from config.augment_options import CENTER, RunAugment
 from config.groups import COCO_ALONE, IMAGENET, is_foreign, validation_kinds, warmup_span
 from config.options import without_effect
@@ -27,11 +27,12 @@ def is_resumed(options: TrainOptions) -> bool:
 
 
 def check_early(options: TrainOptions) -> None:
-    """OptionError for an unknown network, stages that cannot be or a prefix without name; DataError or CheckpointError
-    naming a file that is not there."""
+    """OptionError for an unknown network, stages that cannot be, a prefix without name or with too long a one;
+    DataError or CheckpointError naming a file that is not there."""
     family_of(options.input.network)
     split_stages(options)
     check_prefix(options.output.prefix)
+    check_name(options.output.prefix, "--prefix", MAX_PREFIX)
     check_records(options)
     for flag, path in (("--train-list", options.data.train_list), ("--val-list", options.data.val_list)):
         if path and not Path(path).is_file():

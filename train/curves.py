@@ -112,7 +112,7 @@ class LiveCurves:
         class names with $ for formulas."""
         try:
             write(*arguments)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ArithmeticError, RuntimeError) as error:
             if not self._warned:
                 logger.warning("the curves of %s cannot be written (%s); training goes on", self.prefix, error)
             self._warned = True

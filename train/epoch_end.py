@@ -14,12 +14,13 @@ from config.groups import best_metric, pixel_options
 from config.options import to_mapping
 from evaluate.scoring import served_rows
 from evaluate.voc_eval import VOCResult, best_f1
-from machine.command import held
+from machine.command import SignalRequests, held
 from machine.runtime import mx
 from model.checkpoint import drop_after, list_epochs, write_best
 from train.callbacks import finite_values
 from train.curves import BatchPicture, LiveCurves
 from train.metric import LossMetric
+from train.pauses import Pauses, drop_paused
 from train.progress import Progress
 from train.run_files import MetricsFile, write_results
 from train.saving import CheckpointWriter, SavePlan
@@ -51,16 +52,18 @@ class EpochEnd:
         kept_epochs: int,
         progress: Progress,
         validates: Callable[[int], bool],
+        requests: SignalRequests,
     ) -> None:
         """metric: the training metric; kept_epochs: of an earlier part of this run; progress: where the speed is known.
 
-        validates: whether the epoch of this number, from 0, is validated.
+        validates: whether the epoch of this number, from 0, is validated. requests: what signals ask for.
         """
         self.writer, self.plan, self.metric, self.progress = writer, plan, metric, progress
         self.module = writer.module
         self.options = options = writer.options
         self.validates = validates
         self.metrics = MetricsFile(options.output.prefix, kept_epochs)
+        _try(self.metrics.move_damaged)
         state = progress.state if options.output.live else None
         prefix, records = options.output.prefix, self.metrics.records
         self.curves = LiveCurves(prefix, metric, self.module, records, progress.batches, state)
@@ -76,12 +79,14 @@ class EpochEnd:
             if record["epoch"] in saved and record["epoch"] > writer.begun and self._is_best(record):
                 self.best = record
         self._kept_epochs, self._took_over, self._told, self._is_over = kept_epochs, False, False, False
+        self.pauses = Pauses(writer, metric, requests, self._take_over)
         self._epoch_started = time.monotonic()
 
     @property
     def is_saved(self) -> bool:
         """Whether there is a checkpoint of this very run to continue from."""
-        return self._took_over and any(epoch > self._kept_epochs for epoch in list_epochs(self.options.output.prefix))
+        newer = (epoch > self._kept_epochs for epoch in list_epochs(self.options.output.prefix))
+        return self.pauses.is_saved or (self._took_over and any(newer))
 
     def without_validation(self, epoch: int, *_: Any) -> None:
         """epoch_end_callback of fit."""
@@ -108,15 +113,16 @@ class EpochEnd:
         is_given_up = self._is_given_up(epoch, record)
         last = is_given_up or number >= self.options.schedule.end_epoch
         # The line comes before the checkpoint: a run that is killed between the two cuts it when it is resumed.
-        self.metrics.append(record)
-        write_results(self.metrics.records, Path(f"{self.options.output.prefix}-results.txt"))
+        _try(self.metrics.append, record)
+        _try(write_results, self.metrics.records, Path(f"{self.options.output.prefix}-results.txt"))
         is_best = self._is_best(record)
         self._warn_without_score(epoch, record)
-        if self.plan.is_due(number, record["num_update"], is_best, last, self.best is not None):
+        is_due = self.plan.is_due(number, record["num_update"], is_best, last, self.best is not None)
+        if is_due:
             with held():  # a run that a signal ends knows whether it has a checkpoint, and the best is noted
                 self.writer.save(self.options.output.prefix, number, record)
-                if not self._took_over:
-                    self._take_over(number)
+                self._take_over(number)
+                drop_paused(self.options.output.prefix)
                 if is_best:
                     self.best = record
                     self._write_best()
@@ -131,6 +137,8 @@ class EpochEnd:
             for name, value in validation.items():
                 logger.info("Epoch[%d] Validation-%s=%f", number, name, value)
             raise RunEnds
+        if not self._is_over:
+            self.pauses.at_epoch_end(number, is_due)
         seed_epoch(self.options.data.seed, number)
         self._epoch_started = time.monotonic()
 
@@ -196,8 +204,11 @@ class EpochEnd:
         command = ["python", "deploy.py", "--prefix", prefix, *best, "--output", f"{prefix}-model"]
         logger.info("export %s with: %s", "the best" if best else "it", shlex.join(command))
 
-    def _take_over(self, saved: int) -> None:
-        """Drops what later epochs of an abandoned run have left, now that this run has saved the set `saved`."""
+    def _take_over(self, saved: int | None = None) -> None:
+        """Drops what later epochs of an abandoned run have left, once, now that this run has saved the set `saved`, or
+        in mid-epoch."""
+        if self._took_over:
+            return
         dropped = drop_after(self.options.output.prefix, self._kept_epochs, saved)
         if dropped:
             logger.info("dropped the earlier checkpoints of epochs %s", ", ".join(map(str, dropped)))
@@ -237,6 +248,14 @@ class EpochEnd:
             "seconds": round(time.monotonic() - self._epoch_started, 3),
             "images_per_second": round(self.progress.images_per_second, 2),
         }
+
+
+def _try(write: Callable[..., None], *arguments: Any) -> None:
+    """Writes a file that training can do without; a failure is a warning."""
+    try:
+        write(*arguments)
+    except OSError as error:
+        logger.warning("%s: cannot be written (%s); training goes on", error.filename, error.strerror)
 
 
 def _operating_point(metric: mx.metric.EvalMetric) -> dict[str, float]:

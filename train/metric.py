@@ -2,12 +2,12 @@
 wait."""
 
 from collections import deque
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from common.errors import OptionError
+from common.errors import CheckpointError, OptionError
 from machine.runtime import mx
 
 NDArray: TypeAlias = mx.nd.NDArray
@@ -57,6 +57,7 @@ class LossMetric(mx.metric.EvalMetric):
         """names: of the outputs, in their order; num_contexts: how many times update() is called for each batch."""
         self.names, self.num_contexts = list(names), num_contexts
         self.first_bad: int | None = None
+        self._restored: dict[str, Any] = {}
         super().__init__("losses")
 
     def reset(self) -> None:
@@ -66,6 +67,28 @@ class LossMetric(mx.metric.EvalMetric):
         self._complete = self._sums.copy(), self._count  # of the updates that are
         self._read_updates = 0
         self.first_bad = None
+        if self._restored:
+            self._sums, self._count = np.array(self._restored["sums"], float), float(self._restored["count"])
+            self._read_updates, self._restored = int(self._restored["read"]), {}
+            self._complete = self._sums.copy(), self._count
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes, as JSON has it; after flush() and a whole update."""
+        return {"sums": self._sums.tolist(), "count": self._count, "read": self._read_updates}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Lets the next reset() put the metric into this state of an epoch; {} = nothing. CheckpointError for another
+        one."""
+        try:
+            fits = not state or (
+                len([float(value) for value in state["sums"]]) == len(self.names)
+                and np.isfinite([float(state["count"]), int(state["read"])]).all()
+            )
+        except (KeyError, TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise CheckpointError("the losses of the epoch in which the run was paused are damaged")
+        self._restored = dict(state)
 
     def reset_local(self) -> None:
         """Does nothing: values are those of the epoch so far."""

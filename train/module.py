@@ -1,6 +1,9 @@
 """The one subclass of mx.mod.Module: labels by name, exact optimizer state, validation by an inference Module."""
 
+import json
 import logging
+import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -36,13 +39,15 @@ class DetectionModule(mx.mod.Module):
         recipe: Recipe = Recipe(),  # noqa: B008 - it is immutable
         validation_losses: LossMetric | None = None,
         rewrite_graph: bool = True,
+        seed: int | None = None,
     ) -> None:
         """symbol: training outputs without det; detection_symbol: get_symbol's det.
 
         optimizer_state: {parameter:k} -> k-th state array, restored when the optimizer has been created; it must fit
         exactly. None = the optimizer's own start. validation_losses: the metric of the losses of detection_symbol,
         which is then get_symbol_train's; None = they are not computed. rewrite_graph: CPUs train the graph that
-        graph/onednn_training.py makes of symbol.
+        graph/onednn_training.py makes of symbol. seed: the random numbers of an update come from it and the number of
+        the update; None = from MXNet's generator as it is.
         """
         super().__init__(
             symbol,
@@ -64,6 +69,7 @@ class DetectionModule(mx.mod.Module):
         self._rewrites = rewrite_graph and all(device.device_type == "cpu" for device in context)
         self._completes_update = True
         self._batches = 0  # of the update that is being made
+        self._draws_by = seed if is_random(symbol) else None
         self._squares: list[mx.nd.NDArray] = []
         self._sums: list[mx.nd.NDArray] = []  # of the gradients of this update's batches but the newest
         self._rescale = 1.0
@@ -82,6 +88,8 @@ class DetectionModule(mx.mod.Module):
 
     def forward(self, data_batch: mx.io.DataBatch, is_train: bool | None = None) -> None:
         """As Module.forward, with the batch's labels reduced to those bound."""
+        if self._completes_update and self._draws_by is not None and is_train is not False:
+            seed_update(self._draws_by, self.num_update)
         self._batches = 1 if self._completes_update else self._batches + 1
         self._completes_update = getattr(data_batch, "completes_update", True)
         labels = [data_batch.label[k] for k in self._used_labels]
@@ -159,6 +167,11 @@ class DetectionModule(mx.mod.Module):
             raw = {name: array for params in self.get_params() for name, array in params.items()}
             states |= {RAW + name: array.asnumpy() for name, array in raw.items() if not is_constant(name)}
         return states
+
+    @property
+    def is_between_updates(self) -> bool:
+        """Whether the newest batch completed an update."""
+        return self._completes_update
 
     @property
     def num_update(self) -> int:
@@ -299,6 +312,17 @@ class DetectionModule(mx.mod.Module):
         module.bind(data, labels or None, for_training=False, shared_module=self)
         with self._weights_to_save():
             yield module
+
+
+def is_random(symbol: Symbol) -> bool:
+    """Whether a symbol draws random numbers in training."""
+    operators = {node["op"] for node in json.loads(symbol.tojson())["nodes"]}
+    return any(name == "Dropout" or re.match(r"_?(random|sample|shuffle)", name) for name in operators)
+
+
+def seed_update(seed: int, update: int) -> None:
+    """Seeds MXNet for the update after so many: what it draws does not depend on how the run came there."""
+    mx.random.seed(zlib.crc32(f"{seed}/update/{update}".encode()))
 
 
 def _shapes(*described: Any) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -100,7 +100,9 @@ def preflight(options: TrainOptions) -> Plan:
     check_disk_space(options, len(classes))
     found_epochs = tuple(list_epochs(options.output.prefix))
     start = find_start(stages)
-    MetricsFile(options.output.prefix, start.kept_epochs)
+    damage = MetricsFile(options.output.prefix, start.kept_epochs).damage
+    if damage:
+        logger.warning(damage)
     _check_limit(options, start)
     for stage in stages:
         if start.epoch < stage.options.schedule.end_epoch:

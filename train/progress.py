@@ -81,6 +81,7 @@ class Progress:
         self._state: dict[str, str] = {}
         self._ended = time.monotonic()  # of the batch before
         self._first_ended = self._ended
+        self._epoch, self._begun_at = -1, 0  # the current epoch, and the batch with which this process began it
         self._told = (self._ended, 0, 0.0)  # time, batches done and seconds waited at the newest line
 
     def __call__(self, param: Any) -> None:
@@ -88,10 +89,12 @@ class Progress:
         raise_lost_signal()
         now, done = time.monotonic(), param.nbatch + 1
         total = self._batches_of(param.epoch)
-        if param.nbatch == 0:
+        if param.epoch != self._epoch:
+            self._epoch, self._begun_at = param.epoch, param.nbatch
             self._begin_epoch(now)
         else:
-            self.images_per_second = self.batch_size * param.nbatch / max(now - self._first_ended, 1e-9)
+            done_here = param.nbatch - self._begun_at
+            self.images_per_second = self.batch_size * done_here / max(now - self._first_ended, 1e-9)
         self._ended = now
         parts = [
             f"Epoch {param.epoch + 1}/{self.end_epoch}",
@@ -129,7 +132,7 @@ class Progress:
         """The first batch is done; of several it tells no speed, as the device may still work on it."""
         begun = self._source.begun if self._source else self._ended
         self._first_ended = now
-        self._told = (begun, 0, self._told[2])
+        self._told = (begun, self._begun_at, self._told[2])
         if self.batches == 1:
             self.images_per_second = self.batch_size / max(now - begun, 1e-9)
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import logging
+import math
 import os
 import platform
 import shlex
@@ -13,14 +14,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TextIO
 
-from common.errors import CheckpointError, OptionError
-from common.files import check_output_file, write_atomically
+from common.errors import CheckpointError, DataError, OptionError
+from common.files import check_output_file, text_lines, write_atomically
 from common.version import __version__
 from config.options import to_mapping
 from machine.runtime import mx
 from model.checkpoint import CheckpointMeta, list_epochs, read_meta
 from train.checks import is_resumed
 from train.options import TrainOptions
+from train.pauses import newest_paused, paused_prefix
 
 # Options that a resumed run may have of its own without another result.
 _MACHINE = {"cpu", "workers"}  # batch norm works on what a device gets: their number decides results
@@ -42,6 +44,8 @@ _SEEN = {
 }
 _FOLLOWED = {"eval_every"}  # decides the learning rate of --lr-schedule plateau
 _RENAMED = {"engine": "data_engine"}  # options of earlier versions
+_NUMBERS = ("num_update", "seconds", "images_per_second")  # of a line of metrics.jsonl, and parts, that not all have
+_PARTS = ("validation_loss", "best_f1")
 WIDTH = 12  # of a column of PREFIX-results.txt
 MAY_CHANGE = _MACHINE | _RANGE | _SEEN | {"tensorboard", "live"}
 
@@ -171,6 +175,9 @@ def resumed_meta(options: TrainOptions) -> CheckpointMeta | None:
     if not is_resumed(options):
         return None
     wanted, prefix = options.start.resume, options.output.prefix
+    paused = newest_paused(prefix) if wanted == "auto" else None
+    if paused is not None:
+        return read_meta(paused_prefix(prefix), paused)
     epochs = list_epochs(prefix) if wanted == "auto" else [int(wanted)] if wanted.isdecimal() else []
     for epoch in reversed(epochs):
         with suppress(CheckpointError):
@@ -211,26 +218,85 @@ def _earlier_options(prefix: str) -> dict[str, Any]:
 
 
 class MetricsFile:
-    """PREFIX-metrics.jsonl: one JSON object per epoch."""
+    """PREFIX-metrics.jsonl: one JSON object per epoch. A damaged one is no reason to stop: it is begun anew.
+
+    Attributes:
+        records: the lines.
+        damage: a sentence about the file that was found damaged, "" for a sound one.
+    """
 
     def __init__(self, prefix: str, kept_epochs: int) -> None:
         """Reads the lines of the first kept_epochs epochs; the others are cut by the first append()."""
         self.path = Path(f"{prefix}-metrics.jsonl")
-        self.records = self._read(kept_epochs)
+        self.records: list[dict[str, Any]] = []
+        self.damage = ""
+        if kept_epochs and os.path.lexists(self.path):
+            try:
+                self.records = [line for line in _metrics_lines(self.path) if line["epoch"] <= kept_epochs]
+            except DataError as error:
+                self.damage = f"{error}; it becomes {self._aside.name} and is begun anew from what the checkpoints hold"
+                self.records = _lines_of_checkpoints(prefix, kept_epochs)
+
+    @property
+    def _aside(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.damaged")
+
+    def move_damaged(self) -> None:
+        """Moves a damaged file out of the way, over one of an earlier time; OSError where that cannot be done."""
+        if self.damage:
+            os.replace(self.path, self._aside)
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds the line of an epoch."""
         self.records.append(record)
         write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in self.records).encode())
 
-    def _read(self, kept_epochs: int) -> list[dict[str, Any]]:
-        if not kept_epochs or not self.path.is_file():
-            return []
+
+def _lines_of_checkpoints(prefix: str, kept_epochs: int) -> list[dict[str, Any]]:
+    """What the checkpoints of the first kept_epochs epochs tell of metrics.jsonl."""
+    lines = []
+    for epoch in (number for number in list_epochs(prefix) if number <= kept_epochs):
+        with suppress(CheckpointError, ValueError, KeyError, TypeError, ArithmeticError):
+            meta = read_meta(prefix, epoch)
+            scores = {
+                part: {name: value for name, value in meta.scores[part].items() if value is not None}
+                for part in ("train", "validation")
+            }
+            line = {"epoch": epoch, **scores, "learning_rate": meta.learning_rate, "num_update": meta.num_update}
+            _check_line(line)
+            lines.append(line)
+    return lines
+
+
+def _metrics_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, which write_results and the curves can take; DataError for others."""
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(text_lines(path), 1):
         try:
-            records = [json.loads(line) for line in self.path.read_text("utf-8").splitlines()]
-            return [record for record in records if record["epoch"] <= kept_epochs]
-        except (ValueError, KeyError, TypeError) as error:
-            raise OptionError(f"{self.path}: damaged ({error}); move it away") from error
+            if text:
+                lines.append(json.loads(text))
+                _check_line(lines[-1])
+                if len(lines) > 1 and lines[-2]["epoch"] >= lines[-1]["epoch"]:
+                    raise ValueError("its epochs do not rise")
+        except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise DataError(f"{path}: damaged (line {number}: {reason:.200})") from error
+    return lines
+
+
+def _check_line(line: Any) -> None:
+    """ValueError, KeyError, TypeError or OverflowError for what is not the line of an epoch."""
+    if type(line["epoch"]) is not int or line["epoch"] < 1:
+        raise ValueError("epoch is no number of an epoch")
+    optional = {name: line[name] for name in _NUMBERS if name in line}
+    parts = (line["train"], line["validation"], *(line[name] for name in _PARTS if name in line))
+    for part in ({"learning_rate": line["learning_rate"]}, optional, *parts):
+        if not isinstance(part, dict):
+            raise TypeError(f"{part!r:.80} has no names")
+        for name, value in part.items():
+            name.encode("utf-8")  # refuses half of a pair of surrogates
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise ValueError(f"{name!r:.80} is no number")
 
 
 def write_results(records: Sequence[dict[str, Any]], path: Path) -> None:

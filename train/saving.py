@@ -41,8 +41,9 @@ class CheckpointWriter:
         self.options, self.classes, self.module = stage.options, stage.classes, module
         self.symbol_json, self.symbol_sha256 = stage.symbol.tojson(), stage.digest
 
-    def save(self, prefix: str, number: int, record: dict[str, Any]) -> None:
-        """Writes the set `number` of a prefix; record: num_update, learning_rate, train, validation."""
+    def save(self, prefix: str, number: int, record: dict[str, Any], position: dict[str, Any] | None = None) -> None:
+        """Writes the set `number` of a prefix; record: num_update, learning_rate, train, validation; position: as
+        CheckpointMeta has it."""
         options = self.options
         meta = CheckpointMeta(
             epoch=number,
@@ -68,6 +69,7 @@ class CheckpointWriter:
             patience=self.patience.state(),
             time_limit=self.time_limit,
             begun=self.begun,
+            position=position or {},
             records=self.records,
             symbol_sha256=self.symbol_sha256,
         )
@@ -123,8 +125,8 @@ class SavePlan:
 class Snapshots:
     """Batch-end callback of --save-every Ni: checkpoints PREFIX-iter-NNNN after each N-th update, in mid-epoch.
 
-    A run is not resumed from them, as an epoch is continued from its beginning alone, but they are whole models for
-    --pretrained, evaluate.py and deploy.py. Those that an abandoned run has left beyond the run's start are removed.
+    A run is not resumed from them (train/pauses.py has those that it is), but they are whole models for --pretrained,
+    evaluate.py and deploy.py. Those that an abandoned run has left beyond the run's start are removed.
     """
 
     def __init__(self, writer: CheckpointWriter, metric: LossMetric, num_update: int) -> None:

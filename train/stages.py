@@ -104,9 +104,11 @@ def without_end(options: TrainOptions) -> TrainOptions:
 
 
 def limit_updates(
-    stage: Stage, updates_made: int, epoch: int, iterator: RecordIter, first_epoch: int
+    stage: Stage, updates_made: int, epoch: int, iterator: RecordIter, first_epoch: int, within: int = 0
 ) -> tuple[Stage, mx.io.DataIter]:
     """(stage with the end that --max-iter means, iterator that ends there), for a start at an epoch.
+
+    within: of the updates made, those of the epoch itself.
 
     Updates are counted as the schedule does, which begins at first_epoch: on from those of the run that is continued.
     """
@@ -116,7 +118,7 @@ def limit_updates(
         return stage, iterator
     left = limit - updates_made
     pace = stage.pace(iterator.num_examples)
-    end = pace.before(epoch - first_epoch) + left
+    end = pace.before(epoch - first_epoch) + within + left
     last = pace.epoch_of(end)  # from first_epoch on
     batches = min((end - pace.before(last)) * iterator.spec.group_size(first_epoch + last), iterator.num_batches)
     ended = replace_options(options, end_epoch=first_epoch + last + 1)

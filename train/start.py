@@ -12,6 +12,7 @@ from common.errors import CheckpointError, OptionError
 from common.sizes import input_size
 from config.augment_options import FORCE
 from config.groups import OutputOptions, is_foreign, pixel_options, seconds_of
+from dataset.iterator import RecordIter
 from dataset.sidecar import read_sidecar
 from dataset.transforms import shown_bit_depth
 from graph.symbol_graph import Params
@@ -31,6 +32,7 @@ from model.weights.fit import expected_shapes
 from train.checks import BEST, is_resumed
 from train.module import RAW
 from train.options import TrainOptions, network_options
+from train.pauses import Position, newest_paused, paused_prefix
 from train.pretrained import epoch_of, foreign_weights, small_share
 from train.run_files import is_own_prefix
 from train.schedule import Origin
@@ -51,6 +53,7 @@ class Start:
     patience: state of --patience. time_limit: what --time-limit was found to mean (CheckpointMeta), {} = nothing yet.
     follows_stage: the checkpoint of the prefix that it starts from was left by an earlier stage of this very process.
     begun: epochs that the run found done when it began with weights alone; what they left is not compared with it.
+    position: within the epoch, where the run was paused in one.
     kept_epochs: the prefix's checkpoints and metrics up to this epoch belong to the run; later ones go when it has
     saved its first one.
     """
@@ -70,6 +73,18 @@ class Start:
     patience: dict[str, Any] = field(default_factory=dict)
     time_limit: dict[str, int] = field(default_factory=dict)
     follows_stage: bool = False
+    position: Position = Position()
+
+    def within(self, iterator: RecordIter) -> int:
+        """Updates that were made of the epoch in which it begins. OptionError where that epoch is another one now."""
+        batch = self.position.batch
+        if batch and (batch >= iterator.num_batches or batch % iterator.group_size):
+            raise OptionError(
+                f"the run was paused after batch {batch} of an epoch that has {iterator.num_batches} batches in groups "
+                f"of {iterator.group_size} now; resume with the record and options of the run, or from an epoch by "
+                "--resume N"
+            )
+        return batch // iterator.group_size
 
 
 def find_start(plan: Sequence[Stage]) -> Start:
@@ -119,20 +134,27 @@ def _resume(plan: Sequence[Stage]) -> Start:
     run = plan[-1].options
     if run.start.resume != "auto" and not run.start.resume.isdecimal():
         raise OptionError(f"--resume {run.start.resume!r}: expected an epoch or `auto`")
-    if run.start.resume == "auto" and not list_epochs(run.output.prefix):
+    paused = newest_paused(run.output.prefix) if run.start.resume == "auto" else None
+    if paused is None and run.start.resume == "auto" and not list_epochs(run.output.prefix):
         logger.info("no checkpoint under %s yet: starting from the beginning", run.output.prefix)
         return _begin(plan)
-    _refuse_plain(run)
-    checkpoint = load_checkpoint(run.output.prefix, run.start.resume)
-    trained_by = stage_at(plan, checkpoint.epoch - 1)
+    if paused is None:
+        _refuse_plain(run)
+        checkpoint = load_checkpoint(run.output.prefix, run.start.resume)
+    else:
+        checkpoint = load_checkpoint(paused_prefix(run.output.prefix), paused)
+    position = Position.of(checkpoint.meta)
+    epoch = position.epoch
+    trained_by = stage_at(plan, epoch if position.batch else epoch - 1)
     _refuse_other_run(trained_by, checkpoint)
-    if checkpoint.epoch >= run.schedule.end_epoch:
+    if epoch >= run.schedule.end_epoch:
         raise OptionError(
-            f"{run.output.prefix} is trained up to epoch {checkpoint.epoch}, and --end-epoch is "
-            f"{run.schedule.end_epoch}; raise --end-epoch to {checkpoint.epoch + 1} or more to train further"
+            f"{run.output.prefix} is trained up to epoch {epoch}, and --end-epoch is {run.schedule.end_epoch}; raise "
+            f"--end-epoch to {epoch + 1} or more to train further"
         )
-    logger.info("continuing %s after epoch %d", run.output.prefix, checkpoint.epoch)
-    if stage_at(plan, checkpoint.epoch) is not trained_by:
+    place = f"batch {position.batch} of epoch {epoch + 1}" if position.batch else f"epoch {epoch}"
+    logger.info("continuing %s after %s", run.output.prefix, place)
+    if stage_at(plan, epoch) is not trained_by:
         return _next_stage(checkpoint)
     return _same_stage(run, checkpoint)
 
@@ -155,11 +177,13 @@ def _same_stage(options: TrainOptions, checkpoint: Checkpoint) -> Start:
     if bool(raw) != (options.schedule.ema > 0):
         was = "with" if raw else "without"
         raise OptionError(f"{options.output.prefix} was trained {was} --ema; resume with the same options")
+    position = Position.of(checkpoint.meta)
     return Start(
-        checkpoint.epoch,
-        checkpoint.epoch,
+        position.epoch,
+        position.epoch,
         checkpoint.meta.begun,
         *(raw or averages),
+        position=position,
         num_update=checkpoint.meta.num_update,
         learning_rate=checkpoint.meta.learning_rate,
         optimizer_state=state,
@@ -188,10 +212,10 @@ def _time_limit(options: TrainOptions, checkpoint: Checkpoint) -> dict[str, int]
 
 def _next_stage(checkpoint: Checkpoint) -> Start:
     """The saved weights, the averaged ones where there are any, under a new optimizer."""
-    updates = checkpoint.meta.num_update
+    updates, epoch = checkpoint.meta.num_update, Position.of(checkpoint.meta).epoch
     return Start(
-        checkpoint.epoch,
-        checkpoint.epoch,
+        epoch,
+        epoch,
         checkpoint.meta.begun,
         checkpoint.arg_params,
         checkpoint.aux_params,
@@ -257,6 +281,11 @@ def _refuse_overwriting(output: OutputOptions, kept: int) -> None:
     if output.overwrite:
         return
     prefix, epochs = output.prefix, list_epochs(output.prefix)
+    if not epochs and newest_paused(prefix) is not None:
+        raise OptionError(
+            f"{prefix} was paused in its first epoch; add --resume auto to continue, --overwrite to lose it and start "
+            "anew, or choose another --prefix"
+        )
     if epochs and epochs[-1] > kept:
         lost = f"those after epoch {kept}" if kept else "them"
         raise OptionError(

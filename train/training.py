@@ -19,6 +19,7 @@ from dataset.iterator import RecordIter, open_batches
 from dataset.letterbox import Resize
 from dataset.record_source import open_source, usual_boxes
 from evaluate.eval_metric import ValidationMetric
+from machine.command import SignalRequests, requested_by_signals
 from machine.runtime import mx
 from model.checkpoint import list_epochs
 from symbol.symbol_factory import freeze_pattern, get_symbol, get_symbol_train, label_names, mean_losses
@@ -124,11 +125,13 @@ def _train_stage(stage: Stage, plan: Plan, start: Start) -> None:
         if val_iter:
             stack.callback(val_iter.close)
         stage = _with_time_limit(stage, plan, start, train_iter, val_iter)
-        stage, batches = limit_updates(stage, start.num_update, start.epoch, train_iter, first_epoch(start))
+        within = start.within(train_iter)
+        stage, batches = limit_updates(stage, start.num_update, start.epoch, train_iter, first_epoch(start), within)
         if stage.options.augmentation.close_mosaic:
             train_iter.end_mosaic(stage.run_end - stage.options.augmentation.close_mosaic)
         write_run_file(plan.options.output.prefix, plan.options, plan.way_to_continue, stage.time_limit)
         _announce(stage, train_iter, start.epoch)
+        train_iter.skip(start.position.batch)
         _fit(stage, plan, start, train_iter, batches, val_iter)
 
 
@@ -210,6 +213,7 @@ def _fit(
     recipe = make_recipe(options, start, pace.first, validates)
     module = _make_module(stage, plan, start, _validated_size(stage, val_iter), recipe)
     metric = make_metric(stage.losses, len(plan.devices))
+    metric.restore(start.position.losses)
     source = MeasuredIter(batches)
     progress = Progress(
         options.data.batch_size,
@@ -226,17 +230,25 @@ def _fit(
     patience = Patience(options.schedule.patience if is_last else 0, start.patience)
     writer = CheckpointWriter(stage, module, plateau, origin, start.begun, plan.sidecars, patience)
     saves = SavePlan(options, start.num_update)
-    epoch_end = EpochEnd(writer, saves, metric, start.kept_epochs, progress, validates)
+    requests = SignalRequests()
+    epoch_end = EpochEnd(writer, saves, metric, start.kept_epochs, progress, validates, requests)
     snapshots = Snapshots(writer, metric, start.num_update)
     names = partial(image_names, options.data.train_path, options.data.train_list)
     seed_epoch(options.data.seed, start.epoch)
-    with _hints_at_the_end(epoch_end, start, plan), suppress(RunEnds):
+    watchers: list[Callable[[Any], None]] = [
+        FiniteGuard(names),
+        epoch_end.pauses,
+        progress,
+        snapshots,
+        *epoch_end.watchers,
+    ]
+    with _hints_at_the_end(epoch_end, start, plan), requested_by_signals(requests), suppress(RunEnds):
         module.fit(
             source,
             eval_data=val_iter,
             eval_metric=metric,
             validation_metric=_make_validation(stage, start, train_iter, val_iter),
-            batch_end_callback=[FiniteGuard(names), progress, snapshots, *epoch_end.watchers],
+            batch_end_callback=[_counted_on(watcher, start) for watcher in watchers],
             epoch_end_callback=epoch_end.without_validation,
             eval_end_callback=epoch_end.with_validation,
             kvstore=options.device.kv_store,
@@ -251,6 +263,16 @@ def _fit(
             monitor=make_monitor(options.output.monitor, options.output.pattern),
         )
     epoch_end.log_summary()
+
+
+def _counted_on(watcher: Callable[[Any], None], start: Start) -> Callable[[Any], None]:
+    """The watcher, told the numbers that batches have in an epoch that was begun before."""
+
+    def called(param: Any) -> None:
+        here = param.epoch == start.epoch
+        watcher(param._replace(nbatch=param.nbatch + start.position.batch) if here else param)
+
+    return called if start.position.batch else watcher
 
 
 @contextmanager
@@ -291,6 +313,7 @@ def _make_module(stage: Stage, plan: Plan, start: Start, validated: tuple[int, i
         recipe=recipe,
         validation_losses=make_metric(stage.losses) if with_losses else None,
         rewrite_graph=stage.options.device.rewrite_graph,
+        seed=stage.options.data.seed,
     )
 
 

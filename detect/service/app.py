@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from common.errors import DataError
+from detect.detector import class_thresholds
 from detect.outputs import make_record
 from detect.service.batching import Batcher, Runner
 from detect.service.metrics import CONTENT_TYPE, Measured, Metrics
@@ -93,14 +94,15 @@ class Service:
         runner: Runner,
         class_names: Sequence[str],
         limits: Limits,
-        threshold: float,
+        threshold: float | Mapping[str, float],
         about: dict[str, Any],
         bit_depth: str = "",
     ) -> None:
-        """Serves a model; threshold is the lowest score unless a request says another, `about` is shown by /health,
-        bit_depth is the model's."""
+        """Serves a model; threshold is the lowest score, or that of each class, unless a request says another, `about`
+        is shown by /health, bit_depth is the model's."""
         self._names, self._limits, self._threshold, self._about = tuple(class_names), limits, threshold, about
         self._runner, self._bit_depth = runner, bit_depth
+        self._lowest = class_thresholds(threshold, self._names)
         self._in_progress = self._preparing = 0
         self._metrics = Metrics()
         self._metrics.describe(**{name: str(about[name]) for name in ("model", "network", "engine")})
@@ -195,7 +197,7 @@ class Service:
     async def _receive(self, request: Request) -> tuple[RequestedAnswer, bytes]:
         """What a request wants, and its body."""
         try:
-            wanted = requested_answer(request, self._threshold)
+            wanted = requested_answer(request)
             check_type(request)
         except RefusedError:
             await drain(request)
@@ -218,7 +220,8 @@ class Service:
                 self._preparing -= 1
                 self._batcher.nudge()
             rows = await self._batcher.detect(picture)
-            rows = rows[rows[:, 1] >= wanted.threshold]
+            lowest = self._lowest[rows[:, 0].astype(int)] if wanted.threshold is None else wanted.threshold
+            rows = rows[rows[:, 1] >= lowest]
             self._count(rows)
             if wanted.picture is None:
                 return JSONResponse(make_record({}, picture, rows, self._names))

@@ -28,8 +28,12 @@ logger = logging.getLogger(__name__)
 class ServeOptions(ModelOptions):
     """Which model is served where, and what a request may cost."""
 
-    thresh: float = option(
-        0.5, "lowest score of an answer, unless a request says another", "model", minimum=0, maximum=1
+    thresh: float | None = option(
+        None,
+        "lowest score of an answer, unless a request says another (default: the model's own thresholds, or 0.5)",
+        "model",
+        minimum=0,
+        maximum=1,
     )
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 = all of this machine's", "server")
     port: int = option(

@@ -30,19 +30,19 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class RequestedAnswer:
-    """What a request asks for: the lowest score, and the picture's type, None = JSON."""
+    """What a request asks for: the lowest score, None = the service's, and the picture's type, None = JSON."""
 
-    threshold: float
+    threshold: float | None
     picture: str | None
 
 
-def requested_answer(request: Request, threshold: float) -> RequestedAnswer:
-    """The parameters of a request, `threshold` being the lowest score where it has none; RefusedError for others."""
+def requested_answer(request: Request) -> RequestedAnswer:
+    """The parameters of a request; RefusedError for others."""
     for name in request.query_params:
         if name not in PARAMETERS:
             raise RefusedError(400, f"unknown parameter {name!r:.80}; there are {' and '.join(PARAMETERS)}")
     text = request.query_params.get("threshold")
-    return RequestedAnswer(threshold if text is None else _threshold(text), _picture(request))
+    return RequestedAnswer(None if text is None else _threshold(text), _picture(request))
 
 
 def _threshold(text: str) -> float:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.errors import CheckpointError
-from common.files import write_atomically
+from common.files import refuse_page, write_atomically
 from config.options import from_mapping
 from model.weights.fit import VARIANCE
 from symbol.darknet_sections import (
@@ -59,6 +59,7 @@ def read(path: str | Path) -> Arrays:
 
     CheckpointError names one that is missing, cut off, no such file, or has values that are not finite.
     """
+    refuse_page(path)
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)

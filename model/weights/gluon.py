@@ -9,7 +9,7 @@ So the first convolution is divided by 255 * std: with mean pixels 123.675, 116.
 
 gluoncv's SSD (ssd_300_vgg16_atrous_*, ssd_512_vgg16_atrous_*) and its pretrained body, vgg16_atrous, have the anchors,
 their order, background as class 0 and the layout of the heads of vgg16_reduced. The block multiplies its input by
-255 * std first, so its first convolution reads pixels, as ours does.
+255 * std first, so its first convolution reads pixels, as ours does. Its anchors are constants of the file.
 """
 
 import re
@@ -29,11 +29,22 @@ from model.weights.fit import subtract_epsilon
 from model.weights.vgg import Arrays
 from symbol.backbone.gluon_body import model_zoo
 from symbol.backbone.mobilenet import BLOCKS
+from symbol.detector.ssd_rows import ROWS
 
 SSD_PARAMETER = re.compile(
     r"(?:features\.)?(stages|extras|norm4|class_predictors|box_predictors)\.([\w.]+)\.(weight|bias)"
 )
 SSD_SCALES = ("features.norm4.scale", "norm4.scale")
+# Names of export: layers are numbered in the order of the network, class and box predictors in turns.
+EXPORTED = r"(?:arg:|aux:)?(?:\w+_)?"
+EXPORTED_LAYER = re.compile(EXPORTED + r"vggatrousextractor\d+_(?:(dilated_)|extra(\d+)_)?conv(\d+)_(weight|bias)")
+EXPORTED_SCALE = re.compile(EXPORTED + r"vggatrousextractor\d+_normalize\d+_normalize_scale")
+EXPORTED_HEAD = re.compile(EXPORTED + r"convpredictor(\d+)_conv\d+_(weight|bias)")
+EXPORTED_ANCHORS = re.compile(EXPORTED + r"ssdanchorgenerator\d+_anchor_(\d+)")
+# gluoncv/model_zoo/ssd/ssd.py; data/transforms/presets/ssd.py.
+SSD_OPTIONS = {"post_process": "pooled", "nms": 0.45, "nms_topk": 400, "keep_topk": 100, "score_threshold": 0.01}
+SSD_PIXELS = {"mean_r": 123.675, "mean_g": 116.28, "mean_b": 103.53}
+SSD_ANCHORS = re.compile(r"anchor_generators\.(\d+)\.anchors")
 SSD_HEADS = {"class_predictors": "cls_pred_conv", "box_predictors": "loc_pred_conv"}
 DILATED_STAGE = 5
 ZOO = "gluoncv:"
@@ -49,7 +60,53 @@ AUX_KINDS = {"running_mean": "moving_mean", "running_var": "moving_var"}
 
 def is_ssd(arrays: Mapping[str, np.ndarray]) -> bool:
     """Whether parameters have the names of gluoncv's VGGAtrousExtractor, alone or in an SSD."""
-    return any(name in arrays for name in SSD_SCALES)
+    return any(_ssd_name(name) == vgg.SCALE for name in arrays)
+
+
+def describe(arrays: Mapping[str, np.ndarray]) -> vgg.SSDSettings | None:
+    """What a whole SSD of gluoncv needs to detect here as there; None for other weights.
+
+    CheckpointError for detectors of gluoncv that are not read, and for anchors that no network here has.
+    """
+    _check_detector(arrays)
+    if not is_ssd(arrays):
+        return None
+    anchors = {int(match[1]): array for name, array in arrays.items() if (match := SSD_ANCHORS.fullmatch(_path(name)))}
+    maps = sum(_path(name).startswith("class_predictors.") and name.endswith("weight") for name in arrays)
+    if not maps:
+        return None
+    if maps not in vgg.SSD_NETWORKS or sorted(anchors) != list(range(maps)):
+        raise CheckpointError(
+            f"the gluoncv SSD has {maps} class predictors and {len(anchors)} arrays of anchors; read are those of "
+            "ssd_300_vgg16_atrous_* and ssd_512_vgg16_atrous_*, written by save_parameters or export"
+        )
+    network, side = vgg.SSD_NETWORKS[maps]
+    options = {**SSD_OPTIONS, **_anchor_options(network, side, [anchors[k] for k in range(maps)])}
+    return vgg.SSDSettings(network, options, SSD_PIXELS, side)
+
+
+def _check_detector(arrays: Mapping[str, np.ndarray]) -> None:
+    """CheckpointError for detectors of gluoncv whose layers no network here has."""
+    for name in arrays:
+        if "expand_conv" in name or "expand_trans" in name:
+            raise CheckpointError(
+                f"{name:.80} is of a gluoncv SSD on another body than VGG16, which is not read: its extra layers have "
+                "batch normalisation; read are ssd_300_vgg16_atrous_* and ssd_512_vgg16_atrous_*"
+            )
+        if "yolo_outputs." in name or "yolooutputv3" in name:
+            raise CheckpointError(
+                f"{name:.80} is of gluoncv's YOLOv3, which is not read; convert Darknet's yolov3.weights instead"
+            )
+
+
+def _anchor_options(network: str, side: int, constants: list[np.ndarray]) -> dict[str, str]:
+    """--anchor-sizes, and --anchor-ratios where they are not the network's own, from (1, 1, h, w, 4 * per cell) boxes
+    (cx, cy, w, h) in pixels; CheckpointError for other steps than the network's."""
+    row = next(row for _, row in ROWS[network] if row.steps_for == side)
+    cells = [array.reshape(*array.shape[-3:-1], -1, 4)[0, 0].astype(float) for array in constants]
+    vgg.check_steps(row, network, [2 * float(cell[0, 0]) for cell in cells], "gluoncv")
+    ratios = [[1.0, *(cell[2:, 2] / cell[2:, 3])] for cell in cells]
+    return vgg.anchor_options(row, [cell[:2, 2] / side for cell in cells], ratios)
 
 
 def rename_ssd(arrays: Arrays, network: str) -> Arrays:
@@ -66,10 +123,33 @@ def rename_ssd(arrays: Arrays, network: str) -> Arrays:
     return vgg.to_network(vgg.shape_scale(out), network)
 
 
+def _path(name: str) -> str:
+    """The path in the block that export's name of a parameter stands for; other names stay."""
+    if EXPORTED_SCALE.fullmatch(name):
+        return SSD_SCALES[0]
+    if match := EXPORTED_ANCHORS.fullmatch(name):
+        return f"anchor_generators.{match[1]}.anchors"
+    if match := EXPORTED_HEAD.fullmatch(name):
+        part = list(SSD_HEADS)[int(match[1]) % 2]
+        return f"{part}.{int(match[1]) // 2}.predictor.{match[2]}"
+    match = EXPORTED_LAYER.fullmatch(name)
+    if not match:
+        return name
+    number = int(match[3])
+    if match[1] or match[2]:
+        part = f"stages.{DILATED_STAGE}" if match[1] else f"extras.{match[2]}"
+        return f"features.{part}.{2 * number}.{match[4]}"
+    if number >= len(vgg.CONVOLUTIONS):
+        return name
+    stage, k = vgg.CONVOLUTIONS[number].removeprefix("conv").split("_")
+    return f"features.stages.{int(stage) - 1}.{2 * int(k) - 2}.{match[4]}"
+
+
 def _ssd_name(name: str) -> str:
-    if name in SSD_SCALES:
+    path = _path(name)
+    if path in SSD_SCALES:
         return vgg.SCALE
-    match = SSD_PARAMETER.fullmatch(name)
+    match = SSD_PARAMETER.fullmatch(path)
     layer = _ssd_layer(match[1], match[2].split(".")) if match else None
     return f"{layer}_{match[3]}" if match and layer else name
 

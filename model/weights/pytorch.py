@@ -1,4 +1,4 @@
-"""State_dicts of PyTorch: ssd.pytorch and torchvision's VGG16, the YOLOv3-SPP trainer, and the EfficientDet trainers.
+"""State_dicts of PyTorch: ssd.pytorch, torchvision's VGG16 and its SSD, YOLOv3-SPP and EfficientDet trainers.
 
 ssd.pytorch: a state_dict of SSD300 has vgg.N (places of convolutions among ReLUs and pools), L2Norm, extras.N (a 1x1
 and a 3x3 convolution for each extra layer), loc.N and conf.N (heads, a feature map each). The order of anchors, classes
@@ -33,11 +33,25 @@ from symbol.registry import family_of, network_options_class
 
 # Indices of the convolutions in torchvision's vgg16().features; ssd.pytorch's vgg begins alike.
 VGG_INDICES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+COORDINATES = 4
 REDUCED = {31: "fc6", 33: "fc7"}
 CLASSIFIER = {0: "fc6", 3: "fc7"}
 HEADS = {"loc": "loc_pred_conv", "conf": "cls_pred_conv"}
 PARAMETER = re.compile(r"(?:module\.)?(?:(vgg|features|classifier|extras|loc|conf)\.)?(\d+)\.(weight|bias)")
-L2_NORM = re.compile(r"(?:module\.)?L2Norm\.weight")
+L2_NORM = re.compile(r"(?:module\.)?L2Norm\.weight|(?:module\.)?backbone\.scale_weight")
+# torchvision's ssd300_vgg16 (models/detection/ssd.py).
+TORCHVISION_SSD = re.compile(
+    r"(?:module\.)?(?:backbone\.(features|extra)|head\.(classification|regression)_head\.module_list)\.(\d{1,3}(?:\.\d{1,3})*)\."
+    r"(weight|bias)"
+)
+TORCHVISION_HEADS = {"classification": "conf", "regression": "loc"}
+# Places in the first block of `extra`.
+DEEP = {"1": "conv5_1", "3": "conv5_2", "5": "conv5_3", "7.1": "fc6", "7.3": "fc7"}
+TORCHVISION_OPTIONS = {
+    "post_process": "clipped", "nms": 0.45, "nms_topk": 400, "keep_topk": 200, "score_threshold": 0.01,
+}  # fmt: skip
+TORCHVISION_MEAN = {"mean_r": 255 * 0.48235, "mean_g": 255 * 0.45882, "mean_b": 255 * 0.40784}
+VOC_CLASSES = 21  # with background: ssd.pytorch takes the priors of VOC for these, else those of COCO (ssd.py)
 # torchvision's preprocessing: RGB / 255, less the mean, over the standard deviation; ours: RGB less MEAN_PIXELS.
 MEAN = np.array((0.485, 0.456, 0.406))
 STD = np.array((0.229, 0.224, 0.225))
@@ -52,6 +66,7 @@ YOLO_KINDS = {
     ("BatchNorm2d", "running_var"): "_bn_moving_var",
 }
 LITE = "efficientnet_lite"  # SSD on the body of an EfficientDet-Lite
+RWIGHTMAN = re.compile(r"(?:module\.|model\.)*(?:backbone\.conv_stem|fpn\.(?:cell|resample)|(?:class|box)_net\.)")
 UNUSED = "num_batches_tracked"  # a counter that no computation reads
 NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var"}
 EFFDET_HEADS = {"regressor": "box", "classifier": "cls"}
@@ -99,12 +114,23 @@ def rename_ssd(arrays: Mapping[str, np.ndarray], network: str, options: Mapping[
     return vgg.shape_scale(_for_pixels(named) if is_scaled else named), {}
 
 
+def _check_effdet(arrays: Mapping[str, np.ndarray]) -> None:
+    """CheckpointError for an EfficientDet of rwightman's effdet."""
+    name = next((name for name in arrays if RWIGHTMAN.match(name)), None)
+    if name:
+        raise CheckpointError(
+            f"{name:.80} is of an EfficientDet of effdet (rwightman), which is not read yet; convert zylo117's "
+            "efficientdet-d0.pth (to d7x), --from efficientdet.pytorch --network efficientdet_d0"
+        )
+
+
 def vgg_body(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, bool]:
     """Arrays of a VGG16 under our names, and whether they are for torchvision's scaled images, not for pixels.
 
     A classifier becomes fc6 and fc7; one of NaN is dropped, with the pixels that its body is for. CheckpointError for
     other state_dicts.
     """
+    _check_effdet(arrays)
     named = {ssd_name(name): array for name, array in arrays.items()}
     vgg.check_body(named, "PyTorch")
     if not any(name.startswith("features.") for name in arrays):
@@ -114,10 +140,44 @@ def vgg_body(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, bool]:
     return {name: array for name, array in named.items() if not name.startswith(("fc6", "fc7"))}, False
 
 
+def describe_ssd(arrays: Mapping[str, np.ndarray]) -> vgg.SSDSettings | None:
+    """What a whole SSD of torchvision needs to detect here as there, or of ssd.pytorch with other than VOC's classes.
+
+    None for other weights: they are for vgg16_ssd_voc.
+    """
+    names = {ssd_name(name): array for name, array in arrays.items()}
+    conf, loc = (names.get(f"relu4_3_{head}_bias") for head in (HEADS["conf"], HEADS["loc"]))
+    if conf is None or loc is None or loc.size < COORDINATES:
+        return None
+    if any(TORCHVISION_SSD.fullmatch(name) for name in arrays):
+        return vgg.SSDSettings("vgg16_ssd_torchvision", TORCHVISION_OPTIONS, TORCHVISION_MEAN)
+    classes = conf.size // (loc.size // COORDINATES)
+    note = f"of {classes} classes with background, ssd.pytorch takes the priors of COCO: vgg16_ssd_coco"
+    side = 512 if f"{_map_name(vgg.LAST_EXTRA)}_{HEADS['conf']}_bias" in names else 300
+    return vgg.SSDSettings("vgg16_ssd_coco", side=side, note=note) if classes != VOC_CLASSES else None
+
+
+def _torchvision_layer(part: str | None, head: str | None, place: str) -> str | None:
+    """Our name of a layer of torchvision's SSD; None: unknown."""
+    if head:
+        return _layer(TORCHVISION_HEADS[head], int(place)) if place.isdecimal() else None
+    if part == "features":
+        return _layer(part, int(place)) if place.isdecimal() else None
+    block, _, rest = place.partition(".")
+    if block == "0":
+        return DEEP.get(rest)
+    size = {"0": "1x1", "2": "3x3"}.get(rest)
+    return size and f"multi_feat_{int(block) + 1}_conv_{size}_conv"
+
+
 def ssd_name(name: str) -> str:
     """Our name of a parameter; names that are not known stay."""
     if L2_NORM.fullmatch(name):
         return vgg.SCALE
+    match = TORCHVISION_SSD.fullmatch(name)
+    layer = match and _torchvision_layer(match[1], match[2], match[3])
+    if match and layer:
+        return f"{layer}_{match[4]}"
     match = PARAMETER.fullmatch(name)
     layer = match and _layer(match[1] or "vgg", int(match[2]))
     return f"{layer}_{match[3]}" if match and layer else name
@@ -188,6 +248,7 @@ def rename_effdet(arrays: Mapping[str, np.ndarray], network: str, options: Mappi
     CheckpointError for another network or state_dict.
     """
     del options
+    _check_effdet(arrays)
     if not isinstance(family_of(network), EfficientDet) and not network.startswith(LITE):
         raise CheckpointError(f"--network {network}: these weights are for efficientdet_d0 and the like")
     named = {effdet_name(name): array for name, array in arrays.items() if not name.endswith(UNUSED)}

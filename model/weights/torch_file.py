@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from common.errors import CheckpointError
+from common.files import refuse_page
 from model.weights.safe_pickle import Ignored, Known, PickleDamagedError, PickleRefusedError, load
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -142,6 +143,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     CheckpointError for a file that is missing, damaged, of a form not known, or that holds more than tensors and plain
     values.
     """
+    refuse_page(path)
     try:
         with open(path, "rb") as file:
             reader = (_Zip if file.read(len(ZIP_START)) == ZIP_START else _Legacy)(file)

@@ -1,12 +1,14 @@
 """What the sources of VGG16 weights share: names, the classifier's subsampling, channel order, input scale."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from common.errors import CheckpointError
 from symbol.backbone.vgg import STAGES, vgg16_reduced
-from symbol.detector.ssd_rows import ROWS
+from symbol.detector.ssd_rows import ROWS, SSDRow
 
 Arrays = dict[str, np.ndarray]
 
@@ -19,9 +21,31 @@ FC6_SHAPE, FC7_SHAPE = (4096, 512, 7, 7), (4096, 4096, 1, 1)
 FILTERS = slice(None, None, 4)  # 4096 -> 1024
 TAPS = slice(None, None, 3)  # 7 x 7 -> 3 x 3, which dilation 6 spreads as far as 7 x 7 with dilation 2
 FIRST_EXTRA, LAST_EXTRA = 2, 6
+RATIO_ERROR = 1e-4  # relative; of numbers that were printed with a few digits
+# Networks with the layers and steps of the SSDs for 300 and 512 of Caffe and gluoncv, and their side, by feature maps.
+SSD_NETWORKS = {6: (NETWORK, 300), 7: (f"{LEGACY}_512", 512)}
 # What the heads read: the layers before their names.
 MAPS = ("relu4_3", "relu7", *(f"multi_feat_{k}_conv_3x3_relu" for k in range(FIRST_EXTRA, LAST_EXTRA + 1)))
 LEGACY_OFFSET = 6  # the extra layers of feature map k are conv{k + 6}_1 and conv{k + 6}_2 in mxnet-ssd of 2016
+
+
+@dataclass(frozen=True)
+class SSDSettings:
+    """With what a network of ours detects as the whole SSD in a file does.
+
+    Attributes:
+        network: that has its layers and anchors.
+        options: of that network.
+        pixels: options of train.py: how images become its input; others as train.py has them.
+        side: of its input.
+        note: what of this the user may want to change; "" = nothing.
+    """
+
+    network: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    pixels: Mapping[str, Any] = field(default_factory=dict)
+    side: int = 300
+    note: str = ""
 
 
 def _legacy_names() -> dict[str, str]:
@@ -36,6 +60,20 @@ def _legacy_names() -> dict[str, str]:
 
 
 LEGACY_NAMES = _legacy_names()
+
+
+def anchor_options(row: SSDRow, sizes: Sequence[Sequence[float]], ratios: Sequence[Sequence[float]]) -> dict[str, str]:
+    """--anchor-sizes, fractions of the image by map, and --anchor-ratios where they are not those of the row."""
+    own = [len(a) == len(b) and np.allclose(a, b, rtol=RATIO_ERROR) for a, b in zip(ratios, row.ratios, strict=True)]
+    lists = {"anchor_sizes": sizes} | ({} if all(own) else {"anchor_ratios": ratios})
+    return {key: ";".join(",".join(f"{x:.8g}" for x in one) for one in value) for key, value in lists.items()}
+
+
+def check_steps(row: SSDRow, network: str, steps: Sequence[float], source: str) -> None:
+    """CheckpointError unless anchors stand as far apart, in pixels, as those of the row."""
+    if not np.allclose(steps, row.steps, rtol=RATIO_ERROR):
+        found, own = (", ".join(f"{step:g}" for step in numbers) for numbers in (steps, row.steps))
+        raise CheckpointError(f"the anchors of the {source} SSD have steps {found}, those of {network} {own}: not read")
 
 
 def check_network(network: str, source: str) -> None:

@@ -8,6 +8,7 @@ Parameters are called body_stem_... and body_N_... (N counts the blocks from 0).
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 from machine.runtime import mx
 from symbol.layers import Activation, Layers, Symbol, Tap, activate, add, relu6, same_conv, swish
@@ -104,22 +105,37 @@ def efficientnet(data: Symbol, layers: Layers, body: EfficientNet, drop_connect:
 
 
 def efficientnet_lite0(data: Symbol, layers: Layers, options: SSDOptions) -> list[Tap]:
-    """Taps c2 (stride 4) to c5 (stride 32) of EfficientNet-Lite0."""
+    """Taps c2 (stride 4) to c5 (stride 32), and c2_expand to c4_expand, of EfficientNet-Lite0."""
     return _lite(data, layers, LITE0)
 
 
 def efficientnet_lite1(data: Symbol, layers: Layers, options: SSDOptions) -> list[Tap]:
-    """Taps c2 (stride 4) to c5 (stride 32) of EfficientNet-Lite1."""
+    """Taps c2 (stride 4) to c5 (stride 32), and c2_expand to c4_expand, of EfficientNet-Lite1."""
     return _lite(data, layers, LITE1)
 
 
 def efficientnet_lite2(data: Symbol, layers: Layers, options: SSDOptions) -> list[Tap]:
-    """Taps c2 (stride 4) to c5 (stride 32) of EfficientNet-Lite2."""
+    """Taps c2 (stride 4) to c5 (stride 32), and c2_expand to c4_expand, of EfficientNet-Lite2."""
     return _lite(data, layers, LITE2)
 
 
 def _lite(data: Symbol, layers: Layers, body: EfficientNet) -> list[Tap]:
-    return efficientnet(data, replace(layers, batch_norm_eps=BATCH_NORM_EPS), body)
+    taps = efficientnet(data, replace(layers, batch_norm_eps=BATCH_NORM_EPS), body)
+    internals = taps[-1].symbol.get_internals()
+    return [*taps, *map(partial(_expanded, internals, body), taps[:-1])]
+
+
+def _expanded(internals: Symbol, body: EfficientNet, tap: Tap) -> Tap:
+    """The tap as the next block widens it: six times the channels, with their activation, as SSDLite reads MobileNet
+    (Sandler et al. 2018, section 6.2)."""
+    stride, number = 2, 0
+    for stage in body.stages:
+        stride *= stage.stride
+        if stride > tap.stride:
+            net = internals[f"body_{number}_expand_{body.activation.__name__}_output"]
+            return Tap(net, f"{tap.name}_expand", tap.channels * stage.expand, tap.stride)
+        number += stage.repeats
+    raise ValueError(f"no block halves {tap.name}")
 
 
 def _block(

@@ -17,7 +17,7 @@ from symbol.detector.ssd_rows import Rows, Sizes, SSDRow, gluoncv_rows
 from symbol.family import Family, FeatureMap
 from symbol.layers import Layers, Symbol, Tap, l2_normalise, per_class_detection
 from symbol.losses import multibox_loss
-from symbol.network_options import SSDOptions
+from symbol.network_options import PER_CLASS, SSDOptions
 
 NO_OVERLAP = 1e-37  # a normal float32; MultiBoxDetection neither suppresses nor sorts with the threshold 0
 # Labels that the training symbols read, by target rule.
@@ -139,7 +139,7 @@ class SSD(Family):
 
     def post_processing(self, options: SSDOptions) -> str:
         """What a manifest calls each post_process; keep_topk is in its options."""
-        return {"multibox": "MultiBoxDetection", "per_class": "box_nms per class"}[options.post_process]
+        return PER_CLASS.get(options.post_process, "MultiBoxDetection")
 
     def mean_losses(self, options: SSDOptions) -> bool:
         """Those of the classic rule are."""
@@ -258,9 +258,10 @@ def anchor_layers(row: SSDRow, size: Size) -> tuple[AnchorLayer, ...]:
     steps = (
         [(s / row.steps_for, s / row.steps_for) for s in row.steps] if with_steps else [(-1.0, -1.0)] * len(row.sizes)
     )
+    clips = [False] * (len(row.sizes) - 1) + [row.clip_last]
     return tuple(
-        AnchorLayer(sizes=sizes, ratios=ratios, step=step, clip_centres=row.clip_centres)
-        for sizes, ratios, step in zip(row.sizes, row.ratios, steps, strict=True)
+        AnchorLayer(sizes=sizes, ratios=ratios, step=step, clip=clip, clip_centres=row.clip_centres)
+        for sizes, ratios, step, clip in zip(row.sizes, row.ratios, steps, clips, strict=True)
     )
 
 
@@ -386,9 +387,13 @@ def detection_symbol(heads: SSDHeads, options: SSDOptions, size: Size) -> Symbol
     if options.post_process == "multibox":
         return multibox_detection(prob, heads.loc_pred, heads.anchors, topk=options.nms_topk, **common)
     _, anchors, classes = heads.cls_pred.infer_shape(data=(1, 3, *size))[1][0]
+    pooled = options.post_process == "pooled"
     topk = min(options.nms_topk, anchors)
-    keep = min(options.keep_topk, topk * (classes - 1))
-    return per_class_detection(prob, heads.loc_pred, heads.anchors, topk=topk, keep=keep, **common)
+    keep = min(options.keep_topk, topk * (1 if pooled else classes - 1))
+    clip = options.post_process == "clipped"
+    return per_class_detection(
+        prob, heads.loc_pred, heads.anchors, topk=topk, keep=keep, clip=clip, pooled=pooled, **common
+    )
 
 
 def multibox_detection(

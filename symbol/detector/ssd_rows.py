@@ -53,6 +53,8 @@ class SSDRow:
     smallest_side: int = 32
     # Limit centres and sides of the anchors to [0, 1] (ssd.pytorch); MultiBoxPrior's own clip limits corners.
     clip_centres: bool = False
+    # Limit the anchors of the last map to the image.
+    clip_last: bool = False
     # The body takes the option width.
     takes_width: bool = False
     # Sides of the square inputs that it is usually trained on.
@@ -154,6 +156,15 @@ _PYTORCH_512 = replace(
     steps_for=512,
 )
 
+# torchvision's ssd300_vgg16 (models/detection/ssd.py): the layers of vgg16_reduced for 300, and scales of its own. Its
+# sides are limited to 1; those of the last map alone are longer, and its centre is the image's.
+_TORCHVISION_300 = replace(
+    _vgg_300(vgg16_reduced),
+    sizes=_prior_sizes(1, (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)),
+    clip_last=True,
+    usual_sizes=(300,),
+)
+
 _MOBILENET_V2 = _six_maps(mobilenet_v2, ("block_14_expand_relu", "conv_last_relu"), FILTERS_4)
 
 # name -> rows by the smallest input side they are for, largest first.
@@ -171,6 +182,7 @@ ROWS: dict[str, Rows] = {
     "legacy_vgg16_ssd_512": ((0, _legacy(_vgg_512(vgg16_reduced), legacy_vgg16_ssd_512, 12, 268)),),
     "vgg16_ssd_voc": ((448, _PYTORCH_512), (0, _PYTORCH_300)),
     "vgg16_ssd_coco": ((448, replace(_PYTORCH_512, sizes=COCO_512)), (0, replace(_PYTORCH_300, sizes=COCO_300))),
+    "vgg16_ssd_torchvision": ((0, _TORCHVISION_300),),
     "mobilenet": (
         (
             0,

@@ -203,3 +203,20 @@ def test_images_of_other_formats_in_a_folder_are_named_as_in_a_list(folder, tmp_
         main([*words, "--no-shuffle"])
     main([*words, "--skip-bad"])
     assert "images: 3, without objects: 1, left out: 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("way", ["absolute", "dots", "link"])
+def test_a_list_names_nothing_outside_unless_it_may(tmp_path, way):
+    """Its folder and the one above are its own."""
+    secret, folder = tmp_path / "secret", tmp_path / "set" / "lists"
+    secret.mkdir()
+    folder.mkdir(parents=True)
+    (secret / "a.png").write_bytes(jpeg())
+    (secret / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (folder / "classes.txt").write_text("one\n")
+    (folder / "link").symlink_to(secret)
+    written = {"absolute": f"{secret}/a.png", "dots": "../../secret/a.png", "link": "link/a.png"}[way]
+    (folder / "train.txt").write_text(f"{written}\n")
+    with pytest.raises(DataError, match=r"train\.txt:1: '.*a\.png' lies outside .*set; --allow-outside reads it"):
+        YoloFolder(folder / "train.txt")
+    assert len(YoloFolder(folder / "train.txt", outside=True).images) == 1

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import dataset.workers
 from boxes.yolo_assigner import YOLOAssigner
-from common.errors import DataError, OptionError
+from common.errors import DataError, OptionError, UserError, WorkerError
 from config.augment_options import TrainAugment
 from config.groups import DATA_ENGINES as ENGINES
 from dataset.batch_spec import BatchSpec
@@ -308,7 +309,7 @@ def test_killed_worker_is_an_error_and_then_replaced(make):
     iterator.next()
     os.kill(iterator.worker_pids[0], signal.SIGKILL)
     assert gone(iterator.worker_pids[:1])
-    with pytest.raises(RuntimeError, match="killed"):
+    with pytest.raises(WorkerError, match="killed"):
         iterator.next()
     assert iterator.next().index[0] == FIRST_ID + 4
     iterator.reset()
@@ -316,11 +317,38 @@ def test_killed_worker_is_an_error_and_then_replaced(make):
     assert all(map(alive, iterator.worker_pids))
 
 
+def test_a_stopped_worker_is_told_by_name_and_ends_the_wait(make, monkeypatch, caplog):
+    iterator = make(workers=1)
+    epoch_of(iterator)  # it runs
+    limits = {"CHECK_MILLISECONDS": 20, "WARN_SECONDS": 0.1, "END_SECONDS": 0.5, "STOP_SECONDS": 0.1}
+    for name, value in limits.items():
+        monkeypatch.setattr(dataset.workers, name, value)
+    (pid,) = iterator.worker_pids
+    os.kill(pid, signal.SIGSTOP)
+    iterator.reset()
+    with pytest.raises(UserError, match=rf"no batch for .* record {FIRST_ID} and .*; data worker {pid} is stopped"):
+        iterator.next()
+    (warning,) = [one.getMessage() for one in caplog.records]
+    assert f"data worker {pid} is stopped (SIGSTOP); the run ends after" in warning
+    assert gone([pid])
+
+
+def test_workers_open_the_record_when_they_start(make):
+    """Not when their first batch is due, by when another file may have its name."""
+    iterator = make(workers=1)
+    path, (pid,) = os.path.realpath(iterator.spec.path_imgrec), iterator.worker_pids
+    for _ in range(600):
+        if path in {os.path.realpath(link) for link in Path(f"/proc/{pid}/fd").iterdir()}:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"{path} is not open")
+
+
 def test_worker_killed_at_work_is_no_endless_wait(make):
     iterator = make(workers=1)
     os.kill(iterator.worker_pids[0], signal.SIGSTOP)
     threading.Timer(0.3, os.kill, [iterator.worker_pids[0], signal.SIGKILL]).start()
-    with pytest.raises(RuntimeError, match="killed"):
+    with pytest.raises(WorkerError, match="killed"):
         iterator.next()
 
 
@@ -328,7 +356,7 @@ def test_all_workers_killed(make):
     iterator = make(workers=2)
     for pid in iterator.worker_pids:
         os.kill(pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="killed"):
+    with pytest.raises(WorkerError, match="killed"):
         iterator.next()
     assert len(epoch_of(iterator)) == 3
 

@@ -5,7 +5,7 @@ import pytest
 
 from boxes.geometry import iou
 from dataset.letterbox import Resize
-from dataset.record_source import usual_boxes
+from dataset.record_source import open_source, usual_boxes
 from dataset.recordio import RecordReader
 from evaluate.eval_metric import ValidationMetric
 from tests.train.tiny import CLASSES, write_record
@@ -62,3 +62,16 @@ def test_a_constant_is_measured_beside_the_detections():
     assert compared["mAP"] > 0.4
     assert dict(zip(*metric.get_global(), strict=True))["mAP"] == 0
     assert metric.take_compared() == {}
+
+
+def test_an_index_with_other_ids_than_the_records_is_told_once(reader, caplog):
+    path = reader.path.with_suffix(".idx")
+    open_source(reader.path, None, None)
+    assert not caplog.records
+    lines = path.read_text().splitlines()
+    swapped = [lines[0], f"2\t{lines[1].split()[1]}", f"1\t{lines[2].split()[1]}", *lines[3:]]
+    path.write_text("\n".join(swapped) + "\n")
+    for _ in range(2):
+        open_source(reader.path, None, None)
+    (warning,) = [one.getMessage() for one in caplog.records]
+    assert warning.startswith(f"{reader.path}: the .idx calls record 1 2, its own header 1; ")

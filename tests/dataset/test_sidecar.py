@@ -17,7 +17,7 @@ def rec(tmp_path):
     path = tmp_path / "a.rec"
     with RecordWriter(path) as writer:
         writer.write(0, b"12345678")
-        writer.write(1, b"12345678")
+        writer.write(1, b"12345678" * 16)
     names, counts = ("cat", "chât"), (3, 4)
     size = path.stat().st_size
     write_sidecar(path, Sidecar(names, 2, 7, 5, counts, 32, "VOC", file_sha256(path), size, __version__))
@@ -98,3 +98,9 @@ def test_damaged_file_is_refused(rec, text):
     sidecar_path(rec).write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match="a.json: not a sidecar"):
         read_sidecar(rec)
+
+
+def test_more_objects_than_the_record_has_bytes_for_are_refused(rec):
+    large = dataclasses.replace(read_sidecar(rec), max_objects=300_000_000)
+    with pytest.raises(DataError, match=r"a.json: says that an image has 300000000 objects, more than the .* bytes of"):
+        verify_sidecar(rec, large, hash=False)

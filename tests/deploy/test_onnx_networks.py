@@ -15,6 +15,8 @@ NETWORKS = [
     ("mobilenet", (128, 96), 3, {"width": 0.25}),
     ("mobilenet", (128, 96), 3, {"width": 0.25, "post_process": "per_class", "keep_topk": 50, "nms_topk": 40}),
     ("mobilenet", (128, 96), 3, {"width": 0.25, "post_process": "per_class", "force": True}),
+    ("mobilenet", (128, 96), 3, {"width": 0.25, "post_process": "pooled", "nms_topk": 90}),
+    ("mobilenet", (128, 96), 3, {"width": 0.25, "post_process": "clipped"}),
     ("mobilenet_v2", (96, 96), 2, {"force": True}),
     ("vgg16_ssd_voc", (304, 304), 2, {}),
     ("densenet-tiny", (128, 128), 2, {}),

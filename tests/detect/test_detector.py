@@ -123,6 +123,10 @@ def test_thresholds_apply_to_each_class(folder, detector):
 
 def test_thresholds_have_a_default_and_bounds():
     np.testing.assert_allclose(class_thresholds({"red": 0.2}, CLASSES), [0.2, 0.5, 0.5])
+    own = {"red": 0.3, "blue": 0.1}
+    np.testing.assert_allclose(class_thresholds(None, CLASSES, own), [0.3, 0.5, 0.1])
+    np.testing.assert_allclose(class_thresholds({"red": 0.2}, CLASSES, own), [0.2, 0.5, 0.1])
+    np.testing.assert_allclose(class_thresholds(0.0, CLASSES, own), 0)
     with pytest.raises(OptionError, match="'gren': no such class.*red, grün, blue"):
         class_thresholds({"gren": 0.2}, CLASSES)
     for bad in (1.5, -0.1, float("nan")):

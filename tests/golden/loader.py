@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+IS_OWN = not os.environ.get("GOLDEN_DIR")  # the folder of this project, to which recorded numbers belong
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "data")
 CHECK_RTOL = 1e-6  # of the stored first and last values and, relative to the absolute sum, of the sums
 
@@ -126,6 +127,12 @@ def assert_outputs(case: Case, got: Mapping[str, Any]) -> None:
     """assert_close for every output that the case expects; outputs that it does not have are left alone."""
     for role in case.tolerance:
         assert_close(case, role, got[role])
+
+
+def largest_difference(case: Case, got: Mapping[str, Any]) -> float:
+    """Of these outputs from those of the case, as a share of the largest value of each."""
+    pairs = [(np.asarray(array), np.asarray(case[role])) for role, array in got.items()]
+    return max(float(np.abs(found - want).max() / np.abs(want).max()) for found, want in pairs)
 
 
 def assert_within(want: Any, got: Any, rule: Any, where: str = "") -> None:

@@ -11,8 +11,9 @@ from symbol.detector.yolo import levels
 from symbol.network_options import YOLOOptions
 from symbol.yolo_losses import by_anchor
 from tests.golden import yolo
-from tests.golden.loader import assert_close, case_of, cases, formula_parameters
+from tests.golden.loader import IS_OWN, assert_close, case_of, cases, formula_parameters, largest_difference
 from tests.golden.test_yolo_network import run
+from tests.model.weights.agreement import record
 
 
 @pytest.mark.parametrize("case", cases("yolov3spp_forward"), ids=str)
@@ -26,11 +27,14 @@ def test_cfg_and_weights_give_the_outputs_of_the_original(case, tmp_path):
     network = f"darknet:{cfg}"
     arg, aux = darknet.rename(darknet.read(weights), network, {})
     maps = levels(network, find_yolo_row(network), tuple(args["input_hw"]), args["num_classes"], YOLOOptions())
+    found = {}
     for k, level in enumerate(maps):
-        found = run(
-            by_anchor(level.symbol, anchors=len(level.anchors)), {**arg, **aux, "data": case.formula_input("input")}
-        )
-        assert_close(case, f"p{k}", found[0])
+        arrays = {**arg, **aux, "data": case.formula_input("input")}
+        found[f"p{k}"] = run(by_anchor(level.symbol, anchors=len(level.anchors)), arrays)[0]
+        assert_close(case, f"p{k}", found[f"p{k}"])
+    if IS_OWN:
+        relative = largest_difference(case, found)
+        record("yolov3-spp.pytorch", args["network"], "PyTorch (tests/golden)", relative=relative)
 
 
 @pytest.mark.parametrize("case", cases("yolov3spp_forward"), ids=str)

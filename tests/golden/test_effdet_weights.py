@@ -15,8 +15,9 @@ from symbol.detector.efficientdet import ROWS as EFFDET_NETWORKS
 from symbol.layers import Layers
 from symbol.network_options import EffDetOptions
 from tests.golden.effdet import network_of, stored_parameters
-from tests.golden.loader import Case, assert_close, cases
+from tests.golden.loader import IS_OWN, Case, assert_close, cases, largest_difference
 from tests.golden.test_yolo_network import run
+from tests.model.weights.agreement import record
 from tools import convert_weights
 
 Arrays = dict[str, np.ndarray]
@@ -67,8 +68,12 @@ def test_a_whole_network_becomes_a_checkpoint_with_the_outputs_of_the_original(c
     assert "unused (0): none" in text
     checkpoint = load_checkpoint(prefix, 0)
     arrays = {name: array.asnumpy() for name, array in {**checkpoint.arg_params, **checkpoint.aux_params}.items()}
-    for role, values in heads_of(case, arrays).items():
+    heads = heads_of(case, arrays)
+    for role, values in heads.items():
         assert_close(case, role, values)
+    if IS_OWN:
+        relative = largest_difference(case, heads)
+        record("efficientdet.pytorch", network_of(case), "PyTorch (tests/golden)", relative=relative)
     meta, side = checkpoint.meta, EFFDET_NETWORKS[network_of(case)].input_size
     assert (len(meta.class_names), meta.data_shape) == (case.args["num_classes"], (side, side))
     np.testing.assert_allclose(meta.mean_pixels, 255 * np.array((0.485, 0.456, 0.406)))

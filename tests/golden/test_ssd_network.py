@@ -12,7 +12,8 @@ from machine.runtime import mx
 from model.weights import pytorch
 from symbol.layers import per_class_detection
 from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train
-from tests.golden.loader import Case, assert_outputs, case_of, cases, formula_parameters
+from tests.golden.loader import IS_OWN, Case, assert_outputs, case_of, cases, formula_parameters, largest_difference
+from tests.model.weights.agreement import record
 
 # Names of the originals' networks -> ours.
 NETWORKS = {"ssd300_vgg16": "vgg16_ssd_voc"}
@@ -56,6 +57,8 @@ def test_forward(case: Case) -> None:
     )
     found = dict(zip(wanted, (output.asnumpy() for output in executor.forward(is_train=True)), strict=True))
     got = {name: found[name] for name in ("loc", "conf")}
+    if IS_OWN:
+        record("ssd.pytorch", case.args["network"], "PyTorch (tests/golden)", relative=largest_difference(case, got))
     for name, entry in case.args["activations"].items():
         values = found[name]
         sub = entry["sub"]

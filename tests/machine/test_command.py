@@ -129,3 +129,24 @@ def test_a_signal_whose_exception_was_dropped_ends_a_loop(name, status):
 
 def run_code(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=15)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ("print('out'); print('err', file=sys.stderr)", 0),
+        ("import logging; log_to_terminal(); logging.info('line'); sys.stderr.flush()", 0),
+        ("raise DataError('x')", 2),
+        ("raise KeyboardInterrupt", 130),
+        ("import argparse; argparse.ArgumentParser().parse_args(['--help'])", 0),
+    ],
+    ids=["print", "log", "mistake", "interrupt", "help"],
+)
+def test_closed_streams_end_no_command(body, status, closed, tmp_path):
+    code = "from machine.command import run_command, log_to_terminal\nfrom common.errors import *\nimport sys\n"
+    code += f"def main(argv):\n    {body}\n    assert open(sys.argv[1], 'w').fileno() > 2\nrun_command(main)\n"
+    command = ["sh", "-c", f'exec "$0" -c "$1" "$2" {closed}', sys.executable, code, str(tmp_path / "file")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr

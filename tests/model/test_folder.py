@@ -193,6 +193,37 @@ def test_what_a_killed_process_of_the_same_number_left_is_removed(prefix, folder
     assert not caplog.records
 
 
+# An export that is killed before (0) or after (1) its first rename, or whose new folder was not whole yet (2).
+KILLED = """
+import os, shutil, signal, sys
+folder, moment = sys.argv[1], int(sys.argv[2])
+begin = os.path.join(os.path.dirname(folder), f".{os.path.basename(folder)}.{os.getpid()}.")
+names = [begin + "tmp", begin + "old"]
+shutil.copytree(folder, names[0])
+if moment == 2:
+    os.remove(names[0] + "/model-0000.params")
+if moment:
+    os.rename(folder, names[1])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(("moment", "restored"), [(0, ""), (1, "tmp"), (2, "old")])
+def test_what_another_process_left_is_found_and_cleared(prefix, folder, tmp_path, caplog, moment, restored):
+    killed = subprocess.Popen([sys.executable, "-c", KILLED, folder, str(moment)])
+    assert killed.wait() == -9
+    running = tmp_path / f".model.{os.getppid()}.tmp"
+    running.mkdir()
+    if moment:
+        with pytest.raises(CheckpointError, match=rf"killed left it as .*/\.model\.{killed.pid}\.{restored}: rename"):
+            load_model(folder)
+    export(prefix, 3, folder, nms=0.3)
+    assert read_model_folder(folder).manifest.postprocessing.nms == 0.3
+    assert sorted(os.listdir(tmp_path)) == [running.name, "model"]
+    told = [f"model: was left as .model.{killed.pid}.{restored} by an export" for _ in range(bool(moment))]
+    assert all(text in one.getMessage() for text, one in zip(told, caplog.records, strict=True))
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_model_whose_process_was_killed_between_the_renames_is_back(
     prefix, folder, tmp_path, caplog, monkeypatch, fails

@@ -17,7 +17,7 @@ from model.manifest import (
 from tests.signing import earlier, flips, signed
 
 CALIBRATION = {"record": "a.rec", "mode": "naive", "images": 5, "thresholds": {"conv1": [-1.5, 2]}, "excluded": []}
-NEW = ("input_format", "calibration", "accuracy", "bit_depth")  # later than the first version
+NEW = ("input_format", "calibration", "accuracy", "bit_depth", "thresholds")  # later than the first version
 GOOD = Manifest(
     class_names=("red", "grün"),
     mean=(1.0, 2.0, 3.0),
@@ -114,6 +114,8 @@ def test_no_flipped_bit_is_taken_for_another_manifest():
         ("calibration", {**CALIBRATION, "thresholds": {"conv1": [-1e31, 0]}}),
         ("calibration", {**CALIBRATION, "thresholds": {"conv1": "all"}}),
         ("calibration", {**CALIBRATION, "excluded": [1]}),
+        ("thresholds", {"pink": 0.5}),
+        ("thresholds", {"red": 1.5}),
         ("input_format", "uint8"),
         ("accuracy", {"record": "a.rec"}),
         ("options", []),

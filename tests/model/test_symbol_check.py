@@ -104,7 +104,9 @@ def _refused(graph, reason):
     assert str(caught.value).startswith("a-symbol.json: ")
 
 
-@pytest.mark.parametrize("operator", ["_Native", "Custom", "_NDArray", "_foreach", "_CrossDeviceCopy", None, 3, ""])
+@pytest.mark.parametrize(
+    "operator", ["_Native", "Custom", "_NDArray", "_foreach", "_CrossDeviceCopy", None, 3, "", {}, []]
+)
 def test_foreign_operators_never_reach_mxnet(operator, monkeypatch):
     monkeypatch.setattr(mx.sym, "load_json", lambda text: pytest.fail("loaded"))
     graph = copy.deepcopy(GRAPH)

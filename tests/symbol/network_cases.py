@@ -23,6 +23,7 @@ SMALL = {
     "vgg16_reduced": (272, 280),
     "vgg16_reduced_bn": (272, 280),
     "vgg16_ssd_coco": (272, 280),
+    "vgg16_ssd_torchvision": (272, 280),
     "vgg16_ssd_voc": (272, 280),
 }
 SMALLEST = (64, 96)

@@ -107,6 +107,8 @@ COUNTS = {
     ("vgg16_reduced_bn", 512): (24576, 26.966),
     ("vgg16_ssd_coco", 300): (8732, 26.285),  # ssd.pytorch: 8732
     ("vgg16_ssd_coco", 512): (24564, 26.959),
+    ("vgg16_ssd_torchvision", 300): (8732, 26.285),  # torchvision: 8732
+    ("vgg16_ssd_torchvision", 512): (24656, 26.285),
     ("vgg16_ssd_voc", 300): (8732, 26.285),
     ("vgg16_ssd_voc", 512): (24564, 26.959),
 }
@@ -214,6 +216,19 @@ def test_the_networks_of_ssd_pytorch_have_its_priors(
     maps = zip(assigner.feature_shapes[size], assigner.layers, strict=True)
     anchors = corners_to_centres(np.concatenate([multibox_prior(shape, layer) for shape, layer in maps]))
     expected = ssd_priors(config | {"min_sizes": edges[:-1], "max_sizes": edges[1:]})
+    np.testing.assert_allclose(anchors, expected, rtol=0, atol=1e-6)
+
+
+def test_the_default_boxes_are_torchvisions() -> None:
+    """Of its DefaultBoxGenerator: sides limited to 1, centres not."""
+    assigner = get_assigner("vgg16_ssd_torchvision", 300, CLASSES)
+    assert assigner is not None
+    maps = zip(assigner.feature_shapes[300, 300], assigner.layers, strict=True)
+    anchors = corners_to_centres(np.concatenate([multibox_prior(shape, layer) for shape, layer in maps]))
+    edges = tuple(300 * scale for scale in (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05))
+    expected = ssd_priors(PRIORS_300 | {"min_sizes": edges[:-1], "max_sizes": edges[1:], "clip": False})
+    expected[:, 2:] = np.minimum(expected[:, 2:], 1)
+    assert (expected[:, :2] > 1).any()
     np.testing.assert_allclose(anchors, expected, rtol=0, atol=1e-6)
 
 

@@ -35,7 +35,9 @@ CHANGED: dict[str, Any] = {
     "box_loss": "ciou",
     "pos_iou": 0.6,
     "only_classes": (1,),
+    "one_class": "product",
 }
+FEW_CLASSES = {"one_class": 1}  # options that are about so many
 
 
 def changed(field: dataclasses.Field) -> Any:
@@ -48,7 +50,8 @@ def changed(field: dataclasses.Field) -> Any:
 @cache
 def built(network: str, **options: Any) -> tuple[str, str, bytes]:
     """The symbols and the assigner."""
-    common = {"network": network, "data_shape": SIZE, "num_classes": CLASSES, **options}
+    classes = min((FEW_CLASSES.get(name, CLASSES) for name in options), default=CLASSES)
+    common = {"network": network, "data_shape": SIZE, "num_classes": classes, **options}
     texts = [door(**common).tojson() for door in (get_symbol_train, get_symbol)]
     return texts[0], texts[1], pickle.dumps(get_assigner(**common))
 
@@ -56,7 +59,8 @@ def built(network: str, **options: Any) -> tuple[str, str, bytes]:
 def outcome(network: str, name: str, value: Any) -> str:
     """What giving this value does."""
     try:
-        if built(network, **{name: value}) != built(network):
+        default = {field.name: field.default for field in dataclasses.fields(network_options_class())}[name]
+        if built(network, **{name: value}) != built(network, **{name: default}):
             return "effect"
     except UserError:
         return "refused"

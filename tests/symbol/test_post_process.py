@@ -105,6 +105,30 @@ def test_boxes_are_not_clipped() -> None:
     np.testing.assert_allclose(row[2:], anchors[0], rtol=1e-6)
 
 
+def test_clipped_boxes_suppress_as_they_are_shown() -> None:
+    """Their IoU is 0.3, of what the image shows of them 1."""
+    anchors = np.array([[0.2, 0.5, 0.6, 1.0], [0.2, 0.5, 0.6, 2.2]])
+    prob = np.array([[[0.1, 0.9], [0.2, 0.8]]])
+    for clip, count in ((False, 2), (True, 1)):
+        rows = run(prob, np.zeros((1, 2, 4)), anchors, topk=2, keep=2, clip=clip)[0]
+        assert (rows[:, 0] >= 0).sum() == count
+    np.testing.assert_allclose(rows[0, 2:], anchors[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_pooled_classes_share_the_places_before_suppression(force: bool) -> None:
+    prob, loc, anchors = problem(1)
+    topk = 20
+    det = run(prob, loc, anchors, topk=topk, keep=topk, nms=0.1, pooled=True, force=force)
+    for image in range(2):
+        limit = np.sort(prob[image, :, 1:].ravel())[-topk]
+        few = np.where(prob[image] >= limit, prob[image], 0)
+        expected = reference(few, loc[image], anchors, topk=60, keep=topk, threshold=0.1, nms=0.1, force=force)
+        assert 3 < len(expected) < topk
+        np.testing.assert_allclose(det[image, : len(expected)], expected, rtol=1e-5, atol=1e-6)
+        assert (det[image, len(expected) :, 0] == -1).all()
+
+
 def test_the_network_has_it_by_option() -> None:
     anchors = get_assigner(**MOBILENET).shapes((64, 64))["cls_target"][0]  # type: ignore[union-attr]
     shapes = [
@@ -113,6 +137,8 @@ def test_the_network_has_it_by_option() -> None:
     ]
     assert anchors < 200  # fewer than the defaults of nms_topk and keep_topk ask for
     assert shapes == [(2, min(200, 3 * anchors), 6), (2, 60, 6), (2, 7, 6)]
+    pooled = get_symbol(**MOBILENET, post_process="pooled", nms_topk=20).infer_shape(data=(2, 3, 64, 64))[1][0]
+    assert pooled == (2, 20, 6)
     training = get_symbol_train(**MOBILENET, post_process="per_class", keep_topk=7)
     assert training.infer_shape_partial(data=(2, 3, 64, 64))[1][-1] == (2, 7, 6)
 

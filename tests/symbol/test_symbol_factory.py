@@ -304,3 +304,9 @@ def _gradients(contexts: list[Any]) -> dict[str, np.ndarray]:
 def test_layers_keep_the_size_unless_told_otherwise() -> None:
     conv = Layers().conv(mx.sym.var("data"), "conv", 4, 3, dilate=6)
     assert conv.infer_shape(data=(1, 2, 19, 23))[1] == [(1, 4, 19, 23)]
+
+
+@pytest.mark.parametrize("name", ["nms_topk", "keep_topk"])
+def test_numbers_of_boxes_have_a_bound(name):
+    with pytest.raises(OptionError, match=rf"{name.replace('_', '.')} is at most 1000000, not 99999999999"):
+        get_symbol("mobilenet", 64, 3, **{name: 99_999_999_999})

@@ -241,3 +241,44 @@ def test_the_input_is_the_cfgs(tmp_path, capsys, more, mode, fill):
     other = "force" if mode == "letterbox" else "letterbox"
     convert_weights.main([*words, f"{tmp_path}/given", "--resize-mode", other])
     assert load_checkpoint(f"{tmp_path}/given", 0).meta.resize_mode == other
+
+
+PAGES = {
+    "page": b"<!DOCTYPE html><title>404</title>",
+    "blanks and a BOM": b"\xef\xbb\xbf\r\n  <html lang='en'>",
+    "UTF-16": "\ufeff<!doctype HTML>".encode("utf-16-le"),
+    "an answer of S3": b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
+}
+
+
+@pytest.mark.parametrize("source", convert_weights.SOURCES)
+@pytest.mark.parametrize("page", PAGES)
+def test_an_html_page_instead_of_weights_is_told(tmp_path, source, page):
+    path = tmp_path / "net-0001.params"
+    path.write_bytes(PAGES[page])
+    with pytest.raises(CheckpointError, match=r"net-0001.params: an HTML page, not weights.* download the file again"):
+        convert_weights.SOURCES[source].read(str(path))
+
+
+def test_what_a_file_says_wins_over_its_source_and_a_given_network_is_told(capsys):
+    source = convert_weights.SOURCES["ssd.pytorch"]
+    arrays = {"conf.0.bias": np.zeros(4 * 81), "loc.0.bias": np.zeros(16)}
+    options = convert_weights.ConvertOptions()
+    found = convert_weights._described(source, options, arrays)
+    assert (found.network, found.options) == ("vgg16_ssd_coco", source.options)
+    assert "priors of COCO: vgg16_ssd_coco; --network says another one" in capsys.readouterr().out
+    whole = {f"head.{kind}_head.module_list.0.bias": np.zeros(16) for kind in ("classification", "regression")}
+    found = convert_weights._described(source, convert_weights.ConvertOptions(network="vgg16_ssd_voc"), whole)
+    assert found.options["post_process"] == "clipped"
+    assert "detects as --network vgg16_ssd_torchvision --data-shape 300, not as what" in capsys.readouterr().out
+    assert convert_weights._described(source, options, {}) is source
+
+
+def test_anchors_of_a_file_are_not_for_networks_with_other_maps(capsys):
+    source = convert_weights.SOURCES["caffe"]
+    names = ("conv4_3_norm", "fc7", "conv6_2", "conv7_2", "conv8_2", "conv9_2")
+    arrays = {f"{name}_mbox_conf[1]": np.zeros(4 * 21) for name in names}
+    for flags, has_anchors in (({}, True), ({"network": "vgg16_reduced"}, True), ({"data_shape": (512,)}, False)):
+        found = convert_weights._described(source, convert_weights.ConvertOptions(**flags), arrays)
+        assert ("anchor_sizes" in found.options) == has_anchors
+    assert "ssd_pascal.py are taken; --network says another one" in capsys.readouterr().out

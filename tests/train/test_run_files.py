@@ -1,20 +1,24 @@
 """The files beside the checkpoints, the command to continue, the progress bar."""
 
 import io
+import itertools
 import json
 import logging
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from common.errors import OptionError
 from config.options import replace_options
 from evaluate.coco_metric import STAT_NAMES
-from train.curves import LiveCurves, draw_curves, save_curves
+from train.curves import LiveCurves, draw_curves, live_page, save_curves
 from train.metric import LossMetric
 from train.options import train_options
 from train.progress import Progress
@@ -24,8 +28,11 @@ from train.run_files import (
     command_to_continue,
     lock_prefix,
     log_to_file,
+    write_results,
     write_run_file,
 )
+
+LINE = {"epoch": 1, "train": {"loss": 2.5}, "validation": {"mAP": 0.5}, "learning_rate": 0.1, "num_update": 3}
 
 
 @pytest.mark.parametrize(
@@ -51,21 +58,79 @@ def test_metrics_of_later_epochs_are_cut_by_the_next_line(tmp_path):
     prefix = str(tmp_path / "t")
     first = MetricsFile(prefix, 0)
     for epoch in (1, 2, 3):
-        first.append({"epoch": epoch})
+        first.append({**LINE, "epoch": epoch})
     second = MetricsFile(prefix, 1)
     assert len(first.path.read_text().splitlines()) == 3
-    second.append({"epoch": 2, "again": True})
+    second.append({**LINE, "epoch": 2, "again": True})
     assert [json.loads(line) for line in first.path.read_text().splitlines()] == [
-        {"epoch": 1}, {"epoch": 2, "again": True}
+        {**LINE, "epoch": 1}, {**LINE, "epoch": 2, "again": True}
     ]  # fmt: skip
     assert MetricsFile(prefix, 0).records == []
 
 
-@pytest.mark.parametrize("content", [b"{", b"{}", b"5", b"\xff", b'{"epoch": "x"}'])
-def test_a_damaged_metrics_file_is_named(tmp_path, content):
-    (tmp_path / "t-metrics.jsonl").write_bytes(content + b"\n")
-    with pytest.raises(OptionError, match=r"t-metrics\.jsonl: damaged"):
-        MetricsFile(str(tmp_path / "t"), 2)
+@pytest.mark.parametrize("content", [b"{", b"{}", b"5", b"\xff", b'{"epoch": "x"}', b"[" * 9999, b"9" * 9999])
+def test_a_damaged_metrics_file_is_told_moved_and_begun_anew(tmp_path, content):
+    path = tmp_path / "t-metrics.jsonl"
+    path.write_bytes(content + b"\n")
+    file = MetricsFile(str(tmp_path / "t"), 2)
+    assert re.match(rf"{re.escape(str(path))}: .*; it becomes t-metrics.jsonl.damaged and is begun anew", file.damage)
+    assert path.read_bytes() == content + b"\n"
+    file.move_damaged()
+    file.append({**LINE, "epoch": 3})
+    assert (tmp_path / "t-metrics.jsonl.damaged").read_bytes() == content + b"\n"
+    again = MetricsFile(str(tmp_path / "t"), 3)
+    assert (again.damage, again.records) == ("", [{**LINE, "epoch": 3}])
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_file_is_moved_too(tmp_path, kind):
+    path = tmp_path / "t-metrics.jsonl"
+    (os.mkdir if kind == "folder" else os.mkfifo)(path)
+    file = MetricsFile(str(tmp_path / "t"), 2)
+    assert "cannot be read" in file.damage
+    file.move_damaged()
+    file.append(LINE)
+    assert path.is_file()
+
+
+def _replaced(value, place, new):
+    """JSON values with the one at a place, counted through all of them, replaced."""
+    count = itertools.count()
+
+    def walk(one):
+        if next(count) == place:
+            return new
+        if isinstance(one, dict):
+            return {name: walk(part) for name, part in one.items()}
+        return one
+
+    return walk(value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5) | st.just(10**400),
+    lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(st.characters(), max_size=5), part, max_size=3),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=100)
+@given(st.integers(0, 20), JSON, st.integers(0, 400), st.binary(max_size=3), st.booleans())
+def test_no_change_of_the_metrics_file_is_another_error(place, new, begin, bytes_, by_value):
+    lines = [json.dumps({**LINE, "epoch": epoch}) for epoch in (1, 2)]
+    if by_value:
+        lines[1] = json.dumps(_replaced({**LINE, "epoch": 2}, place, new))
+    content = "\n".join(lines).encode()
+    if not by_value:
+        content = content[:begin] + bytes_ + content[begin + len(bytes_) :]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "t-metrics.jsonl").write_bytes(content)
+        file = MetricsFile(f"{folder}/t", 2)
+        file.move_damaged()
+        file.append({**LINE, "epoch": 3})
+        write_results(file.records, Path(folder, "t-results.txt"))
+        live_page("t", "", {}, file.records, is_over=False)
+        assert MetricsFile(f"{folder}/t", 3).damage == ""
 
 
 def test_the_log_file_is_appended_to_and_ends_with_the_error(tmp_path):

@@ -202,6 +202,21 @@ def test_the_best_of_a_finetuned_run_is_its_own(continued, finished_run, two_cla
     assert best_epoch(run.output.prefix) == 4  # the same weights: not better
 
 
+def test_a_damaged_metrics_file_does_not_stop_a_resumed_run(continued, caplog):
+    run = continued(resume="auto", end_epoch=4)
+    path = Path(f"{run.output.prefix}-metrics.jsonl")
+    before = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text(path.read_text().replace('"train"', '"trane"', 1))
+    run_training(run)
+    (line,) = [one.getMessage() for one in caplog.records if "is begun anew" in one.getMessage()]
+    assert line.startswith(f"{path}: damaged (line 1: no 'train'); it becomes t-metrics.jsonl.damaged")
+    after = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [one["epoch"] for one in after] == [1, 2, 3, 4]
+    for old, new in zip(before, after, strict=False):
+        assert (old["train"], old["validation"]) == (new["train"], new["validation"])
+    assert '"trane"' in Path(f"{path}.damaged").read_text()
+
+
 def test_weights_of_other_pixels_and_classes_are_told(options, finished_run, tmp_path, caplog):
     names = ("blue", "red", "green")
     record = write_record(tmp_path / "other.rec", 8, names=names)

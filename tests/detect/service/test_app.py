@@ -131,6 +131,14 @@ def test_concurrent_answers_are_those_of_the_detector(real, folder):
         assert answer["detections"]
 
 
+def test_a_model_may_have_a_threshold_for_each_class():
+    everything = post(fake(), path="/detect?threshold=0").json()["detections"]
+    lowest = {name: 0.0 if k == everything[0]["id"] else 1.0 for k, name in enumerate(CLASSES)}
+    service = Service(FakeRunner(), CLASSES, LIMITS, lowest, ABOUT)
+    found = post(service, path="/detect").json()["detections"]
+    assert found == [one for one in everything if one["id"] == everything[0]["id"] or one["score"] >= 1]
+
+
 def test_a_threshold_is_that_of_the_request_or_the_service():
     counts = {path: len(post(fake(), path=path).json()["detections"]) for path in ("/detect", "/detect?threshold=0.25")}
     assert list(counts.values()) == [1, 2]

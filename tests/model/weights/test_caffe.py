@@ -1,5 +1,7 @@
 """Caffe models: the published layer names fill vgg16_reduced, and no damage does more than one CheckpointError."""
 
+import struct
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -109,6 +111,8 @@ def test_legacy_networks_get_their_own_names():
     [
         ({"conv1_1[0]": np.zeros((64, 3, 3, 3))}, "mobilenet", "use --network vgg16_reduced, not mobilenet"),
         ({"conv1[0]": np.zeros((64, 3, 7, 7))}, "vgg16_reduced", "no layer conv1_1"),
+        ({"conv0[0]": np.zeros(5), "conv1/dw[0]": np.zeros(5)}, "vgg16_reduced", "of a MobileNet of Caffe, as that of"),
+        ({"conv0[0]": np.zeros(5), "conv1/dw[0]": np.zeros(5)}, "mobilenet", "of a MobileNet of Caffe, as that of"),
         ({"conv1_1[0]": np.zeros((64, 1, 3, 3))}, "vgg16_reduced", "shape"),
         ({"conv1_1[0]": np.zeros(5)}, "vgg16_reduced", "shape"),
     ],
@@ -118,6 +122,48 @@ def test_models_that_are_not_understood_are_refused(arrays, network, reason):
         caffe.rename(arrays, network, {})
 
 
+def prior_box(edges, *ratios, more=b""):
+    """A PriorBoxParameter of numbers of 32 bits, packed or not."""
+    low, high = (sized(number, struct.pack("<f", edge)) for number, edge in enumerate(edges, 1))
+    return low + high + b"".join(varint(3 << 3 | 5) + struct.pack("<f", ratio) for ratio in ratios) + more
+
+
+STEP_8 = varint(10 << 3 | 5) + struct.pack("<f", 8)
+
+
+def test_priors_are_those_of_the_file(tmp_path):
+    layer = sized(1, b"a_mbox_priorbox") + sized(203, prior_box((30, 60), 2, 3, more=STEP_8))
+    found = caffe.read(written(tmp_path, sized(100, layer)))
+    np.testing.assert_allclose(found["a_mbox_priorbox[priors]"], [30, 60, 0, 8, 1, 2, 0.5, 3, 1 / 3], rtol=1e-6)
+    plain = sized(1, b"a") + sized(7, blob(np.ones(1))) + sized(203, prior_box((30, 60), 2))  # no step
+    assert caffe.read(written(tmp_path, sized(100, plain))).keys() == {"a[0]"}
+
+
+def heads(classes, **priors):
+    """Biases of the six maps' scores, and priors in pixels."""
+    arrays = {f"{name}_mbox_conf[1]": np.zeros(4 * classes) for name in SOURCES}
+    few, many = [1, 2, 0.5], [1, 2, 0.5, 3, 1 / 3]
+    edges = (33, 60, 111, 162, 213, 264, 315)
+    for k, (name, step) in enumerate(zip(SOURCES, (8, 16, 32, 64, 100, 300), strict=True)):
+        numbers = dict(zip(("low", "high", "clip", "step"), (*edges[k : k + 2], 0, step), strict=True)) | priors
+        arrays[f"{name}_mbox_priorbox[priors]"] = np.array([*numbers.values(), *(many if 0 < k < 4 else few)])
+    return arrays
+
+
+def test_a_whole_ssd_is_described_by_its_priors_and_its_classes():
+    found = caffe.describe(heads(21))
+    assert (found.network, found.side, found.note) == ("vgg16_reduced", 300, "")
+    assert found.options["anchor_sizes"].startswith("0.11,0.14832397;0.2,")
+    bare = {name: array for name, array in heads(81).items() if "prior" not in name}
+    found = caffe.describe(bare)
+    assert found.options["anchor_sizes"].startswith("0.07,0.102")  # COCO's: 21 and 45 pixels
+    assert "ssd_coco.py are taken" in found.note
+    assert caffe.describe({"conv1_1[0]": np.zeros(3)}) is None
+    for changed, message in (({"step": 7}, "steps 7, 7, .* not read"), ({"clip": 1}, "priors .* are clipped")):
+        with pytest.raises(CheckpointError, match=message):
+            caffe.describe(heads(21, **changed))
+
+
 HUGE = sized(7, sized(1, varint(1 << 40)))
 
 
@@ -125,8 +171,8 @@ HUGE = sized(7, sized(1, varint(1 << 40)))
     ("content", "reason"),
     [
         (b"", "holds no weights"),
-        (b"\x0a", "ends inside a number"),
-        (varint(100 << 3 | 2) + varint(1 << 60), "ends too early"),
+        (b"\x0a", "cut off inside a number"),
+        (varint(100 << 3 | 2) + varint(1 << 60), "cut off, or a length is damaged"),
         (b"\xff" * 11, "more than ten bytes"),
         (varint(100 << 3 | 3), "wire type 3"),
         (counted(100, 5), "a number where a message"),

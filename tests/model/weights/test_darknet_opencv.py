@@ -17,6 +17,7 @@ from symbol.darknet_cfg import load_cfg, parse_cfg
 from symbol.darknet_sections import Yolo, trace
 from symbol.detector.yolo import YOLORow, decode, levels
 from symbol.network_options import YOLOOptions
+from tests.model.weights.agreement import record
 from tests.model.weights.formula import outputs
 from tools import convert_weights
 
@@ -210,16 +211,21 @@ def assert_equal_predictions(folder, text):
     data = np.random.default_rng(1).random((1, 3, *(stride * n for n in CELLS)), np.float32)
     ours, theirs = predictions(sections, arrays, data), opencvs(folder, text, sections, arrays, data)
     assert sorted(map(len, ours)) == sorted(map(len, theirs))
+    largest = 0.0
     for want in theirs:
         got = next(rows for rows in ours if len(rows) == len(want))
         kept = want[:, 5:] > 0  # OpenCV drops low scores
         assert kept.any()
         np.testing.assert_allclose(got[:, :5], want[:, :5], rtol=1e-3, atol=5e-5)
         np.testing.assert_allclose(got[:, 5:][kept], want[:, 5:][kept], atol=5e-5)
+        largest = max(largest, abs(got[:, 5:][kept] - want[:, 5:][kept]).max())
+    return largest
 
 
 def test_every_form_of_section_is_opencvs(tmp_path):
-    assert_equal_predictions(tmp_path, ALL_FORMS)
+    record(
+        "darknet", "a .cfg with every form of section", "OpenCV", score=assert_equal_predictions(tmp_path, ALL_FORMS)
+    )
 
 
 @pytest.mark.parametrize("name", BUILT)
@@ -286,4 +292,6 @@ def test_trained_weights_detect_as_in_opencv(name, things, engine, fastest, data
     np.testing.assert_allclose(got[:, 1], want[:, 1], atol=1e-4)
     scale = np.tile(np.array(image.shape[1::-1]) / (width, height), 2)
     np.testing.assert_allclose(got[:, 2:] / scale, want[:, 2:] / scale, atol=0.05)
+    differences = {"pixels": abs(got[:, 2:] - want[:, 2:]) / scale, "score": abs(got[:, 1] - want[:, 1])}
+    record("darknet", "yolo-fastest-1.1, trained", "OpenCV", **{unit: x.max() for unit, x in differences.items()})
     assert things <= {detector.class_names[int(row[0])] for row in got}

@@ -214,3 +214,69 @@ def test_bodies_need_paths_and_an_image_as_input():
         gluon.rename({"resnet0_conv0_weight": np.zeros((4, 3, 3, 3))}, "gluoncv:resnet18_v1", {})
     with pytest.raises(CheckpointError, match="three channels"):
         gluon.rename({"conv.weight": np.zeros((4, 1, 3, 3))}, "gluoncv:resnet18_v1", {})
+
+
+def gluoncvs_ssd(exported):
+    """Names and arrays, tiny but for what is looked at, of a whole SSD300 of gluoncv by save_parameters or export."""
+    names = {"features.norm4.scale": "normalize0_normalize_scale", "features.stages.0.0.weight": "conv0_weight",
+             "features.stages.4.4.bias": "conv12_bias", "features.stages.5.2.weight": "dilated_conv1_weight",
+             "features.extras.3.0.bias": "extra3_conv0_bias"}  # fmt: skip
+    names = {path: f"arg:ssd0_vggatrousextractor0_{name}" for path, name in names.items()}
+    for k in range(6):
+        for part, number in (("class", 2 * k), ("box", 2 * k + 1)):
+            names[f"{part}_predictors.{k}.predictor.weight"] = f"arg:ssd0_convpredictor{number}_conv0_weight"
+        names[f"anchor_generators.{k}.anchors"] = f"arg:ssd0_ssdanchorgenerator{k}_anchor_{k}"
+    arrays = {}
+    for path, name in names.items():
+        array = formula(path, (64, 3, 3, 3) if path == "features.stages.0.0.weight" else (1, 4, 1, 1))
+        if path.startswith("anchor"):
+            array = gluoncvs_anchors(int(path.split(".")[1]))
+        arrays[name if exported else path] = array
+    return arrays
+
+
+def gluoncvs_anchors(k, scale=1.0):
+    """(1, 1, 2, 2, 4 * per cell) as SSDAnchorGenerator makes them for 300 pixels."""
+    edges, steps = (30, 60, 111, 162, 213, 264, 315), (8, 16, 32, 64, 100, 300)
+    low, step = edges[k], steps[k] * scale
+    sides = [(low, low), (np.sqrt(low * edges[k + 1]),) * 2]
+    sides += [(low * np.sqrt(r), low / np.sqrt(r)) for r in ((2, 0.5, 3, 1 / 3) if 0 < k < 4 else (2, 0.5))]
+    cells = [[(x + 0.5) * step, (y + 0.5) * step, *side] for y in range(2) for x in range(2) for side in sides]
+    return np.array(cells, np.float32).reshape(1, 1, 2, 2, -1)
+
+
+def test_save_parameters_and_export_of_gluoncvs_ssd_say_the_same():
+    saved, exported = gluoncvs_ssd(False), gluoncvs_ssd(True)
+    assert gluon.describe(saved) == gluon.describe(exported)
+    ours, theirs = (gluon.rename(arrays, "vgg16_reduced", {})[0] for arrays in (saved, exported))
+    wanted = {name for name in ours if "anchor" not in name}
+    assert {"conv5_3_bias", "fc7_weight", "multi_feat_5_conv_1x1_conv_bias", "relu7_cls_pred_conv_weight"} <= wanted
+    for name in wanted:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_gluoncvs_ssd_says_how_it_detects():
+    found = gluon.describe(gluoncvs_ssd(False))
+    assert (found.network, found.side) == ("vgg16_reduced", 300)
+    assert found.pixels == {"mean_r": 123.675, "mean_g": 116.28, "mean_b": 103.53}
+    assert found.options["post_process"] == "pooled"
+    assert found.options["anchor_sizes"].startswith("0.1,0.14142136;0.2,")
+    assert "anchor_ratios" not in found.options
+    assert gluon.describe({"features.norm4.scale": np.ones(3)}) is None  # a body alone
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"anchor_generators.0.anchors": gluoncvs_anchors(0, 2.0)}, "have steps 16, 16, 32, .* not read"),
+        ({"anchor_generators.6.anchors": np.zeros((1, 1, 1, 1, 16))}, "6 class predictors and 7 arrays of anchors"),
+        (
+            {"features.expand_conv0_weight": np.zeros(3)},
+            "of a gluoncv SSD on another body than VGG16, which is not read",
+        ),
+        ({"yolo_outputs.0.prediction.weight": np.zeros(3)}, "of gluoncv's YOLOv3, which is not read"),
+    ],
+)
+def test_detectors_of_gluoncv_that_are_not_read_are_told(changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        gluon.describe(gluoncvs_ssd(False) | changes)

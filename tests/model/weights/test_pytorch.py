@@ -59,3 +59,42 @@ def test_unknown_names_stay_and_other_networks_are_refused():
     assert {"vgg.99.weight", "epoch"} <= named.keys()
     with pytest.raises(CheckpointError, match="hold no layer conv1_1 of VGG16"):
         pytorch.rename_ssd({"layer1.0.conv1.weight": np.zeros((64, 64, 3, 3))}, "", {})
+
+
+TORCHVISION = {
+    "backbone.scale_weight": "relu4_3_scale",
+    "backbone.features.0.weight": "conv1_1_weight",
+    "backbone.features.21.bias": "conv4_3_bias",
+    "backbone.extra.0.1.weight": "conv5_1_weight",
+    "backbone.extra.0.7.1.weight": "fc6_weight",
+    "backbone.extra.0.7.3.bias": "fc7_bias",
+    "backbone.extra.1.0.weight": "multi_feat_2_conv_1x1_conv_weight",
+    "backbone.extra.4.2.bias": "multi_feat_5_conv_3x3_conv_bias",
+    "head.classification_head.module_list.0.weight": "relu4_3_cls_pred_conv_weight",
+    "head.regression_head.module_list.5.bias": "multi_feat_5_conv_3x3_relu_loc_pred_conv_bias",
+    "backbone.extra.9.1.weight": "backbone.extra.9.1.weight",
+}
+
+
+def test_torchvisions_ssd_has_our_layers():
+    assert {name: pytorch.ssd_name(name) for name in TORCHVISION} == TORCHVISION
+    heads = {f"head.{kind}_head.module_list.0.bias": np.zeros(size) for kind, size in
+             (("classification", 4 * 91), ("regression", 16))}  # fmt: skip
+    found = pytorch.describe_ssd(heads)
+    assert (found.network, found.side, found.options["post_process"]) == ("vgg16_ssd_torchvision", 300, "clipped")
+    assert found.pixels["mean_r"] == pytest.approx(122.99925)
+
+
+@pytest.mark.parametrize(("classes", "network"), [(21, None), (81, "vgg16_ssd_coco"), (3, "vgg16_ssd_coco")])
+def test_ssd_pytorch_takes_the_priors_of_coco_unless_the_classes_are_vocs(classes, network):
+    found = pytorch.describe_ssd({"conf.0.bias": np.zeros(4 * classes), "loc.0.bias": np.zeros(16)})
+    assert (found and found.network) == network
+    assert pytorch.describe_ssd({"vgg.0.weight": np.zeros((64, 3, 3, 3))}) is None
+
+
+@pytest.mark.parametrize("name", ["backbone.conv_stem.weight", "model.fpn.cell.0.fnode.0.x", "class_net.conv_rep.0.x"])
+def test_an_efficientdet_of_effdet_is_told(name):
+    arrays = {name: np.zeros((32, 3, 3, 3))}
+    for rename, network in ((pytorch.rename_ssd, "vgg16_ssd_voc"), (pytorch.rename_effdet, "efficientdet_d0")):
+        with pytest.raises(CheckpointError, match=r"of an EfficientDet of effdet \(rwightman\), .* not read yet; conv"):
+            rename(arrays, network, {})

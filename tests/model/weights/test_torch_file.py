@@ -224,6 +224,17 @@ def test_a_dict_without_tensors_is_told(read):
         read(zipped(dumps({"epoch": 3})))
 
 
+@pytest.mark.parametrize("form", ["zip", "legacy", "in a dict"])
+def test_a_whole_model_gets_the_remedy(read, form):
+    """torch pickles a module as its class and a dict; before 1.6 the class came with its source as a persistent id."""
+    net = Global("nets", "SSD", 1)
+    pickled = dumps({"epoch": 3, "model": net} if form == "in a dict" else net)
+    with pytest.raises(
+        CheckpointError, match=r"holds nets.SSD, .* never run; .* torch.save\(model.state_dict\(\), FILE\)"
+    ):
+        read(legacy(pickled) if form == "legacy" else zipped(pickled))
+
+
 @pytest.fixture(scope="module")
 def torch():
     return pytest.importorskip("torch", reason="torch is not installed")
