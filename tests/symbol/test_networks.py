@@ -316,3 +316,13 @@ def _infer(symbol: Any, arrays: dict[str, Any]) -> list[np.ndarray]:
     states = {name: arrays[name] for name in symbol.list_auxiliary_states()}
     executor = symbol.bind(mx.cpu(), args=args, aux_states=states, grad_req="null")
     return [output.asnumpy() for output in executor.forward(is_train=False)]
+
+
+def test_lite_bodies_are_read_as_the_next_block_widens_them_too() -> None:
+    symbol = get_symbol("efficientnet_lite0", 64, 2, taps=("c3_expand", "c4_expand", "c5"))
+    arguments = symbol.list_arguments()
+    shapes = dict(zip(arguments, symbol.infer_shape(data=(1, 3, 64, 64))[0], strict=True))
+    heads = [shapes[f"{name}_cls_pred_conv_weight"][1] for name in ("c3_expand", "c4_expand", "c5")]
+    assert heads == [240, 672, 320]
+    body = {name for name in get_symbol("efficientnet_lite0", 64, 2).list_arguments() if name.startswith("body_")}
+    assert body <= set(arguments)

@@ -7,7 +7,8 @@ import pytest
 from config.options import from_mapping, replace_options
 from config.preset import PRESET_FOLDER, read_preset
 from deploy.main import DeployOptions, idle_deploy_options
-from evaluate.main import EvaluateOptions, idle_evaluate_options
+from evaluate.options import EvaluateOptions
+from evaluate.options import idle_options as idle_evaluate_options
 from symbol.symbol_factory import ineffective_options
 from train.checks import idle_options
 from train.options import train_options, train_options_class
@@ -64,9 +65,9 @@ def test_options_of_int8_are_told_with_other_number_formats():
 def test_it_is_told_of_evaluations_too():
     options = EvaluateOptions(prefix="a", rec_path="b", overlap=0.6, rect_multiple=64)
     one_size, coco = "--rect-multiple has no effect without --rect-val", "--overlap has no effect with --metrics coco"
-    assert idle_evaluate_options(options, ("coco",), 0) == [f"{coco}, which has its own", one_size]
-    assert idle_evaluate_options(options, ("coco", "voc"), 64) == []
-    assert idle_evaluate_options(EvaluateOptions(prefix="a", rec_path="b"), ("coco",), 0) == []
+    assert idle_evaluate_options(options, ("coco",), 0, False, False) == [f"{coco}, which has its own", one_size]
+    assert idle_evaluate_options(options, ("coco", "voc"), 64, False, False) == []
+    assert idle_evaluate_options(EvaluateOptions(prefix="a", rec_path="b"), ("coco",), 0, False, False) == []
 
 
 def test_it_is_told_of_checkpoints_too():
