@@ -6,6 +6,8 @@ The page (page.html) is where an image is dropped; its own script and style are 
 import asyncio
 import base64
 import hashlib
+import json
+import logging
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,28 +24,34 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from common.errors import DataError
+from common.version import __version__
 from detect.detector import class_thresholds
-from detect.outputs import make_record
+from detect.outputs import PictureRecord, make_record
 from detect.service.batching import Batcher, Runner
+from detect.service.decoding import Decoder, RefusedError
 from detect.service.metrics import CONTENT_TYPE, Measured, Metrics
 from detect.service.requests import (
     PICTURE_TYPES,
-    RefusedError,
+    ApiKeys,
+    FormFile,
     RequestedAnswer,
-    check_header,
-    check_type,
+    Uploads,
     drain,
-    read_body,
+    files_of,
+    is_form,
     requested_answer,
+    too_many,
     wait_for_disconnect,
 )
 from drawing.boxes import draw
-from engines.preprocess import encode_image, read_image
+from engines.preprocess import encode_image
 
 PAGE = Path(__file__).with_name("page.html")
+DESCRIPTION = Path(__file__).with_name("openapi.json")
+SERVED = "POST /detect, GET /, /health, /metrics and /openapi.json"
+FAILURE = "the image could not be processed; the server's log says why"
 T = TypeVar("T")
-RETRY_SECONDS = 1
+logger = logging.getLogger(__name__)
 CLIENT_GONE = 499  # nobody reads it; by custom the status of such requests in logs and metrics
 
 
@@ -76,7 +84,12 @@ def _hashes(text: str, tag: str) -> str:
 
 @dataclass(frozen=True)
 class Limits:
-    """What requests may cost: bytes and pixels of an image, requests in progress, seconds; `workers` threads decode."""
+    """What requests may cost.
+
+    Bytes of a body, pixels of an image, images of a request, images in progress, seconds for the answer and for
+    decoding; bodies being received, and the seconds before they have to come at min_rate bytes a second. `workers`
+    images are decoded at a time.
+    """
 
     max_bytes: int
     max_pixels: int
@@ -84,6 +97,18 @@ class Limits:
     timeout: float
     workers: int
     max_wait: float
+    max_images: int = 16
+    decode_timeout: float = 10.0
+    max_uploads: int = 64
+    slow_start: float = 5.0
+    min_rate: float = 10_000.0
+
+
+def read_description() -> bytes:
+    """The OpenAPI description of the routes."""
+    description = json.loads(DESCRIPTION.read_text(encoding="utf-8"))
+    description["info"]["version"] = __version__
+    return json.dumps(description, ensure_ascii=False).encode("utf-8")
 
 
 class Service:
@@ -96,20 +121,43 @@ class Service:
         limits: Limits,
         threshold: float | Mapping[str, float],
         about: dict[str, Any],
-        bit_depth: str = "",
+        decoder: Decoder,
+        keys: ApiKeys | None = None,
+        public_metrics: bool = False,
     ) -> None:
         """Serves a model; threshold is the lowest score, or that of each class, unless a request says another, `about`
-        is shown by /health, bit_depth is the model's."""
+        is shown by /health.
+
+        keys: who is served, None = everybody. public_metrics: /metrics needs no key.
+        """
         self._names, self._limits, self._threshold, self._about = tuple(class_names), limits, threshold, about
-        self._runner, self._bit_depth = runner, bit_depth
+        self._runner, self._decoder, self._keys = runner, decoder, keys
         self._lowest = class_thresholds(threshold, self._names)
+        self._metrics_keys = None if public_metrics else keys
+        self._uploads = Uploads(limits.max_uploads, limits.slow_start, limits.min_rate, limits.timeout)
         self._in_progress = self._preparing = 0
         self._metrics = Metrics()
         self._metrics.describe(**{name: str(about[name]) for name in ("model", "network", "engine")})
         self._metrics.watch("detector_images_waiting", "Decoded images that wait", lambda: self._batcher.waiting)
         self._metrics.watch("detector_requests_in_progress", "Images in progress", lambda: self._in_progress)
+        self._metrics.watch("detector_bodies_arriving", "Bodies being received", lambda: len(self._uploads))
         self._metrics.watch_steps(runner.statistics)
-        self._page = read_page()
+        self._page, self._description = read_page(), read_description()
+
+    @property
+    def metrics(self) -> Metrics:
+        """What is counted."""
+        return self._metrics
+
+    @property
+    def uploads(self) -> Uploads:
+        """The bodies that are being received."""
+        return self._uploads
+
+    @property
+    def unfinished(self) -> int:
+        """Images that are in progress, and bodies that are being received."""
+        return self._in_progress + len(self._uploads)
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -118,6 +166,7 @@ class Service:
             Route("/detect", self._detect, methods=["POST"]),
             Route("/health", self._show_health),
             Route("/metrics", self._show_metrics),
+            Route("/openapi.json", self._show_description),
         ]
         paths = frozenset(route.path for route in routes)
         return Starlette(
@@ -161,61 +210,97 @@ class Service:
             **self._about,
             "classes": self._names,
             "threshold": self._threshold,
+            "key_needed": self._keys is not None,
             "limits": asdict(self._limits),
             "in_progress": self._in_progress,
+            "arriving": len(self._uploads),
         }
         return JSONResponse(content, 200 if running else 503, {"Cache-Control": "no-store"})
 
     async def _show_metrics(self, request: Request) -> Response:
+        if self._metrics_keys:
+            self._metrics_keys.check(request)
         return Response(self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
+    async def _show_description(self, request: Request) -> Response:
+        return _answer(self._description, "application/json")
+
     async def _detect(self, request: Request) -> Response:
-        if self._in_progress >= self._limits.queue:
-            await drain(request)
-            raise RefusedError(
-                503,
-                f"{self._in_progress} images are in progress, as many as are taken; come again",
-                {"Retry-After": str(RETRY_SECONDS)},
-            )
-        self._in_progress += 1
         try:
-            return await self._serve(request)
+            wanted, form = await self._check(request)
+            with self._metrics.stage("receive"):
+                content = await self._uploads.receive(request, self._limits.max_bytes)
+            if not form:
+                return await self._within_limits(request, 1, self._answer(content, wanted))
+            files = await self._in_pool(files_of, content, request.headers["content-type"], self._limits.max_images)
+            if wanted.picture and len(files) > 1:
+                raise RefusedError(400, "a picture is answered for one image; send one, or ask for JSON")
+            if wanted.picture:
+                return await self._within_limits(request, 1, self._answer(bytes(files[0].content), wanted))
+            return await self._within_limits(request, len(files), self._answer_all(files, wanted))
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
-        finally:
-            self._in_progress -= 1
 
-    async def _serve(self, request: Request) -> Response:
-        wanted, content = await self._receive(request)
-        seconds = self._limits.timeout
+    async def _check(self, request: Request) -> tuple[RequestedAnswer, bool]:
+        """What a request wants, and whether it has a form; one that is refused is so before its body is kept."""
         try:
-            async with asyncio.timeout(seconds):
-                return await _while_connected(request, self._answer(content, wanted))
-        except TimeoutError:
-            raise RefusedError(504, f"no answer within {seconds:g} s; send fewer images at a time") from None
-
-    async def _receive(self, request: Request) -> tuple[RequestedAnswer, bytes]:
-        """What a request wants, and its body."""
-        try:
-            wanted = requested_answer(request)
-            check_type(request)
+            if self._keys:
+                self._keys.check(request)
+            if self._in_progress >= self._limits.queue:
+                raise self._busy()
+            return requested_answer(request), is_form(request)
         except RefusedError:
             await drain(request)
             raise
-        seconds = self._limits.timeout
+
+    def _busy(self) -> RefusedError:
+        return too_many(f"{self._in_progress} images are in progress")
+
+    async def _within_limits(self, request: Request, images: int, work: Coroutine[Any, Any, T]) -> T:
+        """The result of work on so many images, whose bodies are there; RefusedError if there are too many, or late."""
+        if self._in_progress + images > self._limits.queue:
+            work.close()
+            raise self._busy()
+        self._in_progress += images
         try:
-            with self._metrics.stage("receive"):
-                async with asyncio.timeout(seconds):
-                    return wanted, await read_body(request, self._limits.max_bytes)
+            async with asyncio.timeout(self._limits.timeout):
+                return await _while_connected(request, work)
         except TimeoutError:
-            raise RefusedError(408, f"the image has not arrived within {seconds:g} s") from None
+            seconds = self._limits.timeout
+            raise RefusedError(504, f"no answer within {seconds:g} s; send fewer images at a time") from None
+        finally:
+            self._in_progress -= images
+
+    async def _answer_all(self, files: Sequence[FormFile], wanted: RequestedAnswer) -> Response:
+        """A list with a record or an error for each file, in the order given."""
+        return JSONResponse(await asyncio.gather(*(self._record(file, wanted) for file in files)))
+
+    async def _record(self, file: FormFile, wanted: RequestedAnswer) -> PictureRecord:
+        head = {"name": file.name}
+        try:
+            async with self._detected(bytes(file.content), wanted) as (picture, rows):
+                return make_record(head, picture, rows, self._names)
+        except RefusedError as error:
+            return {**head, "error": str(error), "status": error.status}
+        except Exception:
+            logger.exception("an image of a form could not be processed")
+            return {**head, "error": FAILURE, "status": 500}
 
     async def _answer(self, content: bytes, wanted: RequestedAnswer) -> Response:
+        async with self._detected(content, wanted) as (picture, rows):
+            if wanted.picture is None:
+                return JSONResponse(make_record({}, picture, rows, self._names))
+            with self._metrics.stage("draw"):
+                return await self._in_pool(self._draw, picture, rows, wanted.picture)
+
+    @asynccontextmanager
+    async def _detected(self, content: bytes, wanted: RequestedAnswer) -> AsyncIterator[tuple[np.ndarray, np.ndarray]]:
+        """Pixels and detections of a file, one of the few that are in memory as pixels."""
         async with self._decoded:
             self._preparing += 1
             try:
                 with self._metrics.stage("decode"):
-                    picture = await self._in_pool(self._decode, content)
+                    picture = await self._decoder.decode(content)
             finally:
                 self._preparing -= 1
                 self._batcher.nudge()
@@ -223,20 +308,10 @@ class Service:
             lowest = self._lowest[rows[:, 0].astype(int)] if wanted.threshold is None else wanted.threshold
             rows = rows[rows[:, 1] >= lowest]
             self._count(rows)
-            if wanted.picture is None:
-                return JSONResponse(make_record({}, picture, rows, self._names))
-            with self._metrics.stage("draw"):
-                return await self._in_pool(self._draw, picture, rows, wanted.picture)
+            yield picture, rows
 
     async def _in_pool(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
-
-    def _decode(self, content: bytes) -> np.ndarray:
-        check_header(content, self._limits.max_pixels)
-        try:
-            return read_image(content, "the image", self._bit_depth)
-        except DataError as error:
-            raise RefusedError(400, str(error)) from error
 
     def _draw(self, picture: np.ndarray, rows: np.ndarray, kind: str) -> Response:
         content = encode_image(draw(picture, rows, self._names), PICTURE_TYPES[kind])
@@ -275,12 +350,10 @@ def _refuse(request: Request, error: Exception) -> Response:
 def _refuse_route(request: Request, error: Exception) -> Response:
     """A path or method that there is not."""
     assert isinstance(error, HTTPException)
-    sentence = (
-        f"{request.method} {request.url.path:.80}: {error.detail}; POST /detect, GET /, /health and /metrics are served"
-    )
+    sentence = f"{request.method} {request.url.path:.80}: {error.detail}; there are {SERVED}"
     return JSONResponse({"error": sentence}, error.status_code, error.headers)
 
 
 def _fail(request: Request, error: Exception) -> Response:
     """The client hears nothing of the cause; the server's log has the traceback."""
-    return JSONResponse({"error": "the image could not be processed; the server's log says why"}, 500)
+    return JSONResponse({"error": FAILURE}, 500)

@@ -39,7 +39,20 @@ class ServeOptions(ModelOptions):
     port: int = option(
         8000, "port to listen on; 0 = a free one, which the log tells", "server", minimum=0, maximum=65535
     )
-    workers: int = option(2, "threads that decode images and draw pictures", "server", minimum=1, maximum=64)
+    workers: int = option(
+        2, "processes that decode images, and threads that draw pictures", "server", minimum=1, maximum=64
+    )
+    grace: float = option(
+        20.0,
+        "seconds after SIGTERM or Ctrl-C for the requests at hand; then the service ends whatever runs",
+        "server",
+        minimum=0.001,
+        maximum=86_400,
+    )
+    api_key_file: str = option(
+        "", "file with the keys of those who are served, one on each line; '' = everybody is", "access"
+    )
+    public_metrics: bool = option(False, "/metrics needs no key, as /health never does", "access")
     batch_size: int = option(
         8, "most images that the network runs at a time; 1 = no batches", "batches", minimum=1, maximum=256
     )
@@ -52,14 +65,43 @@ class ServeOptions(ModelOptions):
     )
     queue: int = option(
         64,
-        "requests in progress at a time; further ones are answered with 503 and a time to try again",
+        "images in progress at a time, whose bodies are there; further ones get 503 and a time to try again",
         "limits",
         minimum=1,
     )
-    max_size: float = option(16.0, "largest image file, MB", "limits", minimum=0.001, maximum=1024)
+    max_size: float = option(16.0, "largest body of a request, MB", "limits", minimum=0.001, maximum=1024)
+    max_images: int = option(16, "most images of a form, and never more than --queue", "limits", minimum=1)
     max_pixels: float = option(25.0, "largest image, millions of pixels", "limits", minimum=0.001, maximum=64)
     timeout: float = option(
-        30.0, "seconds for an image to arrive, and again until its answer is ready", "limits", minimum=0.001
+        30.0, "seconds for a body to arrive, and again until its answer is ready", "limits", minimum=0.001
+    )
+    decode_timeout: float = option(
+        10.0, "seconds for decoding an image; then its decoder is killed", "limits", minimum=0.1, maximum=3600
+    )
+    max_uploads: int = option(
+        64,
+        "bodies received at a time; one more takes the place of a slow one, or gets 503",
+        "connections",
+        minimum=1,
+    )
+    min_rate: float = option(
+        10.0,
+        "kB a second at which a body has to come and an answer to be taken, after --slow-start",
+        "connections",
+        minimum=0.001,
+    )
+    slow_start: float = option(5.0, "seconds in which a body may come at any rate", "connections", minimum=0.001)
+    header_timeout: float = option(
+        10.0, "seconds for the header of a request, from the connection or its first byte", "connections", minimum=0.1
+    )
+    keep_alive: int = option(
+        5, "seconds that a connection without a request stays open after an answer", "connections", minimum=1
+    )
+    max_connections: int = option(
+        0, "most connections; 0 = 1024, or as many as the limit of open files has room for", "connections", minimum=0
+    )
+    max_client_connections: int = option(
+        0, "most connections from one address; 0 = half of all", "connections", minimum=0
     )
 
 

@@ -51,6 +51,9 @@ class Metrics:
         )
         self.batches = Histogram("detector_batch_images", "Images run together", buckets=IMAGES, registry=registry)
         self.found = Counter("detector_detections", "Detections answered", ["class_name"], registry=registry)
+        self.closed = Counter(
+            "detector_connections_closed", "Connections closed by the limits", ["reason"], registry=registry
+        )
         self._info = Info("detector_model", "The model served", registry=registry)
 
     def describe(self, **labels: str) -> None:

@@ -50,7 +50,7 @@ def interrupted_body(photo, process, number, address):
     """A body; the signal comes when a part of it has arrived."""
     yield photo[:100]
     end = time.monotonic() + PATIENCE
-    while httpx.get(f"{address}/health").json()["in_progress"] < 1:
+    while httpx.get(f"{address}/health").json()["arriving"] < 1:
         assert time.monotonic() < end
     process.send_signal(number)
     time.sleep(PAUSE)

@@ -2,98 +2,34 @@
 
 import asyncio
 import io
-import math
 import re
-import threading
 import time
-from contextlib import asynccontextmanager
-from dataclasses import replace
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.main import export
-from detect.detector import Detector, StepStatistics
-from detect.service.app import Limits, Service
+from detect.detector import Detector
+from detect.service.app import Service
 from detect.service.batching import ServeOptions, describe, load_runner
 from drawing.boxes import draw
 from engines.preprocess import encode_image, read_image
-from tests.model.tiny import CLASSES, picture, save_tiny
-
-LIMITS = Limits(max_bytes=100_000, max_pixels=50_000, queue=8, timeout=20.0, workers=2, max_wait=0.0)
-ABOUT = {"model": "m", "network": "n", "engine": "e"}
-PATIENCE = 20.0
-PHOTO = encode_image(picture(1, 40, 60) // 2, ".png")
-
-
-class FakeRunner:
-    """Finds one object of the class of the image's first pixel; waits for `gate`."""
-
-    batch_size, least = 4, 2
-
-    def __init__(self):
-        self.calls = []
-        self.gate = threading.Event()
-        self.gate.set()
-
-    def detect(self, images):
-        self.calls.append(len(images))
-        assert self.gate.wait(PATIENCE)
-        return [self._rows(image) for image in images]
-
-    def statistics(self):
-        return {
-            4: {"network": StepStatistics(7, 0.02, 0.01, 0.03), "post-processing": StepStatistics(0, *[math.nan] * 3)}
-        }
-
-    def _rows(self, image):
-        if image[0, 0, 0] > 200:
-            raise RuntimeError("secret cause")
-        return np.array([[image[0, 0, 0] % 3, 0.75, 1, 2, 30.25, 40], [0, 0.25, 0, 0, 5, 5]], np.float32)
-
-
-def plain(value, height=4, width=8):
-    """A PNG of one grey value."""
-    return encode_image(np.full((height, width, 3), value, np.uint8), ".png")
-
-
-@asynccontextmanager
-async def client_of(service):
-    """A client that talks to the service within this process."""
-    app = service.app()
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
-        yield client
-
-
-def fake(runner=None, **limits):
-    return Service(runner or FakeRunner(), CLASSES, replace(LIMITS, **limits), 0.5, ABOUT)
-
-
-def talk(service, conversation):
-    """What conversation(client) returns."""
-
-    async def run():
-        async with client_of(service) as client:
-            return await asyncio.wait_for(conversation(client), PATIENCE)
-
-    return asyncio.run(run())
-
-
-def post(service, content=PHOTO, path="/detect", **headers):
-    """The response to one request."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return talk(service, lambda client: client.post(path, content=content, headers=named))
-
-
-async def until(condition):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.001)
+from tests.detect.service.fakes import (
+    CLASSES,
+    LIMITS,
+    PATIENCE,
+    PHOTO,
+    FakeRunner,
+    InThisProcess,
+    fake,
+    plain,
+    post,
+    talk,
+    until,
+)
+from tests.model.tiny import picture, save_tiny
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +47,7 @@ def real(folder):
     about = describe(options, detector, runner)
     runner.__init__(detector, Detector(folder, threshold=0.0, batch_size=3), picture(0, 96, 80))
     runner.least, runner.batch_size = 2, 3
-    return Service(runner, detector.class_names, LIMITS, 0.3, about)
+    return Service(runner, detector.class_names, LIMITS, 0.3, about, InThisProcess(LIMITS))
 
 
 def test_concurrent_answers_are_those_of_the_detector(real, folder):
@@ -177,13 +113,15 @@ def test_the_answer_is_a_picture_where_one_is_asked_for(path, accept, kind):
         (PHOTO[:-40], "/detect", {}, 400, "the image: not a sound image"),
         (PHOTO[:20], "/detect", {}, 4, "image"),
         (plain(0, 251, 200), "/detect", {}, 413, "200 x 251 pixels, more than 0.05 million"),
-        (b"x" * 100_001, "/detect", {}, 413, "larger than 0.1 MB"),
-        (PHOTO, "/detect", {"content_type": "multipart/form-data; boundary=x"}, 415, "send the image file itself"),
+        (b"x" * 100_001, "/detect", {}, 413, "the body has more than 0.1 MB"),
+        (PHOTO, "/detect", {"content_type": "text/plain"}, 415, "send the image file itself"),
+        (PHOTO, "/detect", {"content_type": "multipart/form-data; boundary=x"}, 400, "the form is damaged"),
+        (PHOTO, "/detect", {"content_type": "multipart/form-data"}, 400, "boundary"),
         (PHOTO, "/detect?threshold=nan", {}, 400, "threshold='nan': expected a number from 0 to 1"),
         (PHOTO, "/detect?threshold=1.5", {}, 400, "expected a number from 0 to 1"),
         (PHOTO, "/detect?format=xml", {}, 400, "format='xml': expected json or picture"),
         (PHOTO, "/detect?treshold=0.1", {}, 400, "unknown parameter 'treshold'; there are threshold and format"),
-        (PHOTO, "/upload", {}, 404, "POST /upload: Not Found; POST /detect, GET /"),
+        (PHOTO, "/upload", {}, 404, "POST /upload: Not Found; there are POST /detect, GET /"),
         (PHOTO, "/health", {}, 405, "POST /health: Method Not Allowed"),
     ],
 )
@@ -252,20 +190,20 @@ def test_what_takes_too_long_ends():
     without, slow, later = talk(fake(runner, timeout=0.1), conversation)
     assert (without.status_code, slow.status_code) == (504, 408)
     assert without.json()["error"].startswith("no answer within 0.1 s")
-    assert slow.json()["error"].startswith("the image has not arrived within 0.1 s")
+    assert slow.json()["error"].startswith("the body has not arrived within 0.1 s")
     assert later.status_code in (200, 408, 504)  # not 200 on a machine that needs more than 0.1 s
 
 
 def test_nobody_waits_for_an_image_that_is_refused():
     service = fake(max_wait=PATIENCE)
-    decode = service._decode
+    decode = service._decoder.decode
 
-    def decode_damaged_late(content):
+    async def decode_damaged_late(content):
         while content != PHOTO and not service._batcher.waiting:
-            time.sleep(0.001)
-        return decode(content)
+            await asyncio.sleep(0.001)
+        return await decode(content)
 
-    service._decode = decode_damaged_late
+    service._decoder.decode = decode_damaged_late
 
     async def conversation(client):
         damaged = asyncio.create_task(client.post("/detect", content=PHOTO[:-40]))

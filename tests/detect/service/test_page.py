@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 
 from detect.service import app
-from tests.detect.service.test_app import PHOTO, fake
+from tests.detect.service.fakes import PHOTO, fake
 from tools.serve import bind
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
