@@ -73,11 +73,11 @@ async def client_of(service):
         yield client
 
 
-def fake(runner=None, keys=None, public_metrics=False, **limits):
+def fake(runner=None, keys=None, public_metrics=False, threshold=0.5, **limits):
     limits = replace(LIMITS, **limits)
     keys = keys and ApiKeys(keys)
     decoder = InThisProcess(limits)
-    return Service(runner or FakeRunner(), CLASSES, limits, 0.5, ABOUT, decoder, keys, public_metrics)
+    return Service(runner or FakeRunner(), CLASSES, limits, threshold, ABOUT, decoder, keys, public_metrics)
 
 
 def talk(service, conversation):

@@ -43,7 +43,7 @@ def serve():
 
     descriptors = int(sys.argv.pop(1))
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
-    manifest = SimpleNamespace(network="n", dtype="float32", size=(8, 8), bit_depth="")
+    manifest = SimpleNamespace(network="n", dtype="float32", size=(8, 8), bit_depth="", thresholds={})
     detector = SimpleNamespace(manifest=manifest, engine="e", class_names=("thing",))
     serve.load_runner = lambda options: (Network(), detector)
     run_command(serve.main)

@@ -70,7 +70,7 @@ def test_concurrent_answers_are_those_of_the_detector(real, folder):
 def test_a_model_may_have_a_threshold_for_each_class():
     everything = post(fake(), path="/detect?threshold=0").json()["detections"]
     lowest = {name: 0.0 if k == everything[0]["id"] else 1.0 for k, name in enumerate(CLASSES)}
-    service = Service(FakeRunner(), CLASSES, LIMITS, lowest, ABOUT)
+    service = fake(threshold=lowest)
     found = post(service, path="/detect").json()["detections"]
     assert found == [one for one in everything if one["id"] == everything[0]["id"] or one["score"] >= 1]
 
