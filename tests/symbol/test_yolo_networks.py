@@ -292,7 +292,8 @@ def test_a_further_input_that_does_not_suit_the_network_is_refused() -> None:
 
 
 def test_a_width_that_makes_a_cfg_too_large_is_named() -> None:
-    sections = ["[net]", "[convolutional]\nfilters=9000\nsize=1", "[convolutional]\nfilters=6\nsize=1"]
+    linear = "[convolutional]\nfilters=6\nsize=1\nactivation=linear"
+    sections = ["[net]", "[convolutional]\nfilters=9000\nsize=1", linear]
     cfg = "\n".join([*sections, "[yolo]\nmask=0\nanchors=10,13\nclasses=1\n"])
     get_symbol("darknet:wide.cfg", 64, 1, darknet_cfg=cfg)
     with pytest.raises(OptionError, match=r"--network darknet:wide\.cfg, .*--width 2: section 0, .*18000 channels"):

@@ -21,13 +21,15 @@ from detect.detector import Detector
 from detect.service.app import Limits, Service
 from detect.service.batching import ServeOptions, describe, load_runner
 from engines.preprocess import read_image
-from evaluate import main as evaluate
 from evaluate.evaluate_net import evaluate_net
+from evaluate.options import EvaluateOptions
+from evaluate.runs import _checkpoint
 from evaluate.sets import check_record
 from machine.opencv import cv2
 from machine.runtime import mx
 from model.checkpoint import load_checkpoint, read_meta
 from model.manifest import read_manifest
+from tests.detect.service.fakes import InThisProcess
 from tests.detect.videos import write_video
 from tests.engines.tiny_onnx import with_onnx
 from tests.examples.test_examples import output
@@ -152,8 +154,8 @@ def test_weights_without_a_json_are_taken_to_be_of_the_record(runs, tmp_path, mo
     (eight, _), (_, records) = runs[8], runs[12]
     monkeypatch.setattr("model.weights.plain.load_plain", lambda *args: load_checkpoint(eight.output.prefix))
     (tmp_path / "p-0001.params").touch()
-    options = evaluate.EvaluateOptions(prefix=str(tmp_path / "p"), epoch="1", rec_path=records[1])
-    assert evaluate._checkpoint(options).meta.bit_depth == RULE
+    options = EvaluateOptions(prefix=str(tmp_path / "p"), epoch="1", rec_path=records[1])
+    assert _checkpoint(options).meta.bit_depth == RULE
 
 
 def test_weights_of_another_bit_depth_are_told(runs, tmp_path, caplog):
@@ -213,7 +215,8 @@ def test_the_service_detects_in_12_bits(folders, pictures):
     about = describe(options, detector, runner)
     assert about["bit_depth"] == RULE
     limits = Limits(10**6, 50_000, 8, 20.0, 1, 0.0)
-    service = Service(runner, detector.class_names, limits, 0.0, about, detector.manifest.bit_depth)
+    decoder = InThisProcess(limits, detector.manifest.bit_depth)
+    service = Service(runner, detector.class_names, limits, 0.0, about, decoder)
     grey = io.BytesIO()
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(grey, "PNG")
 

@@ -52,8 +52,8 @@ class FakeRunner:
 class InThisProcess:
     """Decodes as the service's processes do."""
 
-    def __init__(self, limits):
-        self.limits = DecodeLimits(limits.max_pixels, 0)
+    def __init__(self, limits, bit_depth=""):
+        self.limits = DecodeLimits(limits.max_pixels, 0, bit_depth=bit_depth)
 
     async def decode(self, content):
         return await asyncio.to_thread(decode_image, content, self.limits)
