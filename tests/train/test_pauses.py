@@ -1,13 +1,13 @@
 """Signals save a run in mid-epoch and end it, or let it go on; resumed, it ends with an undisturbed run's bits."""
 
 import logging
-import os
 import signal
 from pathlib import Path
 
 import pytest
 
 from common.errors import OptionError
+from machine.command import SignalRequests
 from model.checkpoint import list_epochs, load_checkpoint
 from tests.train.tiny import metrics
 from train.pauses import Position, newest_paused
@@ -16,12 +16,13 @@ from train.training import run_training
 
 
 def signalled(monkeypatch, *places, number=signal.SIGTERM):
-    """Sends a signal to this process before the callbacks of these (epoch, batch), both from 0."""
+    """Calls the handler of a signal before the callbacks of these (epoch, batch), both from 0; tests/test_commands.py
+    sends real ones."""
     real = Progress.__call__
 
     def call(self, param):
         if (param.epoch, param.nbatch) in places:
-            os.kill(os.getpid(), number)
+            signal.getsignal(number)(number, None)
         real(self, param)
 
     monkeypatch.setattr("train.progress.Progress.__call__", call)
@@ -117,9 +118,9 @@ def test_an_epoch_without_a_checkpoint_is_saved_at_its_end(options, tmp_path, mo
 def test_a_second_signal_ends_at_once(options, monkeypatch):
     run = options(**DETERMINED)
     signalled(monkeypatch, (0, 1), (0, 1))
-    real = os.kill
+    real = SignalRequests.arrive
     monkeypatch.setattr("machine.command._arrived", [])
-    monkeypatch.setattr(os, "kill", lambda pid, number: (real(pid, number), real(pid, number)))
+    monkeypatch.setattr(SignalRequests, "arrive", lambda self, *args: (real(self, *args), real(self, *args)))
     with pytest.raises(SystemExit):
         run_training(run)
     assert newest_paused(run.output.prefix) is None
