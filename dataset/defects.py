@@ -93,7 +93,8 @@ class Defect:
 
     def __str__(self) -> str:
         """The line for the user."""
-        return f"{self.where}: {self.code}: {self.text}; {self.remedy}"
+        told = self.text.endswith(self.remedy)  # a reader's sentence has its remedy
+        return f"{self.where}: {self.code}: {self.text}" + ("" if told else f"; {self.remedy}")
 
 
 @dataclass(frozen=True)

@@ -135,13 +135,20 @@ def main(argv: list[str]) -> None:
     print(f"{options.output} written, {len(content) / 1e6:.1f} MB: {data['summary']}")
 
 
+def _taken_out(flag: str, argv: Sequence[str], default: Path) -> tuple[Path, list[str]]:
+    """The value of a flag, and the other words; OptionError for a flag without one."""
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith(f"{flag}=") else [word])]
+    if flag not in words:
+        return default, words
+    at = words.index(flag)
+    if not "".join(words[at + 1 : at + 2]) or words[at + 1].startswith("--"):
+        raise OptionError(f"{flag} needs a value")
+    return Path(words[at + 1]), words[:at] + words[at + 2 :]
+
+
 def _draw_batches(argv: Sequence[str]) -> None:
     """Writes the picture that a training with these options would leave; --output names it."""
-    output, words = BATCHES, list(argv)
-    if "--output" in words:
-        at = words.index("--output")
-        output = Path(*words[at + 1 : at + 2])
-        del words[at : at + 2]
+    output, words = _taken_out("--output", argv, BATCHES)
     options = parse_options(
         train_options_class(),
         words,

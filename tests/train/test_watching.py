@@ -273,5 +273,9 @@ def test_browse_draws_the_first_batches_as_a_run_leaves_them(options, tmp_path, 
     assert out.read_bytes() == Path(f"{run.output.prefix}-batches.png").read_bytes()
     assert set(tmp_path.rglob("*")) - before == {out}
     assert f"{out} written" in capsys.readouterr().out
-    with pytest.raises(OptionError, match=r"--output x.html must end in .png"):
-        browse.main(["--train", *flags(run), "--output", "x.html"])
+    for words in (["--output", "x.html"], ["--output=x.html"]):
+        with pytest.raises(OptionError, match=r"--output x.html must end in .png"):
+            browse.main(["--train", *flags(run), *words])
+    for words in (["--output"], ["--output="], ["--output", "--cpu"]):
+        with pytest.raises(OptionError, match="--output needs a value"):
+            browse.main(["--train", *words])
