@@ -241,7 +241,7 @@ class _Reader:
 
     def finish(self) -> None:
         for key in self._values:
-            raise self.fail(f"key {key!r:.50} is not built; convert it with Darknet itself, or train another network")
+            raise self.fail(f"key {key!r:.50} is not built, so that this network cannot be read; choose one without it")
 
 
 def parse_anchors(text: str) -> tuple[Anchor, ...]:
