@@ -232,23 +232,14 @@ def _fit(
     saves = SavePlan(options, start.num_update)
     requests = SignalRequests()
     epoch_end = EpochEnd(writer, saves, metric, start.kept_epochs, progress, validates, requests)
-    snapshots = Snapshots(writer, metric, start.num_update)
-    names = partial(image_names, options.data.train_path, options.data.train_list)
     seed_epoch(options.data.seed, start.epoch)
-    watchers: list[Callable[[Any], None]] = [
-        FiniteGuard(names),
-        epoch_end.pauses,
-        progress,
-        snapshots,
-        *epoch_end.watchers,
-    ]
     with _hints_at_the_end(epoch_end, start, plan), requested_by_signals(requests), suppress(RunEnds):
         module.fit(
             source,
             eval_data=val_iter,
             eval_metric=metric,
             validation_metric=_make_validation(stage, start, train_iter, val_iter),
-            batch_end_callback=[_counted_on(watcher, start) for watcher in watchers],
+            batch_end_callback=_watchers(epoch_end, start),
             epoch_end_callback=epoch_end.without_validation,
             eval_end_callback=epoch_end.with_validation,
             kvstore=options.device.kv_store,
@@ -263,6 +254,15 @@ def _fit(
             monitor=make_monitor(options.output.monitor, options.output.pattern),
         )
     epoch_end.log_summary()
+
+
+def _watchers(epoch_end: EpochEnd, start: Start) -> list[Callable[[Any], None]]:
+    """The batch-end callbacks of fit, in their order."""
+    data = epoch_end.options.data
+    guard = FiniteGuard(partial(image_names, data.train_path, data.train_list))
+    snapshots = Snapshots(epoch_end.writer, epoch_end.metric, start.num_update)
+    found: list[Callable[[Any], None]] = [guard, epoch_end.pauses, epoch_end.progress, snapshots, *epoch_end.watchers]
+    return [_counted_on(watcher, start) for watcher in found]
 
 
 def _counted_on(watcher: Callable[[Any], None], start: Start) -> Callable[[Any], None]:
