@@ -68,6 +68,7 @@ class CheckpointWriter:
             origin=self.origin.numbers(),
             patience=self.patience.state(),
             time_limit=self.time_limit,
+            precision=self.module.precision,
             begun=self.begun,
             position=position or {},
             records=self.records,

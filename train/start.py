@@ -53,6 +53,7 @@ class Start:
     patience: state of --patience. time_limit: what --time-limit was found to mean (CheckpointMeta), {} = nothing yet.
     follows_stage: the checkpoint of the prefix that it starts from was left by an earlier stage of this very process.
     begun: epochs that the run found done when it began with weights alone; what they left is not compared with it.
+    precision: as the checkpoint has it (CheckpointMeta), with its dtype; {} = nothing yet.
     position: within the epoch, where the run was paused in one.
     kept_epochs: the prefix's checkpoints and metrics up to this epoch belong to the run; later ones go when it has
     saved its first one.
@@ -72,6 +73,7 @@ class Start:
     origin: Origin = Origin()
     patience: dict[str, Any] = field(default_factory=dict)
     time_limit: dict[str, int] = field(default_factory=dict)
+    precision: dict[str, Any] = field(default_factory=dict)
     follows_stage: bool = False
     position: Position = Position()
 
@@ -193,6 +195,7 @@ def _same_stage(options: TrainOptions, checkpoint: Checkpoint) -> Start:
         origin=Origin(*checkpoint.meta.origin),
         patience=checkpoint.meta.patience,
         time_limit=_time_limit(options, checkpoint),
+        precision=_precision(options, checkpoint),
     )
 
 
@@ -210,6 +213,17 @@ def _time_limit(options: TrainOptions, checkpoint: Checkpoint) -> dict[str, int]
     return found
 
 
+def _precision(options: TrainOptions, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The number format of the run so far; OptionError where --dtype is another one."""
+    found, wanted = {"dtype": FLOAT32, **checkpoint.meta.precision}, options.device.dtype
+    if wanted not in (AUTO, found["dtype"]):
+        raise OptionError(
+            f"{options.output.prefix} was trained in {found['dtype']}; resume with --dtype {found['dtype']}, or start "
+            f"anew with --pretrained {options.output.prefix} --epoch {checkpoint.epoch} and another --prefix"
+        )
+    return found
+
+
 def _next_stage(checkpoint: Checkpoint) -> Start:
     """The saved weights, the averaged ones where there are any, under a new optimizer."""
     updates, epoch = checkpoint.meta.num_update, Position.of(checkpoint.meta).epoch
@@ -221,6 +235,7 @@ def _next_stage(checkpoint: Checkpoint) -> Start:
         checkpoint.aux_params,
         num_update=updates,
         earlier_updates=updates,
+        precision=checkpoint.meta.precision,
     )
 
 
