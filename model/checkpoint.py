@@ -61,6 +61,8 @@ class CheckpointMeta:
         begun: epochs that the run found done when it began with weights alone.
         position: of a set in mid-epoch from which the run goes on (train/pauses.py): epochs done, batches done of the
             next one, and the losses so far; {} for all others.
+        left_out: records that could not be read and became padding (--bad-records), by `train` and `validation`: their
+            place in the file, from 0, and why.
         records: sha256 of the records of the run, by `train` and `validation`; empty where they were not looked at.
         files: the set's .params and .optim.params by name; empty before they are written.
     """
@@ -93,6 +95,7 @@ class CheckpointMeta:
     time_limit: dict[str, int] = field(default_factory=dict)
     begun: int = 0
     position: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, dict[str, str]] = field(default_factory=dict)
     records: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
 

@@ -34,7 +34,7 @@ from train.preflight import Plan, preflight, validation_metric
 from train.progress import MeasuredIter, Progress, seconds_a_batch, seconds_of_validation
 from train.recipe import Recipe, every_epoch
 from train.run_files import command_to_continue, lock_prefix, log_to_file, remembered_log, write_run_file
-from train.saving import CheckpointWriter, SavePlan, Snapshots
+from train.saving import CheckpointWriter, SavePlan, Snapshots, left_out_of
 from train.schedule import (
     Origin,
     Pace,
@@ -124,6 +124,8 @@ def _train_stage(stage: Stage, plan: Plan, start: Start) -> None:
         val_iter = open_batches(val_spec, engine) if val_spec else None
         if val_iter:
             stack.callback(val_iter.close)
+        for name, one in left_out_of(train_iter, val_iter).items():
+            one.resume(start.left_out.get(name, {}))
         stage = _with_time_limit(stage, plan, start, train_iter, val_iter)
         within = start.within(train_iter)
         stage, batches = limit_updates(stage, start.num_update, start.epoch, train_iter, first_epoch(start), within)
@@ -188,7 +190,7 @@ def _measured(
 
     batch = seconds_a_batch(train, train_iter, min(MEASURED_SHARE * seconds, MEASURED_SECONDS))
     validation = seconds_of_validation(validate, val_iter.num_batches) if val_iter else 0.0
-    writer = CheckpointWriter(stage, module, None, origin, 0, plan.sidecars, Patience(0, {}))
+    writer = CheckpointWriter(stage, module, None, origin, 0, plan.sidecars, Patience(0, {}), {})
     begun = time.monotonic()
     with TemporaryDirectory(prefix=".measured-", dir=Path(options.output.prefix).parent) as folder:
         rate = module.learning_rate
@@ -228,7 +230,8 @@ def _fit(
     plateau = scheduler if isinstance(scheduler, Plateau) else None
     is_last = options.schedule.end_epoch == stage.run_end  # of two stages
     patience = Patience(options.schedule.patience if is_last else 0, start.patience)
-    writer = CheckpointWriter(stage, module, plateau, origin, start.begun, plan.sidecars, patience)
+    left_out = left_out_of(train_iter, val_iter)
+    writer = CheckpointWriter(stage, module, plateau, origin, start.begun, plan.sidecars, patience, left_out)
     saves = SavePlan(options, start.num_update)
     requests = SignalRequests()
     epoch_end = EpochEnd(writer, saves, metric, start.kept_epochs, progress, validates, requests)
@@ -324,10 +327,10 @@ def _make_validation(
     network's, but where inputs have different proportions."""
     metric, spec = validation_metric(stage.options, stage.classes), train_iter.spec
     if val_iter and not start.epoch and not stage.options.validation.rect_val:
-        source = open_source(spec.path_imgrec, len(stage.classes), None, spec.path_imglist)
+        source = open_source(spec.path_imgrec, len(stage.classes), None, spec.path_imglist, spec.left_out > 0)
         resize = Resize(spec.resize_mode, spec.fill)
         size = input_size(stage.options.input.data_shape)
-        metric.compare_with(usual_boxes(source.reader, len(stage.classes), size, resize))
+        metric.compare_with(usual_boxes(source.reader, len(stage.classes), size, resize, spec.left_out > 0))
     return metric
 
 
