@@ -65,6 +65,8 @@ class CheckpointMeta:
         begun: epochs that the run found done when it began with weights alone.
         position: of a set in mid-epoch from which the run goes on (train/pauses.py): epochs done, batches done of the
             next one, and the losses so far; {} for all others.
+        left_out: records that could not be read and became padding (--bad-records), by `train` and `validation`: their
+            place in the file, from 0, and why.
         records: sha256 of the records of the run, by `train` and `validation`; empty where they were not looked at.
         files: the set's .params and .optim.params by name; empty before they are written.
     """
@@ -98,6 +100,7 @@ class CheckpointMeta:
     precision: dict[str, Any] = field(default_factory=dict)
     begun: int = 0
     position: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, dict[str, str]] = field(default_factory=dict)
     records: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
 
@@ -124,12 +127,11 @@ class CheckpointMeta:
 
 def _is_precision(precision: Mapping[str, Any]) -> bool:
     """Whether a checkpoint may have this as its `precision`."""
-    if not precision:
-        return True
-    numbers = [precision.get(name) for name in SCALE_STATE if name in precision]
-    known = precision.get("dtype") in DTYPES and not precision.keys() - {"dtype", *SCALE_STATE}
-    is_whole = len(numbers) == (len(SCALE_STATE) if precision["dtype"] == FLOAT16 else 0) if known else False
-    return is_whole and all(type(number) in (int, float) and number >= 0 for number in numbers)
+    dtype = precision.get("dtype")
+    names = {"dtype", *(SCALE_STATE if dtype == FLOAT16 else ())}
+    numbers = [value for name, value in precision.items() if name != "dtype"]
+    are_numbers = all(type(number) in (int, float) and number >= 0 for number in numbers)
+    return not precision or dtype in DTYPES and precision.keys() == names and are_numbers
 
 
 META_FILE = SignedKind(

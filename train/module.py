@@ -18,8 +18,7 @@ from graph.symbol_graph import Params
 from machine.runtime import mx
 from symbol.layers import matches
 from train.metric import LossMetric
-from train.precision import LossScaler
-from train.recipe import ClippedUpdater, Recipe, WeightAverage, sum_of_squares
+from train.recipe import ClippedUpdater, LossScaler, Recipe, WeightAverage, sum_of_squares
 
 Symbol: TypeAlias = mx.sym.Symbol
 LOGGER = logging.getLogger(__name__)
