@@ -27,7 +27,6 @@ _SUMS = frozenset({"Concat", "elemwise_add", "add_n"})  # go on narrow where one
 _FOLLOW = frozenset({"Pooling", "slice_axis", "slice", "Reshape", "Flatten", "clip"})
 _FOLLOW_FLOAT16 = frozenset({"UpSampling", "Pad", "Dropout", "broadcast_mul", "elemwise_mul", "_mul_scalar"})
 _ACTIVATIONS = {"Activation": frozenset({"relu", "sigmoid", "tanh"}), "LeakyReLU": frozenset({"leaky", "elu"})}
-_IGNORE_HEAD = frozenset({"make_loss", "MakeLoss"})  # their gradient is a constant, whatever reads them
 
 
 def to_mixed(symbol: mx.sym.Symbol, shapes: Mapping[str, Shape], dtype: str) -> mx.sym.Symbol:
@@ -107,42 +106,70 @@ def _is_of_blocks(node: SymbolNode, shapes: Mapping[str, Shape]) -> bool:
 def scaled(symbol: mx.sym.Symbol) -> mx.sym.Symbol:
     """The training outputs, whose gradients are multiplied by the input LOSS_SCALE, and one output more.
 
-    The outputs keep values and order; SCALED_LOSSES, the last and new one, is what the gradients come from. A
-    SoftmaxOutput computes its gradient itself, and is told to multiply it by that of its output.
+    The outputs keep values and order; SCALED_LOSSES, the last and new one, is what the gradients come from.
     """
     graph = graph_of(symbol)
     scale = Edge(SymbolNode(VARIABLE, LOSS_SCALE, {"__shape__": "(1,)", "__dtype__": _FLOAT32_NUMBER}))
-    sums, outputs = [], []
+    losses, outputs = [], []
     for edge in graph.outputs:
         node = edge.node
-        value = node.inputs[0] if node.op in _IGNORE_HEAD else edge
-        if node.op == "SoftmaxOutput":
-            node.attrs["out_grad"] = "True"
+        if node.op not in _LOSSES:
+            raise ValueError(f"{node.name}: {node.op} is no loss that can be scaled")
+        value = node.inputs[0]
+        if node.op == "SoftmaxOutput":  # which adds its gradient even where nothing asks for one
+            value = _op("softmax", node.name, [value], axis=1)
         if float(node.attrs.get("grad_scale", "1")):
-            sums.append(_summed(node, value))
+            losses.append(_LOSSES[node.op](node))
         outputs.append(Edge(SymbolNode("BlockGrad", f"{node.name}_value", {}, [value])))
-    total = Edge(SymbolNode("add_n", "losses", {"num_args": str(len(sums))}, sums))
-    product = Edge(SymbolNode("broadcast_mul", "losses_by_scale", {}, [total, scale]))
-    graph.outputs = [*outputs, Edge(SymbolNode("make_loss", SCALED_LOSSES, {}, [product]))]
+    total = _op("add_n", "losses", losses, num_args=len(losses))
+    product = _op("broadcast_mul", "losses_by_scale", [total, scale])
+    graph.outputs = [*outputs, _op("make_loss", SCALED_LOSSES, [product])]
     return symbol_of(graph)
 
 
-def _summed(node: SymbolNode, value: Edge) -> Edge:
-    """(1,): a loss whose gradient by value is that of the node."""
-    total = Edge(SymbolNode("sum", f"{node.name}_total", {"axis": "()", "keepdims": "False"}, [value]))
-    total = Edge(SymbolNode("Reshape", f"{node.name}_scalar", {"shape": "(1,)"}, [total]))
-    if node.op != "MakeLoss":
-        return total
-    factor = {"scalar": node.attrs.get("grad_scale", "1")}
-    total = Edge(SymbolNode("_mul_scalar", f"{node.name}_weighted", factor, [total]))
-    rule = node.attrs.get("normalization", "null")
+def _op(op: str, name: str, inputs: list[Edge], **attrs: object) -> Edge:
+    return Edge(SymbolNode(op, name, {key: str(value) for key, value in attrs.items()}, inputs))
+
+
+def _sum(name: str, value: Edge) -> Edge:
+    """(1,)."""
+    return _op("Reshape", name, [_op("sum", f"{name}_all", [value], axis="()", keepdims=False)], shape="(1,)")
+
+
+def _plain_loss(node: SymbolNode) -> Edge:
+    """make_loss: its gradient is 1."""
+    return _sum(f"{node.name}_total", node.inputs[0])
+
+
+def _normalised_loss(node: SymbolNode) -> Edge:
+    """MakeLoss: its gradient is grad_scale, divided by the number of values above valid_thresh if it is asked to."""
+    name, (value,), rule = node.name, node.inputs, node.attrs.get("normalization", "null")
+    total = _op("_mul_scalar", f"{name}_weighted", [_plain_loss(node)], scalar=node.attrs.get("grad_scale", "1"))
     if rule == "null":
         return total
     if rule != "valid":
-        raise ValueError(f"{node.name}: MakeLoss with normalization={rule} cannot be scaled")
-    limit = {"scalar": node.attrs.get("valid_thresh", "0")}
-    valid = Edge(SymbolNode("_greater_scalar", f"{node.name}_valid", limit, [value]))
-    count = Edge(SymbolNode("sum", f"{node.name}_count", {"axis": "()", "keepdims": "False"}, [valid]))
-    count = Edge(SymbolNode("_maximum_scalar", f"{node.name}_number", {"scalar": "1"}, [count]))
-    count = Edge(SymbolNode("Reshape", f"{node.name}_divisor", {"shape": "(1,)"}, [count]))
-    return Edge(SymbolNode("elemwise_div", f"{node.name}_mean", {}, [total, count]))
+        raise ValueError(f"{name}: MakeLoss with normalization={rule} cannot be scaled")
+    valid = _op("_greater_scalar", f"{name}_valid", [value], scalar=node.attrs.get("valid_thresh", "0"))
+    return _op("elemwise_div", f"{name}_mean", [total, _count(name, valid)])
+
+
+def _cross_entropy(node: SymbolNode) -> Edge:
+    """SoftmaxOutput over axis 1: its gradient, of its own, is that of the mean cross entropy of labels not ignored."""
+    name, (logits, label) = node.name, node.inputs
+    wanted = {"multi_output": "True", "use_ignore": "True", "normalization": "valid"}
+    if any(node.attrs.get(key) != value for key, value in wanted.items()):
+        raise ValueError(f"{name}: this SoftmaxOutput cannot be scaled")
+    log_prob = _op("log_softmax", f"{name}_log", [logits], axis=1)
+    ignored = node.attrs.get("ignore_label", "-1")
+    valid = _op("_not_equal_scalar", f"{name}_valid", [label], scalar=ignored)  # (B, A)
+    picked = _op("pick", f"{name}_own", [log_prob, label], axis=1)  # (B, A); clips ignored labels, valid removes them
+    total = _sum(f"{name}_total", _op("elemwise_mul", f"{name}_counted", [picked, valid]))
+    return _op("elemwise_div", f"{name}_mean", [_op("negative", f"{name}_loss", [total]), _count(name, valid)])
+
+
+def _count(name: str, valid: Edge) -> Edge:
+    """(1,): how many are 1, at least 1."""
+    return _op("_maximum_scalar", f"{name}_number", [_sum(f"{name}_count", valid)], scalar=1)
+
+
+_LOSSES = {"make_loss": _plain_loss, "MakeLoss": _normalised_loss, "SoftmaxOutput": _cross_entropy}
