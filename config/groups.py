@@ -324,6 +324,13 @@ class OutputOptions:
         pattern=(r"[1-9]\d*i?", "epochs like 10 or updates like 5000i"),
     )
     save_best_only: bool = option(False, "keep the best checkpoint and that of the last epoch alone", "output")
+    profile: int = option(
+        0,
+        "train nothing, but show where N steps of training spend their time, by operator and by kernel of oneDNN: "
+        "PREFIX-profile.txt, and PREFIX-profile.json for chrome://tracing",
+        "output",
+        minimum=0,
+    )
     monitor: int = option(0, "batches between statistics of arrays (mx.mon.Monitor); 0 = none", "output", minimum=0)
     pattern: str = option(".*", "regular expression of the arrays that --monitor shows", "output")
 

@@ -26,6 +26,7 @@ from config.groups import METRICS
 from dataset.transforms import parse_bit_depth
 from graph.mixed_precision import DTYPES, FLOAT16
 from graph.symbol_graph import Params
+from graph.weight_gradients import WAYS
 from model.manifest import FileRecord
 from model.params_file import read_arrays, read_params, stage_arrays, with_kinds
 
@@ -61,7 +62,8 @@ class CheckpointMeta:
         patience: state of --patience. time_limit: seconds of --time-limit, the updates that it was found to mean, and
             the --end-epoch that steps of the schedule were made for.
         precision: number format of the training graph as `dtype`, and in float16 the state of the loss scale (`scale`,
-            `good`, `skipped`); {} = float32.
+            `good`, `skipped`); `gradients`, by layer, how its weight gradient is computed where it is not by its own
+            kernel. {} = float32.
         begun: epochs that the run found done when it began with weights alone.
         position: of a set in mid-epoch from which the run goes on (train/pauses.py): epochs done, batches done of the
             next one, and the losses so far; {} for all others.
@@ -127,9 +129,11 @@ class CheckpointMeta:
 
 def _is_precision(precision: Mapping[str, Any]) -> bool:
     """Whether a checkpoint may have this as its `precision`."""
-    dtype = precision.get("dtype")
-    names = {"dtype", *(SCALE_STATE if dtype == FLOAT16 else ())}
-    numbers = [value for name, value in precision.items() if name != "dtype"]
+    dtype, ways = precision.get("dtype"), precision.get("gradients", {})
+    if not isinstance(ways, dict) or not set(ways.values()) <= set(WAYS):
+        return False
+    names = {"dtype", *(SCALE_STATE if dtype == FLOAT16 else ()), *(["gradients"] if ways else [])}
+    numbers = [value for name, value in precision.items() if name not in ("dtype", "gradients")]
     are_numbers = all(type(number) in (int, float) and number >= 0 for number in numbers)
     return not precision or dtype in DTYPES and precision.keys() == names and are_numbers
 

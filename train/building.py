@@ -45,6 +45,7 @@ def make_module(stage: Stage, plan: Plan, start: Start, validated: tuple[int, in
         seed=stage.options.data.seed,
         dtype=stage.options.device.dtype,
         scaler=make_scaler(stage.options.device.dtype, start.precision),
+        gradient_ways=stage.gradient_ways,
     )
 
 

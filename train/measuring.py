@@ -11,8 +11,11 @@ from common.errors import out_of_memory_hint
 from config.groups import AUTO, seconds_of
 from config.options import replace_options
 from dataset.iterator import RecordIter
-from graph.mixed_precision import BFLOAT16, FLOAT16, FLOAT32
+from graph.mixed_precision import BFLOAT16, FLOAT16, FLOAT32, to_mixed
 from graph.number_formats import supports_bfloat16
+from graph.onednn_training import suit_training
+from graph.weight_gradients import WAYS, fastest_ways, layers_of
+from machine.cpu import has_amx
 from machine.runtime import mx
 from train.batches import first_epoch
 from train.building import make_module, make_recipe, optimizer_params, schedule_origin, stage_pace, validated_size
@@ -34,15 +37,35 @@ logger = logging.getLogger(__name__)
 
 
 def with_dtype(stage: Stage, plan: Plan, start: Start, train_iter: RecordIter) -> Stage:
-    """The stage in one number format: where --dtype is auto that of the run so far, else the fastest one."""
-    if stage.options.device.dtype != AUTO:
-        return stage
-    dtype = start.precision.get("dtype") or _fastest(stage, plan, start, train_iter)
-    return _in_dtype(stage, dtype)
+    """The stage in one number format: where --dtype is auto that of the run so far, else the fastest one; with the ways
+    of its weight gradients, which are those of the run so far, too."""
+    if stage.options.device.dtype == AUTO:
+        stage = _in_dtype(stage, start.precision.get("dtype") or _fastest(stage, plan, start, train_iter))
+    ways = start.precision.get("gradients") if start.precision else _gradient_ways(stage, plan, train_iter)
+    return replace(stage, gradient_ways=ways or {})
 
 
 def _in_dtype(stage: Stage, dtype: str) -> Stage:
     return replace(stage, options=replace_options(stage.options, dtype=dtype))
+
+
+def _gradient_ways(stage: Stage, plan: Plan, train_iter: RecordIter) -> dict[str, str]:
+    """How the weight gradients of bfloat16 are computed fastest, measured where there is a choice: on CPUs with AMX,
+    whose own kernel is the slow one. Elsewhere it runs at the limit of the arithmetic. Inputs of one size alone."""
+    options = stage.options
+    one_size = not options.data.multi_scale and not options.data.rect
+    if options.device.dtype != BFLOAT16 or not options.device.rewrite_graph or not one_size or not has_amx():
+        return {}
+    described = (*train_iter.provide_data, *train_iter.provide_label)
+    shapes = {desc.name: (desc.shape[0] // len(plan.devices), *desc.shape[1:]) for desc in described}
+    mixed = to_mixed(suit_training(stage.losses, shapes), shapes, BFLOAT16)
+    layers = layers_of(mixed, shapes, frozenset(stage.frozen))
+    with out_of_memory_hint(LESS_MEMORY):
+        ways = fastest_ways(layers)
+    numbers = ", ".join(f"{list(ways.values()).count(way)} by {way}" for way in WAYS[1:])
+    logger.info("weight gradients of bfloat16: %d of %d layers by their own kernel, %s", len(layers) - len(ways),
+                len(layers), numbers)  # fmt: skip
+    return ways
 
 
 def _fastest(stage: Stage, plan: Plan, start: Start, train_iter: RecordIter) -> str:
@@ -53,7 +76,7 @@ def _fastest(stage: Stage, plan: Plan, start: Start, train_iter: RecordIter) -> 
     seconds = {}
     with out_of_memory_hint(LESS_MEMORY):
         for dtype in (FLOAT32, narrow):
-            trained = _Trial(_in_dtype(stage, dtype), plan, start, train_iter, None)
+            trained = Trial(_in_dtype(stage, dtype), plan, start, train_iter, None)
             seconds[dtype] = seconds_a_batch(trained.train, train_iter, DTYPE_SECONDS)
             train_iter.set_epoch(start.epoch)
     dtype = min(seconds, key=lambda name: seconds[name])
@@ -66,7 +89,7 @@ def _is_on_cpu(devices: Sequence[mx.Context]) -> bool:
     return all(device.device_type == "cpu" for device in devices)
 
 
-class _Trial:
+class Trial:
     """A Module that trains to be measured, and is dropped: the run begins as if nothing had been trained."""
 
     def __init__(
@@ -123,7 +146,7 @@ def _measured(
     stage: Stage, plan: Plan, start: Start, train_iter: RecordIter, val_iter: RecordIter | None, seconds: float
 ) -> Costs:
     """What the parts of a run take."""
-    options, trial = stage.options, _Trial(stage, plan, start, train_iter, val_iter)
+    options, trial = stage.options, Trial(stage, plan, start, train_iter, val_iter)
 
     def validate(count: int) -> None:
         trial.module.score(val_iter, validation_metric(options, stage.classes), count)

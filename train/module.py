@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +16,7 @@ from evaluate.scoring import Served, inference_module, is_rewritten, note_served
 from graph.mixed_precision import FLOAT32, LOSS_SCALE, scaled, to_mixed
 from graph.onednn_training import is_constant, suit_training
 from graph.symbol_graph import Params
+from graph.weight_gradients import PROBE, Layer, WeightGradients, expose, layers_of
 from machine.runtime import mx
 from symbol.layers import matches
 from train.metric import LossMetric
@@ -43,6 +45,7 @@ class DetectionModule(mx.mod.Module):
         seed: int | None = None,
         dtype: str = FLOAT32,
         scaler: LossScaler | None = None,
+        gradient_ways: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """symbol: training outputs without det; detection_symbol: get_symbol's det.
 
@@ -53,6 +56,8 @@ class DetectionModule(mx.mod.Module):
         the update; None = from MXNet's generator as it is.
         dtype: number format in which the training graph computes (graph/mixed_precision.py). scaler: the factor of the
         losses, which float16 needs; reading whether gradients are finite then waits for each update.
+        gradient_ways: how weight gradients of bfloat16 are computed, by layer (graph/weight_gradients.py), where it is
+        not by the layer's own kernel; for inputs of one size.
         """
         super().__init__(
             scaled(symbol) if scaler else symbol,
@@ -63,7 +68,9 @@ class DetectionModule(mx.mod.Module):
             state_names=[LOSS_SCALE] if scaler else None,
             logger=logger,
         )
-        self._dtype, self.scaler = dtype, scaler
+        self._dtype, self.scaler, self._ways = dtype, scaler, dict(gradient_ways)
+        self._beside: list[WeightGradients] = []
+        self._num_losses = len(symbol.list_outputs())
         self._detection_symbol = detection_symbol
         self._restored_state = optimizer_state
         self._used_labels: list[int] = []
@@ -92,7 +99,26 @@ class DetectionModule(mx.mod.Module):
             }
             self._symbol: Symbol = self._rewritten(shapes)
             self._aux_names = self._symbol.list_auxiliary_states()
+            if self._ways:
+                layers = self._expose(shapes)
+                options["grad_req"] = {PROBE + name: "write" for name in self._ways}
         super().bind(data_shapes, [label_shapes[k] for k in self._used_labels] or None, **options)
+        if self._ways and not self._beside:
+            self._beside = [WeightGradients(one, layers, self._ways) for one in self._exec_group.execs]
+
+    def _expose(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Layer]:
+        """Takes the weight gradients that are computed beside the graph out of it."""
+        layers = layers_of(self._symbol, shapes, frozenset(self._fixed_param_names))
+        self._ways = {name: way for name, way in self._ways.items() if name in layers}
+        self._symbol = expose(self._symbol, self._ways)
+        self._state_names = [PROBE + name for name in self._ways]
+        return layers
+
+    def backward(self, out_grads: Any = None) -> None:
+        """As Module.backward, with the weight gradients that are computed beside the graph."""
+        super().backward(out_grads)
+        for gradients in self._beside:
+            gradients.compute()
 
     def _rewritten(self, shapes: Mapping[str, tuple[int, ...]]) -> Symbol:
         """The training graph as it is bound; shapes: of data and labels on one device."""
@@ -145,7 +171,7 @@ class DetectionModule(mx.mod.Module):
     def update_metric(self, eval_metric: mx.metric.EvalMetric, labels: Any, pre_sliced: bool = False) -> None:
         """Hands the outputs of each context to the metric, and in place of labels the sum of its squared gradients."""
         for k, executor in enumerate(self._exec_group.execs):
-            losses = executor.outputs[:-1] if self.scaler else executor.outputs
+            losses = executor.outputs[: self._num_losses]
             eval_metric.update(self._squares[k : k + 1], losses, self._completes_update)
 
     def get_params(self) -> tuple[dict, dict]:
@@ -201,7 +227,8 @@ class DetectionModule(mx.mod.Module):
     @property
     def precision(self) -> dict[str, Any]:
         """CheckpointMeta.precision: the number format, and the state of the loss scale where there is one."""
-        return {"dtype": self._dtype, **(self.scaler.state() if self.scaler else {})}
+        ways = {"gradients": self._ways} if self._ways else {}
+        return {"dtype": self._dtype, **ways, **(self.scaler.state() if self.scaler else {})}
 
     @property
     def is_between_updates(self) -> bool:

@@ -182,7 +182,7 @@ def make_scaler(dtype: str, precision: Mapping[str, Any]) -> LossScaler | None:
     """The scaler that a run in float16 needs, as a checkpoint left it (CheckpointMeta.precision, {} = a new one)."""
     if dtype != FLOAT16:
         return None
-    return LossScaler(**{name: value for name, value in precision.items() if name != "dtype"})
+    return LossScaler(**{name: precision[name] for name in ("scale", "good", "skipped") if name in precision})
 
 
 def no_change(optimizer: mx.optimizer.Optimizer) -> None:

@@ -38,6 +38,11 @@ def record(tmp_path_factory):
     return write_record(tmp_path_factory.mktemp("record") / "train.rec", 8)
 
 
+def network_of(family):
+    """Network, size and classes."""
+    return FAMILIES[family][0], SIZE, len(CLASSES)
+
+
 def batch_of(record, family):
     """A batch that is kept."""
     network, options = FAMILIES[family]
@@ -255,3 +260,41 @@ def test_the_loss_scale_goes_on_where_a_checkpoint_left_it():
     scaler = make_scaler("float16", {"dtype": "float16", **state})
     assert scaler.state() == state
     assert make_scaler("float16", {}).state() == {"scale": 65536.0, "good": 0, "skipped": 0}
+
+
+@needs_bfloat16
+@every_family
+@pytest.mark.parametrize("way", ["float32", "products"])
+def test_weight_gradients_beside_the_graph_are_those_of_float32(record, family, way):
+    module, batch = make_module(record, family, frozen=True)
+    expected = gradients(module, batch)
+    everywhere = dict.fromkeys(graph_names(module), way)
+    module, batch = make_module(record, family, frozen=True, dtype=BFLOAT16, gradient_ways=everywhere)
+    ways = module.precision["gradients"]
+    assert set(ways.values()) == {way}
+    assert distance(gradients(module, batch), expected) < 20 * ROUNDING
+    assert set(weights(module)) == set(weights(make_module(record, family)[0]))
+    assert len(module.get_outputs()) > len(make_module(record, family)[0].get_outputs())
+    module.update()
+    module.update_metric(
+        make_metric(without_det(get_symbol_train(*network_of(family), **FAMILIES[family][1]))), batch.label
+    )
+
+
+def graph_names(module):
+    return [name.removesuffix("_weight") for name in module._exec_group.param_names if name.endswith("_weight")]
+
+
+@needs_bfloat16
+def test_a_run_keeps_the_ways_of_its_weight_gradients(options, monkeypatch, caplog):
+    monkeypatch.setattr("train.measuring.has_amx", lambda: True)
+    monkeypatch.setattr("train.measuring.fastest_ways", lambda layers: dict.fromkeys(layers, "products"))
+    with caplog.at_level(logging.INFO):
+        run_training(options(end_epoch=1, dtype=BFLOAT16, width=0.5))
+    assert "0 by float32" in caplog.text
+    monkeypatch.setattr("train.measuring.fastest_ways", None)  # is not asked again
+    last = options(end_epoch=2, dtype=BFLOAT16, width=0.5, resume="auto")
+    run_training(last)
+    found = [load_checkpoint(last.output.prefix, epoch).meta.precision for epoch in (1, 2)]
+    assert found[0]["gradients"]
+    assert found[0] == found[1]
