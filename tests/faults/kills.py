@@ -35,14 +35,15 @@ ATTEMPTS = 4  # of each kill, until one falls into the phase
 class Command:
     """A command as a child runs it: module with main(), words, and the phase that is to be hit.
 
-    place: `module:name` of the function whose call number `occurrence` is the phase; to_the_end: all after it belongs
-    to the phase, too.
+    place: `module:name` of the function whose call number `occurrence` is the phase; until_next: what comes up to its
+    next call belongs to it, too; to_the_end: all after it does.
     """
 
     module: str
     words: list[str]
     place: str = ""
     occurrence: int = 1
+    until_next: bool = False
     to_the_end: bool = False
 
 
@@ -101,13 +102,15 @@ def _mark(command: Command, writing: int) -> None:
 
     def marked(*arguments: Any, **options: Any) -> Any:
         calls[0] += 1
+        if command.until_next and calls[0] == command.occurrence + 1:
+            os.write(writing, ENDED)
         if calls[0] != command.occurrence:
             return real(*arguments, **options)
         os.write(writing, BEGUN)
         try:
             return real(*arguments, **options)
         finally:
-            if not command.to_the_end:
+            if not (command.until_next or command.to_the_end):
                 os.write(writing, ENDED)
 
     setattr(owner, name, marked)
@@ -178,11 +181,13 @@ def result_of(prefix: str) -> list[Any]:
 class _Training(Phase):
     """A run that is killed and resumed ends with the bits of one that nothing happens to."""
 
-    place, calls = "", EPOCHS
+    place = ""
+    calls: Sequence[int] = range(1, EPOCHS + 1)
+    until_next = False
 
     def command(self, rng: random.Random) -> Command:
         words = train_words(self.options, self.prefix)
-        return Command("train.main", words, self.place, rng.randint(1, self.calls))
+        return Command("train.main", words, self.place, rng.choice(self.calls), self.until_next)
 
     @property
     def prefix(self) -> Path:
@@ -212,7 +217,8 @@ def damaged_sets(prefix: str) -> str:
 
 
 class Training(_Training):
-    name, place, calls = "training", "train.module:DetectionModule.forward_backward", 3 * EPOCHS
+    name, place, until_next = "training", "train.module:DetectionModule.forward_backward", True
+    calls = [k for k in range(1, 3 * EPOCHS) if k % 3]  # not the last batch of an epoch
 
 
 class Validation(_Training):
