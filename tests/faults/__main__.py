@@ -46,7 +46,7 @@ def main(words: list[str]) -> int:
     if wrong:
         print(wrong)
     if given.write:
-        table.write(rows, f"python -m tests.faults --kills {given.kills} --flips {given.flips} --inputs {given.inputs}")
+        table.write(rows)
     return 1 if wrong else 0
 
 
