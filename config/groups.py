@@ -23,6 +23,7 @@ COCO_ALONE = "with --metrics coco, which has its own"
 ONE_SIZE = "without --rect-val"
 SECONDS = {"h": 3600, "m": 60, "s": 1}
 SMALLEST_FACTOR = 1e-6  # of a learning rate: a factor of 0 would end all learning
+AUTO = "auto"  # the word of --dtype that has it measured
 IMAGENET = "imagenet"  # the word of --pretrained
 OPTIMIZERS = ("sgd", "nag", "adam", "adamw", "rmsprop", "adadelta")
 SCHEDULES = ("steps", "step_epochs", "cosine", "cosine_epochs", "plateau")
@@ -323,6 +324,13 @@ class OutputOptions:
         pattern=(r"[1-9]\d*i?", "epochs like 10 or updates like 5000i"),
     )
     save_best_only: bool = option(False, "keep the best checkpoint and that of the last epoch alone", "output")
+    profile: int = option(
+        0,
+        "train nothing, but show where N steps of training spend their time, by operator and by kernel of oneDNN: "
+        "PREFIX-profile.txt, and PREFIX-profile.json for chrome://tracing",
+        "output",
+        minimum=0,
+    )
     monitor: int = option(0, "batches between statistics of arrays (mx.mon.Monitor); 0 = none", "output", minimum=0)
     pattern: str = option(".*", "regular expression of the arrays that --monitor shows", "output")
 
@@ -343,6 +351,13 @@ class TrainDeviceOptions(DeviceOptions):
     """Where to train, and where gradients of several devices are added up."""
 
     rewrite_graph: bool = option(True, "on CPUs, train the graph rewritten for oneDNN, which is faster", "devices")
+    dtype: str = option(
+        "float32",
+        "number format in which the training graph computes; weights and losses stay float32: bfloat16 = on CPUs with "
+        "AVX-512, float16 = on GPUs, auto = the faster one of it and float32, measured when the run begins",
+        "devices",
+        choices=("float32", "bfloat16", "float16", AUTO),
+    )
     kv_store: str = option(
         "local",
         "where gradients of several devices are added up: local = on the CPU, device = on the GPUs",

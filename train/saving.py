@@ -72,6 +72,7 @@ class CheckpointWriter:
             origin=self.origin.numbers(),
             patience=self.patience.state(),
             time_limit=self.time_limit,
+            precision=self.module.precision,
             begun=self.begun,
             position=position or {},
             left_out={name: found for name, one in self._left_out.items() if (found := one.state())},

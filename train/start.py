@@ -11,10 +11,11 @@ import numpy as np
 from common.errors import CheckpointError, OptionError
 from common.sizes import input_size
 from config.augment_options import FORCE
-from config.groups import OutputOptions, is_foreign, pixel_options, seconds_of
+from config.groups import AUTO, OutputOptions, is_foreign, pixel_options, seconds_of
 from dataset.iterator import RecordIter
 from dataset.sidecar import read_sidecar
 from dataset.transforms import shown_bit_depth
+from graph.mixed_precision import FLOAT32
 from graph.symbol_graph import Params
 from machine.runtime import mx
 from model.checkpoint import (
@@ -53,6 +54,7 @@ class Start:
     patience: state of --patience. time_limit: what --time-limit was found to mean (CheckpointMeta), {} = nothing yet.
     follows_stage: the checkpoint of the prefix that it starts from was left by an earlier stage of this very process.
     begun: epochs that the run found done when it began with weights alone; what they left is not compared with it.
+    precision: as the checkpoint has it (CheckpointMeta), with its dtype; {} = nothing yet.
     left_out: records that could not be read, as checkpoints have them.
     position: within the epoch, where the run was paused in one.
     kept_epochs: the prefix's checkpoints and metrics up to this epoch belong to the run; later ones go when it has
@@ -73,6 +75,7 @@ class Start:
     origin: Origin = Origin()
     patience: dict[str, Any] = field(default_factory=dict)
     time_limit: dict[str, int] = field(default_factory=dict)
+    precision: dict[str, Any] = field(default_factory=dict)
     follows_stage: bool = False
     left_out: dict[str, dict[str, str]] = field(default_factory=dict)
     position: Position = Position()
@@ -195,6 +198,7 @@ def _same_stage(options: TrainOptions, checkpoint: Checkpoint) -> Start:
         origin=Origin(*checkpoint.meta.origin),
         patience=checkpoint.meta.patience,
         time_limit=_time_limit(options, checkpoint),
+        precision=_precision(options, checkpoint),
         left_out=_left_out(options, checkpoint),
     )
 
@@ -222,6 +226,17 @@ def _time_limit(options: TrainOptions, checkpoint: Checkpoint) -> dict[str, int]
     return found
 
 
+def _precision(options: TrainOptions, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The number format of the run so far; OptionError where --dtype is another one."""
+    found, wanted = {"dtype": FLOAT32, **checkpoint.meta.precision}, options.device.dtype
+    if wanted not in (AUTO, found["dtype"]):
+        raise OptionError(
+            f"{options.output.prefix} was trained in {found['dtype']}; resume with --dtype {found['dtype']}, or start "
+            f"anew with --pretrained {options.output.prefix} --epoch {checkpoint.epoch} and another --prefix"
+        )
+    return found
+
+
 def _next_stage(options: TrainOptions, checkpoint: Checkpoint) -> Start:
     """The saved weights, the averaged ones where there are any, under a new optimizer."""
     updates, epoch = checkpoint.meta.num_update, Position.of(checkpoint.meta).epoch
@@ -233,6 +248,7 @@ def _next_stage(options: TrainOptions, checkpoint: Checkpoint) -> Start:
         checkpoint.aux_params,
         num_update=updates,
         earlier_updates=updates,
+        precision=checkpoint.meta.precision,
         left_out=_left_out(options, checkpoint),
     )
 
