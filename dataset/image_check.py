@@ -316,7 +316,9 @@ def unread_tiff(content: bytes) -> str:
     if not isinstance(bits, tuple) or not bits:
         return ""
     numbers = {2: "whole numbers with sign", 3: "floating-point numbers"}.get(form[0] if form else 1, "whole numbers")
-    what = f"{len(bits)} channel{'s' * (len(bits) > 1)} of {bits[0]} bits, {numbers}" + (", LogLuv" if colours == _LOG_LUV else "")
+    what = f"{len(bits)} channel{'s' * (len(bits) > 1)} of {bits[0]} bits, {numbers}" + (
+        ", LogLuv" if colours == _LOG_LUV else ""
+    )
     return f"a TIFF of {what}, is not read; {_DEEP_TIFFS}"
 
 

@@ -40,7 +40,10 @@ def main(words: list[str]) -> int:
         os.write(shown, f"{time.monotonic() - begin:6.0f} s  {line}\n".encode())
 
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
-        rows = _injected(Path(name), given, parts, tell)
+        try:
+            rows = _injected(Path(name), given, parts, tell)
+        finally:
+            os.dup2(shown, 2)
     print(table.table(rows))
     wrong = table.findings(rows)
     if wrong:
