@@ -10,6 +10,7 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ class ValidationReport:
 def _process_of(path: Path) -> "subprocess.Popen[bytes]":
     """A process group of its own: Ctrl-C in the terminal is the training's business."""
     paths = [str(ROOT), *(one for one in sys.path if one)]
-    return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+    process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
         [sys.executable, "-P", "-m", "train.validation_report", str(path)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -96,11 +97,13 @@ def _process_of(path: Path) -> "subprocess.Popen[bytes]":
         process_group=0,
         env=os.environ | ONE_THREAD | {"PYTHONPATH": os.pathsep.join(paths)},
     )
+    with suppress(OSError):  # it has ended already
+        os.setpriority(os.PRIO_PROCESS, process.pid, LOWEST_PRIORITY)  # from its first import on
+    return process
 
 
 def main(path: Path) -> None:
     """Writes the report of a validation into the folder of the file that has it, and removes the file."""
-    os.nice(LOWEST_PRIORITY)
     with np.load(path, allow_pickle=False) as content:
         arrays, about = [content[name] for name in ARRAYS], json.loads(str(content["about"]))
     path.unlink()
