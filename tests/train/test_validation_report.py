@@ -1,4 +1,4 @@
-"""--report: the process that makes it has the lowest priority from its beginning, so that the training does not wait."""
+"""--report: the process that makes it has the lowest priority from its beginning; the training does not wait for it."""
 
 import os
 
