@@ -27,14 +27,16 @@ from train.batches import batch_specs, continues_early_version, first_epoch
 from train.callbacks import FiniteGuard, FitLog, make_monitor
 from train.curves import BatchPicture
 from train.epoch_end import EpochEnd, RunEnds, seed_epoch
+from train.followers import FollowerEnd
 from train.metric import loss_rule, make_metric
 from train.module import DetectionModule
 from train.options import BODY, TrainOptions, network_options
-from train.preflight import Plan, preflight, validation_metric
+from train.preflight import Plan, preflight, preflight_of, validation_metric
 from train.progress import MeasuredIter, Progress, seconds_a_batch, seconds_of_validation
+from train.ranks import ALONE, Ranks, open_ranks
 from train.recipe import Recipe, every_epoch
 from train.run_files import command_to_continue, lock_prefix, log_to_file, remembered_log, write_run_file
-from train.saving import CheckpointWriter, SavePlan, Snapshots
+from train.saving import CheckpointWriter, SavePlan
 from train.schedule import (
     Origin,
     Pace,
@@ -45,6 +47,7 @@ from train.schedule import (
     warm_up_of,
     warm_up_of_others,
 )
+from train.several import check_shards, exchange_groups, make_requests, same_start, shard_of
 from train.stages import SPARE, Costs, Patience, Stage, end_after, limit_updates, stage_at, updates_within
 from train.start import Start, after_stage
 
@@ -65,9 +68,10 @@ def run_training(options: TrainOptions, way_to_continue: Callable[[bool], str] =
     (dataset/native_iterator.py).
     """
     begun = time.monotonic()
-    with remembered_log() as lines:
-        plan = preflight(options)
-    fit(replace(plan, way_to_continue=way_to_continue, lines=tuple(lines), begun=begun))
+    with open_ranks(options.device.kv_store) as ranks:
+        with remembered_log() as lines:
+            plan = preflight_of(ranks, options)
+        fit(replace(plan, way_to_continue=way_to_continue, lines=tuple(lines), begun=begun))
 
 
 def draw_batches(options: TrainOptions) -> Path:
@@ -88,19 +92,16 @@ def fit(plan: Plan) -> None:
 
     OptionError where another run trains under the prefix, or has done so since the plan was made.
     """
-    output, start = plan.options.output, plan.start
+    start = plan.start
     with ExitStack() as stack:
-        stack.enter_context(lock_prefix(output.prefix))
-        if tuple(list_epochs(output.prefix)) != plan.found_epochs:
-            raise OptionError(f"--prefix {output.prefix}: another run has written there since this one was checked")
-        log = Path(output.log or f"{output.prefix}-train.log")
-        stack.enter_context(log_to_file(log, obsolete_options(plan.options), plan.lines))
+        if plan.ranks.writes:
+            _hold_prefix(plan, stack)
         try:
             for stage in plan.stages:
                 if start.epoch < stage.options.schedule.end_epoch:
                     _train_stage(stage, plan, start)
                     if stage is not plan.stages[-1]:
-                        start = after_stage(stage)
+                        start = same_start(plan.ranks, after_stage(stage) if plan.ranks.writes else None)
         except (KeyboardInterrupt, SystemExit) as end:
             if getattr(end, "told", False):
                 raise
@@ -108,31 +109,54 @@ def fit(plan: Plan) -> None:
             raise (KeyboardInterrupt(way) if isinstance(end, KeyboardInterrupt) else SystemExit(end.code)) from end
 
 
+def _hold_prefix(plan: Plan, stack: ExitStack) -> None:
+    """Keeps other runs from the prefix, and writes the log there."""
+    output = plan.options.output
+    stack.enter_context(lock_prefix(output.prefix))
+    if tuple(list_epochs(output.prefix)) != plan.found_epochs:
+        raise OptionError(f"--prefix {output.prefix}: another run has written there since this one was checked")
+    log = Path(output.log or f"{output.prefix}-train.log")
+    stack.enter_context(log_to_file(log, obsolete_options(plan.options), plan.lines))
+
+
 def _tell_interrupt(plan: Plan, is_saved: bool) -> str:
     way = plan.way_to_continue(is_saved)
-    logger.warning("interrupted; continue with: %s", way)
+    if plan.ranks.writes:
+        logger.warning("interrupted; continue with: %s", way)
     return way
 
 
 def _train_stage(stage: Stage, plan: Plan, start: Start) -> None:
     """Trains one stage from a start in it to its end."""
     with ExitStack() as stack:
-        train_spec, val_spec = batch_specs(stage, plan.sidecars, start)
-        engine = stage.options.data.data_engine
-        train_iter = open_batches(train_spec, engine)
-        stack.callback(train_iter.close)
-        val_iter = open_batches(val_spec, engine) if val_spec else None
-        if val_iter:
-            stack.callback(val_iter.close)
+        requests = make_requests(plan.ranks)
+        train_iter, val_iter = _open(stage, plan, start, requests)
+        for iterator in filter(None, (train_iter, val_iter)):
+            stack.callback(iterator.close)
         stage = _with_time_limit(stage, plan, start, train_iter, val_iter)
         within = start.within(train_iter)
         stage, batches = limit_updates(stage, start.num_update, start.epoch, train_iter, first_epoch(start), within)
         if stage.options.augmentation.close_mosaic:
             train_iter.end_mosaic(stage.run_end - stage.options.augmentation.close_mosaic)
-        write_run_file(plan.options.output.prefix, plan.options, plan.way_to_continue, stage.time_limit)
-        _announce(stage, train_iter, start.epoch)
+        if plan.ranks.writes:
+            write_run_file(plan.options.output.prefix, plan.options, plan.way_to_continue, stage.time_limit)
+        _announce(stage, train_iter, start.epoch, plan.ranks)
         train_iter.skip(start.position.batch)
-        _fit(stage, plan, start, train_iter, batches, val_iter)
+        _fit(stage, plan, start, train_iter, batches, val_iter, requests)
+
+
+def _open(stage: Stage, plan: Plan, start: Start, requests: SignalRequests) -> tuple[RecordIter, RecordIter | None]:
+    """What this process trains on and validates on: with several workers its shards."""
+    ranks, engine = plan.ranks, stage.options.data.data_engine
+    found = []
+    for key, spec in zip(("train", "validation"), batch_specs(stage, plan.sidecars, start), strict=True):
+        batches = open_batches(shard_of(ranks, spec), engine) if spec else None
+        if batches:
+            check_shards(ranks, batches)
+            if batches.spec.assigner or key == "train":
+                exchange_groups(ranks, batches, key, requests if key == "train" else None)
+        found.append(batches)
+    return found[0], found[1]  # type: ignore[return-value]  # there is a training record
 
 
 def _with_time_limit(
@@ -142,7 +166,7 @@ def _with_time_limit(
     time_limit, validation = stage.options.schedule.time_limit, stage.options.validation
     if not time_limit:
         return stage
-    pace, begin, limit = _pace(stage, start, train_iter.num_examples), first_epoch(start), start.time_limit
+    pace, begin, limit = _pace(stage, start, train_iter.places), first_epoch(start), start.time_limit
     if not limit:
         seconds = seconds_of(time_limit)
         with out_of_memory_hint(LESS_MEMORY):
@@ -152,7 +176,7 @@ def _with_time_limit(
         every = 0 if validation.eval_every == "last" else int(validation.eval_every)
         more = updates_within(left, costs, pace, train_iter.num_batches, every, start.epoch - begin)
         end_epoch = plan.options.schedule.end_epoch
-        limit = {"seconds": seconds, "updates": start.num_update + more, "end_epoch": end_epoch}
+        limit = plan.ranks.told({"seconds": seconds, "updates": start.num_update + more, "end_epoch": end_epoch})
         logger.info(
             "--time-limit %s: a batch takes %.3f s, a validation %.1f s, a checkpoint %.1f s; the run ends with update "
             "%d", time_limit, costs.batch, costs.validation, costs.checkpoint, limit["updates"],
@@ -168,15 +192,15 @@ def _measured(
     stage: Stage, plan: Plan, start: Start, train_iter: RecordIter, val_iter: RecordIter | None, seconds: float
 ) -> Costs:
     """What the parts of a run take. The module that tells is dropped: the run begins as if nothing had been trained."""
-    options, pace = stage.options, _pace(stage, start, train_iter.num_examples)
+    options, pace = stage.options, _pace(stage, start, train_iter.places)
     origin = _origin(start, pace)
-    recipe = make_recipe(options, start, pace.first, every_epoch)
+    recipe = make_recipe(options, start, pace.first, every_epoch, plan.ranks)
     module = _make_module(stage, plan, start, _validated_size(stage, val_iter), recipe)
     module.bind(train_iter.provide_data, train_iter.provide_label)
     module.init_params(mx.init.Xavier(), start.arg_params, start.aux_params, allow_missing=True)
-    parameters = _optimizer_params(options, start, origin, pace, len(plan.devices))
-    module.init_optimizer(options.device.kv_store, options.schedule.optimizer, parameters)
-    losses = make_metric(stage.losses, len(plan.devices))
+    parameters = _optimizer_params(options, start, origin, pace, len(plan.devices) * plan.ranks.count)
+    module.init_optimizer(_store_of_devices(options, plan.ranks), options.schedule.optimizer, parameters)
+    losses = make_metric(stage.losses, len(plan.devices), plan.ranks)
 
     def train(batch: mx.io.DataBatch) -> None:
         module.forward_backward(batch)
@@ -186,10 +210,12 @@ def _measured(
     def validate(count: int) -> None:
         module.score(val_iter, validation_metric(options, stage.classes), count)
 
-    batch = seconds_a_batch(train, train_iter, min(MEASURED_SHARE * seconds, MEASURED_SECONDS))
+    batch = seconds_a_batch(train, train_iter, min(MEASURED_SHARE * seconds, MEASURED_SECONDS), plan.ranks.told)
     validation = seconds_of_validation(validate, val_iter.num_batches) if val_iter else 0.0
     writer = CheckpointWriter(stage, module, None, origin, 0, plan.sidecars, Patience(0, {}))
     begun = time.monotonic()
+    if not plan.ranks.writes:
+        return Costs(batch, validation, 0.0)
     with TemporaryDirectory(prefix=".measured-", dir=Path(options.output.prefix).parent) as folder:
         rate = module.learning_rate
         writer.save(f"{folder}/t", 1, {"num_update": 1, "learning_rate": rate, "train": {}, "validation": {}})
@@ -203,20 +229,21 @@ def _fit(
     train_iter: RecordIter,
     batches: mx.io.DataIter,
     val_iter: RecordIter | None,
+    requests: SignalRequests,
 ) -> None:
     """Everything that mx.mod.Module.fit needs, then fit on batches, which train_iter serves."""
-    options, pace = stage.options, _pace(stage, start, train_iter.num_examples)
+    options, ranks, pace = stage.options, plan.ranks, _pace(stage, start, train_iter.places)
     validates = validated_epochs(options)
     origin = _origin(start, pace)
-    optimizer_params = _optimizer_params(options, start, origin, pace, len(plan.devices))
+    optimizer_params = _optimizer_params(options, start, origin, pace, len(plan.devices) * ranks.count)
     _tell_jump(options, start, optimizer_params)
-    recipe = make_recipe(options, start, pace.first, validates)
+    recipe = make_recipe(options, start, pace.first, validates, ranks)
     module = _make_module(stage, plan, start, _validated_size(stage, val_iter), recipe)
-    metric = make_metric(stage.losses, len(plan.devices))
+    metric = make_metric(stage.losses, len(plan.devices), ranks)
     metric.restore(start.position.losses)
     source = MeasuredIter(batches)
     progress = Progress(
-        options.data.batch_size,
+        options.data.batch_size * ranks.count,
         options.output.frequent,
         train_iter.num_batches,
         stage.run_end,
@@ -229,9 +256,12 @@ def _fit(
     is_last = options.schedule.end_epoch == stage.run_end  # of two stages
     patience = Patience(options.schedule.patience if is_last else 0, start.patience)
     writer = CheckpointWriter(stage, module, plateau, origin, start.begun, plan.sidecars, patience)
-    saves = SavePlan(options, start.num_update)
-    requests = SignalRequests()
-    epoch_end = EpochEnd(writer, saves, metric, start.kept_epochs, progress, validates, requests)
+    epoch_end: EpochEnd | FollowerEnd
+    if ranks.writes:
+        saves = SavePlan(options, start.num_update)
+        epoch_end = EpochEnd(writer, saves, metric, start.kept_epochs, progress, validates, requests)
+    else:
+        epoch_end = FollowerEnd(writer, metric, validates, requests, stage.run_end)
     seed_epoch(options.data.seed, start.epoch)
     with _hints_at_the_end(epoch_end, start, plan), requested_by_signals(requests), suppress(RunEnds):
         module.fit(
@@ -242,7 +272,7 @@ def _fit(
             batch_end_callback=_watchers(epoch_end, start),
             epoch_end_callback=epoch_end.without_validation,
             eval_end_callback=epoch_end.with_validation,
-            kvstore=options.device.kv_store,
+            kvstore=_store_of_devices(options, ranks),
             optimizer=options.schedule.optimizer,
             optimizer_params=optimizer_params,
             initializer=mx.init.Xavier(),
@@ -256,12 +286,16 @@ def _fit(
     epoch_end.log_summary()
 
 
-def _watchers(epoch_end: EpochEnd, start: Start) -> list[Callable[[Any], None]]:
+def _store_of_devices(options: TrainOptions, ranks: Ranks) -> str | None:
+    """Where mxnet adds up the gradients of this process's devices; with several workers `ranks` does, with theirs."""
+    return options.device.kv_store if ranks.count == 1 else None
+
+
+def _watchers(epoch_end: EpochEnd | FollowerEnd, start: Start) -> list[Callable[[Any], None]]:
     """The batch-end callbacks of fit, in their order."""
     data = epoch_end.options.data
     guard = FiniteGuard(partial(image_names, data.train_path, data.train_list))
-    snapshots = Snapshots(epoch_end.writer, epoch_end.metric, start.num_update)
-    found: list[Callable[[Any], None]] = [guard, epoch_end.pauses, epoch_end.progress, snapshots, *epoch_end.watchers]
+    found: list[Callable[[Any], None]] = [guard, *epoch_end.callbacks(start.num_update)]
     return [_counted_on(watcher, start) for watcher in found]
 
 
@@ -276,20 +310,20 @@ def _counted_on(watcher: Callable[[Any], None], start: Start) -> Callable[[Any],
 
 
 @contextmanager
-def _hints_at_the_end(epoch_end: EpochEnd, start: Start, plan: Plan) -> Iterator[None]:
+def _hints_at_the_end(epoch_end: EpochEnd | FollowerEnd, start: Start, plan: Plan) -> Iterator[None]:
     """Says how to continue where training is interrupted, and what to change where its memory is exhausted."""
     try:
         with out_of_memory_hint(LESS_MEMORY):
             yield
     except (KeyboardInterrupt, SystemExit) as end:
-        epoch_end.progress.close()
+        epoch_end.close()
         way = _tell_interrupt(plan, epoch_end.is_saved or start.follows_stage)
         # The text of a KeyboardInterrupt says that it has been told.
         told = KeyboardInterrupt(way) if isinstance(end, KeyboardInterrupt) else SystemExit(end.code)
         told.told = True  # type: ignore[union-attr]
         raise told from end
     finally:
-        epoch_end.progress.close()
+        epoch_end.close()
 
 
 def _validated_size(stage: Stage, val_iter: RecordIter | None) -> tuple[int, int]:
@@ -311,7 +345,7 @@ def _make_module(stage: Stage, plan: Plan, start: Start, validated: tuple[int, i
         optimizer_state=start.optimizer_state,
         logger=FitLog(logger),
         recipe=recipe,
-        validation_losses=make_metric(stage.losses) if with_losses else None,
+        validation_losses=make_metric(stage.losses, ranks=plan.ranks) if with_losses else None,
         rewrite_graph=stage.options.device.rewrite_graph,
         seed=stage.options.data.seed,
     )
@@ -331,7 +365,9 @@ def _make_validation(
     return metric
 
 
-def make_recipe(options: TrainOptions, start: Start, updates: int, validates: Callable[[int], bool]) -> Recipe:
+def make_recipe(
+    options: TrainOptions, start: Start, updates: int, validates: Callable[[int], bool], ranks: Ranks = ALONE
+) -> Recipe:
     """updates: of the first epoch; validates: whether the epoch of this number is validated."""
     schedule = options.schedule
     return Recipe(
@@ -346,6 +382,7 @@ def make_recipe(options: TrainOptions, start: Start, updates: int, validates: Ca
         clip_norm=schedule.clip_gradient_norm,
         body=freeze_pattern(options.input.network, BODY),
         body_lr=schedule.body_lr,
+        ranks=ranks,
     )
 
 
@@ -360,7 +397,7 @@ def validated_epochs(options: TrainOptions) -> Callable[[int], bool]:
     return lambda epoch: epoch + 1 >= options.schedule.end_epoch or (every > 0 and (epoch + 1) % every == 0)
 
 
-def _announce(stage: Stage, train_iter: RecordIter, epoch: int) -> None:
+def _announce(stage: Stage, train_iter: RecordIter, epoch: int, ranks: Ranks) -> None:
     """Says what will be trained on what, and where it goes."""
     data, schedule, classes = stage.options.data, stage.options.schedule, stage.classes
     height, width = input_size(stage.options.input.data_shape)
@@ -373,6 +410,9 @@ def _announce(stage: Stage, train_iter: RecordIter, epoch: int) -> None:
     logger.info("frozen: %s", _frozen(stage))
     if loss_rule(stage.losses):
         logger.info(loss_rule(stage.losses))
+    if ranks.count > 1:
+        text = "%d workers, each with every %d-th image: an update has up to %d images"
+        logger.info(text, ranks.count, ranks.count, ranks.count * data.batch_size * train_iter.group_size)
     logger.info(
         "%d images in %d batches an epoch, epochs %d to %d; all that is written begins with %s",
         train_iter.num_examples, train_iter.num_batches, epoch + 1, schedule.end_epoch, stage.options.output.prefix,
