@@ -43,7 +43,7 @@ RUNS = {
     "yolo": {"multi_scale": (1.0, 1.5), "max_iter": 4, "val_path": ""},
     "effdet": {"drop_connect": 0.0, "max_iter": 3, "val_path": ""},
 }
-STILL = {"lr": 0.0, "metrics": ("voc07", "coco"), "report": True}  # the weights stay as they are
+STILL = {"lr": 0.0, "freeze": BATCH_NORM, "metrics": ("voc07", "coco"), "report": True}  # the weights stay as they are
 
 
 JOB = {
