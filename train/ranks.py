@@ -15,7 +15,7 @@ import numpy as np
 from common.errors import OptionError
 from machine.command import name_process, skip_goodbyes
 from machine.runtime import mx
-from train.ps_lite import close_store, open_store, own_rank
+from train.ps_lite import check_job, close_store, open_store, own_rank
 
 SMALL, LARGE = 1 << 12, 1 << 20  # numbers of a message
 FIRST = 1 << 20  # priority of what a process waits for; gradients have those below 1
@@ -137,11 +137,12 @@ def open_ranks(kv_store: str) -> Iterator[Ranks]:
     """The workers that train by a store, ALONE for `local` and `device`; waits until all processes are there.
 
     Leaving the block waits for the other workers; with an exception of this worker alone it does not, and the process
-    will end at once. OptionError where two workers have the same rank.
+    will end at once. OptionError where variables of the job are missing, or two workers have the same rank.
     """
     if not kv_store.startswith(DIST):
         yield ALONE
         return
+    check_job(kv_store)
     store, watch = open_store(kv_store)
     rank = own_rank()
     ranks = Ranks(store, store.rank if rank is None else rank, store.num_workers)

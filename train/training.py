@@ -25,6 +25,7 @@ from model.checkpoint import list_epochs
 from symbol.symbol_factory import freeze_pattern, get_symbol, get_symbol_train, label_names, mean_losses
 from train.batches import batch_specs, continues_early_version, first_epoch
 from train.callbacks import FiniteGuard, FitLog, make_monitor
+from train.checks import check_several
 from train.curves import BatchPicture
 from train.epoch_end import EpochEnd, RunEnds, seed_epoch
 from train.followers import FollowerEnd
@@ -68,6 +69,7 @@ def run_training(options: TrainOptions, way_to_continue: Callable[[bool], str] =
     (dataset/native_iterator.py).
     """
     begun = time.monotonic()
+    check_several(options)
     with open_ranks(options.device.kv_store) as ranks:
         with remembered_log() as lines:
             plan = preflight_of(ranks, options)
