@@ -90,8 +90,13 @@ def darknet_loss(model: Darknet, data: Any) -> Callable[[], Any]:
     return lambda: yolo_loss(model(data), targets)
 
 
-def make_variant(given: Mapping[str, Any], data: Any, memory_format: Any) -> tuple[int, Variant]:
-    """(number of parameters, a function that makes training steps on a constant batch and returns their seconds)."""
+def make_variant(
+    given: Mapping[str, Any], data: Any, memory_format: Any, bfloat16: bool = False
+) -> tuple[int, Variant]:
+    """(number of parameters, a function that makes training steps on a constant batch and returns their seconds).
+
+    bfloat16: the forward pass and the losses under autocast.
+    """
     is_darknet = "sections" in given
     model: nn.Module = Darknet(given["sections"]) if is_darknet else TrainedSymbol(given["symbol"], given["shapes"])
     model = model.to(memory_format=memory_format).train()
@@ -103,7 +108,9 @@ def make_variant(given: Mapping[str, Any], data: Any, memory_format: Any) -> tup
         begin = time.perf_counter()
         for _ in range(steps):
             optimizer.zero_grad(set_to_none=True)
-            loss().backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                value = loss()
+            value.backward()
             optimizer.step()
         return time.perf_counter() - begin
 
@@ -123,6 +130,7 @@ def main(argv: Sequence[str]) -> None:
     data = torch.from_numpy(np.random.default_rng(0).normal(0, spread, (given["batch"], 3, *given["size"]))).float()
     parameters, eager = make_variant(given, data, torch.contiguous_format)
     variants = {"eager": eager, "channels-last": make_variant(given, data, torch.channels_last)[1]}
+    variants["autocast"] = make_variant(given, data, torch.channels_last, bfloat16=True)[1]
     print(json.dumps({"parameters": parameters, "version": torch.__version__}), flush=True)
     for line in sys.stdin:
         name, steps = line.split()

@@ -4,6 +4,7 @@ python -m benchmarks.train_step --network vgg16_reduced --rec data/train.rec
 python -m benchmarks.train_step --network mobilenet --rec data/train.rec
 python -m benchmarks.train_step --network yolov3_spp --rec data/train.rec
 python -m benchmarks.train_step --network efficientdet_d0 --rec data/train.rec
+python -m benchmarks.train_step --network vgg16_reduced --rec data/train.rec --dtype bfloat16
 (about three minutes each; PyTorch's rows need torch in the same environment or in that of --python)
 
 - whole training: mx.mod.Module.fit as train.py has it: DetRecordIter with the SSD augmentation and the assigner in its
@@ -11,6 +12,8 @@ python -m benchmarks.train_step --network efficientdet_d0 --rec data/train.rec
   epochs are in it where they fall; checkpoints and validation are not.
 - bare step: forward_backward and update of the same bound Module on a constant batch, one wait for all its steps.
 - PyTorch eager and channels-last: benchmarks/torch_peers.py on a constant batch.
+- With --dtype bfloat16 whole training and bare step are in bfloat16; the bare step of float32, and PyTorch
+  channels-last under autocast, are measured beside them.
 
 The largest memory of this process is printed, too: of the whole training and the bare step together, without workers.
 
@@ -40,6 +43,7 @@ from config.command_line import parse_options
 from config.options import option
 from dataset.batch_spec import BatchSpec
 from dataset.iterator import RecordIter, open_batches
+from graph.mixed_precision import BFLOAT16, FLOAT32
 from machine.command import run_command
 from machine.cpu import usable_threads
 from machine.runtime import mx
@@ -57,7 +61,9 @@ from train.stages import without_det
 
 WHOLE, BARE, EAGER, CHANNELS_LAST = "whole training", "bare step", "PyTorch eager", "PyTorch channels-last"
 AS_IT_IS = "bare step, graph not rewritten"
-TORCH_VARIANTS = {EAGER: "eager", CHANNELS_LAST: "channels-last"}
+AUTOCAST = "PyTorch channels-last, bfloat16 autocast"
+BARE_FLOAT32 = "bare step, float32"
+TORCH_VARIANTS = {EAGER: "eager", CHANNELS_LAST: "channels-last", AUTOCAST: "autocast"}
 UNCOUNTED_STEPS = 3  # before each measurement of fit: as many batches as the iterator makes ahead
 SETTLE_SECONDS = 1.0  # for the workers to finish what they have begun
 BARE_WARM_UP = 2
@@ -105,6 +111,7 @@ class TrainStepOptions:
     workers: int | None = option(None, "processes that prepare batches (default: as train.py)", minimum=0)
     torch: bool = option(True, "measure PyTorch too, if it is installed")
     as_it_is: bool = option(False, "measure the bare step of the graph that is not rewritten for oneDNN, too")
+    dtype: str = option(FLOAT32, "number format of training", choices=(FLOAT32, BFLOAT16))
     python: str = option("", "the Python of an environment that has torch ('' = this one)")
 
 
@@ -172,6 +179,7 @@ class Rounds:
         self.steps, self.torch_steps = options.steps or setting.steps, setting.torch_steps
         self.rounds = options.rounds or setting.rounds
         self.peer: TorchPeer | None = None
+        self.narrow = options.dtype == BFLOAT16
         self.seconds: dict[str, Seconds] = {}
         self._begin = 0.0
 
@@ -198,7 +206,7 @@ class Rounds:
                 self._bare_seconds(module, BARE_WARM_UP)
             self._add(name, self._bare_seconds(module, self.steps))
         for name, variant in TORCH_VARIANTS.items():
-            if self.peer:
+            if self.peer and (name == AUTOCAST) <= self.narrow:
                 if warm_up:
                     self.peer.seconds(variant, 1)
                 self._add(name, self.peer.seconds(variant, self.torch_steps) / self.torch_steps)
@@ -232,8 +240,8 @@ def make_iterator(options: TrainStepOptions) -> RecordIter:
     return open_batches(spec)
 
 
-def make_module(options: TrainStepOptions, num_classes: int, rewrite_graph: bool = True) -> DetectionModule:
-    """The Module of train.py."""
+def make_module(options: TrainStepOptions, num_classes: int, **changes: Any) -> DetectionModule:
+    """The Module of train.py; changes: arguments of it."""
     setting = SETTINGS[options.network]
     arguments = (options.network, setting.size, num_classes)
     symbol = without_det(get_symbol_train(*arguments, width=setting.width))
@@ -242,7 +250,7 @@ def make_module(options: TrainStepOptions, num_classes: int, rewrite_graph: bool
         get_symbol(*arguments, width=setting.width),
         label_names(options.network),
         [mx.cpu()],
-        rewrite_graph=rewrite_graph,
+        **{"dtype": options.dtype, **changes},
     )
 
 
@@ -252,7 +260,9 @@ def train(options: TrainStepOptions, iterator: RecordIter, peer: TorchPeer | Non
     rounds = Rounds(module, iterator.next(), options)
     rounds.peer = peer
     if options.as_it_is:
-        rounds.modules[AS_IT_IS] = _as_it_is(options, iterator)
+        rounds.modules[AS_IT_IS] = _ready(options, iterator, rewrite_graph=False)
+    if rounds.narrow:
+        rounds.modules[BARE_FLOAT32] = _ready(options, iterator, dtype=FLOAT32)
     iterator.reset()
     module.fit(
         mx.io.ResizeIter(iterator, rounds.batches),
@@ -266,9 +276,9 @@ def train(options: TrainStepOptions, iterator: RecordIter, peer: TorchPeer | Non
     return rounds.seconds
 
 
-def _as_it_is(options: TrainStepOptions, iterator: RecordIter) -> DetectionModule:
-    """A Module like that of train, which is ready, without the rewriting."""
-    module = make_module(options, iterator.num_classes, rewrite_graph=False)
+def _ready(options: TrainStepOptions, iterator: RecordIter, **changes: Any) -> DetectionModule:
+    """A Module like that of train, which is ready, with other arguments."""
+    module = make_module(options, iterator.num_classes, **changes)
     module.bind(iterator.provide_data, iterator.provide_label)
     module.init_params(mx.init.Xavier())
     module.init_optimizer(optimizer_params=OPTIMIZER)
@@ -298,9 +308,11 @@ def start_torch(options: TrainStepOptions, num_classes: int) -> TorchPeer | None
 def report(options: TrainStepOptions, seconds: dict[str, Seconds], version: str | None) -> None:
     """Prints the table and the ratio that is required."""
     setting = SETTINGS[options.network]
-    print(f"{options.network} {setting.width:g} at {setting.size}, batch {setting.batch_size}, fp32; {machine()}\n")
+    shown = f"{options.network} {setting.width:g} at {setting.size}, batch {setting.batch_size}"
+    print(f"{shown}, {options.dtype}; {machine()}\n")
     rows = []
-    for name in (WHOLE, BARE, *([AS_IT_IS] if options.as_it_is else []), EAGER, CHANNELS_LAST):
+    more = [AS_IT_IS] * options.as_it_is + [BARE_FLOAT32] * (options.dtype == BFLOAT16)
+    for name in (WHOLE, BARE, *more, EAGER, CHANNELS_LAST, *[AUTOCAST] * (options.dtype == BFLOAT16)):
         title = f"{name} {version}" if version and name in TORCH_VARIANTS else name
         if name not in seconds:
             missing = "not measured" if options.python or importlib.util.find_spec("torch") else "torch not installed"

@@ -1,6 +1,7 @@
 """What a run is: groups of options, each read by the part of the program that it names.
 
 A command's option class is made of such groups (train/options.py) or of its own fields; flags and presets are flat.
+Which trained model a command reads is in config/model_groups.py.
 """
 
 import math
@@ -22,6 +23,7 @@ COCO_ALONE = "with --metrics coco, which has its own"
 ONE_SIZE = "without --rect-val"
 SECONDS = {"h": 3600, "m": 60, "s": 1}
 SMALLEST_FACTOR = 1e-6  # of a learning rate: a factor of 0 would end all learning
+AUTO = "auto"  # the word of --dtype that has it measured
 IMAGENET = "imagenet"  # the word of --pretrained
 OPTIMIZERS = ("sgd", "nag", "adam", "adamw", "rmsprop", "adadelta")
 SCHEDULES = ("steps", "step_epochs", "cosine", "cosine_epochs", "plateau")
@@ -75,6 +77,13 @@ class DataOptions:
         "data",
         choices=DATA_ENGINES,
         hidden={"engine": _ENGINE},
+    )
+    bad_records: str = option(
+        "stop",
+        "what a record whose image or label cannot be read does: stop = it ends the run; skip:N = up to N of each "
+        "record file are left out and listed in log and checkpoints",
+        "data",
+        pattern=(r"stop|skip:[1-9]\d{0,8}", "stop, or skip:N such as skip:10"),
     )
     augment: str = option(
         "ssd", "training augmentation: ssd = the classic one, none = resize only", "data", choices=("ssd", "none")
@@ -315,6 +324,13 @@ class OutputOptions:
         pattern=(r"[1-9]\d*i?", "epochs like 10 or updates like 5000i"),
     )
     save_best_only: bool = option(False, "keep the best checkpoint and that of the last epoch alone", "output")
+    profile: int = option(
+        0,
+        "train nothing, but show where N steps of training spend their time, by operator and by kernel of oneDNN: "
+        "PREFIX-profile.txt, and PREFIX-profile.json for chrome://tracing",
+        "output",
+        minimum=0,
+    )
     monitor: int = option(0, "batches between statistics of arrays (mx.mon.Monitor); 0 = none", "output", minimum=0)
     pattern: str = option(".*", "regular expression of the arrays that --monitor shows", "output")
 
@@ -331,58 +347,17 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True)
-class CheckpointOptions:
-    """Which checkpoint."""
-
-    prefix: str = option("output/ssd", "prefix of the checkpoint", "model")
-    epoch: str = option("auto", "epoch of the checkpoint; auto = the newest, best = the best one", "model")
-
-
-@dataclass(frozen=True)
-class ExpectedModel:
-    """What the classic commands must be told about a trained model; ours read it, and check what is given."""
-
-    network: str = option("", "network that the model must have", CLASSIC)
-    num_class: int | None = option(
-        None, "number of classes that the model must have", CLASSIC, minimum=1, aliases=("num_classes",)
-    )
-    class_names: tuple[str, ...] = option((), "classes that the model must have", CLASSIC)
-    data_shape: tuple[int, ...] | None = option(
-        None, "input side, or height,width, that the model must have", CLASSIC, minimum=1, form=DATA_SHAPE_FORM
-    )
-    mean_r: float | None = option(None, "mean of red that the model must have", CLASSIC)
-    mean_g: float | None = option(None, "mean of green that the model must have", CLASSIC)
-    mean_b: float | None = option(None, "mean of blue that the model must have", CLASSIC)
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """Which model detects, and who runs it."""
-
-    model: str = option(
-        "output/ssd", "model folder (of deploy.py), or prefix of a checkpoint", "model", aliases=("prefix",)
-    )
-    epoch: str = option("auto", "epoch of a checkpoint; auto = the newest, best = the best one", "model")
-    gpus: str | None = option(
-        None,
-        "GPU to run on, the first of several; '' = the CPU (default: a usable one, else the CPU)",
-        "model",
-        aliases=("gpu",),
-    )
-    cpu: bool = option(False, "run on the CPU whatever --gpus says", "model")
-    engine: str = option(
-        "auto",
-        "what runs the network; auto = mxnet for checkpoints and GPUs, else the fastest one that is installed",
-        "model",
-        choices=("auto", "mxnet", "onnxruntime", "openvino"),
-    )
-
-
-@dataclass(frozen=True)
 class TrainDeviceOptions(DeviceOptions):
     """Where to train, and where gradients of several devices are added up."""
 
     rewrite_graph: bool = option(True, "on CPUs, train the graph rewritten for oneDNN, which is faster", "devices")
+    dtype: str = option(
+        "float32",
+        "number format in which the training graph computes; weights and losses stay float32: bfloat16 = on CPUs with "
+        "AVX-512, float16 = on GPUs, auto = the faster one of it and float32, measured when the run begins",
+        "devices",
+        choices=("float32", "bfloat16", "float16", AUTO),
+    )
     kv_store: str = option(
         "local",
         "where gradients are added up: local = on the CPU, device = on the GPUs; dist_sync, dist_device_sync = so, and "

@@ -59,6 +59,8 @@ class BatchSpec:
             and images of equal size change places. 0 = one size.
         mosaic_end: in this epoch and later ones samples show one record each, without mosaics and mixtures; None =
             there is no such epoch.
+        left_out: records that cannot be read and may be left out, at most: they become rows of padding
+            (--bad-records skip:N); 0 = the first one raises DataError.
     """
 
     path_imgrec: str | Path
@@ -87,6 +89,7 @@ class BatchSpec:
     sizes: Sequence[Size] = ()
     rect: int = 0
     mosaic_end: int | None = None
+    left_out: int = 0
 
     def __post_init__(self) -> None:
         """Checks what can be checked without the record."""
@@ -176,10 +179,14 @@ def plan_batches(spec: BatchSpec) -> BatchPlan:
     OptionError for a record that does not fit the spec; DataError for a damaged record file, sidecar or list, or a list
     without a line for a record.
     """
-    source = open_source(spec.path_imgrec, spec.num_classes, spec.max_objects, spec.path_imglist)
+    source = open_source(spec.path_imgrec, spec.num_classes, spec.max_objects, spec.path_imglist, bool(spec.left_out))
     if len(source.reader) < spec.num_parts:
         raise OptionError(f"{spec.path_imgrec} holds {len(source.reader)} records, too few for {spec.num_parts} parts")
-    rectangles = find_rectangles(source.reader, spec.batch_size, spec.size, spec.rect) if spec.rect else None
+    rectangles = (
+        find_rectangles(source.reader, spec.batch_size, spec.size, spec.rect, bool(spec.left_out))
+        if spec.rect
+        else None
+    )
     size = rectangles.largest if rectangles else spec.size
     maker = SampleMaker(
         reader=source.reader,
@@ -193,6 +200,7 @@ def plan_batches(spec: BatchSpec) -> BatchPlan:
         seed=spec.seed,
         resize=Resize(spec.resize_mode, spec.fill),
         mosaic_end=spec.mosaic_end,
+        skips_bad=spec.left_out > 0,
     )
     sizes = tuple(input_size(one, smallest=1) for one in spec.sizes) or (size,)
     inputs = (size, *(rectangles.sizes if rectangles else sizes))

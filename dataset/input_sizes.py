@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.errors import OptionError
+from common.errors import DataError, OptionError
 from common.sizes import Size
 from dataset.image_check import record_header
 from dataset.letterbox import smallest_size
@@ -85,20 +85,32 @@ class Rectangles:
         return order, rng.permutation(len(self.sizes))
 
 
-def find_rectangles(reader: RecordReader, batch_size: int, size: Size, multiple: int) -> Rectangles:
+def find_rectangles(
+    reader: RecordReader, batch_size: int, size: Size, multiple: int, skips_bad: bool = False
+) -> Rectangles:
     """Batches of a record's images by rising h / w, equal ones in the file's order, as large as in an input `size`.
 
     Reads the images' headers. OptionError unless both sides of `size` are multiples of `multiple`; DataError naming a
-    damaged record.
+    damaged record, which with skips_bad counts as an image of `size`.
     """
     if any(side % multiple for side in size):
         raise OptionError(
             f"rectangular batches: the sides of the data shape, {size[0]},{size[1]}, are not multiples of {multiple}; "
             "change --data-shape or --rect-multiple"
         )
-    shapes = [record_header(reader.record(k).image, reader.where(k)).size for k in range(len(reader))]
+    shapes = [_image_size(reader, k, size if skips_bad else None) for k in range(len(reader))]
     order = np.argsort([height / width for height, width in shapes], kind="stable")
     ordered = [shapes[position] for position in order]
     batches = [ordered[begin : begin + batch_size] for begin in range(0, len(ordered), batch_size)]
     kinds = np.unique(ordered, axis=0, return_inverse=True)[1].reshape(-1)  # (n,)
     return Rectangles(order, tuple(smallest_size(batch, size, multiple) for batch in batches), kinds)
+
+
+def _image_size(reader: RecordReader, position: int, otherwise: Size | None) -> Size:
+    """(h, w) that a record's image announces; `otherwise` in place of a DataError, if there is one."""
+    try:
+        return record_header(reader.record(position).image, reader.where(position)).size
+    except DataError:
+        if otherwise is None:
+            raise
+        return otherwise

@@ -16,6 +16,7 @@ from common.errors import UserError, WorkerError
 from common.sizes import DataShape, Size
 from dataset.batch_memory import check_memory
 from dataset.batch_spec import MEAN_PIXELS, BatchPlan, BatchSpec, classic_spec, plan_batches
+from dataset.left_out import LeftOut
 from dataset.samples import DATA, GEOMETRY, LABEL
 from dataset.transforms import shape_of
 from dataset.workers import InProcess, WorkerPool
@@ -40,7 +41,8 @@ class RecordIter(mx.io.DataIter, ABC):
     `group_size`, the last one may be smaller; completes_update is true in the last batch of a group, and the label
     `normaliser` (B, k) holds in each row the sums of the assigner's normalisers (k,) over all samples of the group.
     H and W may differ between batches, as provide_data and provide_label of each batch say. A damaged record raises
-    DataError with its id; reset() goes on with the next epoch.
+    DataError with its id; reset() goes on with the next epoch. With spec.left_out it becomes a row of padding, too, of
+    those at the end of its batch.
 
     Attributes:
         class_names: from the sidecar, None without one.
@@ -48,6 +50,7 @@ class RecordIter(mx.io.DataIter, ABC):
         num_examples: records of this shard.
         num_batches: batches of an epoch, the same for all shards.
         epoch: the current epoch.
+        left_out: the records that have become padding.
     """
 
     def __init__(self, plan: BatchPlan, num_examples: int, num_batches: int) -> None:
@@ -60,6 +63,7 @@ class RecordIter(mx.io.DataIter, ABC):
         self.class_names, self.num_classes = plan.class_names, plan.maker.num_classes
         self.num_examples, self.num_batches = num_examples, num_batches
         self.epoch = plan.spec.epoch
+        self.left_out = LeftOut(plan.maker.reader, plan.spec.left_out)
 
     @property
     def provide_data(self) -> list[mx.io.DataDesc]:
@@ -198,7 +202,7 @@ class PythonRecordIter(RecordIter):
             if self._cursor % self.group_size == 0:
                 self._total = self.over_processes(self._group_total(pool))
             pool.wait(self._cursor % self._slots)
-            batch = self._batch(self._arrays(pool, self._cursor), self._positions(self._cursor), self._cursor)
+            batch = self._batch(*self._samples_first(pool), self._cursor)
         except WorkerError:
             self.close()
             raise
@@ -266,6 +270,18 @@ class PythonRecordIter(RecordIter):
         if errors:
             raise errors[0]
         return group_total((self._arrays(pool, n), len(self._positions(n))) for n in numbers)
+
+    def _samples_first(self, pool: WorkerPool | InProcess) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The arrays of the batch at the cursor and the positions of its samples, before rows that are left out."""
+        arrays, positions = self._arrays(pool, self._cursor), self._positions(self._cursor)
+        reasons = pool.left_out(self._cursor % self._slots)
+        bad = [row for row in sorted(reasons) if row < len(positions)]
+        if not bad:
+            return arrays, positions
+        for row in bad:
+            self.left_out.note(int(positions[row]), reasons[row])
+        order = np.append(np.delete(np.arange(self.batch_size), bad), bad)
+        return {name: array[order] for name, array in arrays.items()}, np.delete(positions, bad)
 
     def _arrays(self, pool: WorkerPool | InProcess, batch: int) -> dict[str, np.ndarray]:
         return pool.arrays(batch % self._slots, self._batch_sizes[batch])

@@ -143,6 +143,8 @@ def check_native(plan: BatchPlan) -> None:
     """OptionError for what C++ cannot do."""
     if plan.spec.resize_mode != FORCE:
         raise OptionError(f"the native engine cannot do {plan.spec.resize_mode}; use --data-engine python")
+    if plan.spec.left_out:
+        raise OptionError("the native engine cannot leave records out; use --data-engine python for --bad-records")
     if plan.sizes != (plan.maker.size,):
         raise OptionError("the native engine has inputs of one size; use --data-engine python for --multi-scale")
     _arguments(plan)

@@ -1,7 +1,8 @@
 """A record file as it is read: its classes, its labels or those of a list, and its objects as boxes in an input."""
 
 import logging
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,14 +38,18 @@ class Source:
 
 
 def open_source(
-    path: str | Path, num_classes: int | None, max_objects: int | None, path_imglist: str | Path | None = None
+    path: str | Path,
+    num_classes: int | None,
+    max_objects: int | None,
+    path_imglist: str | Path | None = None,
+    skips_bad: bool = False,
 ) -> Source:
     """Opens a record file; what is None comes from its sidecar, or without one from its labels.
 
     The labels of a list replace the record's, and their widest tells the number of objects. A number of classes that
     labels alone tell is logged, as a wrong id among them could not be found. OptionError if the list has more than
     max_objects in an image; DataError for a damaged file, a sidecar of another record, or a list that has no line for a
-    record.
+    record. skips_bad: records whose labels cannot be read tell nothing, in place of raising DataError.
     """
     reader, sidecar = RecordReader(path), read_sidecar(path)
     if sidecar:
@@ -59,10 +64,10 @@ def open_source(
             )
         max_objects = relabelled.max_objects if max_objects is None else max_objects
     if max_objects is None:
-        max_objects = widest_record(reader)
+        max_objects = widest_record(reader, skips_bad)
     _tell_other_ids(reader)
     if num_classes is None:
-        num_classes = classes_of_labels(reader)
+        num_classes = classes_of_labels(reader, skips_bad)
         logger.warning(
             "%s has no sidecar (.json) that names its classes: they are taken to be the %d of its labels; give "
             "num_classes to have the labels checked",
@@ -93,15 +98,27 @@ def _tell_once(line: str) -> None:
     logger.warning(line)
 
 
-def classes_of_labels(reader: RecordReader) -> int:
-    """One more than the largest class id, at least 1; reads the whole file. DataError naming a damaged record."""
-    labels = (parse_label(reader.record(k).label, reader.where(k)) for k in range(len(reader)))
-    return max(1, int(max((objects[:, 0].max(initial=0) for objects in labels), default=0)) + 1)
+def classes_of_labels(reader: RecordReader, skips_bad: bool = False) -> int:
+    """One more than the largest class id, at least 1; reads the whole file. DataError naming a damaged record, which
+    skips_bad leaves out."""
+    largest = max((objects[:, 0].max(initial=0) for objects in _labels(reader, skips_bad)), default=0)
+    return max(1, int(largest) + 1)
 
 
-def widest_record(reader: RecordReader) -> int:
-    """The largest number of objects of a record; reads the whole file. DataError naming a damaged record."""
-    return max(len(parse_label(reader.record(k).label, reader.where(k))) for k in range(len(reader)))
+def widest_record(reader: RecordReader, skips_bad: bool = False) -> int:
+    """The largest number of objects of a record; reads the whole file. DataError naming a damaged record, which
+    skips_bad leaves out."""
+    return max((len(objects) for objects in _labels(reader, skips_bad)), default=0)
+
+
+def _labels(reader: RecordReader, skips_bad: bool) -> Iterator[np.ndarray]:
+    """The objects (n, 6) of each record; of those that validate accepts alone, with skips_bad."""
+    for position in range(len(reader)):
+        with suppress(DataError) if skips_bad else nullcontext():
+            objects = parse_label(reader.record(position).label, reader.where(position))
+            if skips_bad:
+                validate(objects, None, "")
+            yield objects
 
 
 class RelabelledReader(RecordReader):
@@ -159,18 +176,22 @@ def object_boxes(rec_path: str | Path, num_classes: int | None, size: Size, resi
     return boxes
 
 
-def usual_boxes(reader: RecordReader, num_classes: int, size: Size, resize: Resize) -> np.ndarray:
+def usual_boxes(
+    reader: RecordReader, num_classes: int, size: Size, resize: Resize, skips_bad: bool = False
+) -> np.ndarray:
     """A detection (K, 6) float32 for each class that occurs: its id, score 1 and its most usual box.
 
     That is the box which overlaps most boxes of the class with an IoU of at least 0.5, of at most CANDIDATES among
     those of at most MOST_READ records, evenly spread; normalised to an input of `size` that images fill as `resize`.
+    DataError naming a damaged record, which skips_bad leaves out.
     """
     objects = [np.empty((0, 5), np.float32)]
     for position in _spread(len(reader), MOST_READ):
-        record, where = reader.record(position), reader.where(position)
-        rows = parse_label(record.label, where)
-        frame = resize.frame(record_header(record.image, where).size, size)
-        objects.append(np.column_stack([rows[:, 0], frame.move_boxes(rows[:, 1:5])]))
+        with suppress(DataError) if skips_bad else nullcontext():
+            record, where = reader.record(position), reader.where(position)
+            rows = parse_label(record.label, where)
+            frame = resize.frame(record_header(record.image, where).size, size)
+            objects.append(np.column_stack([rows[:, 0], frame.move_boxes(rows[:, 1:5])]))
     found = np.concatenate(objects)
     chosen = []
     for k in range(num_classes):

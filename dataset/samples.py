@@ -3,8 +3,10 @@
 This is what the workers run; it knows nothing of processes and mxnet.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -27,12 +29,17 @@ from dataset.augment import (
 )
 from dataset.labels import OBJECT_WIDTH, PADDING, parse_label, validate
 from dataset.letterbox import Resize
-from dataset.recordio import RecordReader
+from dataset.recordio import RecordReader, unpack
 from dataset.transforms import decode, normalise
 
 Arrays = Mapping[str, np.ndarray]
+T = TypeVar("T")
 DATA, LABEL, GEOMETRY = "data", "label", "geometry"
 ALIGNMENT = 64  # bytes, a cache line
+
+
+class UnreadableError(DataError):
+    """A record whose label or image cannot be read; its file can."""
 
 
 def label_rows(max_objects: int, augment: TrainAugment | None) -> int:
@@ -57,6 +64,8 @@ class SampleMaker:
         seed: of the augmentation.
         resize: how images fill the input.
         mosaic_end: samples of this epoch and later ones show one record each; None = there is no such epoch.
+        skips_bad: a record that cannot be read becomes a row of padding, in place of an error; in mosaics and mixtures,
+            and for the pixels of that row, the next one of the file stands for it.
     """
 
     reader: RecordReader
@@ -70,6 +79,7 @@ class SampleMaker:
     seed: int
     resize: Resize = Resize()
     mosaic_end: int | None = None
+    skips_bad: bool = False
 
     def resized(self, size: Size) -> "SampleMaker":
         """The same for inputs of another (H, W)."""
@@ -82,23 +92,42 @@ class SampleMaker:
 
     def objects(self, label: np.ndarray, where: str) -> np.ndarray:
         """The objects (n, 6) of a record's label, checked; DataError."""
+        objects = self._checked(label, where)
+        self._check_rows(objects, where)
+        return objects
+
+    def _checked(self, label: np.ndarray, where: str) -> np.ndarray:
         objects = parse_label(label, where)
         validate(objects, self.num_classes, where)
+        return objects
+
+    def _check_rows(self, objects: np.ndarray, where: str) -> None:
         if len(objects) > self.max_objects:
             raise DataError(
                 f"{where}: {len(objects)} objects, but labels have {self.max_objects} rows; raise max_objects"
             )
-        return objects
 
-    def write(self, arrays: Arrays, row: int, epoch: int, position: int) -> None:
-        """Fills row `row` of the batch arrays with the record at `position`; DataError naming a damaged record."""
-        pixels, objects, view = self.view(epoch, position)
+    def write(self, arrays: Arrays, row: int, epoch: int, position: int) -> str:
+        """Fills row `row` of the batch arrays with the record at `position`; DataError naming a damaged record.
+
+        Returns why the row is padding, "" if it is a sample.
+        """
+        try:
+            pixels, objects, view = self.view(epoch, position)
+        except UnreadableError as error:
+            if not self.skips_bad:
+                raise
+            pixels, _, _ = self._readable(position + 1, partial(self.view, epoch))
+            normalise(pixels, self.mean, self.std, arrays[DATA][row])
+            self._pad(arrays, slice(row, row + 1))
+            return str(error)
         normalise(pixels, self.mean, self.std, arrays[DATA][row])
         arrays[GEOMETRY][row] = view
         label = arrays[LABEL][row]
         label[: len(objects)] = objects
         label[len(objects) :] = -1
         write_all(arrays, row, self.targets(objects, self.reader.where(position)))
+        return ""
 
     def view(self, epoch: int, position: int) -> Sample:
         """Pixels (H, W, 3) uint8 BGR, objects (n, 6), geometry (6,) of a sample; DataError naming a damaged record."""
@@ -109,7 +138,7 @@ class SampleMaker:
         is_alone = self.mosaic_end is not None and epoch >= self.mosaic_end
         pixels, objects, view = self._random_view(own, self.augment, is_alone, rng)
         if not is_alone and self.augment.mixup_prob and rng.random() < self.augment.mixup_prob:
-            other = self.read(int(rng.integers(len(self.reader))))
+            other = self._readable(int(rng.integers(len(self.reader))), self.read)
             second = self._random_view(other, self.augment, is_alone, rng)
             pixels, objects = mix_up((pixels, objects), second[:2], rng)
             view = unknown_view(own[0])
@@ -119,18 +148,38 @@ class SampleMaker:
         """As view() of an image; is_alone: it is in no mosaic."""
         if not is_alone and options.mosaic_prob and rng.random() < options.mosaic_prob:
             others = rng.integers(len(self.reader), size=TILES - 1)
-            tiles = [orient(*tile, options, rng) for tile in (own, *map(self.read, others.tolist()))]
-            pixels, objects, _ = augment_mosaic(tiles, self.size, options, rng, self.resize)
+            tiles = [own, *(self._readable(other, self.read) for other in others.tolist())]
+            pixels, objects, _ = augment_mosaic(
+                [orient(*tile, options, rng) for tile in tiles], self.size, options, rng, self.resize
+            )
             return pixels, objects, unknown_view(own[0])
         image, objects = orient(*own, options, rng)
         pixels, objects, view = augment(image, objects, self.size, options, rng, self.resize)
         return pixels, objects, view if image is own[0] else unknown_view(own[0])
 
     def read(self, position: int) -> Tile:
-        """The image (h, w, 3) and the objects (n, 6) of a record; DataError naming it if it is damaged."""
-        record, where = self.reader.record(position), self.reader.where(position)
-        objects = self.objects(record.label, where)
-        return decode(record.image, where), objects
+        """The image (h, w, 3) and the objects (n, 6) of a record; UnreadableError naming it if it is damaged, DataError
+        if its file is, or labels have too few rows for it."""
+        payload, where = self.reader.read(position), self.reader.where(position)
+        try:
+            record = unpack(payload, where)
+            objects, image = self._checked(record.label, where), decode(record.image, where)
+        except DataError as error:
+            raise UnreadableError(str(error)) from error
+        self._check_rows(objects, where)
+        return image, objects
+
+    def _readable(self, position: int, read: Callable[[int], T]) -> T:
+        """read(position), or of the next record that can be read, from the first on after the last, with skips_bad."""
+        first = None
+        for k in range(len(self.reader)):
+            try:
+                return read((position + k) % len(self.reader))
+            except UnreadableError as error:
+                if not self.skips_bad:
+                    raise
+                first = first or error
+        raise DataError(f"{self.reader.path}: none of its {len(self.reader)} records can be read ({first})")
 
     def targets(self, objects: np.ndarray, where: str) -> Mapping[str, np.ndarray]:
         """The assigner's arrays for objects (n, 6), {} without one; DataError naming the record that it cannot take."""
@@ -144,11 +193,14 @@ class SampleMaker:
     def write_padding(self, arrays: Arrays, begin: int) -> None:
         """Makes the rows from `begin` on padding: geometry 0, label -1 (last column: PADDING), ignored targets; the
         pixels stay."""
-        arrays[GEOMETRY][begin:] = 0
-        arrays[LABEL][begin:] = -1
-        arrays[LABEL][begin:, :, -1] = PADDING
+        self._pad(arrays, slice(begin, None))
+
+    def _pad(self, arrays: Arrays, rows: slice) -> None:
+        arrays[GEOMETRY][rows] = 0
+        arrays[LABEL][rows] = -1
+        arrays[LABEL][rows, :, -1] = PADDING
         if self.assigner:
-            write_all(arrays, slice(begin, None), self.assigner.ignored(self.size))
+            write_all(arrays, rows, self.assigner.ignored(self.size))
 
 
 def write_all(arrays: Arrays, rows: int | slice, values: Mapping[str, np.ndarray]) -> None:

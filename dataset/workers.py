@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -60,21 +60,26 @@ class Task:
         """(H, W)."""
         return self.height, self.width
 
-    def perform(self, maker: SampleMaker, arrays: Arrays) -> None:
-        """Writes the samples into the slot's arrays of this size."""
+    def perform(self, maker: SampleMaker, arrays: Arrays) -> dict[int, str]:
+        """Writes the samples into the slot's arrays of this size; {row: why it is padding} of those left out."""
         maker = maker.resized(self.size)
-        for k, position in enumerate(self.positions):
-            maker.write(arrays, self.row + k, self.epoch, position)
+        rows = enumerate(self.positions, self.row)
+        reasons = {row: maker.write(arrays, row, self.epoch, position) for row, position in rows}
+        return {row: reason for row, reason in reasons.items() if reason}
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A task's end: `error` is "" or what went wrong from `row` on, a mistake of the user's if `data` is true."""
+    """A task's end: `error` is "" or what went wrong from `row` on, a mistake of the user's if `data` is true.
+
+    left_out: rows that are padding, as their records cannot be read, and why.
+    """
 
     slot: int
     row: int
     error: str = ""
     data: bool = False
+    left_out: list[tuple[int, str]] = field(default_factory=list)
 
     def exception(self) -> Exception:
         """The error to raise in the parent."""
@@ -103,6 +108,7 @@ class InProcess:
             raise _too_little(size, error) from error
         self._maker, self._layout = maker, layout
         self._errors: dict[int, Exception] = {}
+        self._left_out: dict[int, dict[int, str]] = {}
 
     def arrays(self, slot: int, size: Size) -> dict[str, np.ndarray]:
         """The arrays of a slot whose batch has the input (H, W)."""
@@ -111,7 +117,8 @@ class InProcess:
     def submit(self, slot: int, epoch: int, positions: np.ndarray, size: Size) -> None:
         """Makes a batch; an error waits for wait()."""
         try:
-            Task(slot, 0, epoch, positions.tolist(), *size).perform(self._maker, self.arrays(slot, size))
+            task = Task(slot, 0, epoch, positions.tolist(), *size)
+            self._left_out[slot] = task.perform(self._maker, self.arrays(slot, size))
         except DataError as error:
             self._errors[slot] = error
 
@@ -119,6 +126,10 @@ class InProcess:
         """Raises what went wrong in this slot's batch."""
         if slot in self._errors:
             raise self._errors.pop(slot)
+
+    def left_out(self, slot: int) -> dict[int, str]:
+        """{row: why it is padding} of the slot's batch, which has been waited for."""
+        return self._left_out[slot]
 
     def drain(self) -> None:
         """Forgets all batches."""
@@ -154,6 +165,7 @@ class WorkerPool:
         self._poll.register(self._socket, select.POLLIN)
         self._open = [0] * slots
         self._failures: dict[int, list[Reply]] = {}
+        self._left_out: dict[int, dict[int, str]] = {}
         self._waiting: dict[tuple[int, int], Task] = {}  # by slot and row
         self._where = maker.reader.where
         self.close = weakref.finalize(self, _stop, self._socket, self._processes)
@@ -175,7 +187,7 @@ class WorkerPool:
         tasks = split_batch(slot, epoch, positions, size, max(1, MAX_TASKS // len(self._open)))
         while any(self._open) and sum(self._open) + len(tasks) > MAX_TASKS:
             self._receive()
-        self._open[slot], self._failures[slot] = len(tasks), []
+        self._open[slot], self._failures[slot], self._left_out[slot] = len(tasks), [], {}
         with contextlib.suppress(ConnectionError):  # no worker is left: wait() says so
             for task in tasks:
                 self._waiting[slot, task.row] = task
@@ -189,6 +201,10 @@ class WorkerPool:
             self._receive()
         if self._failures[slot]:
             raise min(self._failures[slot], key=lambda reply: reply.row).exception()
+
+    def left_out(self, slot: int) -> dict[int, str]:
+        """{row: why it is padding} of the slot's batch, which has been waited for."""
+        return self._left_out[slot]
 
     def drain(self) -> None:
         """Waits for all batches that have been submitted, and forgets them."""
@@ -215,6 +231,7 @@ class WorkerPool:
         reply = Reply(**json.loads(message))
         self._open[reply.slot] -= 1
         self._waiting.pop((reply.slot, reply.row), None)
+        self._left_out[reply.slot].update(dict(reply.left_out))
         if reply.error:
             self._failures[reply.slot].append(reply)
 
@@ -300,12 +317,13 @@ def _stop(connection: socket.socket, processes: list[subprocess.Popen[Any]]) -> 
 def run_task(task: Task, maker: SampleMaker, layout: BatchLayout, memory: memoryview) -> Reply:
     """Runs a task; what goes wrong is in the reply."""
     try:
-        task.perform(maker, layout.arrays(memory, task.slot, task.size))
+        found = task.perform(maker, layout.arrays(memory, task.slot, task.size))
     except DataError as error:
         return Reply(task.slot, task.row, str(error)[:MAX_TEXT], data=True)
     except Exception:  # a bug: the parent raises it, with this traceback
         return Reply(task.slot, task.row, traceback.format_exc()[-MAX_TEXT:])
-    return Reply(task.slot, task.row)
+    length = MAX_TEXT // max(1, len(found))
+    return Reply(task.slot, task.row, left_out=[(row, reason[:length]) for row, reason in found.items()])
 
 
 def main(connection: int, memory: int, specification: int) -> None:

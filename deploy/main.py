@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from common.errors import OptionError
 from common.files import check_prefix
 from config.command_line import parse_options
-from config.groups import CheckpointOptions, ExpectedModel, InputOptions
+from config.groups import InputOptions
+from config.model_groups import CheckpointOptions, ExpectedModel
 from config.options import joined_options, option, same_option, without_effect
 from machine.command import exit_on_sigterm
 from machine.cpu import configure_threads

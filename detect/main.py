@@ -16,7 +16,8 @@ from tqdm import tqdm
 from common.errors import DataError, OptionError
 from common.files import check_output_file
 from config.command_line import boolean_flags, parse_options
-from config.groups import DeviceOptions, ExpectedModel, InputOptions, ModelOptions, obsolete
+from config.groups import DeviceOptions, InputOptions, obsolete
+from config.model_groups import ExpectedModel, ModelOptions
 from config.options import option, same_option
 from dataset.transforms import shape_of
 from detect.inputs import (
@@ -59,8 +60,7 @@ EXAMPLE = "python demo.py --model output/ssd photos/ --output output/detections 
 # What --help shows; --help-all has all.
 FIRST = (
     *("model", "epoch", "images", "video", "camera", "thresh", "nms", "output", "json", "save", "save_dir", "show"),
-    *("crop", "heatmap"),
-    *("batch_size", "engine", "gpus", "cpu", "benchmark"),
+    *("crop", "heatmap", "batch_size", "engine", "gpus", "cpu", "benchmark"),
 )
 
 

@@ -30,6 +30,7 @@ def evaluate_net(
     num_batch: int | None = None,
     list_path: str = "",
     rect: int | None = None,
+    left_out: int = 0,
     overlap: float | None = None,
     use_difficult: bool | None = None,
     metrics: Sequence[str] = (),
@@ -38,7 +39,7 @@ def evaluate_net(
 ) -> Evaluation:
     """Evaluates a checkpoint on a record, or its first num_batch batches.
 
-    Labels of the list list_path (.lst) replace the record's. rect: see BatchSpec; metrics: kinds out of
+    Labels of the list list_path (.lst) replace the record's. rect, left_out: see BatchSpec; metrics: kinds out of
     config.groups.METRICS. Whichever of batch_size, rect, overlap, use_difficult and metrics is not given is as in the
     training's validation: the values then are its own to the last digit, on the same machine. keep_rows keeps
     detections and objects, too, by images in the order of the record. detection_options replace the checkpoint's own
@@ -62,6 +63,7 @@ def evaluate_net(
         workers=workers,
         path_imglist=list_path,
         rect=rect,
+        left_out=left_out,
     )
     iterator = open_batches(spec, data_engine)
     kinds = tuple(metrics or meta.metrics)

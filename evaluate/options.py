@@ -10,14 +10,12 @@ from config.groups import (
     DATA_ENGINES,
     ONE_SIZE,
     RECT_MULTIPLES,
-    CheckpointOptions,
     DataOptions,
     DeviceOptions,
-    ExpectedModel,
-    ModelOptions,
     ValidationOptions,
     obsolete,
 )
+from config.model_groups import CheckpointOptions, ExpectedModel, ModelOptions
 from config.options import joined_options, option, same_option, without_effect
 from evaluate.certainty import CertaintyOptions
 from evaluate.sets import SetOptions
@@ -30,9 +28,9 @@ FIRST = (
     *("score_threshold", "json", "curves", "report", "coco_json", "decision", "thresh", "ious", "compare"),
     *("require", "all_engines", "gpus", "cpu"),
 )
+_OF_CHECKPOINTS = ("data_engine", "bad_records", "rect_val", "rect_multiple", "cpus")
 # Of a network that runs; they do nothing for detections from a file.
-_OF_NETWORKS = ("batch_size", "num_batch", "workers", "data_engine", "rect_val", "rect_multiple", "gpus", "cpu", "cpus")
-_OF_CHECKPOINTS = ("data_engine", "rect_val", "rect_multiple", "cpus")
+_OF_NETWORKS = ("batch_size", "num_batch", "workers", *_OF_CHECKPOINTS, "gpus", "cpu")
 _CERTAINTY = ("bootstrap", "group_by", "compare", "require")
 _OF_ONE = ("engine", "coco_json", "coco_truth", "curves", "decision", "ious", "report", *_CERTAINTY)  # of a run alone
 _OF_FOLDERS = ("dataset", "set", "year", "images", "pixel_origin")
@@ -69,6 +67,7 @@ class EvaluateOptions(SetOptions, CertaintyOptions, ExpectedModel, DeviceOptions
         "python", "who prepares batches: worker processes, or native = MXNet's C++ threads", "data",
         choices=DATA_ENGINES,
     )  # fmt: skip
+    bad_records: str = same_option(DataOptions, "bad_records", None)
     rect_val: bool | None = same_option(ValidationOptions, "rect_val")
     rect_multiple: int | None = same_option(
         ValidationOptions, "rect_multiple", f"as in training, or {RECT_MULTIPLES[0]}"

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from common.errors import OptionError
 from config.groups import RECT_MULTIPLES, DeviceOptions, ValidationOptions, metric_kinds
+from dataset.left_out import left_out_limit
 from engines.engine import AUTO, MXNET, Engine, EngineRequest, format_of, open_engine, usable_engines
 from engines.preprocess import InputWriter, read_image
 from evaluate.detection_files import COCOIds, annotation_ids, images_without, read_detections, record_ids
@@ -240,6 +241,7 @@ def _of_checkpoint(options: EvaluateOptions, keep: bool) -> Run:
             num_batch=options.num_batch,
             list_path=options.list_path,
             rect=rect,
+            left_out=left_out_limit(options.bad_records),
             overlap=options.overlap,
             use_difficult=options.use_difficult,
             metrics=kinds,

@@ -16,10 +16,10 @@ from functools import cache, cached_property
 from typing import Any
 
 from common.errors import CheckpointError
-from graph.symbol_graph import Edge, Params, SymbolNode, graph_of, symbol_of
+from graph.mixed_precision import BFLOAT16, FLOAT32, Casts
+from graph.symbol_graph import Params, SymbolNode, graph_of, symbol_of
 from machine.runtime import mx
 
-BFLOAT16, FLOAT32 = "bfloat16", "float32"
 _DTYPE_NUMBER = "12"  # of bfloat16 in a variable's __dtype__
 _LAYERS = frozenset({"Convolution", "FullyConnected"})
 # These go on in bfloat16 where all that they read is bfloat16.
@@ -33,19 +33,19 @@ Thresholds = dict[str, tuple[float, ...]]
 def to_bfloat16(symbol: mx.sym.Symbol, arg_params: Params) -> tuple[mx.sym.Symbol, Params]:
     """A detection symbol, inputs and outputs float32, that convolves in bfloat16, and its weights."""
     graph = graph_of(symbol)
-    casts: dict[tuple[Edge, str], Edge] = {}
-    short: set[SymbolNode] = set()
+    casts = Casts(BFLOAT16)
+    short = casts.narrow
     weights: set[str] = set()
     for node in graph.nodes():
         if node.op in _LAYERS:
-            short.add(node)
             weights.update(_mark_bfloat16(edge.node) for edge in node.inputs[1:])
-            node.inputs[0] = _cast(node.inputs[0], BFLOAT16, short, casts)
+            node.inputs[0] = casts.cast(node.inputs[0], BFLOAT16)
+            short.add(node)
         elif node.op in _STAY_BFLOAT16 and all(edge.node in short for edge in node.inputs):
             short.add(node)
         else:
-            node.inputs = [_cast(edge, FLOAT32, short, casts) for edge in node.inputs]
-    graph.outputs = [_cast(edge, FLOAT32, short, casts) for edge in graph.outputs]
+            node.inputs = [casts.cast(edge, FLOAT32) for edge in node.inputs]
+    graph.outputs = [casts.cast(edge, FLOAT32) for edge in graph.outputs]
     return symbol_of(graph), {n: _short(a) if n in weights else a for n, a in arg_params.items()}
 
 
@@ -64,16 +64,6 @@ def supports_bfloat16() -> bool:
 def _mark_bfloat16(variable: SymbolNode) -> str:
     variable.attrs = {**variable.attrs, "__dtype__": _DTYPE_NUMBER}
     return variable.name
-
-
-def _cast(edge: Edge, dtype: str, short: set[SymbolNode], casts: dict[tuple[Edge, str], Edge]) -> Edge:
-    """The edge, through a cast if it has the other number format; one cast serves all its readers."""
-    if (edge.node in short) == (dtype == BFLOAT16):
-        return edge
-    if (edge, dtype) not in casts:
-        name = f"{edge.node.name}_{edge.output}_{dtype}"
-        casts[edge, dtype] = Edge(SymbolNode("amp_cast", name, {"dtype": dtype}, [edge]))
-    return casts[edge, dtype]
 
 
 def _short(array: mx.nd.NDArray) -> mx.nd.NDArray:

@@ -76,7 +76,7 @@ def node_shapes(symbol: mx.sym.Symbol, **inputs: Shape) -> dict[str, Shape]:
 
 def graph_of(symbol: mx.sym.Symbol) -> SymbolGraph:
     """The graph of a symbol."""
-    content = json.loads(symbol.tojson())
+    content = json.loads(symbol.tojson(remove_amp_cast=False))
     nodes: list[SymbolNode] = []
     for item in content["nodes"]:
         edges = [Edge(nodes[entry[0]], entry[1]) for entry in item["inputs"]]

@@ -119,7 +119,7 @@ def request_amx(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     To be called before oneDNN computes anything. The setting is in the environment; a child process that runs oneDNN
     2.4 without asking would be stopped by it, so forget_amx() follows.
     """
-    if ISA in os.environ or platform.machine() != "x86_64" or not _cpu_flags(cpuinfo) >= _FLAGS:
+    if ISA in os.environ or platform.machine() != "x86_64" or not has_amx(cpuinfo):
         return False
     if ctypes.CDLL(None, use_errno=True).syscall(_SYS_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) != 0:
         return False
@@ -130,6 +130,11 @@ def request_amx(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 def forget_amx() -> None:
     """Takes the setting out of the environment, once oneDNN has read it."""
     del os.environ[ISA]
+
+
+def has_amx(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU has matrix units for bfloat16."""
+    return _cpu_flags(cpuinfo) >= _FLAGS
 
 
 def _cpu_flags(cpuinfo: Path) -> set[str]:

@@ -24,11 +24,14 @@ from common.signed_json import SignedKind
 from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES
 from config.groups import METRICS
 from dataset.transforms import parse_bit_depth
+from graph.mixed_precision import DTYPES, FLOAT16
 from graph.symbol_graph import Params
+from graph.weight_gradients import WAYS
 from model.manifest import FileRecord
 from model.params_file import read_arrays, read_params, stage_arrays, with_kinds
 
 _LENGTHS = {"mean_pixels": (3,), "std": (3,), "data_shape": (2,), "origin": (3, 5)}
+SCALE_STATE = ("scale", "good", "skipped")  # of the losses in float16 (train/precision.py)
 TIME_LIMIT = ("seconds", "updates", "end_epoch")
 _PIXEL_FIELDS = ("mean_pixels", "std", "resize_mode", "fill")
 logger = logging.getLogger(__name__)
@@ -58,9 +61,14 @@ class CheckpointMeta:
         plateau: state of the schedule of that name. origin: what a schedule by updates counts from (`Origin`).
         patience: state of --patience. time_limit: seconds of --time-limit, the updates that it was found to mean, and
             the --end-epoch that steps of the schedule were made for.
+        precision: number format of the training graph as `dtype`, and in float16 the state of the loss scale (`scale`,
+            `good`, `skipped`); `gradients`, by layer, how its weight gradient is computed where it is not by its own
+            kernel. {} = float32.
         begun: epochs that the run found done when it began with weights alone.
         position: of a set in mid-epoch from which the run goes on (train/pauses.py): epochs done, batches done of the
             next one, and the losses so far; {} for all others.
+        left_out: records that could not be read and became padding (--bad-records), by `train` and `validation`: their
+            place in the file, from 0, and why.
         records: sha256 of the records of the run, by `train` and `validation`; empty where they were not looked at.
         files: the set's .params and .optim.params by name; empty before they are written.
     """
@@ -91,8 +99,10 @@ class CheckpointMeta:
     origin: tuple[int, ...] = (0, 0, 0)
     patience: dict[str, Any] = field(default_factory=dict)
     time_limit: dict[str, int] = field(default_factory=dict)
+    precision: dict[str, Any] = field(default_factory=dict)
     begun: int = 0
     position: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, dict[str, str]] = field(default_factory=dict)
     records: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
 
@@ -104,6 +114,7 @@ class CheckpointMeta:
         wrong += ["data_shape"] if any(side < 1 for side in self.data_shape) else []
         wrong += ["origin"] if any(number < 0 for number in (*self.origin[:2], *self.origin[3:])) else []
         wrong += ["time_limit"] if self.time_limit and self.time_limit.keys() != set(TIME_LIMIT) else []
+        wrong += ["precision"] if not _is_precision(self.precision) else []
         wrong += ["class_names"] if not self.class_names else []
         wrong += ["metrics"] if not self.metrics or not set(self.metrics) <= set(METRICS) else []
         wrong += ["resize_mode"] if self.resize_mode not in RESIZE_MODES else []
@@ -114,6 +125,17 @@ class CheckpointMeta:
     def pixels(self) -> dict[str, Any]:
         """How an image becomes the network's input: arguments of the iterators, as `pixel_options` gives them."""
         return {name: getattr(self, name) for name in _PIXEL_FIELDS}
+
+
+def _is_precision(precision: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint may have this as its `precision`."""
+    dtype, ways = precision.get("dtype"), precision.get("gradients", {})
+    if not isinstance(ways, dict) or not set(ways.values()) <= set(WAYS):
+        return False
+    names = {"dtype", *(SCALE_STATE if dtype == FLOAT16 else ()), *(["gradients"] if ways else [])}
+    numbers = [value for name, value in precision.items() if name not in ("dtype", "gradients")]
+    are_numbers = all(type(number) in (int, float) and number >= 0 for number in numbers)
+    return not precision or dtype in DTYPES and precision.keys() == names and are_numbers
 
 
 META_FILE = SignedKind(

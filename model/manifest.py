@@ -11,7 +11,7 @@ from common.files import file_sha256
 from common.signed_json import SignedKind
 from common.sizes import input_size
 from config.augment_options import DEFAULT_FILL, FORCE, RESIZE_MODES
-from config.groups import ExpectedModel
+from config.model_groups import ExpectedModel
 from dataset.class_names import read_class_names
 from dataset.transforms import parse_bit_depth
 

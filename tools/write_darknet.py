@@ -17,7 +17,7 @@ from common.errors import CheckpointError, DataError, OptionError
 from common.files import check_prefix, write_all
 from config.augment_options import FORCE, LETTERBOX
 from config.command_line import parse_options
-from config.groups import CheckpointOptions
+from config.model_groups import CheckpointOptions
 from config.options import from_mapping, option
 from dataset.darknet_data import names_content
 from machine.command import run_command

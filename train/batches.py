@@ -14,6 +14,7 @@ from dataset.batch_spec import BatchPlan, BatchSpec
 from dataset.input_sizes import multi_scale_sizes
 from dataset.iterator import check_batches
 from dataset.labels import HEADER_WIDTH, OBJECT_WIDTH
+from dataset.left_out import left_out_limit
 from dataset.sidecar import Sidecar
 from symbol.symbol_factory import get_assigner, size_multiple
 from train.options import augment_options, network_options
@@ -40,6 +41,7 @@ def batch_specs(stage: Stage, sidecars: Sequence[Sidecar | None], start: Start) 
         "max_objects": _label_rows(data, sidecars),
         "num_classes": num_classes,
         "workers": data.workers,
+        "left_out": left_out_limit(data.bad_records),
     }
     sizes = multi_scale_sizes(size, data.multi_scale, size_multiple(network))
     groups = batches_per_update(options.schedule, data.batch_size)

@@ -57,6 +57,11 @@ def check_several(options: TrainOptions) -> None:
             options.validation.rect_val,
             "batches by proportions are not divided; leave it out, and give it to evaluate.py",
         ),
+        "--bad-records skip": (
+            options.data.bad_records != "stop",
+            "a worker does not tell the others what it leaves out; repair the record (tools/check_dataset.py)",
+        ),
+        "--profile": (options.output.profile > 0, "it looks at one process; give --kv-store local"),
         "--nominal-batch": (
             bool(options.schedule.nominal_batch),
             "it counts the images of one process; give --accumulate",

@@ -51,9 +51,13 @@ def main(argv: list[str]) -> int:
     check_early(options)
     configure_threads(options.device.cpus)
     from machine.command import log_to_terminal
+    from train.profiling import profile_training
     from train.training import run_training
 
     log_to_terminal()
     exit_on_sigterm()
+    if options.output.profile:
+        profile_training(options)
+        return 0
     run_training(options)
     return 0

@@ -6,19 +6,22 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from common.errors import CheckpointError
 from evaluate.scoring import Served, inference_module, is_rewritten, note_served, score_detections
+from graph.mixed_precision import FLOAT32, LOSS_SCALE, scaled, to_mixed
 from graph.onednn_training import is_constant, suit_training
 from graph.symbol_graph import Params
+from graph.weight_gradients import PROBE, Layer, WeightGradients, expose, layers_of
 from machine.runtime import mx
 from symbol.layers import matches
 from train.merging import merged_metric
 from train.metric import LossMetric
-from train.recipe import ClippedUpdater, Recipe, WeightAverage, sum_of_squares
+from train.recipe import ClippedUpdater, LossScaler, Recipe, WeightAverage, sum_of_squares
 
 Symbol: TypeAlias = mx.sym.Symbol
 LOGGER = logging.getLogger(__name__)
@@ -41,6 +44,9 @@ class DetectionModule(mx.mod.Module):
         validation_losses: LossMetric | None = None,
         rewrite_graph: bool = True,
         seed: int | None = None,
+        dtype: str = FLOAT32,
+        scaler: LossScaler | None = None,
+        gradient_ways: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """symbol: training outputs without det; detection_symbol: get_symbol's det.
 
@@ -49,15 +55,23 @@ class DetectionModule(mx.mod.Module):
         which is then get_symbol_train's; None = they are not computed. rewrite_graph: CPUs train the graph that
         graph/onednn_training.py makes of symbol. seed: the random numbers of an update come from it and the number of
         the update; None = from MXNet's generator as it is.
+        dtype: number format in which the training graph computes (graph/mixed_precision.py). scaler: the factor of the
+        losses, which float16 needs; reading whether gradients are finite then waits for each update.
+        gradient_ways: how weight gradients of bfloat16 are computed, by layer (graph/weight_gradients.py), where it is
+        not by the layer's own kernel; for inputs of one size.
         """
         super().__init__(
-            symbol,
+            scaled(symbol) if scaler else symbol,
             data_names=("data",),
             label_names=tuple(label_names),
             context=list(context),
             fixed_param_names=list(fixed_param_names),
+            state_names=[LOSS_SCALE] if scaler else None,
             logger=logger,
         )
+        self._dtype, self.scaler, self._ways = dtype, scaler, dict(gradient_ways)
+        self._beside: list[WeightGradients] = []
+        self._num_losses = len(symbol.list_outputs())
         self._detection_symbol = detection_symbol
         self._restored_state = optimizer_state
         self._used_labels: list[int] = []
@@ -73,19 +87,44 @@ class DetectionModule(mx.mod.Module):
         self._draws_by = seed if is_random(symbol) else None
         self._squares: list[mx.nd.NDArray] = []
         self._sums: list[mx.nd.NDArray] = []  # of the gradients of this update's batches but the newest
+        self._update_squares: list[mx.nd.NDArray] = []  # those of all batches of this update, where a scaler reads them
         self._rescale = 1.0
 
     def bind(self, data_shapes: Any, label_shapes: Any = None, **options: Any) -> None:
         """Binds only the labels that the graph reads; an iterator may offer more."""
         offered = [desc[0] for desc in label_shapes or ()]
         self._used_labels = [k for k, name in enumerate(offered) if name in self._label_names]
-        if self._rewrites and not self.binded:
+        if not self.binded:
             shapes = {
                 name: (size // len(self._context), *rest) for name, (size, *rest) in _shapes(data_shapes, label_shapes)
             }
-            self._symbol: Symbol = suit_training(self.symbol, shapes)
+            self._symbol: Symbol = self._rewritten(shapes)
             self._aux_names = self._symbol.list_auxiliary_states()
+            if self._ways:
+                layers = self._expose(shapes)
+                options["grad_req"] = {PROBE + name: "write" for name in self._ways}
         super().bind(data_shapes, [label_shapes[k] for k in self._used_labels] or None, **options)
+        if self._ways and not self._beside:
+            self._beside = [WeightGradients(one, layers, self._ways) for one in self._exec_group.execs]
+
+    def _expose(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Layer]:
+        """Takes the weight gradients that are computed beside the graph out of it."""
+        layers = layers_of(self._symbol, shapes, frozenset(self._fixed_param_names))
+        self._ways = {name: way for name, way in self._ways.items() if name in layers}
+        self._symbol = expose(self._symbol, self._ways)
+        self._state_names = [PROBE + name for name in self._ways]
+        return layers
+
+    def backward(self, out_grads: Any = None) -> None:
+        """As Module.backward, with the weight gradients that are computed beside the graph."""
+        super().backward(out_grads)
+        for gradients in self._beside:
+            gradients.compute()
+
+    def _rewritten(self, shapes: Mapping[str, tuple[int, ...]]) -> Symbol:
+        """The training graph as it is bound; shapes: of data and labels on one device."""
+        symbol = suit_training(self.symbol, shapes) if self._rewrites else self.symbol
+        return symbol if self._dtype == FLOAT32 else to_mixed(symbol, shapes, self._dtype)
 
     def forward(self, data_batch: mx.io.DataBatch, is_train: bool | None = None) -> None:
         """As Module.forward, with the batch's labels reduced to those bound."""
@@ -93,6 +132,8 @@ class DetectionModule(mx.mod.Module):
             seed_update(self._draws_by, self.num_update, self._recipe.ranks.rank)
         self._batches = 1 if self._completes_update else self._batches + 1
         self._completes_update = getattr(data_batch, "completes_update", True)
+        if self.scaler and self._batches == 1:
+            self._exec_group.set_states(value=self.scaler.scale)
         labels = [data_batch.label[k] for k in self._used_labels]
         super().forward(mx.io.DataBatch(data_batch.data, labels, pad=data_batch.pad), is_train)
 
@@ -101,10 +142,14 @@ class DetectionModule(mx.mod.Module):
         gradients = self._gradients()
         self._squares = [sum_of_squares(arrays) for arrays in gradients if arrays]
         self._add_up([array for arrays in gradients for array in arrays])
+        self._update_squares = [*(self._update_squares if self._batches > 1 else []), *self._squares]
         if not self._completes_update:
             return
-        if self._recipe.means:
-            self._optimizer.rescale_grad = self._rescale / self._batches
+        self._optimizer.rescale_grad = self._rescale / (self._batches if self._recipe.means else 1)
+        if self.scaler:
+            self._optimizer.rescale_grad /= self.scaler.scale
+            if self._skips(self.scaler):
+                return
         self._recipe.before_update(self._optimizer)
         ranks = self._recipe.ranks
         ranks.sum_gradients(self._exec_group.param_names, self._exec_group.grad_arrays)
@@ -116,10 +161,22 @@ class DetectionModule(mx.mod.Module):
             aux = list(zip(*self._moving_averages().values(), strict=True))
             self._average.update(self._trained_arrays(), aux, self._squares, self._optimizer.num_update)
 
+    def _skips(self, scaler: LossScaler) -> bool:
+        """Whether the update must not be made, as a gradient is not finite. It counts as one all the same."""
+        is_bad = any(not np.isfinite(squares.asnumpy()).all() for squares in self._update_squares)
+        is_finite = not self._recipe.ranks.any("not finite", is_bad)
+        scaler.note(is_finite)
+        if not is_finite:
+            self._squares = [mx.nd.zeros_like(squares) for squares in self._squares]
+            for index in self._updater.states:
+                self._optimizer._update_count(index)
+        return not is_finite
+
     def update_metric(self, eval_metric: mx.metric.EvalMetric, labels: Any, pre_sliced: bool = False) -> None:
         """Hands the outputs of each context to the metric, and in place of labels the sum of its squared gradients."""
         for k, executor in enumerate(self._exec_group.execs):
-            eval_metric.update(self._squares[k : k + 1], executor.outputs, self._completes_update)
+            losses = executor.outputs[: self._num_losses]
+            eval_metric.update(self._squares[k : k + 1], losses, self._completes_update)
 
     def get_params(self) -> tuple[dict, dict]:
         """As Module.get_params, after all work is done.
@@ -198,6 +255,12 @@ class DetectionModule(mx.mod.Module):
             raw = {name: array for params in self.get_params() for name, array in params.items()}
             states |= {RAW + name: array.asnumpy() for name, array in raw.items() if not is_constant(name)}
         return states
+
+    @property
+    def precision(self) -> dict[str, Any]:
+        """CheckpointMeta.precision: the number format, and the state of the loss scale where there is one."""
+        ways = {"gradients": self._ways} if self._ways else {}
+        return {"dtype": self._dtype, **ways, **(self.scaler.state() if self.scaler else {})}
 
     @property
     def is_between_updates(self) -> bool:

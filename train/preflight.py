@@ -19,6 +19,8 @@ from dataset.class_names import read_class_names
 from dataset.sidecar import Sidecar, read_sidecar, same_images, verify_sidecar
 from dataset.transforms import shown_bit_depth
 from evaluate.eval_metric import ValidationMetric
+from graph.mixed_precision import BFLOAT16, FLOAT16
+from graph.number_formats import supports_bfloat16
 from machine.runtime import check_batch_size, contexts, mx
 from model.checkpoint import list_epochs
 from model.weights.fit import expected_shapes
@@ -43,6 +45,10 @@ from train.tensorboard import check_tensorboard
 OPTIMIZER_STATES = {"sgd": 1, "nag": 1, "adam": 2, "adamw": 2, "rmsprop": 1, "adadelta": 2}
 BYTES = 4  # of a float32
 MEGABYTE = 1 << 20
+_OTHER_DEVICE = {
+    BFLOAT16: "is a format for CPUs; give --dtype float16, or --cpu",
+    FLOAT16: "is a format for GPUs; give --dtype bfloat16, or --gpus",
+}
 FEW_IMAGES = 1000  # below which weights of other pictures help most
 
 logger = logging.getLogger(__name__)
@@ -98,6 +104,7 @@ def preflight_of(ranks: Ranks, options: TrainOptions) -> Plan:
 def _heard(ranks: Ranks, given: TrainOptions) -> Plan:
     """The plan that rank 0 tells; OptionError or DataError where this worker's machine or command cannot follow it."""
     devices = contexts(given.device.gpus, given.device.cpu, given.device.cpus)
+    check_dtype(given.device.dtype, devices)
     sidecars = read_sidecars(given)
     told = hear_plan(ranks, given)
     check_alike(ranks, told, sidecars, len(devices))
@@ -117,6 +124,7 @@ def preflight(options: TrainOptions) -> Plan:
     Every mistake raises a UserError; what may be meant, but perhaps is not, is logged as a warning.
     """
     devices = contexts(options.device.gpus, options.device.cpu, options.device.cpus)
+    check_dtype(options.device.dtype, devices)
     options = with_pixels(with_embedded_files(options))
     sidecars = read_sidecars(options)
     classes = class_names(options, sidecars[0])
@@ -151,6 +159,15 @@ def preflight(options: TrainOptions) -> Plan:
     for line in (*told, *objects_missing(options, classes, sidecars[0]), *_few_images(options, sidecars[0], start)):
         logger.warning(line)
     return Plan(options, classes, sidecars, stages, devices, start, found_epochs)
+
+
+def check_dtype(dtype: str, devices: Sequence[mx.Context]) -> None:
+    """OptionError where --dtype is none that these devices compute in."""
+    on_cpu = all(device.device_type == "cpu" for device in devices)
+    if dtype == (FLOAT16 if on_cpu else BFLOAT16):
+        raise OptionError(f"--dtype {dtype} {_OTHER_DEVICE[dtype]}")
+    if dtype == BFLOAT16 and not supports_bfloat16():
+        raise OptionError("--dtype bfloat16: this CPU has no AVX-512, which oneDNN's bfloat16 needs; leave it out")
 
 
 def _few_images(options: TrainOptions, sidecar: Sidecar | None, start: Start) -> list[str]:

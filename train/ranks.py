@@ -75,6 +75,10 @@ class Ranks:
         self.sum_array(key, array)
         return array.asnumpy()
 
+    def any(self, key: str, is_so: bool) -> bool:
+        """Whether it is so for any worker."""
+        return is_so if self.count == 1 else bool(self.sum_numbers(key, [is_so])[0])
+
     def sum_many(self, numbers: np.ndarray) -> np.ndarray:
         """The sums over the workers of any number of float32, (n,)."""
         size = SMALL if len(numbers) <= SMALL else LARGE

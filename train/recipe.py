@@ -1,18 +1,24 @@
-"""How a Module updates: AdamW, clipped gradients, accumulation, averaged weights, warm-up, validated epochs."""
+"""How a Module updates: AdamW, clipped gradients, accumulation, averaged weights, the loss scale of
+float16, warm-up, validated epochs."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from graph.mixed_precision import FLOAT16
 from graph.symbol_graph import Params
 from machine.runtime import mx
 from train.ranks import ALONE, Ranks
 
 NDArray: TypeAlias = mx.nd.NDArray
+logger = logging.getLogger(__name__)
 RAMP_UPDATES = 2000.0
+# Of torch.amp.GradScaler (https://docs.pytorch.org/docs/stable/amp.html).
+FIRST_SCALE, GROWTH, BACKOFF, GROWTH_INTERVAL = 65536.0, 2.0, 0.5, 2000
 NOT_CLIPPED = -1.0  # of MXNet's operators
 
 
@@ -146,6 +152,43 @@ def _approach(average: NDArray, array: NDArray, rate: float) -> None:
     An array that equals its average may change it by a rounding.
     """
     mx.nd.sgd_update(average, array, lr=rate, wd=1.0, rescale_grad=-1.0, out=average)
+
+
+class LossScaler:
+    """The factor by which losses are multiplied in float16, by GradScaler's rule.
+
+    An update whose gradients are not all finite is skipped and halves the scale; it doubles after GROWTH_INTERVAL
+    updates in a row that were made. Source: torch.amp.GradScaler; Micikevicius et al. 2018, section 3.2.
+    """
+
+    def __init__(self, scale: float = FIRST_SCALE, good: int = 0, skipped: int = 0) -> None:
+        """good: updates since the scale changed or one was skipped; skipped: updates of the run that were."""
+        self.scale, self.good, self.skipped = scale, good, skipped
+
+    def note(self, is_finite: bool) -> None:
+        """Takes note of an update's gradients; is_finite: whether all of them are."""
+        if not is_finite:
+            self.scale, self.good, self.skipped = self.scale * BACKOFF, 0, self.skipped + 1
+            logger.info(
+                "an update is skipped, the %s. of the run: its float16 gradients are not finite; the losses are now "
+                "multiplied by %g", self.skipped, self.scale,
+            )  # fmt: skip
+            return
+        self.good += 1
+        if self.good == GROWTH_INTERVAL:
+            grown = self.scale * GROWTH
+            self.scale, self.good = grown if math.isfinite(grown) else self.scale, 0
+
+    def state(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"scale": self.scale, "good": self.good, "skipped": self.skipped}
+
+
+def make_scaler(dtype: str, precision: Mapping[str, Any]) -> LossScaler | None:
+    """The scaler that a run in float16 needs, as a checkpoint left it (CheckpointMeta.precision, {} = a new one)."""
+    if dtype != FLOAT16:
+        return None
+    return LossScaler(**{name: precision[name] for name in ("scale", "good", "skipped") if name in precision})
 
 
 def no_change(optimizer: mx.optimizer.Optimizer) -> None:

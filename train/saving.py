@@ -1,12 +1,14 @@
 """Writes checkpoints of a run and decides which of them are there: of epochs, of updates, the best one."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from common.errors import OptionError
 from common.sizes import input_size
 from config.groups import pixel_options, rect_multiple, validation_kinds
+from dataset.iterator import RecordIter
+from dataset.left_out import LeftOut
 from dataset.sidecar import Sidecar
 from model.checkpoint import CheckpointMeta, drop_after, list_epochs, remove_checkpoint, save_checkpoint
 from train.callbacks import finite_values
@@ -31,13 +33,15 @@ class CheckpointWriter:
         begun: int,
         sidecars: Sequence[Sidecar | None],
         patience: Patience,
+        left_out: Mapping[str, LeftOut],
     ) -> None:
         """stage: what the module trains; plateau: its schedule, if it is that one; origin: what another one counts
         from; begun: epochs that the run found done when it began with weights alone; sidecars: of the records;
-        patience: ends the run."""
+        patience: ends the run; left_out: records that cannot be read, by `train` and `validation`."""
         self.plateau, self.origin, self.begun = plateau, origin, begun
         self.records, self.bit_depth = record_digests(sidecars), bit_depth_of(sidecars)
         self.patience, self.time_limit = patience, stage.time_limit
+        self._left_out = left_out
         self.options, self.classes, self.module = stage.options, stage.classes, module
         self.symbol_json, self.symbol_sha256 = stage.symbol.tojson(), stage.digest
 
@@ -68,8 +72,10 @@ class CheckpointWriter:
             origin=self.origin.numbers(),
             patience=self.patience.state(),
             time_limit=self.time_limit,
+            precision=self.module.precision,
             begun=self.begun,
             position=position or {},
+            left_out={name: found for name, one in self._left_out.items() if (found := one.state())},
             records=self.records,
             symbol_sha256=self.symbol_sha256,
         )
@@ -81,6 +87,11 @@ class CheckpointWriter:
 def record_digests(sidecars: Sequence[Sidecar | None]) -> dict[str, str]:
     """{train, validation: sha256} of the records that have sidecars."""
     return {name: one.sha256 for name, one in zip(("train", "validation"), sidecars, strict=False) if one}
+
+
+def left_out_of(train_iter: RecordIter, val_iter: RecordIter | None) -> dict[str, LeftOut]:
+    """{train, validation: the records that are left out} of a run's iterators."""
+    return {"train": train_iter.left_out} | ({"validation": val_iter.left_out} if val_iter else {})
 
 
 def bit_depth_of(sidecars: Sequence[Sidecar | None]) -> str:

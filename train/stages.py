@@ -26,6 +26,7 @@ class Stage:
     symbol: get_symbol_train's. frozen: names of the parameters that stay. run_end: the run stops before this epoch.
     last_batches: of the run's last epoch, where --max-iter ends it in its middle; None = all.
     time_limit: what --time-limit was found to mean (CheckpointMeta), {} without one.
+    gradient_ways: how weight gradients are computed by layer (graph/weight_gradients.py); others by their own kernels.
     """
 
     options: TrainOptions
@@ -35,6 +36,7 @@ class Stage:
     run_end: int
     last_batches: int | None = None
     time_limit: dict[str, int] = field(default_factory=dict)
+    gradient_ways: dict[str, str] = field(default_factory=dict)
 
     @property
     def losses(self) -> Symbol:

@@ -11,10 +11,11 @@ import numpy as np
 from common.errors import CheckpointError, OptionError
 from common.sizes import input_size
 from config.augment_options import FORCE
-from config.groups import OutputOptions, is_foreign, pixel_options, seconds_of
+from config.groups import AUTO, OutputOptions, is_foreign, pixel_options, seconds_of
 from dataset.iterator import RecordIter
 from dataset.sidecar import read_sidecar
 from dataset.transforms import shown_bit_depth
+from graph.mixed_precision import FLOAT32
 from graph.symbol_graph import Params
 from machine.runtime import mx
 from model.checkpoint import (
@@ -53,6 +54,8 @@ class Start:
     patience: state of --patience. time_limit: what --time-limit was found to mean (CheckpointMeta), {} = nothing yet.
     follows_stage: the checkpoint of the prefix that it starts from was left by an earlier stage of this very process.
     begun: epochs that the run found done when it began with weights alone; what they left is not compared with it.
+    precision: as the checkpoint has it (CheckpointMeta), with its dtype; {} = nothing yet.
+    left_out: records that could not be read, as checkpoints have them.
     position: within the epoch, where the run was paused in one.
     kept_epochs: the prefix's checkpoints and metrics up to this epoch belong to the run; later ones go when it has
     saved its first one.
@@ -72,7 +75,9 @@ class Start:
     origin: Origin = Origin()
     patience: dict[str, Any] = field(default_factory=dict)
     time_limit: dict[str, int] = field(default_factory=dict)
+    precision: dict[str, Any] = field(default_factory=dict)
     follows_stage: bool = False
+    left_out: dict[str, dict[str, str]] = field(default_factory=dict)
     position: Position = Position()
 
     def within(self, iterator: RecordIter) -> int:
@@ -101,7 +106,7 @@ def find_start(plan: Sequence[Stage]) -> Start:
 def after_stage(stage: Stage) -> Start:
     """Where the stage after this one starts, which this process has trained to its end: at its last checkpoint."""
     checkpoint = load_checkpoint(stage.options.output.prefix, stage.options.schedule.end_epoch)
-    return replace(_next_stage(checkpoint), follows_stage=True)
+    return replace(_next_stage(stage.options, checkpoint), follows_stage=True)
 
 
 def _begin(plan: Sequence[Stage]) -> Start:
@@ -155,7 +160,7 @@ def _resume(plan: Sequence[Stage]) -> Start:
     place = f"batch {position.batch} of epoch {epoch + 1}" if position.batch else f"epoch {epoch}"
     logger.info("continuing %s after %s", run.output.prefix, place)
     if stage_at(plan, epoch) is not trained_by:
-        return _next_stage(checkpoint)
+        return _next_stage(run, checkpoint)
     return _same_stage(run, checkpoint)
 
 
@@ -193,7 +198,18 @@ def _same_stage(options: TrainOptions, checkpoint: Checkpoint) -> Start:
         origin=Origin(*checkpoint.meta.origin),
         patience=checkpoint.meta.patience,
         time_limit=_time_limit(options, checkpoint),
+        precision=_precision(options, checkpoint),
+        left_out=_left_out(options, checkpoint),
     )
+
+
+def _left_out(options: TrainOptions, checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
+    """The records that the run has left out so far, of the record files that are those of the checkpoint."""
+    paths = {"train": options.data.train_path, "validation": options.data.val_path}
+    sidecars = {name: read_sidecar(path) for name, path in paths.items() if path}
+    now = {name: sidecar.sha256 for name, sidecar in sidecars.items() if sidecar}
+    before, found = checkpoint.meta.records, checkpoint.meta.left_out
+    return {name: one for name, one in found.items() if before.get(name) == now.get(name)}
 
 
 def _time_limit(options: TrainOptions, checkpoint: Checkpoint) -> dict[str, int]:
@@ -210,7 +226,18 @@ def _time_limit(options: TrainOptions, checkpoint: Checkpoint) -> dict[str, int]
     return found
 
 
-def _next_stage(checkpoint: Checkpoint) -> Start:
+def _precision(options: TrainOptions, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The number format of the run so far; OptionError where --dtype is another one."""
+    found, wanted = {"dtype": FLOAT32, **checkpoint.meta.precision}, options.device.dtype
+    if wanted not in (AUTO, found["dtype"]):
+        raise OptionError(
+            f"{options.output.prefix} was trained in {found['dtype']}; resume with --dtype {found['dtype']}, or start "
+            f"anew with --pretrained {options.output.prefix} --epoch {checkpoint.epoch} and another --prefix"
+        )
+    return found
+
+
+def _next_stage(options: TrainOptions, checkpoint: Checkpoint) -> Start:
     """The saved weights, the averaged ones where there are any, under a new optimizer."""
     updates, epoch = checkpoint.meta.num_update, Position.of(checkpoint.meta).epoch
     return Start(
@@ -221,6 +248,8 @@ def _next_stage(checkpoint: Checkpoint) -> Start:
         checkpoint.aux_params,
         num_update=updates,
         earlier_updates=updates,
+        precision=checkpoint.meta.precision,
+        left_out=_left_out(options, checkpoint),
     )
 
 

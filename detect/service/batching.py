@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from common.version import __version__
-from config.groups import DeviceOptions, ModelOptions
+from config.groups import DeviceOptions
+from config.model_groups import ModelOptions
 from config.options import option
 from detect.detector import Detector, StepStatistics
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from common.errors import CheckpointError, OptionError
 from common.sizes import input_size
-from config.groups import DataOptions, ExpectedModel, InputOptions, pixel_options
+from config.groups import DataOptions, InputOptions, pixel_options
+from config.model_groups import ExpectedModel
 from config.options import from_mapping, replace_options, to_mapping
 from graph.symbol_graph import Params
 from machine.runtime import mx
