@@ -1,7 +1,5 @@
 """Kills the processes of a job in turn, many times, and compares the outcome with an undisturbed run.
 
-    python -m tools.make_shapes --output output/shapes --train 60 --test 10 --size 96
-    ... pack it ...
     python -m benchmarks.kill_job --kills 20 python train.py --kv-store dist_sync --train-path data/train.rec \
         --val-path data/val.rec --prefix output/killed --end-epoch 100
 
@@ -18,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,7 +65,7 @@ def main(argv: list[str]) -> None:
     prefix = command[command.index("--prefix") + 1]
     outcomes = _disturbed(options, command, prefix)
     plain = [f"{word}-plain" if word == prefix else word for word in command]
-    subprocess.run(_launched(plain, 0), cwd=ROOT, check=True)
+    subprocess.run(_launched(plain, 0), cwd=ROOT, check=True)  # noqa: S603 - the user's own command
     rows = [
         [role, str(len(one.seconds)), f"{max(one.seconds):.1f} s", str(one.hangs), str(one.left), str(one.lost)]
         for role, one in outcomes.items()
@@ -83,9 +82,10 @@ def _launched(command: list[str], restarts: int) -> list[str]:
 
 
 def _disturbed(options: KillOptions, command: list[str], prefix: str) -> dict[str, Outcome]:
-    chance, outcomes = random.Random(options.seed), defaultdict(Outcome)  # noqa: S311 - no secret
+    chance = random.Random(options.seed)  # noqa: S311 - no secret
+    outcomes: dict[str, Outcome] = defaultdict(Outcome)
     restarts = options.kills * len(ROLES) + 1
-    with subprocess.Popen(_launched(command, restarts), cwd=ROOT) as job:
+    with subprocess.Popen(_launched(command, restarts), cwd=ROOT) as job:  # noqa: S603 - the user's own command
         try:
             for k in range(options.kills * len(ROLES)):
                 before = _newest(prefix)
@@ -119,9 +119,9 @@ def _newest(prefix: str) -> int:
     return max(list_epochs(prefix), default=0)
 
 
-def _wait(job: subprocess.Popen, condition: "object") -> None:
+def _wait(job: subprocess.Popen, condition: Callable[[], bool]) -> None:
     begun = time.monotonic()
-    while not condition():  # type: ignore[operator]
+    while not condition():
         if job.poll() is not None or time.monotonic() > begun + LONGEST_WAIT:
             raise OptionError("the job has ended or makes no progress; give more --end-epoch, see what it has told")
         time.sleep(POLL)
