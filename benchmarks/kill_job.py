@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,8 +89,7 @@ def _disturbed(options: KillOptions, command: list[str], prefix: str) -> dict[st
     with subprocess.Popen(_launched(command, restarts), cwd=ROOT) as job:  # noqa: S603 - the user's own command
         try:
             for k in range(options.kills * len(ROLES)):
-                before = _newest(prefix)
-                _wait(job, lambda before=before: _newest(prefix) > before)
+                _wait(job, partial(_is_beyond, prefix, _newest(prefix)))
                 time.sleep(chance.uniform(0, MOST_DELAY))
                 _kill(job, ROLES[k % len(ROLES)], prefix, outcomes[ROLES[k % len(ROLES)]])
             if job.wait(LONGEST_WAIT * 10):
@@ -113,6 +113,10 @@ def _kill(job: subprocess.Popen, role: str, prefix: str, outcome: Outcome) -> No
     outcome.hangs += bool(left)
     outcome.left += len(left)
     outcome.lost += len(saved - set(list_epochs(prefix)))
+
+
+def _is_beyond(prefix: str, epoch: int) -> bool:
+    return _newest(prefix) > epoch
 
 
 def _newest(prefix: str) -> int:
