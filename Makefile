@@ -8,12 +8,13 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 COMPILE := uv pip compile pyproject.toml --extra dev --extra onnx --extra openvino --extra serve --extra tensorboard --extra pretrained --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --no-annotate --quiet
 
-.PHONY: help python venv demo test test-slow format-check lint types imports unit format lock clean
+.PHONY: help python venv demo test test-slow faults format-check lint types imports unit format lock clean
 
 help:
 	@echo "make demo        install, draw shapes, train a small SSD on them, export it, detect (a few minutes)"
 	@echo "make test        format check, lint, types, import contracts, default tests"
 	@echo "make test-slow   the tests marked slow as well"
+	@echo "make faults      kills, bit flips and inputs by the thousand; KILLS=10 FLIPS=100 INPUTS=10000 for fewer"
 	@echo "make venv        install only; with LOCK=requirements-cu112.lock for an NVIDIA GPU"
 	@echo "make format      reformat the code"
 	@echo "make lock        recompute the lock files from pyproject.toml (needs uv)"
@@ -55,6 +56,13 @@ unit: venv
 
 test-slow: venv
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+# A table for docs/reliability.md; of each phase, kind of file and parser.
+KILLS ?= 100
+FLIPS ?= 1000
+INPUTS ?= 100000
+faults: venv
+	$(BIN)/python -m tests.faults --kills $(KILLS) --flips $(FLIPS) --inputs $(INPUTS) --write
 
 format: venv
 	$(BIN)/ruff format .

@@ -209,6 +209,16 @@ def _check_stream(flag: str, path: str) -> None:
         raise OptionError(f"{flag} {path}: cannot be written; name another file")
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file, as Path.is_file; not of a name that no file can have, which that would raise for."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
+
+
 def check_prefix(prefix: str, flag: str = "--prefix") -> None:
     """OptionError for a prefix whose last part is empty, as a folder's with a slash at the end."""
     if not os.path.basename(prefix):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import DataError
-from common.files import text_lines, write_atomically
+from common.files import is_file, text_lines, write_atomically
 from dataset.imdb import AnnotatedImage, Mistakes, find_file
 from dataset.labels import OBJECT_WIDTH
 from dataset.names_file import names_beside
@@ -85,7 +85,7 @@ def _path_and_objects(line: str, folder: Path, where: str) -> tuple[Path, list[s
     except DataError:
         count = next((k for k, word in enumerate(reversed(words)) if "," not in word), len(words))
         path = line.strip().rsplit(maxsplit=count)[0] if count < len(words) - 1 else ""
-        if path and "\0" not in path and ((folder / path).is_file() or (folder.parent / path).is_file()):
+        if path and "\0" not in path and (is_file(folder / path) or is_file(folder.parent / path)):
             return find_file(path, folder, where), words[len(words) - count :]
         raise
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import DataError, did_you_mean
+from common.files import is_file
 from dataset.coco_file import NUMBER, Annotations, Image, read_annotations, refuse_repeated
 from dataset.imdb import MAC_PREFIX, AnnotatedImage, Mistakes, files_in, require_inside
 
@@ -230,7 +231,7 @@ class _ImageFinder:
         candidates = [folder / name for name in names for folder in [*self._folders, *more]]
         for path in candidates:
             self._require_inside(path, file_name)
-            if path.is_file():
+            if is_file(path):
                 return path
         return candidates[0]
 

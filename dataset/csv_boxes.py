@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import DataError, did_you_mean
-from common.files import text_lines
+from common.files import is_file, text_lines
 from common.sizes import Size
 from dataset.imdb import AnnotatedImage, Mistakes, files_in, find_file, require_inside
 from dataset.labels import OBJECT_WIDTH
@@ -171,7 +171,7 @@ def _path(written: str, file: Path, images: Path | None, where: str) -> Path:
         raise DataError(f"{where}: has no path of an image; {_FORM}")
     base = images or file.parent
     inner = base / "images" / written
-    found = inner if images is None and inner.is_file() else find_file(written, base, where)
+    found = inner if images is None and is_file(inner) else find_file(written, base, where)
     require_inside(found, base, base.absolute().parent if images is None else base)
     return found
 

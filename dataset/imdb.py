@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from common.errors import DataError, OptionError
+from common.files import is_file
 from common.sizes import Size
 from dataset.labels import OBJECT_WIDTH
 
@@ -255,7 +256,7 @@ def find_file(written: str, folder: Path, where: str | Path) -> Path:
     candidates = [folder / written, folder.parent / written, folder / slashed, folder.parent / slashed]
     if slashed.startswith("data/"):
         candidates.append(folder / slashed.removeprefix("data/"))
-    found = next((path for path in candidates if path.is_file()), None)
+    found = next((path for path in candidates if is_file(path)), None)
     if found is None and WINDOWS_PATH.match(written):
         raise DataError(
             f"{where}: {written!r:.200} is a path of a Windows machine; write paths relative to {folder}, with /"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import DataError, did_you_mean
-from common.files import open_regular
+from common.files import is_file, open_regular
 from common.sizes import Size
 from dataset.image_check import IMAGE_SUFFIXES
 from dataset.imdb import AnnotatedImage, Mistakes, files_in, require_inside
@@ -158,7 +158,7 @@ def _image_of(path: Path, written: Any, root: Path, images: Path | None) -> Path
     folders = [images] if images else [path.parent, *(root / folder for folder in _FOLDERS)]
     for folder in folders:
         for one in names:
-            if (folder / one).is_file():
+            if is_file(folder / one):
                 require_inside(folder / one, folder, root)
                 return folder / one
     return folders[0] / names[0]

@@ -16,7 +16,7 @@ import defusedxml.ElementTree
 import numpy as np
 
 from common.errors import DataError, did_you_mean
-from common.files import open_regular
+from common.files import is_file, open_regular
 from common.sizes import Size
 from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from dataset.imdb import AnnotatedImage, Mistakes, files_in, require_inside
@@ -174,7 +174,7 @@ class _ImageFinder:
         The annotation of a.jpg may be called a.jpg.xml.
         """
         usual = folder / f"{name}{IMAGE_SUFFIXES[0]}"
-        if usual.is_file():
+        if is_file(usual):
             return usual
         images, own = self._images(usual.parent), Path(name).name
         suffixed = own if Path(own).suffix.lower() in (*IMAGE_SUFFIXES, *OTHER_SUFFIXES) else ""

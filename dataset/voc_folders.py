@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import DataError
-from common.files import text_lines
+from common.files import is_file, text_lines
 from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from dataset.imdb import MAC_PREFIX, AnnotatedImage, Part, files_in, holds, require_inside
 
@@ -280,7 +280,7 @@ def _name(line: str, number: int, path: Path, folder: VocFolder) -> str:
     """The name that a line of a set gives; a suffix of an image or of XML is cut off where that names an annotation."""
 
     def is_there(name: str) -> bool:
-        return "\0" not in name and (folder.annotations / f"{name}{XML}").is_file()
+        return "\0" not in name and is_file(folder.annotations / f"{name}{XML}")
 
     stem, dot, suffix = line.rpartition(".")
     if f"{dot}{suffix}".lower() in (XML, *IMAGE_SUFFIXES, *OTHER_SUFFIXES) and not is_there(line):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import DataError
-from common.files import text_lines
+from common.files import is_file, text_lines
 from common.sizes import Size
 from dataset.darknet_data import MAX_CLASSES, numbered_names
 from dataset.image_check import file_header
@@ -110,7 +110,7 @@ class LabelFinder:
     def __call__(self, image: Path) -> Path | None:
         """The label file of an image; None without one."""
         usual = self._folder / f"{image.stem}{_LABEL}" if self._folder else label_path(image)
-        if usual.is_file():
+        if is_file(usual):
             return usual
         for folder in [usual.parent] if self._folder else dict.fromkeys([usual.parent, image.parent]):
             labels = self._labels(folder)

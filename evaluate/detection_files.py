@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from boxes.geometry import iou
 from common.errors import DataError, OptionError
 from common.files import write_atomically
 from dataset.coco_file import read_annotations
@@ -17,6 +18,9 @@ from evaluate.detections import ImageResult, Results, coco_rows, on_grid
 MAX_BYTES = 4 << 30
 LINES = ".jsonl"  # ends the name of a file with an object on each line
 _SIDES = 4  # of a box
+# Of foreign_ids: images that tell something; IoU of a hit; the share of hits, and how many times that by chance, from
+# which on the ids are right.
+FEWEST_IMAGES, HIT, SURE, TIMES = 10, 0.5, 0.5, 2
 Entry = dict[str, Any]
 
 
@@ -172,11 +176,21 @@ def _of_coco(path: str | Path, entries: list[Entry], ids: COCOIds) -> tuple[np.n
             "the order of the model's classes"
         )
     where = _places(path, entries)
-    images = _numbers_of(entries, "image_id", ids.images, where, "the set has no image with this id")
+    images = _numbers_of(entries, "image_id", ids.images, where, _share_of_ids(entries, ids))
     classes = _numbers_of(entries, "category_id", ids.categories, where, f"known are {_shown(ids.categories)}")
     boxes = _boxes(entries, "bbox", where)
     boxes[:, 2:] += boxes[:, :2]
     return images, np.column_stack([classes, _scores(entries, where), boxes])
+
+
+def _share_of_ids(entries: list[Entry], ids: COCOIds) -> str:
+    """Which part of the image ids of a file the set has."""
+    given = {one for entry in entries if isinstance(one := entry.get("image_id"), int | str)}
+    there = len(given & set(ids.images))
+    return (
+        f"the set has no image with this id, and {there} of the {len(given)} ids that the file has; evaluate on the "
+        "set that it was made of: a record, the folder that it was packed from and a COCO file have ids of their own"
+    )
 
 
 def _of_demo(path: str | Path, entries: list[Entry], results: Results) -> tuple[np.ndarray, np.ndarray]:
@@ -291,3 +305,30 @@ def _shown(values: Sequence[Any], most: int = 20) -> str:
 def images_without(results: Results) -> list[str]:
     """Names of the images in which nothing was found."""
     return [image.name for image in results.images if not len(image.found)]
+
+
+def foreign_ids(results: Results) -> str:
+    """A sentence where the detections fit the objects of other images as well as those of their own, as they do where
+    ids are numbers of another set's images; "" where they do not, or fewer than FEWEST_IMAGES images tell.
+
+    Compared are the surest detection of each image and its objects, of whatever class, at an IoU of HIT.
+    """
+    told = [image for image in results.images if len(image.found) and len(image.truth)]
+    if len(told) < FEWEST_IMAGES:
+        return ""
+    boxes = [image.found[image.found[:, 1].argmax(), None, 2:6] for image in told]
+    steps = {0, 1, len(told) // 3, len(told) // 2}
+    hits = {
+        step: sum(
+            bool((iou(box, told[(k + step) % len(told)].truth[:, 1:5]) >= HIT).any()) for k, box in enumerate(boxes)
+        )
+        for step in steps
+    }
+    own, others = hits.pop(0) / len(told), max(hits.values()) / len(told)
+    if own >= SURE or own > TIMES * others:
+        return ""
+    return (
+        f"the surest detections hit an object in {own:.0%} of {len(told)} images, and with the images exchanged in "
+        f"{others:.0%}: the ids of the file may be those of another set (a record, the folder that it was packed from "
+        "and a COCO file have ids of their own), or the model has found nothing"
+    )

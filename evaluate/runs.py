@@ -17,7 +17,14 @@ from config.groups import RECT_MULTIPLES, DeviceOptions, ValidationOptions, metr
 from dataset.left_out import left_out_limit
 from engines.engine import AUTO, MXNET, Engine, EngineRequest, format_of, open_engine, usable_engines
 from engines.preprocess import InputWriter, read_image
-from evaluate.detection_files import COCOIds, annotation_ids, images_without, read_detections, record_ids
+from evaluate.detection_files import (
+    COCOIds,
+    annotation_ids,
+    foreign_ids,
+    images_without,
+    read_detections,
+    record_ids,
+)
 from evaluate.detections import COCO, Evaluation, Results, frames_of, measure, to_image_pixels
 from evaluate.options import EvaluateOptions, idle_options
 from evaluate.sets import as_record, check_record, is_annotated, is_coco_file, read_truth, record_truth
@@ -99,6 +106,9 @@ def _of_file(options: EvaluateOptions) -> Run:
             "%s has nothing for %d of the %d images of %s, the first: %s",
             options.detections, len(empty), len(results.images), options.rec_path, empty[0],
         )  # fmt: skip
+    doubt = foreign_ids(results)
+    if doubt:
+        logger.warning("%s: %s", options.detections, doubt)
     evaluation = _measured(results, how, 0.0)
     head = {"prefix": "", "epoch": None, "rec_path": options.rec_path, "detections": options.detections}
     return Run(f"{options.detections}, on {options.rec_path}", head, evaluation, ids, how.use_difficult)

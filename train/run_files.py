@@ -236,6 +236,7 @@ class MetricsFile:
         if kept_epochs and os.path.lexists(self.path):
             try:
                 self.records = [line for line in _metrics_lines(self.path) if line["epoch"] <= kept_epochs]
+                _check_with_checkpoints(self.path, self.records, _lines_of_checkpoints(prefix, kept_epochs))
             except DataError as error:
                 self.damage = f"{error}; it becomes {self._aside.name} and is begun anew from what the checkpoints hold"
                 self.records = _lines_of_checkpoints(prefix, kept_epochs)
@@ -285,6 +286,16 @@ def _metrics_lines(path: Path) -> list[dict[str, Any]]:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise DataError(f"{path}: damaged (line {number}: {reason:.200})") from error
     return lines
+
+
+def _check_with_checkpoints(path: Path, lines: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
+    """DataError where the line of an epoch says other numbers than its checkpoint, whose digest is right."""
+    own = {line["epoch"]: line for line in lines}
+    for expected in saved:
+        found = own.get(expected["epoch"], expected)
+        wrong = next((name for name, value in expected.items() if found.get(name, value) != value), None)
+        if wrong:
+            raise DataError(f"{path}: damaged (epoch {expected['epoch']}: {wrong} is not that of its checkpoint)")
 
 
 def _check_line(line: Any) -> None:

@@ -139,3 +139,35 @@ def test_any_bytes_pass_or_are_refused(content, begin):
         check_cost(content + begin[: len(content)])
     except DataError:
         pass
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from engines.preprocess import read_image
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+content = Path(sys.argv[1]).read_bytes()
+read_image(Path(sys.argv[2]).read_bytes(), "warm")
+before = peak()
+height, width, _ = read_image(content, "a").shape
+print((peak() - before) / (height * width))
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "progressive", "limit"), [("RGB", False, 8), ("RGB", True, 12), ("CMYK", True, 14)], ids=str
+)
+def test_a_decoder_takes_no_more_memory_than_the_documents_say(tmp_path, mode, progressive, limit):
+    """Bytes for a pixel at the peak; docs/deployment.md, Decoding: 6, 9 and 11 of 25 million pixels. The service gives
+    20."""
+    image = Image.effect_noise((1800, 1800), 50).convert("RGB").convert(mode)
+    image.save(tmp_path / "a.jpg", quality=90, subsampling=0, progressive=progressive)
+    image.resize((64, 64)).save(tmp_path / "b.jpg", progressive=progressive)
+    if progressive:
+        content = (tmp_path / "a.jpg").read_bytes()
+        last = content.rindex(b"\xff\xda")
+        (tmp_path / "a.jpg").write_bytes(content[:-2] + content[last:-2] * 20 + content[-2:])
+    words = [sys.executable, "-c", PEAK, str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert 3 < float(done.stdout) < limit, done.stdout

@@ -1,0 +1,82 @@
+"""`make faults`: kills, bit flips and inputs in their numbers, and the table of docs/reliability.md.
+
+python -m tests.faults [--kills 100] [--flips 1000] [--inputs 100000] [--seed 0] [--only kills,flips,inputs] [--write]
+
+Status 1 where something is lost or wrong.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: no thread may be there when a process forks
+
+PARTS = ("kills", "flips", "inputs")
+
+
+def main(words: list[str]) -> int:
+    """Injects the faults and prints the table."""
+    from tests.faults import table
+
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100, help="of each phase")
+    parser.add_argument("--flips", type=int, default=1000, help="of each kind of file")
+    parser.add_argument("--inputs", type=int, default=100_000, help="of each parser")
+    parser.add_argument("--phases", default="", help="those that are killed, with commas between them; none = all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between them")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/reliability.md")
+    given = parser.parse_args(words)
+    parts = given.only.split(",")
+    begin = time.monotonic()
+
+    shown = os.dup(2)  # C libraries write to 2 of each damaged picture
+
+    def tell(line: str) -> None:
+        os.write(shown, f"{time.monotonic() - begin:6.0f} s  {line}\n".encode())
+
+    with tempfile.TemporaryDirectory(prefix="faults-") as name:
+        rows = _injected(Path(name), given, parts, tell)
+    print(table.table(rows))
+    wrong = table.findings(rows)
+    if wrong:
+        print(wrong)
+    if given.write:
+        table.write(rows, f"python -m tests.faults --kills {given.kills} --flips {given.flips} --inputs {given.inputs}")
+    return 1 if wrong else 0
+
+
+def _injected(folder: Path, given: argparse.Namespace, parts: list[str], tell: object) -> list:
+    rows: list = []
+    if "kills" in parts:  # first: they fork from a process in which mxnet has done nothing
+        from tests.faults.kills import kill_phases
+
+        (folder / "kills").mkdir()
+        rows += kill_phases(folder / "kills", given.kills, given.seed, tell, given.phases.split(","))
+    if not {"flips", "inputs"} & set(parts):
+        return rows
+    from deploy.main import main as deploy
+    from tests.faults.artefacts import deploy_words, run_options
+    from tests.faults.flips import flip_files
+    from tests.faults.inputs import try_inputs
+    from train.training import run_training
+
+    (folder / "files").mkdir()
+    options, model = run_options(folder / "files"), folder / "files" / "model"
+    run_training(options)
+    deploy(deploy_words(options, model))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    logging.getLogger().handlers[:] = [logging.NullHandler()]  # the log of thousands of faults goes nowhere
+    if "flips" in parts:
+        rows += flip_files(options, model, given.flips, given.seed, tell)
+    if "inputs" in parts:
+        rows += try_inputs(folder / "files" / "inputs", options, model, given.inputs, given.seed, tell)
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
