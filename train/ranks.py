@@ -39,6 +39,7 @@ class Ranks:
         self._store, self.rank, self.count = store, rank, count
         self.ends_together = False
         self._keys: set[str] = set()
+        self._buffers: dict[str, Any] = {}  # an NDArray for each key of sum_array
 
     @property
     def writes(self) -> bool:
@@ -63,11 +64,19 @@ class Ranks:
             self._store.pull(key, own, priority=-k)
 
     def sum_array(self, key: str, array: Any) -> None:
-        """Puts the sum over the workers in the place of an NDArray; does not wait."""
-        if self.count > 1:
-            self._begin({key: array.shape})
-            self._store.push(key, array, priority=FIRST)
-            self._store.pull(key, array, priority=FIRST)
+        """Puts the sum over the workers in the place of an NDArray; does not wait.
+
+        All go through one buffer of the key, so that each waits for the one before: a server counts what is pushed, and
+        would take the second push of a fast worker for that of a slow one.
+        """
+        if self.count == 1:
+            return
+        self._begin({key: array.shape})
+        buffer = self._buffers.setdefault(key, mx.nd.zeros(array.shape))
+        array.copyto(buffer)
+        self._store.push(key, buffer, priority=FIRST)
+        self._store.pull(key, buffer, priority=FIRST)
+        buffer.copyto(array)
 
     def sum_numbers(self, key: str, numbers: Sequence[float] | np.ndarray) -> np.ndarray:
         """The sums over the workers, (n,) float32; a key has always as many numbers."""

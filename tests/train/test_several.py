@@ -26,6 +26,7 @@ SMALL = {"batch_size": 2, "end_epoch": 1, "workers": 0, "augment": "none", "scor
 FAMILIES = {
     "ssd": NETWORK,
     "yolo": {"network": "yolov3_tiny", "width": 0.125, "data_shape": (64,)},
+    "cpus": NETWORK,
     "effdet": {"network": "efficientdet_mini", "data_shape": (128,)},
 }
 # What is trained over weights of a run of one update, whose batch norms stay as they are.
@@ -41,6 +42,8 @@ RUNS = {
         "val_loss": True,
     },
     "yolo": {"multi_scale": (1.0, 1.5), "max_iter": 4, "val_path": ""},
+    # Two devices: more losses are on their way at once than there are batches.
+    "cpus": {"cpus": 2, "accumulate": 3, "end_epoch": 2, "val_path": ""},
     "effdet": {"drop_connect": 0.0, "max_iter": 3, "val_path": ""},
 }
 STILL = {"lr": 0.0, "freeze": BATCH_NORM, "metrics": ("voc07", "coco"), "report": True}  # the weights stay as they are
