@@ -27,6 +27,7 @@ LAST_SECONDS = 20.0  # that the others may take to end when all that matter have
 KILL_SECONDS = 10.0
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+ASKED = frozenset(SIGNAL_STATUS + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 STOPPED_STATES = "tT"  # proc(5), /proc/PID/stat
 CRASHED = 1
 _libc = ctypes.CDLL(None)
@@ -160,6 +161,7 @@ class _Watch:
         """Waits for it."""
         while True:
             self._hand_on()
+            self._asked_elsewhere()
             busy = [one for one in self._running if one.command.matters and one.status is None]
             failed = self._stopped() or self._dead() or self._late(busy)
             if failed:
@@ -177,6 +179,12 @@ class _Watch:
                     one.hand_on(number)
             if number != signal.SIGUSR1:
                 self._ends, self._deadline = number, time.monotonic() + self._grace
+
+    def _asked_elsewhere(self) -> None:
+        """A signal may have asked one of those that matter alone: the others follow it."""
+        for one in self._running:
+            if one.command.matters and one.status in ASKED and self._ends is None:
+                self._ends, self._deadline = one.status - SIGNAL_STATUS, time.monotonic() + self._grace
 
     def _stopped(self) -> Outcome | None:
         for one in self._running:

@@ -138,6 +138,13 @@ def test_signals_are_handed_on_and_the_job_ends_as_they_say(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_signal_to_one_worker_alone_is_no_crash(tmp_path):
+    """It tells the others by itself, and they end with the same status."""
+    first = python("a", "raise SystemExit(143)", matters=True)
+    second = python("b", "import time; time.sleep(0.5); raise SystemExit(143)", matters=True)
+    assert run_job([first, second], grace=30) == jobs.Outcome(143)
+
+
 def test_who_does_not_end_in_time_is_killed(started, tmp_path):
     stubborn = (
         "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open(sys.argv[1], 'w'); " + SLEEPS
