@@ -112,6 +112,7 @@ class TrainStepOptions:
     torch: bool = option(True, "measure PyTorch too, if it is installed")
     as_it_is: bool = option(False, "measure the bare step of the graph that is not rewritten for oneDNN, too")
     dtype: str = option(FLOAT32, "number format of training", choices=(FLOAT32, BFLOAT16))
+    float32: bool = option(True, "beside bfloat16, measure the bare step of float32, too; without it memory is its own")
     python: str = option("", "the Python of an environment that has torch ('' = this one)")
 
 
@@ -261,7 +262,7 @@ def train(options: TrainStepOptions, iterator: RecordIter, peer: TorchPeer | Non
     rounds.peer = peer
     if options.as_it_is:
         rounds.modules[AS_IT_IS] = _ready(options, iterator, rewrite_graph=False)
-    if rounds.narrow:
+    if rounds.narrow and options.float32:
         rounds.modules[BARE_FLOAT32] = _ready(options, iterator, dtype=FLOAT32)
     iterator.reset()
     module.fit(
@@ -311,7 +312,7 @@ def report(options: TrainStepOptions, seconds: dict[str, Seconds], version: str 
     shown = f"{options.network} {setting.width:g} at {setting.size}, batch {setting.batch_size}"
     print(f"{shown}, {options.dtype}; {machine()}\n")
     rows = []
-    more = [AS_IT_IS] * options.as_it_is + [BARE_FLOAT32] * (options.dtype == BFLOAT16)
+    more = [AS_IT_IS] * options.as_it_is + [BARE_FLOAT32] * (options.dtype == BFLOAT16 and options.float32)
     for name in (WHOLE, BARE, *more, EAGER, CHANNELS_LAST, *[AUTOCAST] * (options.dtype == BFLOAT16)):
         title = f"{name} {version}" if version and name in TORCH_VARIANTS else name
         if name not in seconds:

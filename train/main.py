@@ -11,7 +11,7 @@ from train.ps_lite import check_job, serve, serves
 EXAMPLE = "python train.py --train-path data/train.rec --val-path data/val.rec --prefix output/ssd"
 # What --help shows, for a first run; --help-all has all.
 FIRST = (
-    *("train_path", "val_path", "prefix", "network", "data_shape", "batch_size", "end_epoch", "gpus", "cpu"),
+    *("train_path", "val_path", "prefix", "network", "data_shape", "batch_size", "end_epoch", "gpus", "cpu", "dtype"),
     *("pretrained", "epoch", "resume", "finetune", "overwrite", "optimizer", "lr", "lr_steps", "warmup_epochs"),
     *("time_limit", "patience"),
     *(

@@ -258,7 +258,9 @@ class DetectionModule(mx.mod.Module):
 
     @property
     def precision(self) -> dict[str, Any]:
-        """CheckpointMeta.precision: the number format, and the state of the loss scale where there is one."""
+        """CheckpointMeta.precision: the number format with what belongs to it; {} = float32."""
+        if self._dtype == FLOAT32:
+            return {}
         ways = {"gradients": self._ways} if self._ways else {}
         return {"dtype": self._dtype, **ways, **(self.scaler.state() if self.scaler else {})}
 

@@ -228,13 +228,17 @@ def _time_limit(options: TrainOptions, checkpoint: Checkpoint) -> dict[str, int]
 
 def _precision(options: TrainOptions, checkpoint: Checkpoint) -> dict[str, Any]:
     """The number format of the run so far; OptionError where --dtype is another one."""
-    found, wanted = {"dtype": FLOAT32, **checkpoint.meta.precision}, options.device.dtype
+    found, wanted = _format_of(checkpoint), options.device.dtype
     if wanted not in (AUTO, found["dtype"]):
         raise OptionError(
             f"{options.output.prefix} was trained in {found['dtype']}; resume with --dtype {found['dtype']}, or start "
             f"anew with --pretrained {options.output.prefix} --epoch {checkpoint.epoch} and another --prefix"
         )
     return found
+
+
+def _format_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"dtype": FLOAT32, **checkpoint.meta.precision}
 
 
 def _next_stage(options: TrainOptions, checkpoint: Checkpoint) -> Start:
@@ -248,7 +252,7 @@ def _next_stage(options: TrainOptions, checkpoint: Checkpoint) -> Start:
         checkpoint.aux_params,
         num_update=updates,
         earlier_updates=updates,
-        precision=checkpoint.meta.precision,
+        precision=_format_of(checkpoint),
         left_out=_left_out(options, checkpoint),
     )
 

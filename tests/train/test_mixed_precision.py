@@ -241,7 +241,7 @@ def test_auto_is_float32_where_it_is_the_faster_one_or_the_only_one(options, mon
     monkeypatch.setattr("train.measuring.supports_bfloat16", lambda: False)
     chosen = options(end_epoch=1, dtype="auto")
     run_training(chosen)
-    assert load_checkpoint(chosen.output.prefix, 1).meta.precision == {"dtype": FLOAT32}
+    assert load_checkpoint(chosen.output.prefix, 1).meta.precision == {}
 
 
 @pytest.mark.parametrize(
@@ -298,3 +298,25 @@ def test_a_run_keeps_the_ways_of_its_weight_gradients(options, monkeypatch, capl
     found = [load_checkpoint(last.output.prefix, epoch).meta.precision for epoch in (1, 2)]
     assert found[0]["gradients"]
     assert found[0] == found[1]
+
+
+@needs_bfloat16
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"monitor": 1},
+        {"multi_scale": (0.8, 1.2)},
+        {"cpus": 2, "accumulate": 2, "clip_gradient_norm": 1.0},
+        {"val_loss": True, "ema": 0.9},
+        {"freeze_epochs": 1, "end_epoch": 2, "dtype": "auto"},
+        {"rewrite_graph": False},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_bfloat16_goes_with_other_options(options, changes, caplog):
+    chosen = options(**{"end_epoch": 1, "dtype": BFLOAT16, "width": 0.5, **changes})
+    with caplog.at_level(logging.INFO):
+        run_training(chosen)
+    checkpoint = load_checkpoint(chosen.output.prefix, chosen.schedule.end_epoch)
+    assert checkpoint.meta.precision in ({}, {"dtype": BFLOAT16})
+    assert all(np.isfinite(array.asnumpy()).all() for array in checkpoint.arg_params.values())
