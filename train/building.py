@@ -52,7 +52,9 @@ def make_module(stage: Stage, plan: Plan, start: Start, validated: tuple[int, in
 
 def store_of_devices(options: TrainOptions, ranks: Ranks) -> str | None:
     """Where mxnet adds up the gradients of this process's devices; with several workers `ranks` does, with theirs."""
-    return options.device.kv_store if ranks.count == 1 else None
+    if ranks.count > 1:
+        return None
+    return "device" if "device" in options.device.kv_store else "local"
 
 
 def make_recipe(

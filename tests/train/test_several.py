@@ -14,9 +14,11 @@ from common.errors import OptionError
 from config.options import to_mapping
 from machine.runtime import mx
 from tests.train.tiny import NETWORK, flags, metrics, write_record
+from train.building import store_of_devices
 from train.main import main
 from train.options import train_options
 from train.ps_lite import check_job
+from train.ranks import Ranks
 from train.training import run_training
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,6 +152,21 @@ def test_rank_0_alone_writes_and_nothing_less_than_one_process(trained, build):
     names = [{path.name.replace(which, "") for path in folder.glob(f"still-{which}*")} for which in ("one", "two")]
     assert names[0] == names[1]
     assert len(names[0]) > 5
+
+
+@pytest.mark.parametrize(
+    ("kv_store", "count", "store"),
+    [
+        ("local", 1, "local"),
+        ("device", 1, "device"),
+        ("dist_sync", 1, "local"),
+        ("dist_device_sync", 1, "device"),
+        ("dist_sync", 2, None),
+    ],
+)
+def test_mxnet_itself_never_adds_up_over_processes(build, kv_store, count, store):
+    """A second store of several processes in one process would wait for ever."""
+    assert store_of_devices(build[1]("ssd", "store", kv_store=kv_store), Ranks(None, 0, count)) == store
 
 
 REFUSED = {
