@@ -24,8 +24,8 @@ HOST, INTERFACE, HEARTBEAT = "DMLC_NODE_HOST", "DMLC_INTERFACE", "PS_HEARTBEAT_I
 RANKS = ("DMLC_TASK_ID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 LOOPBACK = "127."
 BEAT_SECONDS = "2"
-SILENT_SECONDS = 10  # without a sign of life, until a process is taken for lost
-LOOK_SECONDS = 1.0
+SILENT_SECONDS = 8  # without a sign of life, until a process is taken for lost
+LOOK_SECONDS, LOOKS = 1.0, 3  # in a row: while all come together ps-lite takes them for lost for some 0.1 s
 LOST = 75  # status of a process that has lost another one: EX_TEMPFAIL of sysexits.h
 # Numbers of the processes. Source: ps-lite, include/ps/internal/postoffice.h (ServerRankToID, WorkerRankToID).
 SCHEDULER_NODE, FIRST_SERVER, FIRST_WORKER, NODE_STEP = 1, 8, 9, 2
@@ -159,11 +159,13 @@ class Watch:
         self._thread.join()
 
     def _run(self) -> None:
+        looks = 0
         while not self._end.wait(LOOK_SECONDS):
             lost = [name for node, name in self._nodes.items() if self._is_lost(node)]
-            if lost:
+            looks = looks + 1 if lost else 0
+            if looks == LOOKS:
                 names = " and ".join(dict.fromkeys(lost))
-                die(LOST, f"{names} has given no sign of life for {SILENT_SECONDS} s; this process ends")
+                die(LOST, f"{names} has given no sign of life for {SILENT_SECONDS + LOOKS} s; this process ends")
 
     def _is_lost(self, node: int) -> bool:
         count = ctypes.c_int()
