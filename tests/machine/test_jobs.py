@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -164,8 +165,6 @@ def test_who_does_not_end_in_time_is_killed(started, tmp_path):
 @pytest.mark.parametrize("ended", ["killed", "closed"])
 def test_on_another_machine_a_broken_connection_ends_the_command(tmp_path, ended):
     """`python -m machine.jobs` reads signals from its input; its end, or its own death, kills what it runs."""
-    import subprocess
-
     file = tmp_path / "child"
     words = [sys.executable, "-m", "machine.jobs", sys.executable, "-c", WITH_CHILD, str(file)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, cwd=Path(jobs.__file__).parents[1]) as agent:
@@ -191,3 +190,16 @@ def test_signals_reach_a_command_on_another_machine(tmp_path):
     during(act)
     assert run_job([remote], grace=30) == jobs.Outcome(143)
     assert file.read_text() == f"{int(signal.SIGTERM)} "
+
+
+def test_a_killed_launcher_takes_its_processes_with_it(tmp_path):
+    file = tmp_path / "pid"
+    sleeper = f"import os, time; open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    code = (
+        "import sys; from machine.jobs import Command, run_job; "
+        "run_job([Command('w', [sys.executable, '-c', sys.argv[1]], {}, True)], 5)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, sleeper], cwd=Path(jobs.__file__).parents[1]) as launcher:
+        wait_until(lambda: file.is_file() and file.read_text())
+        launcher.kill()
+    wait_until(lambda: not lives(int(file.read_text())))
