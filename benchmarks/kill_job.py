@@ -85,7 +85,7 @@ def _launched(command: list[str], restarts: int) -> list[str]:
 def _disturbed(options: KillOptions, command: list[str], prefix: str) -> dict[str, Outcome]:
     chance = random.Random(options.seed)  # noqa: S311 - no secret
     outcomes: dict[str, Outcome] = defaultdict(Outcome)
-    restarts = options.kills * len(ROLES) + 1
+    restarts = 2 * options.kills * len(ROLES)  # more than there are kills: what ends by itself must not end all
     with subprocess.Popen(_launched(command, restarts), cwd=ROOT) as job:  # noqa: S603 - the user's own command
         try:
             for k in range(options.kills * len(ROLES)):
