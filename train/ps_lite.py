@@ -60,7 +60,7 @@ def check_job(kv_store: str, environment: Mapping[str, str] = os.environ) -> Non
     for name in (WORKERS, SERVERS):
         if not environment[name].isdecimal() or int(environment[name]) < 1:
             raise OptionError(f"{name} is {environment[name]}: expected a number from 1 on")
-    rank = own_rank(environment)
+    rank = own_rank(environment) if is_worker else None
     if rank is not None and rank >= int(environment[WORKERS]):
         raise OptionError(f"this worker has the number {rank}, but {WORKERS} is {environment[WORKERS]}; number from 0")
 

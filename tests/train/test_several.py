@@ -100,7 +100,7 @@ def trained(build):
         run_training(one)
     cases = folder / "cases.json"
     cases.write_text(json.dumps([to_mapping(two) | {"num_example": None} for _, two in pairs.values()]))
-    launch(["-m", "tests.train.ranks_runner", str(cases)])
+    (folder / "said").write_text(launch(["-m", "tests.train.ranks_runner", str(cases)]).stderr)
     return pairs
 
 
@@ -152,6 +152,12 @@ def test_rank_0_alone_writes_and_nothing_less_than_one_process(trained, build):
     names = [{path.name.replace(which, "") for path in folder.glob(f"still-{which}*")} for which in ("one", "two")]
     assert names[0] == names[1]
     assert len(names[0]) > 5
+
+
+def test_a_server_unpickles_nothing(trained, build):
+    folder, _ = build
+    assert "is not obeyed: this server takes gradients alone" in (folder / "said").read_text()
+    assert not (folder / "cases.json.unpickled").exists()
 
 
 @pytest.mark.parametrize(
