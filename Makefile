@@ -61,8 +61,9 @@ test-slow: venv
 KILLS ?= 100
 FLIPS ?= 1000
 INPUTS ?= 100000
+ONLY ?= kills,flips,inputs
 faults: venv
-	$(BIN)/python -m tests.faults --kills $(KILLS) --flips $(FLIPS) --inputs $(INPUTS) --write
+	$(BIN)/python -m tests.faults --kills $(KILLS) --flips $(FLIPS) --inputs $(INPUTS) --only $(ONLY) --write
 
 format: venv
 	$(BIN)/ruff format .

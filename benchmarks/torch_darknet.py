@@ -102,7 +102,7 @@ def yolo_loss(predictions: Sequence[Any], targets: Sequence[tuple[Any, ...]]) ->
         sides = chosen[:, 2:4].exp().clamp(max=LARGEST_SIDE) * anchors
         overlap = generalised_iou(torch.cat([chosen[:, :2].sigmoid(), sides], 1), boxes)
         objectness = torch.zeros_like(raw[..., 4])
-        objectness[indices] = overlap.detach().clamp(0)
+        objectness[indices] = overlap.detach().clamp(0).to(objectness.dtype)
         loss = loss + BOX_GAIN * (1 - overlap).mean()
         loss = loss + OBJECT_GAIN * F.binary_cross_entropy_with_logits(raw[..., 4], objectness)
         if classes.shape[1] > 1:

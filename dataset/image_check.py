@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from common.errors import DataError
 from common.files import open_regular
@@ -71,7 +72,8 @@ _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
 _FRAME = struct.Struct(">BHHB")  # bits of a sample, height, width, components
 _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright, 5 to 8 exchange height and width
 _PNG_BITS = 24  # where IHDR, the first chunk, has the bits of a sample
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANES = 258, 262, 284  # tags of TIFF 6.0, section 8
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANES, _TIFF_SAMPLES = 258, 262, 284, 339  # tags of TIFF 6.0, sections 8 and 19
+_LOG_LUV = 32845  # of the tag PhotometricInterpretation, as OpenCV writes floating-point colours
 _DEEP_TIFFS = "save it with 8 or 16 bits, grey (BlackIsZero) or RGB, the channels of a pixel side by side"
 
 
@@ -292,10 +294,32 @@ def _opened(content: bytes, formats: tuple[str, ...], kind: str) -> Iterator[Ima
                 raise DataError(_too_large(*image.size))
             yield image
     except UnidentifiedImageError as error:
-        form = f", or its form is not read: {_DEEP_TIFFS}" if kind == "TIFF" else ""
-        raise DataError(f"damaged {kind}: its header cannot be read{form}") from error
+        raise DataError(unread_tiff(content) or f"damaged {kind}: its header cannot be read") from error
     except _PILLOW_ERRORS as error:
         raise DataError(f"damaged {kind}: {error}") from error
+
+
+def unread_tiff(content: bytes) -> str:
+    """What the tags of a TIFF say that Pillow does not open, such as one of floating-point colours; "" for what is none
+    or has no tags that can be read."""
+    if _SIGNATURES.get(content[:4]) != "TIFF":
+        return ""
+    stream = io.BytesIO(content)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            tags = ImageFileDirectory_v2(content[:8])
+            stream.seek(tags.next)
+            tags.load(stream)
+            bits, form, colours = (tags.get(tag) for tag in (_TIFF_BITS, _TIFF_SAMPLES, _TIFF_PHOTOMETRIC))
+    except _PILLOW_ERRORS:
+        return ""
+    if not isinstance(bits, tuple) or not bits:
+        return ""
+    numbers = {2: "whole numbers with sign", 3: "floating-point numbers"}.get(form[0] if form else 1, "whole numbers")
+    what = f"{len(bits)} channel{'s' * (len(bits) > 1)} of {bits[0]} bits, {numbers}" + (
+        ", LogLuv" if colours == _LOG_LUV else ""
+    )
+    return f"a TIFF of {what}, is not read; {_DEEP_TIFFS}"
 
 
 def _info(image: Image.Image, content: bytes, exif: bool) -> ImageInfo:

@@ -10,7 +10,15 @@ from common.errors import DataError
 from common.files import open_regular
 from common.sizes import Size
 from dataset.augment import STRETCHED, resize_only
-from dataset.image_check import FORMATS, IMAGE_SUFFIXES, MAX_BYTES, load_strictly, pixels_of, refuse_several
+from dataset.image_check import (
+    FORMATS,
+    IMAGE_SUFFIXES,
+    MAX_BYTES,
+    load_strictly,
+    pixels_of,
+    refuse_several,
+    unread_tiff,
+)
 from dataset.image_cost import check_cost
 from dataset.labels import OBJECT_WIDTH
 from dataset.letterbox import Resize
@@ -128,7 +136,10 @@ def _decoded(content: bytes, name: str, bit_depth: str) -> np.ndarray:
             load_strictly(image)
             return _three_channels(eight_bits(pixels_of(image, content, size), bit_depth))
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-        reason = "its format is unknown" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        is_unknown = isinstance(error, Image.UnidentifiedImageError)
+        if is_unknown and (form := unread_tiff(content)):
+            raise DataError(f"{name}: {form}") from error
+        reason = "its format is unknown" if is_unknown else str(error)
         raise DataError(f"{name}: not a sound image ({reason}); give a whole {', '.join(FORMATS)}") from error
     except DataError as error:
         raise DataError(f"{name}: {error}") from error

@@ -9,9 +9,9 @@ float16 has few exponents: `scaled` makes a loss a multiple of an input, so that
 section 3.2). bfloat16 has those of float32, and needs none.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence, Set
 
-from graph.onednn import BLOCK
+from graph.onednn import BLOCK, MOST_COLOURS
 from graph.symbol_graph import VARIABLE, Edge, Shape, SymbolNode, graph_of, node_shapes, symbol_of
 from machine.runtime import mx
 
@@ -34,11 +34,13 @@ def to_mixed(symbol: mx.sym.Symbol, shapes: Mapping[str, Shape], dtype: str) -> 
 
     shapes: of data and labels by name, batch included. In bfloat16 convolutions that are not of whole blocks of
     channels stay float32: oneDNN has none but general matrix products for them, whose plain layout slows what follows.
+    A convolution of a picture's colours is narrow all the same, but before a batch norm.
     """
     graph = graph_of(symbol)
     names = set(symbol.list_inputs())
     found = node_shapes(symbol, **{name: shape for name, shape in shapes.items() if name in names})
-    work = _Narrowing(dtype, lambda node: dtype == BFLOAT16 and not _is_of_blocks(node, found))
+    readers = graph.readers() if dtype == BFLOAT16 else {}
+    work = _Narrowing(dtype, {node for node, others in readers.items() if _stays_float32(node, others, found)})
     for node in graph.nodes():
         work.visit(node)
     graph.outputs = [work.cast(edge, FLOAT32) for edge in graph.outputs]
@@ -68,8 +70,8 @@ class Casts:
 class _Narrowing(Casts):
     """The rules of training, for nodes in the order in which they are computed."""
 
-    def __init__(self, dtype: str, stays: Callable[[SymbolNode], bool]) -> None:
-        """stays: whether a layer is float32."""
+    def __init__(self, dtype: str, stays: Set[SymbolNode]) -> None:
+        """stays: layers that are float32."""
         super().__init__(dtype)
         self._stays = stays
 
@@ -77,7 +79,7 @@ class _Narrowing(Casts):
         """Gives a node the casts that it needs."""
         if node.op == VARIABLE:
             node.attrs["__dtype__"] = _FLOAT32_NUMBER
-        elif node.op in LAYERS and not self._stays(node) or self._adds_narrow(node):
+        elif node.op in LAYERS and node not in self._stays or self._adds_narrow(node):
             node.inputs = [self.cast(edge, self.dtype) for edge in node.inputs]
             self.narrow.add(node)
         elif self._follows(node):
@@ -96,11 +98,13 @@ class _Narrowing(Casts):
         return is_known and all(edge.node in self.narrow for edge in node.inputs)
 
 
-def _is_of_blocks(node: SymbolNode, shapes: Mapping[str, Shape]) -> bool:
-    """Whether a layer reads and gives whole blocks of channels; others than convolutions count as such."""
+def _stays_float32(node: SymbolNode, readers: Sequence[SymbolNode], shapes: Mapping[str, Shape]) -> bool:
     if node.op != "Convolution":
-        return True
-    return not shapes[node.name][1] % BLOCK and not shapes[node.inputs[0].node.name][1] % BLOCK
+        return False
+    channels, filters = shapes[node.inputs[0].node.name][1], shapes[node.name][1]
+    if not channels % BLOCK and not filters % BLOCK:
+        return False
+    return channels > MOST_COLOURS or any(reader.op in _NORMS for reader in readers)
 
 
 def scaled(symbol: mx.sym.Symbol) -> mx.sym.Symbol:

@@ -25,6 +25,7 @@ _ROUNDING = 1e-3  # a larger error of swish is that of another function
 _OUTPUT = "output"  # the reader of what the network gives
 _CUT = ("(None,None,1,1)", "(None,None,None,None)")  # begin and end of a slice: no first row, no first column
 BLOCK = 16  # channels that AVX-512 computes together
+MOST_COLOURS = 3  # channels of a picture, which oneDNN reads in a plain layout
 _TURN, _RESHAPE = "transpose", "Reshape"
 
 

@@ -20,7 +20,7 @@ from functools import cache
 
 import numpy as np
 
-from graph.onednn import BLOCK, same_padding
+from graph.onednn import BLOCK, MOST_COLOURS, same_padding
 from graph.symbol_graph import VARIABLE, Edge, Shape, SymbolNode, graph_of, node_shapes, symbol_of
 from machine.runtime import mx
 
@@ -28,7 +28,6 @@ CONSTANT = "onednn_"  # begins the names of auxiliary states that are constants 
 MOST_OF_JIT = 3  # side of the largest depthwise kernel whose weight gradient oneDNN 2.4 has a kernel for
 FEWEST_PIXELS = 1025  # of all maps of a batch, for a depthwise convolution in blocks: with fewer its weights cost more
 FEWEST_CHANNELS = 17  # of a convolution's input that get channels of zeros: maps of fewer are large, and so cost more
-MOST_COLOURS = 3  # channels of a picture, which oneDNN reads in a plain layout
 MOST_FILTERS = BLOCK // 2  # of a convolution that stays: as many are a block of their own
 _SIX = {"fix_gamma": "False", "use_global_stats": "True", "eps": "1e-20"}
 _ROUNDING = 1e-5

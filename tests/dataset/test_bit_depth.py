@@ -41,9 +41,9 @@ SETS = {
 }
 
 
-def coded(pixels, suffix=".png"):
+def coded(pixels, suffix=".png", options=()):
     """Pixels, BGR, as OpenCV writes them."""
-    done, content = cv2.imencode(suffix, pixels)
+    done, content = cv2.imencode(suffix, pixels, options)
     assert done
     return content.tobytes()
 
@@ -262,7 +262,12 @@ REFUSED = {
     "cut deep tiff": (DEEP["tiff grey"][0][:700], "TIFF"),
     "cut deep png": (DEEP["png grey"][0][:-300], "damaged PNG"),
     "white is 0": (saved(GREY, "TIFF", tiffinfo={262: 0}), "a TIFF of 16 bits in a form that is not read; save it"),
-    "float64": (coded(GREY.astype(np.float64), ".tif"), "TIFF.* 8 or 16 bits, grey"),
+    "float64": (coded(GREY.astype(np.float64), ".tif"), "TIFF of 1 channel of 64 bits, floating.* 16 bits, grey"),
+    "float colours": (
+        coded(COLOUR.astype(np.float32), ".tif", [cv2.IMWRITE_TIFF_COMPRESSION, 1]),
+        "a TIFF of 3 channels of 32 bits, floating-point numbers, is not read; save it with 8 or 16 bits",
+    ),
+    "LogLuv": (coded(COLOUR.astype(np.float32), ".tif"), "a TIFF of 3 channels of 16 bits, .*LogLuv, is not read"),
     "gif": (saved(EIGHT, "GIF", "P"), "none of JPEG, PNG, BMP, WEBP, TIFF; convert it"),
     "wav": (b"RIFF\0\0\0\0WAVEfmt ", "damaged WEBP: its header cannot be read"),
 }
@@ -276,6 +281,12 @@ def test_what_is_refused(content, says, rule, monkeypatch):
     ) if "64" in says else None
     with pytest.raises(DataError, match=says):
         packed_image(content, rule)
+
+
+@pytest.mark.parametrize("name", ["float colours", "LogLuv"])
+def test_detection_says_what_a_tiff_is_that_is_not_read(name):
+    with pytest.raises(DataError, match=f"^a.tif: {REFUSED[name][1]}"):
+        read_image(REFUSED[name][0], "a.tif")
 
 
 @given(st.sampled_from([*SOUND.values(), *(content for content, _ in DEEP.values())]), st.data())

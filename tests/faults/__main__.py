@@ -40,13 +40,16 @@ def main(words: list[str]) -> int:
         os.write(shown, f"{time.monotonic() - begin:6.0f} s  {line}\n".encode())
 
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
-        rows = _injected(Path(name), given, parts, tell)
+        try:
+            rows = _injected(Path(name), given, parts, tell)
+        finally:
+            os.dup2(shown, 2)
     print(table.table(rows))
     wrong = table.findings(rows)
     if wrong:
         print(wrong)
     if given.write:
-        table.write(rows, f"python -m tests.faults --kills {given.kills} --flips {given.flips} --inputs {given.inputs}")
+        table.write(rows)
     return 1 if wrong else 0
 
 

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def resigned(samples: list[bytes], change: Change) -> bytes:
         owner, key = places[place % len(places)]
         word = more.decode("latin-1")
         if kind == 0:
-            owner[key] = VALUES[(length + place) % len(VALUES)]
+            owner[key] = deepcopy(VALUES[(length + place) % len(VALUES)])
         elif kind == 1 and isinstance(owner, dict):
             owner[word] = owner.pop(key)
         elif kind == 2:

@@ -339,6 +339,12 @@ class Evaluate(Phase):
         return "" if self._inputs() == before else "what was read has changed"
 
 
+# Before the first fork: a child then has little to load, and a program that is changed meanwhile stays what it was.
+IMPORTED = (
+    *("train.main", "train.training", "deploy.main", "deploy.onnx_files", "deploy.precision", "engines.onnx_engines"),
+    *("evaluate.main", "evaluate.runs", "evaluate.evaluate_net", "tools.prepare_dataset"),
+)
+
 PHASES: tuple[type[Phase], ...] = (Training, Validation, Saving, Packing, Export, Evaluate)
 
 
@@ -346,7 +352,7 @@ def kill_phases(
     folder: Path, count: int, seed: int, tell: Callable[[str], None], names: Sequence[str] = ("",)
 ) -> list[Row]:
     """Kills each phase `count` times, or those with these names."""
-    for module in ("train.main", "deploy.main", "evaluate.main", "tools.prepare_dataset", "train.training", "cv2"):
+    for module in IMPORTED:
         import_module(module)
     import_module("machine.runtime").mx.cpu  # noqa: B018 - loads mxnet, and computes nothing
     options = run_options(folder)

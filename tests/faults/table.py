@@ -7,7 +7,9 @@ from pathlib import Path
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- make faults: begin -->", "<!-- make faults: end -->"
+HEAD = "| fault | in | times | told | no effect | unnoticed | lost or wrong |\n|---|---|---|---|---|---|---|\n"
 SHOWN = 3  # of what is wrong, for each row
+KINDS = ("kill", "bit flip", "input")
 
 
 @dataclass
@@ -36,13 +38,12 @@ class Row:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows in Markdown."""
-    head = "| fault | in | times | told | no effect | unnoticed | lost or wrong |\n|---|---|---|---|---|---|---|\n"
-    lines = [
-        f"| {row.what} | {row.name} | {row.done:,} | {row.told:,} | {row.without_effect:,} | {row.unnoticed:,} | "
-        f"{len(row.wrong):,} |"
-        for row in rows
-    ]
-    return head + "\n".join(lines) + "\n"
+    return HEAD + "".join(f"{_line(row)}\n" for row in rows)
+
+
+def _line(row: Row) -> str:
+    numbers = (row.done, row.told, row.without_effect, row.unnoticed, len(row.wrong))
+    return f"| {row.what} | {row.name} | " + " | ".join(f"{number:,}" for number in numbers) + " |"
 
 
 def findings(rows: Sequence[Row]) -> str:
@@ -51,9 +52,19 @@ def findings(rows: Sequence[Row]) -> str:
     return "\n".join(shown)
 
 
-def write(rows: Sequence[Row], command: str, path: Path = DOCUMENT) -> None:
-    """Puts the table into the document, between its marks, with the command that made it."""
+def write(rows: Sequence[Row], path: Path = DOCUMENT) -> None:
+    """Puts the rows into the document, between its marks, in the place of those of the same faults."""
     text = path.read_text("utf-8")
-    body = f"{BEGIN}\n`{command}` printed:\n\n{table(rows)}{END}"
+    between = text.partition(BEGIN)[2].partition(END)[0]
+    lines = {_key(line): line for line in between.splitlines() if re.match(r"\| (kill|bit flip|input) ", line)}
+    lines |= {_key(line): line for line in map(_line, rows)}
+    order = sorted(lines, key=lambda key: KINDS.index(key[0]))  # stable: those of a kind as they come
+    body = f"{BEGIN}\n{HEAD}" + "".join(f"{lines[key]}\n" for key in order) + END
     assert text.count(BEGIN) == text.count(END) == 1, f"{path} has no place for the table"
     path.write_text(re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: body, text, flags=re.DOTALL), "utf-8")
+
+
+def _key(line: str) -> tuple[str, str]:
+    """(fault, where) of a line of the table."""
+    _, what, name, *_ = (cell.strip() for cell in line.split("|"))
+    return what, name

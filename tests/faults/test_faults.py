@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,13 +46,17 @@ def test_what_is_wrong_is_told_and_ends_with_status_1(tmp_path):
     assert findings(rows) == "kill, saving: kill 2: lost"
     assert "| bit flip | .idx | 1,000 | 999 | 1 | 0 | 0 |" in table(rows)
     document = tmp_path / "d.md"
-    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write(rows, "the command", document)
+    document.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
+    write([Row("input", ".csv", 7, 7)], document)
+    write([replace(rows[0], done=1), rows[1]], document)
+    write(rows[:1], document)
     text = document.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "`the command`" in text
-    assert "old" not in text
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[:3] for line in lines[1:]] == [
+        ["| kill", "saving", "2"], ["| bit flip", ".idx", "1,000"], ["| input", ".csv", "7"]
+    ]  # fmt: skip
 
 
 def test_the_table_of_the_document_says_that_nothing_was_lost():

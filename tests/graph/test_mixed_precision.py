@@ -109,7 +109,17 @@ def test_a_graph_in_which_nothing_is_a_loss_cannot_be_scaled():
 
 def test_layers_that_are_not_of_whole_blocks_stay_float32_in_bfloat16_alone():
     net = mx.sym.Convolution(mx.sym.var("data"), name="odd", num_filter=24, kernel=(1, 1))
-    net = mx.sym.Convolution(net, name="even", num_filter=32, kernel=(1, 1), num_group=1)
+    net = mx.sym.Convolution(net, name="even", num_filter=32, kernel=(1, 1))
+    net = mx.sym.Convolution(net, name="whole", num_filter=32, kernel=(1, 1))
+    names = ("odd", "even", "whole")
     kinds = {dtype: types(to_mixed(net, {"data": (1, 16, 4, 4)}, dtype)) for dtype in (BFLOAT16, FLOAT16)}
-    assert [kinds[BFLOAT16][f"{name}_output"] for name in ("odd", "even")] == [FLOAT32, FLOAT32]
-    assert [kinds[FLOAT16][f"{name}_output"] for name in ("odd", "even")] == [FLOAT16, FLOAT16]
+    assert [kinds[BFLOAT16][f"{name}_output"] for name in names] == [FLOAT32, FLOAT32, BFLOAT16]
+    assert [kinds[FLOAT16][f"{name}_output"] for name in names] == [FLOAT16] * 3
+
+
+@pytest.mark.parametrize("has_norm", [True, False])
+def test_the_convolution_of_a_picture_is_narrow_where_no_norm_follows(has_norm):
+    net = mx.sym.Convolution(mx.sym.var("data"), name="first", num_filter=32, kernel=(1, 1))
+    net = mx.sym.BatchNorm(net, name="norm") if has_norm else net
+    found = types(to_mixed(net, {"data": (1, 3, 4, 4)}, BFLOAT16))
+    assert found["first_output"] == (FLOAT32 if has_norm else BFLOAT16)

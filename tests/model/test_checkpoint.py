@@ -160,6 +160,11 @@ def test_a_damaged_json_is_refused_by_name(prefix, content):
         ("std", [True, 1, 1], "checkpoint.std is not of type float"),
         ("num_update", 1.5, "checkpoint.num_update is not of type int"),
         ("resize_mode", "fit", "field resize_mode is wrong: 'fit'"),
+        ("precision", {"dtype": "int4"}, "field precision is wrong"),
+        ("precision", {"dtype": "bfloat16", "scale": 2.0}, "field precision is wrong"),
+        ("precision", {"dtype": "float16", "scale": 2.0}, "field precision is wrong"),
+        ("precision", {"dtype": "float16", "scale": -2.0, "good": 0, "skipped": 0}, "field precision is wrong"),
+        ("precision", {"dtype": "bfloat16", "gradients": {"conv": "guessed"}}, "field precision is wrong"),
         ("files", {"a": {"size": 1}}, "sha256 is missing in checkpoint.files.a"),
     ],
 )

@@ -52,7 +52,7 @@ def test_the_first_one_ends_a_run_by_default(run):
         run_training(run(bad_records="stop", end_epoch=1))
 
 
-@pytest.mark.parametrize("place", [(0, 1), (1, 6)])
+@pytest.mark.parametrize("place", [pytest.param((0, 1), marks=pytest.mark.slow), (1, 6)])
 def test_a_resumed_run_knows_what_was_left_out_and_ends_with_the_same_bits(run, tmp_path, monkeypatch, caplog, place):
     plain, paused = (run(prefix=str(tmp_path / name / "t"), **DETERMINED) for name in ("plain", "paused"))
     with caplog.at_level(logging.WARNING):
@@ -107,7 +107,7 @@ def test_metrics_are_those_of_a_record_without_them(run, tmp_path, damaged):
 
 
 FAMILIES = {
-    "ssd": {"report": True},
+    "ssd": {},
     "classic": {"targets": "mxnet"},
     "yolo": YOLO,
     "effdet": EFFDET,
