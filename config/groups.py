@@ -360,9 +360,24 @@ class TrainDeviceOptions(DeviceOptions):
     )
     kv_store: str = option(
         "local",
-        "where gradients of several devices are added up: local = on the CPU, device = on the GPUs",
+        "where gradients are added up: local = on the CPU, device = on the GPUs; dist_sync, dist_device_sync = so, and "
+        "over the processes of tools/launch.py",
         "devices",
-        pattern=(r"local|device", "local or device (training on several machines is not built yet)"),
+        pattern=(
+            r"local|device|dist_sync|dist_device_sync",
+            "local, device, dist_sync or dist_device_sync (dist_async updates in an order that no checkpoint keeps, so "
+            "that no run could be resumed exactly)",
+        ),
+    )
+    gradient_compression: str = option(
+        "none",
+        "how gradients travel between processes: none = as they are",
+        "devices",
+        pattern=(
+            "none",
+            "none (2bit keeps what it has not sent in each worker, where no checkpoint has it, so that no run could be "
+            "resumed exactly)",
+        ),
     )
 
 

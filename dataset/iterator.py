@@ -5,7 +5,7 @@ The engine `python`, worker processes, is here, too; its classic name is DetReco
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,8 @@ class RecordIter(mx.io.DataIter, ABC):
         super().__init__(plan.spec.batch_size)
         self._plan, self._maker, self._layout = plan, plan.maker, plan.layout
         self._total: np.ndarray | None = None  # normalisers of the current group
+        # What becomes of these when a group begins: with several processes the sums over all of them.
+        self.over_processes: Callable[[np.ndarray | None], np.ndarray | None] = lambda total: total
         self.class_names, self.num_classes = plan.class_names, plan.maker.num_classes
         self.num_examples, self.num_batches = num_examples, num_batches
         self.epoch = plan.spec.epoch
@@ -82,6 +84,11 @@ class RecordIter(mx.io.DataIter, ABC):
     def group_size(self) -> int:
         """Batches of an update in this epoch."""
         return self._plan.spec.group_size(self.epoch)
+
+    @property
+    def places(self) -> int:
+        """Samples of an epoch with those that only fill a batch; the same for all shards."""
+        return self.num_batches * self.batch_size
 
     @property
     def provide_label(self) -> list[mx.io.DataDesc]:
@@ -193,7 +200,7 @@ class PythonRecordIter(RecordIter):
         try:
             self._submit(pool)
             if self._cursor % self.group_size == 0:
-                self._total = self._group_total(pool)
+                self._total = self.over_processes(self._group_total(pool))
             pool.wait(self._cursor % self._slots)
             batch = self._batch(*self._samples_first(pool), self._cursor)
         except WorkerError:

@@ -128,6 +128,12 @@ class DetectionMetric(mx.metric.EvalMetric, ABC):
         empty = [np.empty((0, 7), np.float32)]
         return np.concatenate(empty + self._detections), np.concatenate(empty + self._truths)
 
+    def take_rows(self, detections: np.ndarray, truths: np.ndarray, images: int) -> None:
+        """Counts these rows, (n, 7) and (g, 7) as `rows` gives them, of so many images in place of all so far."""
+        self.reset()
+        self._detections, self._truths = [detections], [truths]
+        self.num_inst = self.global_num_inst = images
+
     def _evaluate(self, start: int) -> Any:
         if start not in self._results:
             empty = [np.empty((0, 7), np.float32)]
@@ -257,6 +263,11 @@ class ValidationMetric(mx.metric.EvalMetric):
         self._beside: tuple[ValidationMetric, np.ndarray] | None = None
         self._kinds, self._rest = kinds, (class_names, overlap, use_difficult)
         super().__init__("validation", has_global_stats=True)
+
+    @property
+    def together(self) -> "list[ValidationMetric]":
+        """This one, and that of the detections beside it, if there are any (compare_with)."""
+        return [self, *([self._beside[0]] if self._beside else [])]
 
     def compare_with(self, constant: np.ndarray) -> None:
         """Measures detections (K, 6), the same for every image, beside those that are given from now on."""

@@ -1,5 +1,6 @@
 """How a command runs: its log, signals that are never lost, and one sentence for a mistake of the user."""
 
+import atexit
 import errno
 import logging
 import os
@@ -7,8 +8,10 @@ import select
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -20,6 +23,8 @@ SHOWN_OTHERWISE = {"shown_otherwise": True}  # `extra` of a log line that a term
 AGAIN_SECONDS = 0.01
 SIGNAL_STATUS = 128  # a process that a signal ends has it and the signal's number
 TERMINATED = SIGNAL_STATUS + signal.SIGTERM
+INTERRUPTED = SIGNAL_STATUS + signal.SIGINT
+MISTAKE = 2
 _REQUESTS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1})
 logger = logging.getLogger(__name__)
 
@@ -37,23 +42,78 @@ def run_command(main: Callable[[list[str]], int | None]) -> None:
     open_streams()
     keep_interrupts()
     try:
-        status = _run(main)
+        status = _status_of(main)
+    except BaseException:
+        if not _process.skips_goodbyes:
+            raise
+        traceback.print_exc()
+        status = 1
+    if _process.skips_goodbyes:
+        _exit(status if isinstance(status, int) else 1)
+    sys.exit(status)
+
+
+def _status_of(main: Callable[[list[str]], int | None]) -> int | str:
+    """The status with which the command ends; what has gone wrong is told."""
+    try:
+        return _run(main)
     except KeyboardInterrupt as interrupt:
         if not interrupt.args:
             print("interrupted", file=sys.stderr)
-        status = 130
+        return INTERRUPTED
     except BrokenPipeError:
         if not _reader_is_gone():
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 141
+        return 141
     except (UserError, OSError) as error:
         sentence = _sentence(error)
         if sentence is None or os.environ.get("DETECTOR_TRACEBACK"):
             raise
-        print(f"error: {sentence}", file=sys.stderr)
-        status = 2
-    sys.exit(status)
+        print(f"error: {_process.prefix}{sentence}", file=sys.stderr)
+        return MISTAKE
+
+
+@dataclass
+class _Process:
+    """What is known of this process.
+
+    prefix: in front of what it says. level: of the lines of the log, below which a terminal shows none.
+    skips_goodbyes: it ends without what Python does at its end.
+    """
+
+    prefix: str = ""
+    level: int = logging.NOTSET
+    skips_goodbyes: bool = False
+
+
+_process = _Process()
+
+
+def name_process(name: str) -> None:
+    """Puts the name of this process, not the first of several, in front of its errors and of its log lines on the
+    terminal, of which warnings alone are shown: what it does the first one tells."""
+    _process.prefix, _process.level = f"[{name}] ", logging.WARNING
+
+
+def skip_goodbyes() -> None:
+    """Lets the process end without what libraries and Python do at its end, which would wait for other processes."""
+    if not _process.skips_goodbyes:
+        atexit.register(_exit, 1)  # of a script; run_command knows the status
+    _process.skips_goodbyes = True
+
+
+def die(status: int, sentence: str) -> NoReturn:
+    """Ends the process from any thread, at once."""
+    print(f"error: {_process.prefix}{sentence}", file=sys.stderr)
+    _exit(status)
+
+
+def _exit(status: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def open_streams() -> None:
@@ -165,6 +225,9 @@ class SignalRequests:
         if self.end is not None:
             raise KeyboardInterrupt if self.end == signal.SIGINT else SystemExit(SIGNAL_STATUS + self.end)
 
+    def agree(self) -> None:
+        """Takes in what other processes have been asked for, in the same place of all; alone there is nothing to do."""
+
     def arrive(self, number: int, frame: FrameType | None) -> None:
         """The handler: a second signal to end is not waited for."""
         if number == signal.SIGUSR1:
@@ -225,8 +288,8 @@ class _BarHandler(logging.Handler):
     """Writes log lines to stderr above a progress bar, but for those that the bar shows."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not getattr(record, "shown_otherwise", False):
-            tqdm.write(self.format(record), file=sys.stderr)
+        if record.levelno >= _process.level and not getattr(record, "shown_otherwise", False):
+            tqdm.write(_process.prefix + self.format(record), file=sys.stderr)
 
 
 def log_to_terminal() -> None:

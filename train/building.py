@@ -13,6 +13,7 @@ from train.metric import make_metric
 from train.module import DetectionModule
 from train.options import BODY, TrainOptions, network_options
 from train.preflight import Plan
+from train.ranks import ALONE, Ranks
 from train.recipe import Recipe, make_scaler
 from train.schedule import Origin, Pace, make_plateau, make_schedule, tell_adjusted, warm_up_of_others
 from train.stages import Stage
@@ -40,7 +41,7 @@ def make_module(stage: Stage, plan: Plan, start: Start, validated: tuple[int, in
         optimizer_state=start.optimizer_state,
         logger=FitLog(logger),
         recipe=recipe,
-        validation_losses=make_metric(stage.losses) if with_losses else None,
+        validation_losses=make_metric(stage.losses, ranks=plan.ranks) if with_losses else None,
         rewrite_graph=stage.options.device.rewrite_graph,
         seed=stage.options.data.seed,
         dtype=stage.options.device.dtype,
@@ -49,7 +50,16 @@ def make_module(stage: Stage, plan: Plan, start: Start, validated: tuple[int, in
     )
 
 
-def make_recipe(options: TrainOptions, start: Start, updates: int, validates: Callable[[int], bool]) -> Recipe:
+def store_of_devices(options: TrainOptions, ranks: Ranks) -> str | None:
+    """Where mxnet adds up the gradients of this process's devices; with several workers `ranks` does, with theirs."""
+    if ranks.count > 1:
+        return None
+    return "device" if "device" in options.device.kv_store else "local"
+
+
+def make_recipe(
+    options: TrainOptions, start: Start, updates: int, validates: Callable[[int], bool], ranks: Ranks = ALONE
+) -> Recipe:
     """updates: of the first epoch; validates: whether the epoch of this number is validated."""
     schedule = options.schedule
     return Recipe(
@@ -64,6 +74,7 @@ def make_recipe(options: TrainOptions, start: Start, updates: int, validates: Ca
         clip_norm=schedule.clip_gradient_norm,
         body=freeze_pattern(options.input.network, BODY),
         body_lr=schedule.body_lr,
+        ranks=ranks,
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from common.errors import CheckpointError, DataError
+from common.errors import CheckpointError, DataError, OptionError
 from common.files import MAX_PREFIX, check_name, check_prefix, numbered_files
 from config.augment_options import CENTER, RunAugment
 from config.groups import COCO_ALONE, IMAGENET, is_foreign, validation_kinds, warmup_span
@@ -31,6 +31,7 @@ def check_early(options: TrainOptions) -> None:
     DataError or CheckpointError naming a file that is not there."""
     family_of(options.input.network)
     split_stages(options)
+    check_several(options)
     check_prefix(options.output.prefix)
     check_name(options.output.prefix, "--prefix", MAX_PREFIX)
     check_records(options)
@@ -39,6 +40,36 @@ def check_early(options: TrainOptions) -> None:
             raise DataError(f"{flag} {path}: no such file; make it with tools/im2rec.py")
     if options.start.pretrained:
         _check_weights(options)
+
+
+def check_several(options: TrainOptions) -> None:
+    """OptionError for an option that several processes cannot have."""
+    store = options.device.kv_store
+    if not store.startswith("dist"):
+        return
+    refused = {
+        "--data-engine native": (
+            options.data.data_engine == "native",
+            "its shards do not make the batches of one process; leave it out",
+        ),
+        "--rect": (options.data.rect, "batches by proportions are not divided; leave it out"),
+        "--rect-val": (
+            options.validation.rect_val,
+            "batches by proportions are not divided; leave it out, and give it to evaluate.py",
+        ),
+        "--bad-records skip": (
+            options.data.bad_records != "stop",
+            "a worker does not tell the others what it leaves out; repair the record (tools/check_dataset.py)",
+        ),
+        "--profile": (options.output.profile > 0, "it looks at one process; give --kv-store local"),
+        "--nominal-batch": (
+            bool(options.schedule.nominal_batch),
+            "it counts the images of one process; give --accumulate",
+        ),
+    }
+    for name, (is_given, reason) in refused.items():
+        if is_given:
+            raise OptionError(f"{name} and --kv-store {store} exclude each other: {reason}")
 
 
 def _check_weights(options: TrainOptions) -> None:

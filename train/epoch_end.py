@@ -23,7 +23,7 @@ from train.metric import LossMetric
 from train.pauses import Pauses, drop_paused
 from train.progress import Progress
 from train.run_files import MetricsFile, write_results
-from train.saving import CheckpointWriter, SavePlan
+from train.saving import CheckpointWriter, SavePlan, Snapshots
 from train.tensorboard import TensorBoard
 from train.validation_report import ValidationReport
 
@@ -107,11 +107,12 @@ class EpochEnd:
 
     def _end(self, epoch: int, validation: dict[str, float], operating_point: dict[str, float]) -> None:
         number = epoch + 1  # checkpoints are named by the number of epochs done
+        self.module.average_over_ranks()
         record = self._record(number, validation) | ({"best_f1": operating_point} if operating_point else {})
         if self.validates(epoch) and self.module.validation_losses:
-            record["validation_loss"] = self._observe_losses(self.module.validation_losses)
-        is_given_up = self._is_given_up(epoch, record)
-        last = is_given_up or number >= self.options.schedule.end_epoch
+            record["validation_loss"] = observe_losses(self.writer, self.module.validation_losses)
+        gives_up = self.validates(epoch) and is_given_up(self.writer, number, validation, self.best_metric)
+        last = gives_up or number >= self.options.schedule.end_epoch
         # The line comes before the checkpoint: a run that is killed between the two cuts it when it is resumed.
         _try(self.metrics.append, record)
         _try(write_results, self.metrics.records, Path(f"{self.options.output.prefix}-results.txt"))
@@ -131,9 +132,9 @@ class EpochEnd:
             self.plan.prune(self.options.output.prefix, self.best["epoch"] if self.best else None)
         if self.board:
             self.board.epoch(record)
-        self._is_over = is_given_up or number >= self.progress.end_epoch
+        self._is_over = gives_up or number >= self.progress.end_epoch
         self.curves.draw(force=last or len(self.metrics.records) == 1, is_over=self._is_over)
-        if is_given_up:  # before fit has told the scores
+        if gives_up:  # before fit has told the scores
             for name, value in validation.items():
                 logger.info("Epoch[%d] Validation-%s=%f", number, name, value)
             raise RunEnds
@@ -162,29 +163,16 @@ class EpochEnd:
         if self.board:
             self.board.validation(batch, objects, detections)
 
-    @property
-    def watchers(self) -> list[Callable[[Any], None]]:
-        """Batch-end callbacks that draw and write while an epoch goes on."""
-        return [self.curves, self.batches, *([self.board] if self.board else [])]
+    def callbacks(self, num_update: int) -> list[Callable[[Any], None]]:
+        """Batch-end callbacks that save, tell, draw and write while an epoch goes on; num_update: when the run
+        started."""
+        board = [self.board] if self.board else []
+        snapshots = Snapshots(self.writer, self.metric, num_update)
+        return [self.pauses, self.progress, snapshots, self.curves, self.batches, *board]
 
-    def _observe_losses(self, metric: LossMetric) -> dict[str, float]:
-        """The losses of this epoch's validation, which the schedule has taken in."""
-        pairs = metric.get_global_name_value()
-        if self.writer.plateau:
-            self.writer.plateau.observe(sum(value for _, value in pairs))
-        return finite_values(pairs)
-
-    def _is_given_up(self, epoch: int, record: dict[str, Any]) -> bool:
-        """Whether --patience ends the run with this epoch, which is told."""
-        patience = self.writer.patience
-        if not patience.epochs or not self.validates(epoch):
-            return False
-        patience.observe(record["epoch"], record["validation"].get(self.best_metric))
-        if patience.is_over:
-            best, since = patience.best, patience.best_epoch
-            text = "the run ends with epoch %d: %s has not been above the %.4f of epoch %d since (--patience %d)"
-            logger.info(text, record["epoch"], self.best_metric, best, since, patience.epochs)
-        return patience.is_over
+    def close(self) -> None:
+        """Takes the terminal's line away."""
+        self.progress.close()
 
     def log_summary(self) -> None:
         """After the last epoch of the run: its best and its newest checkpoint, and what to do with them."""
@@ -248,6 +236,27 @@ class EpochEnd:
             "seconds": round(time.monotonic() - self._epoch_started, 3),
             "images_per_second": round(self.progress.images_per_second, 2),
         }
+
+
+def observe_losses(writer: CheckpointWriter, metric: LossMetric) -> dict[str, float]:
+    """The losses of an epoch's validation, which the schedule takes in."""
+    pairs = metric.get_global_name_value()
+    if writer.plateau:
+        writer.plateau.observe(sum(value for _, value in pairs))
+    return finite_values(pairs)
+
+
+def is_given_up(writer: CheckpointWriter, number: int, validation: dict[str, float], best_metric: str) -> bool:
+    """Whether --patience ends the run with the epoch of this number, from 1, which was validated; that is told."""
+    patience = writer.patience
+    if not patience.epochs:
+        return False
+    patience.observe(number, validation.get(best_metric))
+    if patience.is_over:
+        best, since = patience.best, patience.best_epoch
+        text = "the run ends with epoch %d: %s has not been above the %.4f of epoch %d since (--patience %d)"
+        logger.info(text, number, best_metric, best, since, patience.epochs)
+    return patience.is_over
 
 
 def _try(write: Callable[..., None], *arguments: Any) -> None:

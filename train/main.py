@@ -6,6 +6,7 @@ from machine.command import exit_on_sigterm
 from machine.cpu import configure_threads
 from train.checks import check_early
 from train.options import train_options_class
+from train.ps_lite import check_job, serve, serves
 
 EXAMPLE = "python train.py --train-path data/train.rec --val-path data/val.rec --prefix output/ssd"
 # What --help shows, for a first run; --help-all has all.
@@ -30,7 +31,13 @@ FIRST = (
 
 
 def main(argv: list[str]) -> int:
-    """Parses the options and trains; SIGTERM ends the run as Ctrl-C does, with status 143."""
+    """Parses the options and trains; SIGTERM ends the run as Ctrl-C does, with status 143.
+
+    A process whose DMLC_ROLE is server or scheduler serves the workers of its job, whatever the options are.
+    """
+    if serves():
+        serve()
+        return 0
     options = parse_options(
         train_options_class(),
         argv,
@@ -40,6 +47,7 @@ def main(argv: list[str]) -> int:
         example=EXAMPLE,
         first=FIRST,
     )
+    check_job(options.device.kv_store)
     check_early(options)
     configure_threads(options.device.cpus)
     from machine.command import log_to_terminal

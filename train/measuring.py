@@ -18,7 +18,15 @@ from graph.weight_gradients import WAYS, fastest_ways, layers_of
 from machine.cpu import has_amx
 from machine.runtime import mx
 from train.batches import first_epoch
-from train.building import make_module, make_recipe, optimizer_params, schedule_origin, stage_pace, validated_size
+from train.building import (
+    make_module,
+    make_recipe,
+    optimizer_params,
+    schedule_origin,
+    stage_pace,
+    store_of_devices,
+    validated_size,
+)
 from train.metric import make_metric
 from train.module import DetectionModule
 from train.preflight import Plan, validation_metric
@@ -41,7 +49,8 @@ def with_dtype(stage: Stage, plan: Plan, start: Start, train_iter: RecordIter) -
     of its weight gradients, which are those of the run so far, too."""
     if stage.options.device.dtype == AUTO:
         stage = _in_dtype(stage, start.precision.get("dtype") or _fastest(stage, plan, start, train_iter))
-    ways = start.precision.get("gradients") if start.precision else _gradient_ways(stage, plan, train_iter)
+    found = start.precision.get("gradients") if start.precision else _gradient_ways(stage, plan, train_iter)
+    ways = plan.ranks.told(found)  # of rank 0: the gradients of all workers are computed alike
     return replace(stage, gradient_ways=ways or {})
 
 
@@ -77,8 +86,9 @@ def _fastest(stage: Stage, plan: Plan, start: Start, train_iter: RecordIter) -> 
     with out_of_memory_hint(LESS_MEMORY):
         for dtype in (FLOAT32, narrow):
             trained = Trial(_in_dtype(stage, dtype), plan, start, train_iter, None)
-            seconds[dtype] = seconds_a_batch(trained.train, train_iter, DTYPE_SECONDS)
+            seconds[dtype] = seconds_a_batch(trained.train, train_iter, DTYPE_SECONDS, plan.ranks.told)
             train_iter.set_epoch(start.epoch)
+    seconds = plan.ranks.told(seconds)
     dtype = min(seconds, key=lambda name: seconds[name])
     shown = ", ".join(f"{name} {found:.3f} s" for name, found in seconds.items())
     logger.info("--dtype auto: %s (a batch takes: %s)", dtype, shown)
@@ -96,15 +106,16 @@ class Trial:
         self, stage: Stage, plan: Plan, start: Start, train_iter: RecordIter, val_iter: RecordIter | None
     ) -> None:
         """As the run will be."""
-        options, pace = stage.options, stage_pace(stage, start, train_iter.num_examples)
+        options, pace = stage.options, stage_pace(stage, start, train_iter.places)
         self.origin = schedule_origin(start, pace)
-        recipe = make_recipe(options, start, pace.first, every_epoch)
+        recipe = make_recipe(options, start, pace.first, every_epoch, plan.ranks)
         self.module: DetectionModule = make_module(stage, plan, start, validated_size(stage, val_iter), recipe)
         self.module.bind(train_iter.provide_data, train_iter.provide_label)
         self.module.init_params(mx.init.Xavier(), start.arg_params, start.aux_params, allow_missing=True)
-        arguments = optimizer_params(options, start, self.origin, pace, len(plan.devices))
-        self.module.init_optimizer(options.device.kv_store, options.schedule.optimizer, arguments)
-        self._losses = make_metric(stage.losses, len(plan.devices))
+        arguments = optimizer_params(options, start, self.origin, pace, len(plan.devices) * plan.ranks.count)
+        store = store_of_devices(options, plan.ranks)
+        self.module.init_optimizer(store, options.schedule.optimizer, arguments)
+        self._losses = make_metric(stage.losses, len(plan.devices), plan.ranks)
 
     def train(self, batch: mx.io.DataBatch) -> None:
         """Begins to train a batch."""
@@ -120,7 +131,7 @@ def with_time_limit(
     time_limit, validation = stage.options.schedule.time_limit, stage.options.validation
     if not time_limit:
         return stage
-    pace, begin, limit = stage_pace(stage, start, train_iter.num_examples), first_epoch(start), start.time_limit
+    pace, begin, limit = stage_pace(stage, start, train_iter.places), first_epoch(start), start.time_limit
     if not limit:
         seconds = seconds_of(time_limit)
         with out_of_memory_hint(LESS_MEMORY):
@@ -130,7 +141,7 @@ def with_time_limit(
         every = 0 if validation.eval_every == "last" else int(validation.eval_every)
         more = updates_within(left, costs, pace, train_iter.num_batches, every, start.epoch - begin)
         end_epoch = plan.options.schedule.end_epoch
-        limit = {"seconds": seconds, "updates": start.num_update + more, "end_epoch": end_epoch}
+        limit = plan.ranks.told({"seconds": seconds, "updates": start.num_update + more, "end_epoch": end_epoch})
         logger.info(
             "--time-limit %s: a batch takes %.3f s, a validation %.1f s, a checkpoint %.1f s; the run ends with update "
             "%d", time_limit, costs.batch, costs.validation, costs.checkpoint, limit["updates"],
@@ -151,9 +162,11 @@ def _measured(
     def validate(count: int) -> None:
         trial.module.score(val_iter, validation_metric(options, stage.classes), count)
 
-    batch = seconds_a_batch(trial.train, train_iter, min(MEASURED_SHARE * seconds, MEASURED_SECONDS))
+    batch = seconds_a_batch(trial.train, train_iter, min(MEASURED_SHARE * seconds, MEASURED_SECONDS), plan.ranks.told)
     validation = seconds_of_validation(validate, val_iter.num_batches) if val_iter else 0.0
     writer = CheckpointWriter(stage, trial.module, None, trial.origin, 0, plan.sidecars, Patience(0, {}), {})
+    if not plan.ranks.writes:
+        return Costs(batch, validation, 0.0)
     begun = time.monotonic()
     with TemporaryDirectory(prefix=".measured-", dir=Path(options.output.prefix).parent) as folder:
         rate = trial.module.learning_rate

@@ -9,6 +9,7 @@ import numpy as np
 
 from common.errors import CheckpointError, OptionError
 from machine.runtime import mx
+from train.ranks import ALONE, Ranks
 
 NDArray: TypeAlias = mx.nd.NDArray
 CLASSIC_OUTPUTS = ("cls_prob", "loc_loss", "cls_label")
@@ -25,12 +26,18 @@ RULES = {
 }
 
 
-def make_metric(symbol: mx.sym.Symbol, num_contexts: int = 1) -> "LossMetric":
-    """The metric for a training symbol without det: its losses by output name, SSD's as CrossEntropy and SmoothL1."""
+def make_metric(symbol: mx.sym.Symbol, num_contexts: int = 1, ranks: Ranks = ALONE) -> "LossMetric":
+    """The metric for a training symbol without det: its losses by output name, SSD's as CrossEntropy and SmoothL1.
+
+    ranks: the workers whose losses add up.
+    """
     names = output_names(symbol)
     if names == CLASSIC_OUTPUTS:
-        return ClassicMetric(num_contexts=num_contexts)
-    return LossMetric(CLASSIC_NAMES if names == SSD_OUTPUTS else names, num_contexts)
+        metric: LossMetric = ClassicMetric(num_contexts=num_contexts)
+    else:
+        metric = LossMetric(CLASSIC_NAMES if names == SSD_OUTPUTS else names, num_contexts)
+    metric.ranks = ranks
+    return metric
 
 
 def loss_rule(symbol: mx.sym.Symbol) -> str:
@@ -57,6 +64,7 @@ class LossMetric(mx.metric.EvalMetric):
         """names: of the outputs, in their order; num_contexts: how many times update() is called for each batch."""
         self.names, self.num_contexts = list(names), num_contexts
         self.first_bad: int | None = None
+        self.ranks = ALONE
         self._restored: dict[str, Any] = {}
         super().__init__("losses")
 
@@ -100,7 +108,9 @@ class LossMetric(mx.metric.EvalMetric):
         last of those whose gradients make one update.
         """
         losses = self._losses(preds, completes_update)
-        self._waiting.append(mx.nd.concat(*losses, *labels, dim=0))
+        numbers = mx.nd.concat(*losses, *labels, dim=0)
+        self.ranks.sum_array(f"losses/{len(numbers)}", numbers)
+        self._waiting.append(numbers)
         while len(self._waiting) > self.num_contexts:
             self._read_one()
 
@@ -129,7 +139,7 @@ class LossMetric(mx.metric.EvalMetric):
 
     def _losses(self, preds: Sequence[NDArray], completes_update: bool) -> list[NDArray]:
         """The loss sums (1,) and what one context's part of a batch adds to the number they are divided by."""
-        part = completes_update / self.num_contexts
+        part = completes_update / (self.num_contexts * self.ranks.count)
         return [*(loss.sum() for loss in preds), mx.nd.full((1,), part, preds[0].context)]
 
     def _read_one(self) -> None:

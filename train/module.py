@@ -19,6 +19,7 @@ from graph.symbol_graph import Params
 from graph.weight_gradients import PROBE, Layer, WeightGradients, expose, layers_of
 from machine.runtime import mx
 from symbol.layers import matches
+from train.merging import merged_metric
 from train.metric import LossMetric
 from train.recipe import ClippedUpdater, LossScaler, Recipe, WeightAverage, sum_of_squares
 
@@ -128,7 +129,7 @@ class DetectionModule(mx.mod.Module):
     def forward(self, data_batch: mx.io.DataBatch, is_train: bool | None = None) -> None:
         """As Module.forward, with the batch's labels reduced to those bound."""
         if self._completes_update and self._draws_by is not None and is_train is not False:
-            seed_update(self._draws_by, self.num_update)
+            seed_update(self._draws_by, self.num_update, self._recipe.ranks.rank)
         self._batches = 1 if self._completes_update else self._batches + 1
         self._completes_update = getattr(data_batch, "completes_update", True)
         if self.scaler and self._batches == 1:
@@ -150,8 +151,10 @@ class DetectionModule(mx.mod.Module):
             if self._skips(self.scaler):
                 return
         self._recipe.before_update(self._optimizer)
+        ranks = self._recipe.ranks
+        ranks.sum_gradients(self._exec_group.param_names, self._exec_group.grad_arrays)
         if isinstance(self._updater, ClippedUpdater):
-            is_whole = self._batches == 1 and len(self._squares) == 1
+            is_whole = self._batches == 1 and len(self._squares) == 1 and ranks.count == 1
             self._updater.squares = self._squares[0] if is_whole else None
         super().update()
         if self._average:
@@ -160,7 +163,8 @@ class DetectionModule(mx.mod.Module):
 
     def _skips(self, scaler: LossScaler) -> bool:
         """Whether the update must not be made, as a gradient is not finite. It counts as one all the same."""
-        is_finite = all(np.isfinite(squares.asnumpy()).all() for squares in self._update_squares)
+        is_bad = any(not np.isfinite(squares.asnumpy()).all() for squares in self._update_squares)
+        is_finite = not self._recipe.ranks.any("not finite", is_bad)
         scaler.note(is_finite)
         if not is_finite:
             self._squares = [mx.nd.zeros_like(squares) for squares in self._squares]
@@ -183,6 +187,22 @@ class DetectionModule(mx.mod.Module):
         mx.nd.waitall()
         return super().get_params()
 
+    def average_over_ranks(self) -> None:
+        """Gives all workers the means of their moving averages; called by all of them in the same place."""
+        ranks, moving = self._recipe.ranks, self._moving_averages()
+        if ranks.count == 1 or not moving:
+            return
+        mx.nd.waitall()  # see get_params
+        own = [np.mean([array.asnumpy() for array in arrays], axis=0) for arrays in moving.values()]
+        means = ranks.means(np.concatenate([array.ravel() for array in own]))
+        parts = np.split(means, np.cumsum([array.size for array in own])[:-1])
+        for arrays, part in zip(moving.values(), parts, strict=True):
+            for array in arrays:
+                array[:] = part.reshape(array.shape)
+        self._params_dirty = True
+        if self._average:
+            self._average.mean_over(ranks)
+
     def params_to_save(self) -> tuple[Params, Params]:
         """(arg_params, aux_params) to validate and save: the averaged ones where there are, else get_params()."""
         arg_params, aux_params = self._average.params() if self._average else self.get_params()
@@ -192,6 +212,7 @@ class DetectionModule(mx.mod.Module):
         """Creates the optimizer, then restores the state given to the constructor; begins the average of the
         weights."""
         super().init_optimizer(*args, **options)
+        self._share_weights()
         self._rescale = self._optimizer.rescale_grad
         if not self._recipe.bn_decay:
             self._optimizer.set_wd_mult({name: 0.0 for name in self._param_names if name.endswith("_gamma")})
@@ -208,6 +229,17 @@ class DetectionModule(mx.mod.Module):
             self._average = WeightAverage(self._recipe.ema, args_0, aux_0, self._recipe.averages, self._recipe.ema_ramp)
         self._create_states(self._restored_state)
         self._restored_state = None
+
+    def _share_weights(self) -> None:
+        """Gives all workers the weights with which rank 0 begins."""
+        if self._recipe.ranks.count == 1:
+            return
+        named = list(zip(self._exec_group.param_names, self._exec_group.param_arrays, strict=True))
+        told = self._recipe.ranks.told_arrays({name: arrays[0].asnumpy() for name, arrays in named})
+        for name, arrays in named:
+            for array in arrays:
+                array[:] = told[name]
+        self._params_dirty = True
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
         """{parameter:k} -> k-th state array (momentum; adam: mean, variance) of the first context.
@@ -296,12 +328,14 @@ class DetectionModule(mx.mod.Module):
             return []
         if reset:
             eval_data.reset()
+        self.average_over_ranks()
         mx.nd.waitall()  # see get_params
         data = eval_data if self.served is None else note_served(eval_data, self.served)
         with self._inference(eval_data) as inference:
             batches = score_detections(
                 inference, data, eval_metric, num_batch, self.validation_losses, self.watch_validation
             )
+        eval_metric = merged_metric(self._recipe.ranks, eval_metric, self.served)
         param = mx.model.BatchEndParam(epoch=epoch, nbatch=batches, eval_metric=eval_metric, locals=None)
         callbacks = score_end_callback if isinstance(score_end_callback, (list, tuple)) else [score_end_callback]
         for callback in filter(None, callbacks):
@@ -384,9 +418,12 @@ def is_random(symbol: Symbol) -> bool:
     return any(name == "Dropout" or re.match(r"_?(random|sample|shuffle)", name) for name in operators)
 
 
-def seed_update(seed: int, update: int) -> None:
-    """Seeds MXNet for the update after so many: what it draws does not depend on how the run came there."""
-    mx.random.seed(zlib.crc32(f"{seed}/update/{update}".encode()))
+def seed_update(seed: int, update: int, rank: int = 0) -> None:
+    """Seeds MXNet for the update after so many: what it draws does not depend on how the run came there.
+
+    rank: of the worker, as each draws for other images.
+    """
+    mx.random.seed(zlib.crc32(f"{seed}/update/{update}{f'/{rank}' * (rank > 0)}".encode()))
 
 
 def _shapes(*described: Any) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -27,11 +27,13 @@ class Position:
         epoch: epochs done.
         batch: batches done of the next epoch; 0 = none.
         losses: state of the training metric, {} at the begin of an epoch.
+        ranks: workers that served a part of each batch.
     """
 
     epoch: int = 0
     batch: int = 0
     losses: dict[str, Any] = field(default_factory=dict)
+    ranks: int = 1
 
     @classmethod
     def of(cls, meta: CheckpointMeta) -> "Position":
@@ -39,7 +41,8 @@ class Position:
         if not meta.position:
             return cls(meta.epoch)
         try:
-            found = cls(int(meta.position["epoch"]), int(meta.position["batch"]), dict(meta.position["losses"]))
+            numbers = (int(meta.position["epoch"]), int(meta.position["batch"]), dict(meta.position["losses"]))
+            found = cls(*numbers, int(meta.position.get("ranks", 1)))
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the place at which the run was paused is damaged ({error!r})") from error
         if found.epoch < 0 or found.batch < 0:
@@ -97,11 +100,13 @@ class Pauses:
             return
         self._metric.flush()
         if self._metric.first_bad is None:  # else FiniteGuard ends the run
-            self._save(Position(param.epoch, param.nbatch + 1, self._metric.state()))
+            self._writer.module.average_over_ranks()
+            self._save(Position(param.epoch, param.nbatch + 1, self._metric.state(), self._metric.ranks.count))
             self._requests.fulfil()
 
     def at_epoch_end(self, number: int, is_saved: bool) -> None:
         """After the epoch of this number; is_saved: it has a checkpoint."""
+        self._requests.agree()
         if not self._requests:
             return
         if not is_saved:
@@ -117,7 +122,7 @@ class Pauses:
             "train": finite_values(self._metric.get_name_value()),
             "validation": {},
         }
-        place = {"epoch": position.epoch, "batch": position.batch, "losses": position.losses}
+        place = {name: value for name, value in vars(position).items() if name != "ranks" or value > 1}
         with held():
             self._writer.save(paused_prefix(self._prefix), update, dict(record), place)
             drop_paused(self._prefix, update)

@@ -4,7 +4,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from common.errors import CheckpointError, DataError, OptionError
 from common.files import check_output_file
 from config.augment_options import LETTERBOX
 from config.groups import OutputOptions, batches_per_update, validation_kinds
-from config.options import replace_options
+from config.options import from_mapping, replace_options
 from dataset.class_names import read_class_names
 from dataset.sidecar import Sidecar, read_sidecar, same_images, verify_sidecar
 from dataset.transforms import shown_bit_depth
@@ -30,11 +30,13 @@ from train.batches import check_stage_batches
 from train.callbacks import make_monitor
 from train.checks import check_records, idle_options, is_resumed
 from train.freezing import settle_freeze
-from train.options import TrainOptions, augment_options, network_options
+from train.options import TrainOptions, augment_options, network_options, train_options_class
 from train.pretrained import with_pixels
+from train.ranks import ALONE, Ranks
 from train.run_files import MetricsFile, changed_options, check_lock, command_to_continue, resumed_meta
 from train.saving import SavePlan, bit_depth_of, record_digests
 from train.schedule import warm_up_of, warm_up_of_others
+from train.several import check_alike, hear_plan, same_start, tell_plan
 from train.stages import Patience, Stage, make_stages, stage_at, without_end
 from train.start import Start, find_start
 from train.tensorboard import check_tensorboard
@@ -79,6 +81,41 @@ class Plan:
     way_to_continue: Callable[[bool], str] = command_to_continue
     lines: Sequence[logging.LogRecord] = ()
     begun: float = field(default_factory=time.monotonic)
+    ranks: Ranks = ALONE
+
+
+def preflight_of(ranks: Ranks, options: TrainOptions) -> Plan:
+    """The plan of a worker's run: rank 0 checks it, and the others do what it tells them."""
+    if not ranks.writes:
+        return _heard(ranks, options)
+    plan = replace(preflight(options), ranks=ranks)
+    position = plan.start.position
+    if position.batch and position.ranks != ranks.count:
+        raise OptionError(
+            f"{options.output.prefix} was paused in mid-epoch with {position.ranks} workers, not {ranks.count}; resume "
+            "with as many, or from an epoch by --resume N"
+        )
+    more = {"records": record_digests(plan.sidecars), "devices": len(plan.devices), "classes": plan.classes}
+    tell_plan(ranks, options, plan.options, more)
+    same_start(ranks, plan.start)
+    return plan
+
+
+def _heard(ranks: Ranks, given: TrainOptions) -> Plan:
+    """The plan that rank 0 tells; OptionError or DataError where this worker's machine or command cannot follow it."""
+    devices = contexts(given.device.gpus, given.device.cpu, given.device.cpus)
+    check_dtype(given.device.dtype, devices)
+    sidecars = read_sidecars(given)
+    told = hear_plan(ranks, given)
+    check_alike(ranks, told, sidecars, len(devices))
+    start = same_start(ranks, None)
+    options, classes = from_mapping(train_options_class(), told["options"]), tuple(told["classes"])
+    stages = make_stages(without_end(options), classes)
+    for stage in stages:
+        check_batch_size(stage.options.data.batch_size, devices)
+        if start.epoch < stage.options.schedule.end_epoch:
+            check_stage_batches(stage, sidecars, start if stage is stage_at(stages, start.epoch) else Start())
+    return Plan(options, classes, sidecars, stages, devices, start, (), ranks=ranks)
 
 
 def preflight(options: TrainOptions) -> Plan:

@@ -192,11 +192,17 @@ def shown_losses(metric: LossMetric) -> str:
     return " ".join(f"{name.removesuffix('_loss')}={value:.4g}" for name, value in metric.get_name_value())
 
 
-def seconds_a_batch(train: Callable[[mx.io.DataBatch], None], batches: RecordIter, seconds: float) -> float:
+def seconds_a_batch(
+    train: Callable[[mx.io.DataBatch], None],
+    batches: RecordIter,
+    seconds: float,
+    agreed: Callable[[bool], bool] = bool,
+) -> float:
     """How long a batch takes to train, measured over MEASURED_BATCHES or more and about `seconds`, whichever is more.
 
     train: begins to train a batch. batches: where they come from, epoch after epoch. The first batches, for which
-    memory is reserved and kernels are chosen, do not count.
+    memory is reserved and kernels are chosen, do not count. agreed: what several processes make of the question whether
+    it is enough.
     """
     done, begun = -UNMEASURED_BATCHES, time.monotonic()
     while True:
@@ -207,7 +213,7 @@ def seconds_a_batch(train: Callable[[mx.io.DataBatch], None], batches: RecordIte
             if done == 0:
                 mx.nd.waitall()
                 begun = time.monotonic()
-            if done >= MEASURED_BATCHES and time.monotonic() - begun >= seconds:
+            if done >= MEASURED_BATCHES and agreed(time.monotonic() - begun >= seconds):
                 mx.nd.waitall()
                 return (time.monotonic() - begun) / done
         batches.reset()

@@ -12,6 +12,7 @@ import numpy as np
 from graph.mixed_precision import FLOAT16
 from graph.symbol_graph import Params
 from machine.runtime import mx
+from train.ranks import ALONE, Ranks
 
 NDArray: TypeAlias = mx.nd.NDArray
 logger = logging.getLogger(__name__)
@@ -131,6 +132,11 @@ class WeightAverage:
         change = mx.nd.add_n(*(part - self._aux for part in parts)) / len(parts)
         mx.nd.sgd_update(self._aux, change, lr=rate, wd=0.0, rescale_grad=-1.0, out=self._aux)
 
+    def mean_over(self, ranks: Ranks) -> None:
+        """Puts the mean over the workers in the place of each one's average of moving averages; weights are equal."""
+        if self._aux is not None:
+            self._aux[:] = ranks.means(self._aux.asnumpy())
+
     def params(self) -> tuple[Params, Params]:
         """(arg_params, aux_params): copies of the averages on the CPU."""
         ends = np.cumsum([np.prod(shape) for shape in self._aux_shapes.values()], dtype=int)[:-1]
@@ -208,6 +214,7 @@ class Recipe:
     bn_decay: whether the gamma of batch norms decays as weights do.
     clip_norm: limit of the length of an update's gradient (ClippedUpdater), 0 = none.
     body, body_lr: the regular expression of the parameters whose learning rate has a factor, and this.
+    ranks: the workers whose gradients make an update together.
     """
 
     means: bool = False
@@ -221,3 +228,4 @@ class Recipe:
     clip_norm: float = 0.0
     body: str = ""
     body_lr: float = 1.0
+    ranks: Ranks = ALONE

@@ -23,6 +23,7 @@ from model.checkpoint import CheckpointMeta, list_epochs, read_meta
 from train.checks import is_resumed
 from train.options import TrainOptions
 from train.pauses import newest_paused, paused_prefix
+from train.ps_lite import LAUNCHED
 
 # Options that a resumed run may have of its own without another result.
 _MACHINE = {"cpu", "workers"}  # batch norm works on what a device gets: their number decides results
@@ -135,17 +136,19 @@ def lock_prefix(prefix: str) -> TextIO:
 
 
 def command_to_continue(is_saved: bool, argv: Sequence[str] | None = None) -> str:
-    """This run's command, with `--resume auto` if it has a checkpoint to continue from."""
+    """This run's command, with `--resume auto` if it has a checkpoint to continue from, after that of tools/launch.py
+    where this has started it."""
     argv = sys.argv if argv is None else argv
+    launched = os.environ.get(LAUNCHED, "")
     if not is_saved:
-        return shlex.join(["python", *argv])
+        return f"{launched} {shlex.join(['python', *argv])}".lstrip()
     kept, dropping = [], False
     for word in argv:
         if word.startswith("--"):
             dropping = word.partition("=")[0] in ("--resume", "--finetune", "--overwrite")
         if not dropping:
             kept.append(word)
-    return shlex.join(["python", *kept, "--resume", "auto"])
+    return f"{launched} {shlex.join(['python', *kept, '--resume', 'auto'])}".lstrip()
 
 
 def write_run_file(

@@ -154,8 +154,11 @@ class Snapshots:
         update = self._writer.module.num_update
         due = self.every and update > self._seen and update % self.every == 0
         self._seen = update
-        if not due:
-            return
+        if due:
+            self._writer.module.average_over_ranks()
+            self._save(update)
+
+    def _save(self, update: int) -> None:
         train = finite_values(list(zip(*self._metric.get(), strict=True)))
         rate = self._writer.module.learning_rate
         self._writer.save(

@@ -119,7 +119,7 @@ def limit_updates(
     if not limit:
         return stage, iterator
     left = limit - updates_made
-    pace = stage.pace(iterator.num_examples)
+    pace = stage.pace(iterator.places)
     end = pace.before(epoch - first_epoch) + within + left
     last = pace.epoch_of(end)  # from first_epoch on
     batches = min((end - pace.before(last)) * iterator.spec.group_size(first_epoch + last), iterator.num_batches)

@@ -22,20 +22,30 @@ from machine.command import SignalRequests, requested_by_signals
 from machine.runtime import mx
 from model.checkpoint import list_epochs
 from train.batches import batch_specs, first_epoch
-from train.building import make_module, make_recipe, optimizer_params, schedule_origin, stage_pace, validated_size
+from train.building import (
+    make_module,
+    make_recipe,
+    optimizer_params,
+    schedule_origin,
+    stage_pace,
+    store_of_devices,
+    validated_size,
+)
 from train.callbacks import FiniteGuard, make_monitor
+from train.checks import check_several
 from train.curves import BatchPicture
 from train.epoch_end import EpochEnd, RunEnds, seed_epoch
+from train.followers import FollowerEnd
 from train.measuring import LESS_MEMORY, with_dtype, with_time_limit
 from train.metric import loss_rule, make_metric
 from train.options import TrainOptions
-from train.preflight import Plan, preflight, validation_metric
+from train.preflight import Plan, preflight, preflight_of, validation_metric
 from train.progress import MeasuredIter, Progress
+from train.ranks import Ranks, open_ranks
 from train.run_files import command_to_continue, lock_prefix, log_to_file, remembered_log, write_run_file
-from train.saving import CheckpointWriter, SavePlan, Snapshots, left_out_of
-from train.schedule import (
-    Plateau,
-)
+from train.saving import CheckpointWriter, SavePlan, left_out_of
+from train.schedule import Plateau
+from train.several import check_shards, exchange_groups, make_requests, same_start, shard_of
 from train.stages import Patience, Stage, limit_updates, stage_at
 from train.start import Start, after_stage
 
@@ -53,9 +63,11 @@ def run_training(options: TrainOptions, way_to_continue: Callable[[bool], str] =
     (dataset/native_iterator.py).
     """
     begun = time.monotonic()
-    with remembered_log() as lines:
-        plan = preflight(options)
-    fit(replace(plan, way_to_continue=way_to_continue, lines=tuple(lines), begun=begun))
+    check_several(options)
+    with open_ranks(options.device.kv_store) as ranks:
+        with remembered_log() as lines:
+            plan = preflight_of(ranks, options)
+        fit(replace(plan, way_to_continue=way_to_continue, lines=tuple(lines), begun=begun))
 
 
 def draw_batches(options: TrainOptions) -> Path:
@@ -76,19 +88,16 @@ def fit(plan: Plan) -> None:
 
     OptionError where another run trains under the prefix, or has done so since the plan was made.
     """
-    output, start = plan.options.output, plan.start
+    start = plan.start
     with ExitStack() as stack:
-        stack.enter_context(lock_prefix(output.prefix))
-        if tuple(list_epochs(output.prefix)) != plan.found_epochs:
-            raise OptionError(f"--prefix {output.prefix}: another run has written there since this one was checked")
-        log = Path(output.log or f"{output.prefix}-train.log")
-        stack.enter_context(log_to_file(log, obsolete_options(plan.options), plan.lines))
+        if plan.ranks.writes:
+            _hold_prefix(plan, stack)
         try:
             for stage in plan.stages:
                 if start.epoch < stage.options.schedule.end_epoch:
                     _train_stage(stage, plan, start)
                     if stage is not plan.stages[-1]:
-                        start = after_stage(stage)
+                        start = same_start(plan.ranks, after_stage(stage) if plan.ranks.writes else None)
         except (KeyboardInterrupt, SystemExit) as end:
             if getattr(end, "told", False):
                 raise
@@ -96,22 +105,28 @@ def fit(plan: Plan) -> None:
             raise (KeyboardInterrupt(way) if isinstance(end, KeyboardInterrupt) else SystemExit(end.code)) from end
 
 
+def _hold_prefix(plan: Plan, stack: ExitStack) -> None:
+    """Keeps other runs from the prefix, and writes the log there."""
+    output = plan.options.output
+    stack.enter_context(lock_prefix(output.prefix))
+    if tuple(list_epochs(output.prefix)) != plan.found_epochs:
+        raise OptionError(f"--prefix {output.prefix}: another run has written there since this one was checked")
+    log = Path(output.log or f"{output.prefix}-train.log")
+    stack.enter_context(log_to_file(log, obsolete_options(plan.options), plan.lines))
+
+
 def _tell_interrupt(plan: Plan, is_saved: bool) -> str:
     way = plan.way_to_continue(is_saved)
-    logger.warning("interrupted; continue with: %s", way)
+    if plan.ranks.writes:
+        logger.warning("interrupted; continue with: %s", way)
     return way
 
 
 def _train_stage(stage: Stage, plan: Plan, start: Start) -> None:
     """Trains one stage from a start in it to its end."""
     with ExitStack() as stack:
-        train_spec, val_spec = batch_specs(stage, plan.sidecars, start)
-        engine = stage.options.data.data_engine
-        train_iter = open_batches(train_spec, engine)
-        stack.callback(train_iter.close)
-        val_iter = open_batches(val_spec, engine) if val_spec else None
-        if val_iter:
-            stack.callback(val_iter.close)
+        requests = make_requests(plan.ranks)
+        train_iter, val_iter = _open(stage, plan, start, requests, stack)
         for name, one in left_out_of(train_iter, val_iter).items():
             one.resume(start.left_out.get(name, {}))
         stage = with_dtype(stage, plan, start, train_iter)
@@ -120,10 +135,31 @@ def _train_stage(stage: Stage, plan: Plan, start: Start) -> None:
         stage, batches = limit_updates(stage, start.num_update, start.epoch, train_iter, first_epoch(start), within)
         if stage.options.augmentation.close_mosaic:
             train_iter.end_mosaic(stage.run_end - stage.options.augmentation.close_mosaic)
-        write_run_file(plan.options.output.prefix, plan.options, plan.way_to_continue, stage.time_limit)
-        _announce(stage, train_iter, start.epoch)
+        if plan.ranks.writes:
+            write_run_file(plan.options.output.prefix, plan.options, plan.way_to_continue, stage.time_limit)
+        _announce(stage, train_iter, start.epoch, plan.ranks)
         train_iter.skip(start.position.batch)
-        _fit(stage, plan, start, train_iter, batches, val_iter)
+        _fit(stage, plan, start, train_iter, batches, val_iter, requests)
+
+
+def _open(
+    stage: Stage, plan: Plan, start: Start, requests: SignalRequests, stack: ExitStack
+) -> tuple[RecordIter, RecordIter | None]:
+    """What this process trains on and validates on, with several workers its shards; the stack closes them."""
+    ranks, engine = plan.ranks, stage.options.data.data_engine
+    train_spec, val_spec = batch_specs(stage, plan.sidecars, start)
+    train_iter = open_batches(shard_of(ranks, train_spec), engine)
+    stack.callback(train_iter.close)
+    check_shards(ranks, train_iter)
+    exchange_groups(ranks, train_iter, "train", requests)
+    if not val_spec:
+        return train_iter, None
+    val_iter = open_batches(shard_of(ranks, val_spec), engine)
+    stack.callback(val_iter.close)
+    check_shards(ranks, val_iter)
+    if val_spec.assigner:
+        exchange_groups(ranks, val_iter, "validation")
+    return train_iter, val_iter
 
 
 def _fit(
@@ -133,20 +169,21 @@ def _fit(
     train_iter: RecordIter,
     batches: mx.io.DataIter,
     val_iter: RecordIter | None,
+    requests: SignalRequests,
 ) -> None:
     """Everything that mx.mod.Module.fit needs, then fit on batches, which train_iter serves."""
-    options, pace = stage.options, stage_pace(stage, start, train_iter.num_examples)
+    options, ranks, pace = stage.options, plan.ranks, stage_pace(stage, start, train_iter.places)
     validates = validated_epochs(options)
     origin = schedule_origin(start, pace)
-    arguments = optimizer_params(options, start, origin, pace, len(plan.devices))
+    arguments = optimizer_params(options, start, origin, pace, len(plan.devices) * ranks.count)
     _tell_jump(options, start, arguments)
-    recipe = make_recipe(options, start, pace.first, validates)
+    recipe = make_recipe(options, start, pace.first, validates, ranks)
     module = make_module(stage, plan, start, validated_size(stage, val_iter), recipe)
-    metric = make_metric(stage.losses, len(plan.devices))
+    metric = make_metric(stage.losses, len(plan.devices), ranks)
     metric.restore(start.position.losses)
     source = MeasuredIter(batches)
     progress = Progress(
-        options.data.batch_size,
+        options.data.batch_size * ranks.count,
         options.output.frequent,
         train_iter.num_batches,
         stage.run_end,
@@ -160,9 +197,12 @@ def _fit(
     patience = Patience(options.schedule.patience if is_last else 0, start.patience)
     left_out = left_out_of(train_iter, val_iter)
     writer = CheckpointWriter(stage, module, plateau, origin, start.begun, plan.sidecars, patience, left_out)
-    saves = SavePlan(options, start.num_update)
-    requests = SignalRequests()
-    epoch_end = EpochEnd(writer, saves, metric, start.kept_epochs, progress, validates, requests)
+    epoch_end: EpochEnd | FollowerEnd
+    if ranks.writes:
+        saves = SavePlan(options, start.num_update)
+        epoch_end = EpochEnd(writer, saves, metric, start.kept_epochs, progress, validates, requests)
+    else:
+        epoch_end = FollowerEnd(writer, metric, validates, requests, stage.run_end)
     seed_epoch(options.data.seed, start.epoch)
     with _hints_at_the_end(epoch_end, start, plan), requested_by_signals(requests), suppress(RunEnds):
         module.fit(
@@ -173,7 +213,7 @@ def _fit(
             batch_end_callback=_watchers(epoch_end, start),
             epoch_end_callback=epoch_end.without_validation,
             eval_end_callback=epoch_end.with_validation,
-            kvstore=options.device.kv_store,
+            kvstore=store_of_devices(options, ranks),
             optimizer=options.schedule.optimizer,
             optimizer_params=arguments,
             initializer=mx.init.Xavier(),
@@ -187,12 +227,11 @@ def _fit(
     epoch_end.log_summary()
 
 
-def _watchers(epoch_end: EpochEnd, start: Start) -> list[Callable[[Any], None]]:
+def _watchers(epoch_end: EpochEnd | FollowerEnd, start: Start) -> list[Callable[[Any], None]]:
     """The batch-end callbacks of fit, in their order."""
     data = epoch_end.options.data
     guard = FiniteGuard(partial(image_names, data.train_path, data.train_list))
-    snapshots = Snapshots(epoch_end.writer, epoch_end.metric, start.num_update)
-    found: list[Callable[[Any], None]] = [guard, epoch_end.pauses, epoch_end.progress, snapshots, *epoch_end.watchers]
+    found: list[Callable[[Any], None]] = [guard, *epoch_end.callbacks(start.num_update)]
     return [_counted_on(watcher, start) for watcher in found]
 
 
@@ -207,20 +246,20 @@ def _counted_on(watcher: Callable[[Any], None], start: Start) -> Callable[[Any],
 
 
 @contextmanager
-def _hints_at_the_end(epoch_end: EpochEnd, start: Start, plan: Plan) -> Iterator[None]:
+def _hints_at_the_end(epoch_end: EpochEnd | FollowerEnd, start: Start, plan: Plan) -> Iterator[None]:
     """Says how to continue where training is interrupted, and what to change where its memory is exhausted."""
     try:
         with out_of_memory_hint(LESS_MEMORY):
             yield
     except (KeyboardInterrupt, SystemExit) as end:
-        epoch_end.progress.close()
+        epoch_end.close()
         way = _tell_interrupt(plan, epoch_end.is_saved or start.follows_stage)
         # The text of a KeyboardInterrupt says that it has been told.
         told = KeyboardInterrupt(way) if isinstance(end, KeyboardInterrupt) else SystemExit(end.code)
         told.told = True  # type: ignore[union-attr]
         raise told from end
     finally:
-        epoch_end.progress.close()
+        epoch_end.close()
 
 
 def _make_validation(
@@ -248,7 +287,7 @@ def validated_epochs(options: TrainOptions) -> Callable[[int], bool]:
     return lambda epoch: epoch + 1 >= options.schedule.end_epoch or (every > 0 and (epoch + 1) % every == 0)
 
 
-def _announce(stage: Stage, train_iter: RecordIter, epoch: int) -> None:
+def _announce(stage: Stage, train_iter: RecordIter, epoch: int, ranks: Ranks) -> None:
     """Says what will be trained on what, and where it goes."""
     data, schedule, classes = stage.options.data, stage.options.schedule, stage.classes
     height, width = input_size(stage.options.input.data_shape)
@@ -261,6 +300,9 @@ def _announce(stage: Stage, train_iter: RecordIter, epoch: int) -> None:
     logger.info("frozen: %s", _frozen(stage))
     if loss_rule(stage.losses):
         logger.info(loss_rule(stage.losses))
+    if ranks.count > 1:
+        text = "%d workers, each with every %d-th image: an update has up to %d images"
+        logger.info(text, ranks.count, ranks.count, ranks.count * data.batch_size * train_iter.group_size)
     logger.info(
         "%d images in %d batches an epoch, epochs %d to %d; all that is written begins with %s",
         train_iter.num_examples, train_iter.num_batches, epoch + 1, schedule.end_epoch, stage.options.output.prefix,
