@@ -43,7 +43,7 @@ def measured(monkeypatch):
         calls.append(given)
         return UPDATES
 
-    monkeypatch.setattr("train.training.updates_within", decide)
+    monkeypatch.setattr("train.measuring.updates_within", decide)
     return calls
 
 
