@@ -1,5 +1,7 @@
 """Training graphs in mixed precision: types of every network, what stays float32."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -45,8 +47,15 @@ def input_shapes(network, size, record):
         batches.close()
 
 
+# The deep ones repeat what the others have.
+NETWORKS = [
+    pytest.param(name, marks=pytest.mark.slow) if re.fullmatch(r"efficientdet_d[3-7]x?", name) else name
+    for name in list_networks()
+]
+
+
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16])
-@pytest.mark.parametrize("network", list_networks())
+@pytest.mark.parametrize("network", NETWORKS)
 def test_every_network_has_types_and_narrow_convolutions(network, dtype, record):
     size = 512 if network == "efficientdet_d7x" else SIZE
     symbol, shapes = without_det(get_symbol_train(network, size, len(CLASSES))), input_shapes(network, size, record)
