@@ -38,6 +38,7 @@ OPTIONS = {
     "sizes": (),
     "rect": 0,
     "mosaic_end": 4,
+    "left_out": 0,
 }
 
 
