@@ -123,6 +123,7 @@ def test_gradients_are_those_of_float32_to_bfloat16s_rounding(record, family):
 
 
 @needs_bfloat16
+@pytest.mark.slow
 @every_family
 def test_with_statistics_of_the_batch_gradients_move_as_by_rounding_the_weights_once(record, family):
     expected = gradients(*make_module(record, family))
@@ -264,7 +265,7 @@ def test_the_loss_scale_goes_on_where_a_checkpoint_left_it():
 
 @needs_bfloat16
 @every_family
-@pytest.mark.parametrize("way", ["float32", "products"])
+@pytest.mark.parametrize("way", [pytest.param("float32", marks=pytest.mark.slow), "products"])
 def test_weight_gradients_beside_the_graph_are_those_of_float32(record, family, way):
     module, batch = make_module(record, family, frozen=True)
     expected = gradients(module, batch)
