@@ -139,7 +139,7 @@ def test_an_editable_install_makes_nothing_importable(wheels):
 
 
 # What is advised beside pyproject.toml's own; each is a project on PyPI.
-OTHERS_ON_PYPI = {"opencv-python-headless", "pre-commit"}
+OTHERS_ON_PYPI = {"opencv-python-headless", "pip-audit", "pre-commit"}
 
 
 def advice():
