@@ -11,8 +11,10 @@ section 3.2). bfloat16 has those of float32, and needs none.
 
 from collections.abc import Mapping, Sequence, Set
 
+import numpy as np
+
 from graph.onednn import BLOCK, MOST_COLOURS
-from graph.symbol_graph import VARIABLE, Edge, Shape, SymbolNode, graph_of, node_shapes, symbol_of
+from graph.symbol_graph import VARIABLE, Edge, Shape, SymbolNode, graph_of, node_shapes, pair, symbol_of
 from machine.runtime import mx
 
 FLOAT32, BFLOAT16, FLOAT16 = DTYPES = "float32", "bfloat16", "float16"
@@ -26,6 +28,7 @@ _SUMS = frozenset({"Concat", "elemwise_add", "add_n"})  # go on narrow where one
 # CPUs many of MXNet's operators refuse bfloat16, and transpose computes nonsense of it.
 _FOLLOW = frozenset({"Pooling", "slice_axis", "slice", "Reshape", "Flatten", "clip"})
 _FOLLOW_FLOAT16 = frozenset({"UpSampling", "Pad", "Dropout", "broadcast_mul", "elemwise_mul", "_mul_scalar"})
+_WINDOW = (("kernel", 1), ("stride", 1), ("dilate", 1), ("pad", 0))  # attributes and defaults
 _ACTIVATIONS = {"Activation": frozenset({"relu", "sigmoid", "tanh"}), "LeakyReLU": frozenset({"leaky", "elu"})}
 
 
@@ -34,7 +37,9 @@ def to_mixed(symbol: mx.sym.Symbol, shapes: Mapping[str, Shape], dtype: str) -> 
 
     shapes: of data and labels by name, batch included. In bfloat16 convolutions that are not of whole blocks of
     channels stay float32: oneDNN has none but general matrix products for them, whose plain layout slows what follows.
-    A convolution of a picture's colours is narrow all the same, but before a batch norm.
+    A convolution of a picture's colours is narrow all the same, but before a batch norm. One of which some weights
+    meet nothing but padding stays float32, too: oneDNN 2.4 leaves their gradients as the memory was (tried: one column
+    of pixels is given, and the stride is more than 1).
     """
     graph = graph_of(symbol)
     names = set(symbol.list_inputs())
@@ -101,10 +106,24 @@ class _Narrowing(Casts):
 def _stays_float32(node: SymbolNode, readers: Sequence[SymbolNode], shapes: Mapping[str, Shape]) -> bool:
     if node.op != "Convolution":
         return False
-    channels, filters = shapes[node.inputs[0].node.name][1], shapes[node.name][1]
+    before, after = shapes[node.inputs[0].node.name], shapes[node.name]
+    if _has_idle_weights(node, before[2:], after[2:]):
+        return True
+    channels, filters = before[1], after[1]
     if not channels % BLOCK and not filters % BLOCK:
         return False
     return channels > MOST_COLOURS or any(reader.op in _NORMS for reader in readers)
+
+
+def _has_idle_weights(node: SymbolNode, before: Shape, after: Shape) -> bool:
+    """Whether a row or column of a convolution's weights meets padding alone, wherever the kernel stands."""
+    kernel, stride, dilate, pad = (pair(node, *wanted) for wanted in _WINDOW)
+    for axis, (length, count) in enumerate(zip(before, after, strict=True)):
+        places = np.arange(count) * stride[axis] - pad[axis]  # of the first weight
+        met = places + np.arange(kernel[axis])[:, None] * dilate[axis]  # (weights, places)
+        if not ((met >= 0) & (met < length)).any(1).all():
+            return True
+    return False
 
 
 def scaled(symbol: mx.sym.Symbol) -> mx.sym.Symbol:

@@ -21,7 +21,7 @@ from functools import cache
 import numpy as np
 
 from graph.onednn import BLOCK, MOST_COLOURS, same_padding
-from graph.symbol_graph import VARIABLE, Edge, Shape, SymbolNode, graph_of, node_shapes, symbol_of
+from graph.symbol_graph import VARIABLE, Edge, Shape, SymbolNode, graph_of, node_shapes, pair, symbol_of
 from machine.runtime import mx
 
 CONSTANT = "onednn_"  # begins the names of auxiliary states that are constants of a rewritten graph
@@ -96,7 +96,7 @@ class _Rewriting:
 
     def in_blocks(self, node: SymbolNode) -> Edge | None:
         """A depthwise convolution whose weight gradient is slow, in groups of BLOCK channels."""
-        shape, kernel = self._shapes[node.name], _pair(node, "kernel")
+        shape, kernel = self._shapes[node.name], pair(node, "kernel", 1)
         channels, pixels = shape[1], shape[0] * shape[2] * shape[3]
         is_depthwise = _groups(node) == channels == self._shapes[node.inputs[0].node.name][1]
         if not is_depthwise or channels % BLOCK or max(kernel) <= MOST_OF_JIT or pixels < FEWEST_PIXELS:
@@ -213,11 +213,6 @@ def supports_batch_norm_relu() -> bool:
 
 def _groups(node: SymbolNode) -> int:
     return int(node.attrs.get("num_group", "1"))
-
-
-def _pair(node: SymbolNode, key: str) -> tuple[int, int]:
-    first, second = (int(part) for part in node.attrs[key].strip("()").split(","))
-    return first, second
 
 
 def _convolution(node: SymbolNode, attrs: dict[str, str], inputs: list[Edge]) -> Edge:

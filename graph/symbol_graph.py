@@ -160,3 +160,10 @@ def outputs(
 ) -> list[np.ndarray]:
     """The outputs of a symbol on the CPU for one batch, in float32 as it is written."""
     return run(bound(symbol, arg_params, aux_params, data.shape, data.dtype), data)
+
+
+def pair(node: SymbolNode, key: str, default: int) -> tuple[int, int]:
+    """An attribute of two numbers, as kernel and stride are; default: each of them, where there is none."""
+    numbers = [int(part) for part in node.attrs.get(key, "").strip("()").split(",") if part.strip()]
+    first, second = numbers or (default, default)
+    return first, second

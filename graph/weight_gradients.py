@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from graph.mixed_precision import BFLOAT16, FLOAT32
-from graph.symbol_graph import VARIABLE, Edge, Shape, SymbolNode, graph_of, node_shapes, symbol_of
+from graph.symbol_graph import VARIABLE, Edge, Shape, SymbolNode, graph_of, node_shapes, pair, symbol_of
 from machine.runtime import mx
 
 KERNEL, FLOAT32_KERNEL, PRODUCTS = WAYS = "kernel", "float32", "products"
@@ -62,8 +62,8 @@ def layers_of(symbol: mx.sym.Symbol, shapes: Mapping[str, Shape], fixed: frozens
         if not parameters or "" in parameters or fixed & set(parameters) or not _is_simple(node):
             continue
         layers[node.name] = Layer(
-            parameters[0], parameters[1] if len(parameters) > 1 else "", _pair(node, "kernel"),
-            _pair(node, "pad", 0), _pair(node, "dilate", 1), found[node.inputs[0].node.name], found[node.name],
+            parameters[0], parameters[1] if len(parameters) > 1 else "", pair(node, "kernel", 1),
+            pair(node, "pad", 0), pair(node, "dilate", 1), found[node.inputs[0].node.name], found[node.name],
         )  # fmt: skip
     return layers
 
@@ -75,13 +75,7 @@ def _cast_variable(node: SymbolNode) -> str:
 
 
 def _is_simple(node: SymbolNode) -> bool:
-    return int(node.attrs.get("num_group", "1")) == 1 and _pair(node, "stride", 1) == (1, 1)
-
-
-def _pair(node: SymbolNode, key: str, default: int = 0) -> tuple[int, int]:
-    numbers = [int(part) for part in node.attrs.get(key, "").strip("()").split(",") if part.strip()]
-    first, second = numbers or (default, default)
-    return first, second
+    return int(node.attrs.get("num_group", "1")) == 1 and pair(node, "stride", 1) == (1, 1)
 
 
 def expose(symbol: mx.sym.Symbol, names: Mapping[str, str]) -> mx.sym.Symbol:
