@@ -6,6 +6,7 @@ ever read from a file that way. Lines that MXNet's C++ code writes meanwhile are
 """
 
 import json
+import math
 import os
 import sys
 import threading
@@ -23,7 +24,7 @@ from machine.runtime import mx
 _DTYPE_NUMBER = "12"  # of bfloat16 in a variable's __dtype__
 _LAYERS = frozenset({"Convolution", "FullyConnected"})
 # These go on in bfloat16 where all that they read is bfloat16.
-_STAY_BFLOAT16 = frozenset({"Activation", "LeakyReLU", "Pooling", "_backward_Activation", "elemwise_add"})
+_STAY_BFLOAT16 = frozenset({"Activation", "clip", "LeakyReLU", "Pooling", "_backward_Activation", "elemwise_add"})
 _BACKEND = "MKLDNN_QUANTIZE"
 _QUANTISED = frozenset({"_sg_mkldnn_conv", "_sg_mkldnn_fully_connected"})
 _STAY_INT8 = frozenset({"Concat", "Pooling", "elemwise_add"})  # run in int8 between layers that do
@@ -119,8 +120,26 @@ class Fused:
 
         A layer's threshold is that of the last operator which was joined with it.
         """
-        last = {_inner_name(node): _last_name(node) for node in self._nodes if node["op"] in _QUANTISED}
+        last = {_inner_name(node): _last(node)["name"] for node in self._nodes if node["op"] in _QUANTISED}
         return {last.get(name, name): values for name, values in thresholds.items()}
+
+    def limited(self, name: str, threshold: tuple[float, ...]) -> tuple[float, ...]:
+        """A threshold (least, largest) of a name of `arrays`, within what the ReLU6 joined with that layer gives.
+
+        In files of earlier versions it may be that of the layer alone, with which the ReLU6 was not joined.
+        """
+        least, largest = self._relu6.get(name, (-math.inf, math.inf))
+        return tuple(min(max(value, least), largest) for value in threshold)
+
+    @cached_property
+    def _relu6(self) -> dict[str, tuple[float, float]]:
+        """{layer: least and largest value} of those that end with a ReLU6."""
+        found = {}
+        for node in self._nodes:
+            if node["op"] in _QUANTISED and _last(node)["op"] == "clip":
+                limits = _last(node)["attrs"]
+                found[_inner_name(node)] = float(limits["a_min"]), float(limits["a_max"])
+        return found
 
     @cached_property
     def predictions(self) -> list[str]:
@@ -150,7 +169,9 @@ def to_int8(fused: Fused, thresholds: Thresholds, excluded: tuple[str, ...]) -> 
     """The int8 symbol, with float32 input and output, and its weights; CheckpointError if it was calibrated for other
     layers."""
     quantised, collector = _quantise(fused, excluded)
-    known = {fused.arrays[name]: values for name, values in thresholds.items() if name in fused.arrays}
+    known = {
+        fused.arrays[name]: fused.limited(name, values) for name, values in thresholds.items() if name in fused.arrays
+    }
     missing = next((output for output in collector.include_layer if output not in known), None)
     if missing:
         raise CheckpointError(f"the calibration has no threshold for {missing:.80}; export the model again")
@@ -188,9 +209,9 @@ def _quantise(fused: Fused, excluded: tuple[str, ...]) -> tuple[mx.sym.Symbol, A
     return symbol, collector
 
 
-def _last_name(node: dict[str, Any]) -> str:
+def _last(node: dict[str, Any]) -> dict[str, Any]:
     graph = node["subgraphs"][0]
-    return graph["nodes"][graph["heads"][0][0]]["name"]
+    return graph["nodes"][graph["heads"][0][0]]
 
 
 def _inner_name(node: dict[str, Any]) -> str:

@@ -58,6 +58,43 @@ def test_networks_detect_what_they_did(network, exported, count):
     assert not left
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("network", ["efficientdet_lite0", "efficientnet_lite0"])
+def test_lite_networks_detect_what_they_did(network, count):
+    model = inference_model(made_up(network))
+    data = images(model, count)
+    expected = run(*_parts(model), data)[0]
+    symbol, args, aux = suit_onednn(*_parts(model), _shape(model, count))
+    np.testing.assert_allclose(run(symbol, args, aux, data)[0], expected, rtol=1e-4, atol=1e-4)
+    slow = [node for node in graph_of(predictions(symbol)).nodes() if node.op in ("slice", "clip")]
+    assert all(node.op == "clip" and node.inputs[0].node.op == "Convolution" for node in slow)
+    assert not has_squeeze_excitation(model.symbol)
+    short = bind(with_dtype(model, "bfloat16"), mx.cpu(), count).run(data)
+    assert np.abs(short[:, :5, 1] - expected[:, :5, 1]).max() < 0.03
+
+
+def test_bfloat16_goes_on_through_relu6():
+    model = inference_model(made_up("efficientnet_lite0"))
+    symbol, _ = to_bfloat16(*suit_onednn(*_parts(model), _shape(model, 1))[:2])
+    clips = [node for node in graph_of(symbol).nodes() if node.op == "clip"]
+    assert len(clips) > 20
+    assert {node.inputs[0].node.op for node in clips} == {"Convolution"}
+
+
+def test_int8_takes_thresholds_of_layers_that_had_not_been_joined_with_their_relu6():
+    model = inference_model(made_up("efficientnet_lite0"))
+    data = images(model, 2)
+    fused = fuse(*suit_onednn(*_parts(model), data.shape))
+    thresholds = calibrate(fused, [data], "naive")
+    joined = [name for name, values in thresholds.items() if values[0] == 0 and name in fused.layers]
+    assert len(joined) > 20
+    found = []
+    for given in (thresholds, thresholds | dict.fromkeys(joined[:1], (-7.0, thresholds[joined[0]][1]))):
+        manifest = dataclasses.replace(model.manifest, dtype="int8", calibration=Calibration("", "naive", 2, given))
+        found.append(bind(dataclasses.replace(model, manifest=manifest), mx.cpu(), 2).run(data))
+    np.testing.assert_array_equal(*found)
+
+
 @pytest.mark.parametrize("network", OTHERS)
 def test_networks_without_squeeze_excitation_stay_as_they_are(network):
     model = made_up(network)
