@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -211,8 +211,17 @@ def _check_stream(flag: str, path: str) -> None:
 
 def is_file(path: Path) -> bool:
     """Whether there is a file, as Path.is_file; not of a name that no file can have, which that would raise for."""
+    return _answer(path.is_file)
+
+
+def exists(path: Path) -> bool:
+    """The same as Path.exists."""
+    return _answer(path.exists)
+
+
+def _answer(question: Callable[[], bool]) -> bool:
     try:
-        return path.is_file()
+        return question()
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import DataError
-from common.files import text_lines
+from common.files import exists, text_lines
 from config.preset import read_yaml
 from dataset.darknet_data import numbered_names, read_data, read_names
 from dataset.image_check import IMAGE_SUFFIXES, OTHER_SUFFIXES
@@ -155,11 +155,12 @@ def _yaml_path(written: str, base: Any, source: Path) -> Path:
     bases = [folder, *([folder / str(base)] if base else [])]
     candidates = [one / part for one in reversed(bases) for part in (written, inner)]
     real = folder.resolve()
-    inside = [path for path in candidates if path.resolve().is_relative_to(real)]
+    there = [path for path in candidates if exists(path)]
+    inside = [path for path in there if path.resolve().is_relative_to(real)]
     found = next((path for path in inside if path.is_dir() or path.is_file()), None)
     if found is not None:
         return found
-    outside = next((path for path in candidates if path.exists() and path not in inside), None)
+    outside = next((path for path in there if path not in inside), None)
     if outside is not None:
         raise DataError(
             f"{source}: {written!r:.200} leads out of its folder, to {outside.resolve()}; give --root that folder, "

@@ -140,6 +140,19 @@ def test_a_data_yaml_leads_nowhere_else(tmp_path):
     assert len(objects_of(pack(tmp_path, words))) == 1
 
 
+@pytest.mark.parametrize("key", ["train", "path"])
+def test_a_data_yaml_with_a_path_that_no_file_can_have(tmp_path, key):
+    images(tmp_path, "images/a.jpg")
+    yolo(tmp_path, "labels/a.txt")
+    values = {"path": ".", "train": "images", key: "9" * 300}
+    write(tmp_path / "data.yaml", "".join(f"{k}: '{v}'\n" for k, v in values.items()) + "names: [cat, dog]\n")
+    if key == "path":
+        assert len(objects_of(pack(tmp_path, ["--root", str(tmp_path)]))) == 1
+    else:
+        with pytest.raises(DataError, match=r"'9{190,}.* is missing \(looked in"):
+            pack(tmp_path, ["--root", str(tmp_path)])
+
+
 def test_the_same_image_in_two_roots_is_refused(tmp_path):
     layouts._csv(tmp_path / "one")
     with pytest.raises(DataError, match=r"a\.jpg is in two of the roots"):
