@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from common.errors import DataError
-from common.files import AtomicFile, sync_folder, write_atomically
+from common.files import AtomicFile, is_alive, sync_folder, write_atomically
 
 _MAX_NOTE_BYTES = 1 << 16
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.tmp")
@@ -97,17 +97,6 @@ def clear_leftovers(main: Path) -> None:
         if found and is_own and not is_alive(int(found["process"])):
             logger.info("%s, left by a process that was killed, is removed", path)
             path.unlink(missing_ok=True)
-
-
-def is_alive(process: int) -> bool:
-    """Whether a process of this machine has this number."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
 
 
 def _note(main: Path) -> Path:

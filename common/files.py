@@ -4,6 +4,7 @@ A file appears under its final name only when it is complete: temporary name, fs
 """
 
 import errno
+import glob
 import hashlib
 import os
 import re
@@ -21,7 +22,7 @@ MAX_PREFIX = MAX_NAME - len("-metrics.jsonl.damaged")
 MAX_TEXT_BYTES = 64 << 20
 _HASH_CHUNK = 1 << 20
 NO_FILE = "it is a pipe, a device or a socket, not a file"
-_STREAMS = ("/dev/", "/proc/")  # what is there is written to in place: /dev/stdout may be a file
+_STREAMS = ("/dev/std", "/dev/fd/", "/proc/")  # names of open files, written to in place; not files of /dev/shm
 _BUFFER = 1 << 20  # bytes; records come in pieces, and a call of the system for each would cost more than the bytes
 
 
@@ -181,7 +182,8 @@ def _named(path: Path) -> Iterator[None]:
 def check_output_file(flag: str, path: str, make_folders: bool = False) -> None:
     """OptionError unless the file `path` of the option `flag` can be written.
 
-    make_folders: the command makes folders that are missing; otherwise a missing folder is refused.
+    make_folders: the command makes folders that are missing; otherwise a missing folder is refused. Temporary files of
+    this one that killed processes left are removed.
     """
     file = Path(os.path.realpath(path)) if os.path.islink(path) and not _is_stream(Path(path)) else Path(path)
     check_name(path, flag)
@@ -198,6 +200,26 @@ def check_output_file(flag: str, path: str, make_folders: bool = False) -> None:
         raise OptionError(f"{flag} {path}: {folder} is a file; choose another folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OptionError(f"{flag} {path}: no file can be written in {folder}; choose another folder")
+    _clear_temporary(file)
+
+
+def _clear_temporary(path: Path) -> None:
+    """Removes the temporary files of AtomicFile for this path whose processes have ended."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        number = left.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
+        if number.isdecimal() and left.is_file() and not is_alive(int(number)):
+            left.unlink(missing_ok=True)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine has this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def _check_stream(flag: str, path: str) -> None:

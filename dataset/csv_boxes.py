@@ -138,7 +138,7 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
     lines = text_lines(file)
     delimiter = ";" if lines[0].count(";") > lines[0].count(",") else ","
     columns: dict[str, int] | None = None
-    for number, cells in enumerate(csv.reader(lines, delimiter=delimiter), 1):
+    for number, cells in enumerate(_cells(lines, delimiter, file), 1):
         texts = [cell.strip() for cell in cells]
         if not any(texts):
             continue
@@ -148,6 +148,17 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 continue
             columns = {name: k for k, name in enumerate(_NEEDED)}
         yield number, {name: texts[k] for name, k in columns.items() if k < len(texts)}
+
+
+def _cells(lines: Sequence[str], delimiter: str, file: Path) -> Iterator[list[str]]:
+    """The cells of the lines; DataError for what is no CSV: carriage returns alone as ends of lines, endless cells."""
+    reader = csv.reader(lines, delimiter=delimiter)
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise DataError(
+            f"{file}:{reader.line_num}: is no line of a CSV file ({error}); save the table as CSV in UTF-8 anew"
+        ) from error
 
 
 def _header(cells: Sequence[str], file: Path) -> dict[str, int] | None:

@@ -39,6 +39,8 @@ def parse_label(flat: np.ndarray, where: str) -> np.ndarray:
     """
     flat = np.asarray(flat, np.float32).ravel()
     header, width = _header(flat, where)
+    if flat.size == header:  # no array is as wide as a label without objects may say that they would be
+        return np.zeros((0, OBJECT_WIDTH), np.float32)
     rows = flat[header:].reshape(-1, width)
     rows = rows[~(rows == -1).all(axis=1)]
     objects = np.zeros((len(rows), OBJECT_WIDTH), np.float32)

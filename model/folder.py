@@ -17,8 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from common.errors import CheckpointError, OptionError
-from common.file_set import is_alive
-from common.files import check_name, file_sha256, sync_folder, write_atomically
+from common.files import check_name, file_sha256, is_alive, sync_folder, write_atomically
 from common.sizes import input_size
 from common.version import versions
 from config.options import from_mapping, to_mapping

@@ -24,8 +24,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from common.errors import DataError, OptionError
-from common.file_set import is_alive
-from common.files import open_regular, sync_folder
+from common.files import is_alive, open_regular, sync_folder
 from config.command_line import boolean_flags, parse_options
 from config.options import option, same_option, without_effect
 from dataset.class_names import read_class_names

@@ -6,6 +6,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,28 @@ def test_the_name_of_standard_output_is_written_to(tmp_path, is_file):
     with open(tmp_path / "out", "w") as file:
         done = subprocess.run([sys.executable, "-c", code], stdout=file if is_file else subprocess.PIPE, check=True)
     assert ((tmp_path / "out").read_bytes() if is_file else done.stdout) == b"head\nbody"
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no /dev/shm")
+def test_a_file_in_shared_memory_is_replaced_and_not_added_to():
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        for content in (b"old and longer", b"new"):
+            check_output_file("--json", f"{folder}/a.json")
+            write_atomically(Path(folder, "a.json"), content)
+            assert Path(folder, "a.json").read_bytes() == content
+
+
+def test_what_a_killed_process_left_of_an_output_is_cleared(tmp_path):
+    """Not what is being written, and no other file."""
+    code = "import os, sys; from pathlib import Path; from common.files import *\n"
+    code += "staged(Path(sys.argv[1]), b'x' * (2 << 20)); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "a.json"])
+    (left,) = tmp_path.iterdir()
+    stays = {f".a.json.{os.getpid()}.tmp", ".a.json.old.tmp", left.name.replace("a.json", "b.json")}
+    for name in stays:
+        (tmp_path / name).touch()
+    check_output_file("--json", str(tmp_path / "a.json"))
+    assert {path.name for path in tmp_path.iterdir()} == stays
 
 
 def test_a_socket_is_refused(tmp_path):

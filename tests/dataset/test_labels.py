@@ -32,7 +32,7 @@ def test_classic_layouts(flat):
     np.testing.assert_array_equal(parse_label(np.array(flat), "r"), np.float32([GOOD]))
 
 
-@pytest.mark.parametrize("flat", [[2, 6], [2, 5], [2, 6, *[-1] * 6], [4, 6, 300, 400]])
+@pytest.mark.parametrize("flat", [[2, 6], [2, 5], [2, 6, *[-1] * 6], [4, 6, 300, 400], [2, 1e21]])
 def test_image_without_objects(flat):
     assert parse_label(np.array(flat), "r").shape == (0, 6)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common.errors import DataError
+from dataset.csv_boxes import CsvBoxes
 from dataset.labels import parse_label
 from dataset.layouts import sets_of
 from dataset.recordio import RecordReader
@@ -173,6 +174,14 @@ def test_a_csv_of_strangers_leads_nowhere_else(tmp_path):
     write(tmp_path / "deep/set/boxes.csv", f"{tmp_path}/secret/a.jpg,1,1,9,9,cat\n")
     words = ["--root", str(tmp_path / "deep/set"), "--images", str(tmp_path / "secret")]
     assert len(objects_of(pack(tmp_path, words))) == 1
+
+
+@pytest.mark.parametrize("text", [b"a.jpg,1,1,9,9,cat\rb.jpg,1,1,9,9,cat\r", b'a.jpg,1,1,9,9,"' + b"c" * 200_000])
+def test_what_is_no_csv_is_named(tmp_path, text):
+    """Lines that end with carriage returns alone, and a quotation mark that nothing closes."""
+    (tmp_path / "a.csv").write_bytes(text)
+    with pytest.raises(DataError, match="a.csv:1: is no line of a CSV file"):
+        CsvBoxes(tmp_path / "a.csv")
 
 
 def test_names_that_disagree_are_decided_by_the_user(tmp_path):

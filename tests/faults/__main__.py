@@ -1,6 +1,7 @@
 """`make faults`: kills, bit flips and inputs in their numbers, and the table of docs/reliability.md.
 
 python -m tests.faults [--kills 100] [--flips 1000] [--inputs 100000] [--seed 0] [--only kills,flips,inputs] [--write]
+python -m tests.faults --only inputs --parsers "VOC .xml" --input NUMBER     # one that was wrong, again
 
 Status 1 where something is lost or wrong.
 """
@@ -8,6 +9,7 @@ Status 1 where something is lost or wrong.
 import argparse
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -16,6 +18,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: no thread may be there when a process forks
 
 PARTS = ("kills", "flips", "inputs")
+MEMORY = Path("/dev/shm")
+ROOM = 1 << 30  # bytes; a few MB are written at a time
 
 
 def main(words: list[str]) -> int:
@@ -27,6 +31,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("--flips", type=int, default=1000, help="of each kind of file")
     parser.add_argument("--inputs", type=int, default=100_000, help="of each parser")
     parser.add_argument("--phases", default="", help="those that are killed, with commas between them; none = all")
+    parser.add_argument("--parsers", default="", help="those that are given inputs, with commas; none = all")
+    parser.add_argument("--input", type=int, help="only the input of this number")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between them")
     parser.add_argument("--write", action="store_true", help="write the table into docs/reliability.md")
@@ -39,7 +45,7 @@ def main(words: list[str]) -> int:
     def tell(line: str) -> None:
         os.write(shown, f"{time.monotonic() - begin:6.0f} s  {line}\n".encode())
 
-    with tempfile.TemporaryDirectory(prefix="faults-") as name:
+    with tempfile.TemporaryDirectory(prefix="faults-", dir=_place()) as name:
         try:
             rows = _injected(Path(name), given, parts, tell)
         finally:
@@ -51,6 +57,11 @@ def main(words: list[str]) -> int:
     if given.write:
         table.write(rows)
     return 1 if wrong else 0
+
+
+def _place() -> Path | None:
+    """The folder for the files: in memory where there is room, as millions are written; None is the usual one."""
+    return MEMORY if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM and os.access(MEMORY, os.W_OK) else None
 
 
 def _injected(folder: Path, given: argparse.Namespace, parts: list[str], tell: object) -> list:
@@ -77,7 +88,9 @@ def _injected(folder: Path, given: argparse.Namespace, parts: list[str], tell: o
     if "flips" in parts:
         rows += flip_files(options, model, given.flips, given.seed, tell)
     if "inputs" in parts:
-        rows += try_inputs(folder / "files" / "inputs", options, model, given.inputs, given.seed, tell)
+        names = given.parsers.split(",")
+        folder = folder / "files" / "inputs"
+        rows += try_inputs(folder, options, model, given.inputs, given.seed, tell, names, given.input)
     return rows
 
 

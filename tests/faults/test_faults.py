@@ -1,6 +1,7 @@
 """The short form of `make faults`: a few faults of each kind, in a process of their own."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -76,3 +77,24 @@ def test_a_fault_that_is_not_told_is_found(tmp_path, monkeypatch):
     assert (row.done, row.without_effect, row.unnoticed) == (2, 1, 1)
     _read(row, lambda: {}["a"], "1", "bit 1", lambda: False)
     assert "KeyError" in row.wrong[0]
+
+
+def test_an_input_that_is_wrong_is_made_anew_of_its_number(tmp_path):
+    from tests.faults.inputs import Parser, _try, _try_one
+
+    path, seen = tmp_path / "f", []
+
+    def read():
+        seen.append(path.read_bytes())
+        if b"null" in seen[-1]:
+            raise ValueError("wrong")
+
+    parser = Parser(path, [b"some text", b"another"], read)
+    row = _try("text", parser, 1200, 7)
+    assert row.done == 1200
+    assert len(set(seen)) > 800
+    number = int(re.search(r"--parsers 'text' --input (\d+): b'", row.wrong[0])[1])
+    first = next(text for text in seen if b"null" in text)
+    assert len(_try_one("text", parser, number).wrong) == 1
+    assert seen[-1] == first
+    assert _try("text", parser, 1200, 7).wrong == row.wrong
