@@ -138,7 +138,7 @@ def test_snapshots_of_an_abandoned_run_go(options):
     assert list_epochs(f"{run.output.prefix}-iter") == [4]
 
 
-def test_losses_are_drawn_while_an_epoch_runs(options, monkeypatch):
+def test_losses_are_drawn_while_an_epoch_runs(options, drawn_curves, monkeypatch):
     monkeypatch.setattr("train.curves.CURVES_EVERY_SECONDS", -1.0)
     seen = []
 
