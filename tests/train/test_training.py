@@ -75,7 +75,10 @@ def test_mxnet_loads_the_checkpoint_by_itself(finished_run):
     "changes",
     [
         {"augment": "ssd", "lr_schedule": "cosine", "warmup_epochs": 1.5, "workers": 1},
-        {"optimizer": "adam", "lr": 0.01, "begin_epoch": 1, "lr_steps": (3.0,), "lr_factor": 0.5},
+        pytest.param(
+            {"optimizer": "adam", "lr": 0.01, "begin_epoch": 1, "lr_steps": (3.0,), "lr_factor": 0.5},
+            marks=pytest.mark.slow,
+        ),
         {"targets": "mxnet", "optimizer": "nag", "val_path": "", "freeze": "conv_1_"},
     ],
 )
