@@ -132,6 +132,7 @@ def assert_same_run(found, expected, last=EPOCHS):
     assert metrics(found.output.prefix) == metrics(expected.output.prefix)
 
 
+@pytest.mark.faults
 def test_killed_and_resumed_gives_the_same_bits(whole, tmp_path):
     options = replace_options(whole, prefix=str(tmp_path / "killed" / "t"))
     with running(options, lambda: lines_of_metrics(options) >= 2) as process:
@@ -143,9 +144,11 @@ def test_killed_and_resumed_gives_the_same_bits(whole, tmp_path):
     assert 1 <= list_epochs(options.output.prefix)[-1] < EPOCHS
     status, output = finish("train.py", [*flags(options), "--resume", "auto"])
     assert status == 0, output
+    assert f"Epoch {EPOCHS}/{EPOCHS} 4/23 CrossEntropy=" in output  # no terminal here: plain lines
     assert_same_run(options, whole)
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_two_stages_killed_within_and_between_them_give_the_same_bits(options, tmp_path):
     """Killed within the first stage, after it, within the second."""
@@ -162,6 +165,7 @@ def test_two_stages_killed_within_and_between_them_give_the_same_bits(options, t
     assert_same_run(killed, whole)
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_a_run_with_a_time_limit_and_every_part_of_the_recipe_killed_gives_the_same_bits(options, tmp_path):
     """What the whole run has found of its time is in its first checkpoint, from which the other one goes on."""
@@ -183,7 +187,10 @@ def test_a_run_with_a_time_limit_and_every_part_of_the_recipe_killed_gives_the_s
     assert_same_run(killed, whole, last)
 
 
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("number", "expected"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_ends_the_run_and_its_workers_and_tells_how_to_continue(whole, tmp_path, number, expected):
     options = replace_options(whole, prefix=str(tmp_path / "with space" / "t"))
     with running(options, lambda: list_epochs(options.output.prefix)) as process:
@@ -214,6 +221,7 @@ def test_evaluate_gives_the_numbers_of_the_last_validation(whole, tmp_path):
     assert "mAP" in output
 
 
+@pytest.mark.slow
 def test_two_cpu_contexts(whole, tmp_path):
     options = replace_options(whole, prefix=str(tmp_path / "two" / "t"), cpus=2, end_epoch=1, lr_schedule="steps")
     status, output = finish("train.py", flags(options))

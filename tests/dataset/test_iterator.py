@@ -304,6 +304,7 @@ def test_bug_in_an_assigner_is_raised(make, workers):
         iterator.next()
 
 
+@pytest.mark.faults
 def test_killed_worker_is_an_error_and_then_replaced(make):
     iterator = make(workers=2)
     iterator.next()
@@ -317,6 +318,7 @@ def test_killed_worker_is_an_error_and_then_replaced(make):
     assert all(map(alive, iterator.worker_pids))
 
 
+@pytest.mark.faults
 def test_a_stopped_worker_is_told_by_name_and_ends_the_wait(make, monkeypatch, caplog):
     iterator = make(workers=1)
     epoch_of(iterator)  # it runs
@@ -344,6 +346,7 @@ def test_workers_open_the_record_when_they_start(make):
     pytest.fail(f"{path} is not open")
 
 
+@pytest.mark.faults
 def test_worker_killed_at_work_is_no_endless_wait(make):
     iterator = make(workers=1)
     os.kill(iterator.worker_pids[0], signal.SIGSTOP)
@@ -352,6 +355,7 @@ def test_worker_killed_at_work_is_no_endless_wait(make):
         iterator.next()
 
 
+@pytest.mark.faults
 def test_all_workers_killed(make):
     iterator = make(workers=2)
     for pid in iterator.worker_pids:
@@ -419,6 +423,7 @@ def test_script_without_main_guard_ends_cleanly(record, tmp_path):
     assert gone(pids, 0)
 
 
+@pytest.mark.faults
 def test_ctrl_c_gives_one_traceback_and_no_orphans(record, tmp_path):
     process, pids = start_script(record, tmp_path, forever=True)
     os.killpg(process.pid, signal.SIGINT)
@@ -428,6 +433,7 @@ def test_ctrl_c_gives_one_traceback_and_no_orphans(record, tmp_path):
     assert gone(pids, 0)
 
 
+@pytest.mark.faults
 def test_workers_leave_when_the_parent_is_killed(record, tmp_path):
     shared = set(os.listdir("/dev/shm"))
     process, pids = start_script(record, tmp_path, forever=True)

@@ -62,17 +62,24 @@ def params_of(symbol, size, heads):
     return params
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize(
-    ("network", "size", "classes", "options"),
-    [*NETWORKS, *(pytest.param(*network, marks=pytest.mark.slow) for network in SLOW_NETWORKS)],
+@pytest.fixture(
+    scope="module",
+    params=[*NETWORKS, *(pytest.param(network, marks=pytest.mark.slow) for network in SLOW_NETWORKS)],
+    ids=lambda network: network[0],
 )
-def test_a_network(network, size, classes, options, runtime):
+def in_both(request):
+    """(what MXNet finds, the ONNX model, its data) of a network, once for all runtimes."""
+    network, size, classes, options = request.param
     symbol = get_symbol(network, size, classes, score_threshold=0.01, **options)
     params = params_of(symbol, size, 0.002 if network in DEEP else 0.2)
     data = np.random.default_rng(0).normal(0, 1, (2, 3, *size)).astype(np.float32)
-    expected = run_mxnet(symbol, params, data)
-    found = run(runtime, exported(symbol, params, data, classes), data)
+    return run_mxnet(symbol, params, data), exported(symbol, params, data, classes), data
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_network(in_both, runtime):
+    expected, model, data = in_both
+    found = run(runtime, model, data)
     result = compare(expected, found)
     assert expected.shape == found.shape
     assert result.detections > 5

@@ -11,6 +11,8 @@ import pytest
 
 from tests.faults.table import BEGIN, DOCUMENT, END, Row, findings, table, write
 
+pytestmark = pytest.mark.faults
+
 ROOT = Path(__file__).parents[2]
 
 

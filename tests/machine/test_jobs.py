@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.faults
 def test_jobs():
     cases = str(Path(__file__).with_name("jobs_cases.py"))
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--durations=0", cases]

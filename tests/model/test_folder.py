@@ -208,6 +208,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("moment", "restored"), [(0, ""), (1, "tmp"), (2, "old")])
 def test_what_another_process_left_is_found_and_cleared(prefix, folder, tmp_path, caplog, moment, restored):
     killed = subprocess.Popen([sys.executable, "-c", KILLED, folder, str(moment)])
@@ -224,6 +225,7 @@ def test_what_another_process_left_is_found_and_cleared(prefix, folder, tmp_path
     assert all(text in one.getMessage() for text, one in zip(told, caplog.records, strict=True))
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_model_whose_process_was_killed_between_the_renames_is_back(
     prefix, folder, tmp_path, caplog, monkeypatch, fails
@@ -244,6 +246,7 @@ def test_a_model_whose_process_was_killed_between_the_renames_is_back(
     assert f"model: was left as {_hidden(folder, 'old').name} by an export that was killed" in record.getMessage()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("which", [1, 2])
 def test_a_signal_between_the_renames_waits_for_both(tmp_path, which):
     """In a process of its own, which the signal may end."""

@@ -88,6 +88,7 @@ def test_what_cannot_be_launched_is_refused(words, more, sentence, monkeypatch, 
         check(LaunchOptions(**words), [] if more is None else [*COMMAND, *more])
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("more", [[], ["--resume", "3"], ["--resume=auto"]])
 def test_a_restarted_command_goes_on_from_the_newest_checkpoint(more):
     assert resumed([*COMMAND[:2], *more, *COMMAND[2:]]) == [*COMMAND, "--resume", "auto"]
@@ -173,6 +174,7 @@ def test_a_mistake_ends_the_job_with_its_status_and_no_restart(tmp_path, monkeyp
     assert "ended with status 2 after" in caplog.text
 
 
+@pytest.mark.faults
 def test_a_crash_is_tried_again_as_often_as_asked_for(tmp_path, monkeypatch, caplog):
     said = tmp_path / "said"
     code = "import os, sys; open(sys.argv[1], 'a').write(' '.join(sys.argv[2:]) + ';'); os.kill(os.getpid(), 9)"

@@ -3,13 +3,35 @@
 import shutil
 from functools import partial
 
+import numpy as np
 import pytest
 
+from common.files import write_atomically
 from dataset.iterator import DetRecordIter
+from drawing.boxes import png_of
 from symbol.symbol_factory import get_assigner
 from tests.train.tiny import BATCH, CLASSES, NETWORK, TRAIN, VAL, write_record
+from train.curves import save_curves
 from train.options import network_options, train_options
 from train.training import run_training
+
+PIXEL = png_of(np.zeros((1, 1, 3), np.uint8))
+
+
+# A run draws its curves twice, which takes more of the processor than all its batches; where tests look at them, they
+# ask for `drawn_curves`.
+@pytest.fixture(scope="package", autouse=True)
+def undrawn_curves():
+    """PREFIX-curves.png of a run is a picture of one pixel."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.curves.save_curves", lambda records, path, live=(): write_atomically(path, PIXEL))
+        yield
+
+
+@pytest.fixture
+def drawn_curves(monkeypatch):
+    """Curves are drawn as usual."""
+    monkeypatch.setattr("train.curves.save_curves", save_curves)
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +66,9 @@ def tiny_options(records, folder, **changes):
 def finished_run(records, tmp_path_factory):
     """Folder of a run of three epochs of prefix `t`; `continued` copies it."""
     folder = tmp_path_factory.mktemp("finished")
-    run_training(tiny_options(records, folder, end_epoch=3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.curves.save_curves", save_curves)
+        run_training(tiny_options(records, folder, end_epoch=3))
     return folder
 
 

@@ -236,7 +236,7 @@ def test_the_service_detects_in_12_bits(folders, pictures):
     assert "the image: has 8 bits, and the bit depth window:0,4080" in refused.json()["error"]
 
 
-@pytest.mark.parametrize("script", ["detect_mxnet.py", "detect_onnxruntime.py"])
+@pytest.mark.parametrize("script", [pytest.param("detect_mxnet.py", marks=pytest.mark.slow), "detect_onnxruntime.py"])
 def test_the_examples_detect_in_12_bits(folders, pictures, script, tmp_path):
     expected = output(script, folders[8], pictures[0], tmp_path, "0")
     assert len(expected.splitlines()) > 1
@@ -249,6 +249,15 @@ def test_the_examples_detect_in_12_bits(folders, pictures, script, tmp_path):
     ):
         with pytest.raises(AssertionError, match=says):
             output(script, folder, path, tmp_path, "0")
+
+
+def test_the_example_of_mxnet_detects_in_12_bits(folders, pictures, tmp_path):
+    """Of the above, what needs one process alone."""
+    found = output("detect_mxnet.py", folders[12], pictures[1], tmp_path, "0").splitlines()
+    rows = [[CLASSES.index(name), *map(float, numbers)] for name, *numbers in map(str.split, found)]
+    expected = Detector(folders[8], threshold=0.0, engine="mxnet").detect(pictures[0])
+    assert len(expected) > 3
+    np.testing.assert_allclose(rows, expected, atol=0.06)
 
 
 def test_real_images_of_12_bits_have_the_mean_average_precision_of_those_of_8(bccd_dir, tmp_path):

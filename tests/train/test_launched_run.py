@@ -18,6 +18,8 @@ from tests.train.tiny import NETWORK, flags, metrics, write_record
 from train.options import train_options
 from train.pauses import newest_paused
 
+pytestmark = pytest.mark.faults
+
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 240.0  # a loaded machine must not fail a test
 EPOCHS = 4
@@ -111,6 +113,7 @@ def arrays(options, kind):
     return {name: array.asnumpy() for name, array in mx.nd.load(f"{options.output.prefix}-{EPOCHS:04d}.{kind}").items()}
 
 
+@pytest.mark.slow
 def test_a_killed_server_and_a_sigterm_lose_nothing(build):
     plain, disturbed = build("plain"), build("disturbed")
     with launched(plain) as (process, log):

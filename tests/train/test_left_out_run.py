@@ -47,11 +47,13 @@ def run(options, damaged):
     return build
 
 
+@pytest.mark.faults
 def test_the_first_one_ends_a_run_by_default(run):
     with pytest.raises(DataError, match="bad-t.rec, record (3|11): "):
         run_training(run(bad_records="stop", end_epoch=1))
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("place", [pytest.param((0, 1), marks=pytest.mark.slow), (1, 6)])
 def test_a_resumed_run_knows_what_was_left_out_and_ends_with_the_same_bits(run, tmp_path, monkeypatch, caplog, place):
     plain, paused = (run(prefix=str(tmp_path / name / "t"), **DETERMINED) for name in ("plain", "paused"))

@@ -18,7 +18,7 @@ from tools.launch import free_port
 from train.options import train_options
 from train.ps_lite import LOST
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 240.0  # a loaded machine must not fail a test

@@ -309,7 +309,7 @@ def test_a_run_keeps_the_ways_of_its_weight_gradients(options, monkeypatch, capl
         {"multi_scale": (0.8, 1.2)},
         {"cpus": 2, "accumulate": 2, "clip_gradient_norm": 1.0},
         {"val_loss": True, "ema": 0.9},
-        {"freeze_epochs": 1, "end_epoch": 2, "dtype": "auto"},
+        pytest.param({"freeze_epochs": 1, "end_epoch": 2, "dtype": "auto"}, marks=pytest.mark.slow),  # measures
         {"rewrite_graph": False},
     ],
     ids=lambda changes: next(iter(changes)),

@@ -9,10 +9,13 @@ import pytest
 from common.errors import OptionError
 from machine.command import SignalRequests
 from model.checkpoint import list_epochs, load_checkpoint
+from tests.train.conftest import tiny_options
 from tests.train.tiny import metrics
 from train.pauses import Position, newest_paused
 from train.progress import Progress
 from train.training import run_training
+
+pytestmark = pytest.mark.faults
 
 
 def signalled(monkeypatch, *places, number=signal.SIGTERM):
@@ -29,7 +32,8 @@ def signalled(monkeypatch, *places, number=signal.SIGTERM):
 
 
 def files_of(run):
-    return [Path(f"{run.output.prefix}-{name}").read_bytes() for name in ("0002.params", "0002.optim.params")]
+    last = f"{run.schedule.end_epoch:04}"
+    return [Path(f"{run.output.prefix}-{last}.{kind}").read_bytes() for kind in ("params", "optim.params")]
 
 
 DROPPING = {  # draws random numbers: the residuals that are left out
@@ -45,19 +49,33 @@ DROPPING = {  # draws random numbers: the residuals that are left out
 DETERMINED = {"augment": "ssd", "mosaic_prob": 0.5, "batch_size": 2, "ema": 0.9}
 
 
+@pytest.fixture(scope="module")
+def undisturbed(records, tmp_path_factory):
+    """Gives the options of a finished run with these changes of DETERMINED, one run for each."""
+    done = {}
+
+    def run(**changes):
+        key = repr(sorted(changes.items()))
+        if key not in done:
+            done[key] = tiny_options(records, tmp_path_factory.mktemp("plain"), **DETERMINED | changes)
+            run_training(done[key])
+        return done[key]
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("changes", "place"),
     [
         ({}, (0, 0)),
         ({}, (1, 1)),
         ({"accumulate": 2}, (0, 4)),
-        ({"network": "efficientdet_mini", **DROPPING}, (0, 2)),
+        ({"network": "efficientdet_mini", "end_epoch": 1, "val_path": "", **DROPPING}, (0, 2)),
     ],
 )
-def test_a_run_goes_on_in_mid_epoch_with_the_same_bits(options, tmp_path, monkeypatch, caplog, place, changes):
+def test_a_run_goes_on_in_mid_epoch_with_the_same_bits(options, undisturbed, monkeypatch, caplog, place, changes):
     wanted = DETERMINED | changes
-    plain, paused = (options(prefix=str(tmp_path / name / "t"), **wanted) for name in ("plain", "paused"))
-    run_training(plain)
+    plain, paused = undisturbed(**changes), options(**wanted)
     with monkeypatch.context() as patched, caplog.at_level(logging.INFO):
         signalled(patched, place)
         with pytest.raises(SystemExit) as end:

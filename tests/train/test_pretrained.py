@@ -11,7 +11,7 @@ from model.checkpoint import best_epoch, load_checkpoint
 from model.weights import imagenet
 from model.weights.imagenet import LITE_PIXELS
 from tests.model.weights.formula import formula
-from tests.train.tiny import metrics
+from tests.train.tiny import TRAIN, metrics
 from train.checks import check_early, idle_options
 from train.preflight import preflight
 from train.pretrained import epoch_of, with_pixels
@@ -52,6 +52,18 @@ def test_imagenet_fills_the_body_and_brings_its_pixels(lite, caplog):
     assert "fills" not in caplog.text
 
 
+def test_a_run_is_resumed_with_the_pixels_of_its_checkpoints(lite, caplog, monkeypatch):
+    run = lite(batch_size=TRAIN, val_path="")
+    run_training(run)
+    meta = load_checkpoint(run.output.prefix, 1).meta
+    assert (meta.mean_pixels, meta.std) == PIXELS
+    monkeypatch.setattr(imagenet, "read_state_dict", lambda path: pytest.fail("the weights are read again"))
+    plan = preflight(replace_options(run, end_epoch=2, resume="auto"))
+    assert (plan.options.input.mean_r, plan.options.input.std_b) == (127.0, 128.0)
+    assert "in the run so far" not in caplog.text
+
+
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_the_pixels_of_its_checkpoints(lite, caplog, monkeypatch):
     run = lite(end_epoch=2, val_path="", augment="ssd")
     run_training(run)

@@ -205,6 +205,7 @@ def test_all_start_as_rank_0_does():
         assert (other.arg_params, other.optimizer_state, other.averages) == (None, None, None)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("silent", "ends"), [([1, 0, 1, 1, 0], False), ([0, 1, 1, 1, 1], True)])
 def test_a_process_counts_as_lost_after_three_looks_in_a_row(monkeypatch, silent, ends):
     """ps-lite takes all for lost for a moment while they come together."""

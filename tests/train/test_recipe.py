@@ -81,7 +81,10 @@ def test_a_run_is_resumed_with_averages_if_it_had_them(options, ema, words):
         run_training(options(ema=ema, resume="auto"))
 
 
-@pytest.mark.parametrize(("every", "validated"), [("2", [2, 4, 5]), ("last", [5]), ("1", [1, 2, 3, 4, 5])])
+@pytest.mark.parametrize(
+    ("every", "validated"),
+    [("2", [2, 4, 5]), ("last", [5]), pytest.param("1", [1, 2, 3, 4, 5], marks=pytest.mark.slow)],
+)
 def test_which_epochs_are_validated(options, every, validated):
     run = options(eval_every=every, end_epoch=5)
     run_training(run)
@@ -138,7 +141,7 @@ def test_snapshots_of_an_abandoned_run_go(options):
     assert list_epochs(f"{run.output.prefix}-iter") == [4]
 
 
-def test_losses_are_drawn_while_an_epoch_runs(options, monkeypatch):
+def test_losses_are_drawn_while_an_epoch_runs(options, drawn_curves, monkeypatch):
     monkeypatch.setattr("train.curves.CURVES_EVERY_SECONDS", -1.0)
     seen = []
 

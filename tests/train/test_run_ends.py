@@ -11,6 +11,7 @@ from common.errors import CheckpointError, OptionError
 from config.groups import seconds_of
 from config.options import from_mapping, replace_options
 from model.checkpoint import list_epochs, load_checkpoint, read_meta
+from tests.train.conftest import tiny_options
 from tests.train.test_training import digests, fake_values, stop_in_epoch
 from tests.train.tiny import metrics
 from train.checks import check_early, idle_options
@@ -55,7 +56,7 @@ def interrupted(options, epoch):
             run_training(options)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_resumed_run_with_everything_and_a_time_limit_ends_as_one_limited_in_updates(
     options, tmp_path, measured, workers
 ):
@@ -80,19 +81,27 @@ def test_a_resumed_run_with_everything_and_a_time_limit_ends_as_one_limited_in_u
     assert json.loads(Path(f"{parts.output.prefix}-run.json").read_text())["time_limit"] == expected
 
 
+ONE_EPOCH = EVERYTHING | {"val_path": "", "end_epoch": 1}
+
+
+@pytest.fixture(scope="module")
+def with_everything(records, tmp_path_factory):
+    """Digest of the weights after an epoch."""
+    run = tiny_options(records, tmp_path_factory.mktemp("everything"), **ONE_EPOCH)
+    run_training(run)
+    return digests(run.output.prefix, 1)[0]
+
+
 @pytest.mark.parametrize("change", ["close_mosaic", "body_lr", "clip_gradient_norm", "flip_ud_prob", "jpeg_prob"])
-def test_each_of_them_changes_the_weights(options, tmp_path, change):
+def test_each_of_them_changes_the_weights(options, with_everything, change):
     """Otherwise the test above would prove nothing of it."""
     default = getattr(train_options().schedule, change, 0.0)
-    found = []
-    for name, values in (("with", {}), ("without", {change: type(EVERYTHING[change])(default)})):
-        run = options(prefix=str(tmp_path / name / "t"), **(EVERYTHING | values | {"val_path": "", "end_epoch": 1}))
-        run_training(run)
-        found.append(digests(run.output.prefix, 1)[0])
-    assert found[0] != found[1]
+    run = options(**(ONE_EPOCH | {change: type(EVERYTHING[change])(default)}))
+    run_training(run)
+    assert digests(run.output.prefix, 1)[0] != with_everything
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_mosaics_end_before_the_last_epochs_however_these_are_found(options, tmp_path, workers):
     """Two epochs of three updates; that the second has no mosaics shows beside a run that has them."""
     recipe = {"augment": "ssd", "mosaic_prob": 1.0, "lr_steps": (), "val_path": "", "workers": workers}

@@ -201,7 +201,7 @@ def test_a_picture_that_cannot_be_written_leaves_the_older_one(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(("prefix", "name"), [("absent/t", "CrossEntropy"), ("t", "$^$")])
-def test_training_goes_on_without_curves(tmp_path, caplog, prefix, name):
+def test_training_goes_on_without_curves(drawn_curves, tmp_path, caplog, prefix, name):
     curves = LiveCurves(str(tmp_path / prefix), LossMetric([name]), None, [record(1, {name: 1.0}, {})], 1)
     curves.draw()
     curves.draw()

@@ -404,7 +404,9 @@ def test_a_damaged_state_is_refused(state):
         plateau(state)
 
 
-@pytest.mark.parametrize("changes", [{}, {"targets": "mxnet"}, {"ema": 0.9}, {"cpus": 2}])
+@pytest.mark.parametrize(
+    "changes", [pytest.param({}, marks=pytest.mark.slow), {"targets": "mxnet"}, {"ema": 0.9}, {"cpus": 2}]
+)
 def test_the_loss_of_the_validation_is_that_of_the_saved_weights(options, changes):
     """10 images in batches of 8, with batch norm on its moving averages; detections are validated as without it."""
     run = options(val_loss=True, end_epoch=1, **changes)

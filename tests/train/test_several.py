@@ -48,6 +48,10 @@ RUNS = {
     "cpus": {"cpus": 2, "accumulate": 3, "end_epoch": 2, "val_path": ""},
     "effdet": {"drop_connect": 0.0, "max_iter": 3, "val_path": ""},
 }
+DEFAULT, SLOW = ("ssd", "cpus"), ("yolo", "effdet")  # a job of workers each, with its servers
+every_family = pytest.mark.parametrize(
+    "family", [*DEFAULT, *(pytest.param(family, marks=pytest.mark.slow) for family in SLOW)]
+)
 STILL = {"lr": 0.0, "freeze": BATCH_NORM, "metrics": ("voc07", "coco"), "report": True}  # the weights stay as they are
 
 
@@ -86,21 +90,39 @@ def build(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(build):
-    """{(family, what): (options of one process, options of the workers)} of runs that are done."""
+    """{family: (options of one process, options of the workers)} of runs that are done, and those of "still"."""
+    return train_pairs(build, DEFAULT, still=True)
+
+
+@pytest.fixture(scope="module")
+def trained_slowly(build):
+    """As `trained`, of the other families."""
+    return train_pairs(build, SLOW)
+
+
+@pytest.fixture
+def pair(family, request):
+    """(options of one process, options of the workers) of a family's runs."""
+    return request.getfixturevalue("trained" if family in DEFAULT else "trained_slowly")[family]
+
+
+def train_pairs(build, families, still=False):
     folder, options = build
     pairs = {}
-    for family, changes in RUNS.items():
+    for family in families:
+        changes = RUNS[family]
         run_training(options(family, f"{family}-start", batch_size=4, max_iter=1, val_path=""))
         make = partial(options, family, pretrained=str(folder / f"{family}-start"), epoch="1", freeze=BATCH_NORM)
         one = make(f"{family}-one", **({"batch_size": 4} | changes))
         pairs[family] = one, make(f"{family}-two", kv_store="dist_sync", **changes)
-    make = partial(options, "ssd", pretrained=str(folder / "ssd-one"), epoch="2", **STILL)
-    pairs["still"] = make("still-one"), make("still-two", kv_store="dist_sync")
+    if still:
+        make = partial(options, "ssd", pretrained=str(folder / "ssd-one"), epoch="2", **STILL)
+        pairs["still"] = make("still-one"), make("still-two", kv_store="dist_sync")
     for one, _ in pairs.values():
         run_training(one)
-    cases = folder / "cases.json"
+    cases = folder / f"{families[0]}-cases.json"
     cases.write_text(json.dumps([to_mapping(two) | {"num_example": None} for _, two in pairs.values()]))
-    (folder / "said").write_text(launch(["-m", "tests.train.ranks_runner", str(cases)]).stderr)
+    (folder / f"{families[0]}-said").write_text(launch(["-m", "tests.train.ranks_runner", str(cases)]).stderr)
     return pairs
 
 
@@ -109,28 +131,28 @@ def arrays(options, kind):
     return {name: array.asnumpy() for name, array in mx.nd.load(str(newest)).items()}
 
 
-@pytest.mark.parametrize("family", RUNS)
+@every_family
 @pytest.mark.parametrize("kind", ["params", "optim.params"])
-def test_parameters_and_optimizer_are_those_of_one_process_with_the_whole_batch(trained, family, kind):
-    one, two = (arrays(options, kind) for options in trained[family])
+def test_parameters_and_optimizer_are_those_of_one_process_with_the_whole_batch(pair, kind):
+    one, two = (arrays(options, kind) for options in pair)
     assert list(one) == list(two)
     for name, array in one.items():
         scale = np.abs(array).max() + 1e-8
         np.testing.assert_allclose(two[name] / scale, array / scale, atol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("family", RUNS)
-def test_the_runs_have_trained(trained, family):
-    one = trained[family][0]
+@every_family
+def test_the_runs_have_trained(pair):
+    one = pair[0]
     start = mx.nd.load(f"{one.start.pretrained}-0001.params")
     moved = [name for name, array in arrays(one, "params").items() if (array != start[name].asnumpy()).any()]
     assert any(name.endswith("_weight") for name in moved)
     assert not any(name.endswith(("_gamma", "_beta")) for name in moved)
 
 
-@pytest.mark.parametrize("family", RUNS)
-def test_losses_and_rates_are_those_of_one_process(trained, family):
-    lines = [metrics(options.output.prefix) for options in trained[family]]
+@every_family
+def test_losses_and_rates_are_those_of_one_process(pair):
+    lines = [metrics(options.output.prefix) for options in pair]
     for one, two in zip(*lines, strict=True):
         assert two["num_update"] == one["num_update"]
         assert two["learning_rate"] == one["learning_rate"]
@@ -156,8 +178,8 @@ def test_rank_0_alone_writes_and_nothing_less_than_one_process(trained, build):
 
 def test_a_server_unpickles_nothing(trained, build):
     folder, _ = build
-    assert "is not obeyed: this server takes gradients alone" in (folder / "said").read_text()
-    assert not (folder / "cases.json.unpickled").exists()
+    assert "is not obeyed: this server takes gradients alone" in (folder / "ssd-said").read_text()
+    assert not (folder / "ssd-cases.json.unpickled").exists()
 
 
 @pytest.mark.parametrize(

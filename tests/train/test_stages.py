@@ -67,7 +67,9 @@ ADAM = {"optimizer": "adam", "lr_schedule": "cosine", "warmup_epochs": 0.5}
 AVERAGES = {"lr_schedule": "step_epochs", "lr_factor": 0.5, "ema": 0.9, "accumulate": 2}
 
 
-@pytest.mark.parametrize(("changes", "stopped_in"), [(ADAM, 1), (AVERAGES, 2), (AVERAGES, 3)])
+@pytest.mark.parametrize(
+    ("changes", "stopped_in"), [(ADAM, 1), (AVERAGES, 2), pytest.param(AVERAGES, 3, marks=pytest.mark.slow)]
+)
 def test_a_run_resumes_exactly_in_either_stage(options, tmp_path, stopped_in, changes):
     """Stopped in epoch 1: within the first stage; 2: after it; 3: within the second."""
     whole, parts = (options(prefix=str(tmp_path / name / "t"), **STAGES, **changes) for name in ("whole", "parts"))

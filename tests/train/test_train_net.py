@@ -134,7 +134,7 @@ def test_lists_replace_the_labels_of_both_records(arguments, tmp_path):
         train_net(**arguments | {"prefix": str(tmp_path / "other" / "t")})
 
 
-@pytest.mark.parametrize("optimizer", ["rmsprop", "adadelta"])
+@pytest.mark.parametrize("optimizer", ["rmsprop", pytest.param("adadelta", marks=pytest.mark.slow)])
 def test_the_other_classic_optimizers_train_and_resume(arguments, optimizer):
     arguments |= {"optimizer": optimizer, "iter_monitor": 0, "learning_rate": 0.001}
     train_net(**arguments)

@@ -75,7 +75,10 @@ def test_mxnet_loads_the_checkpoint_by_itself(finished_run):
     "changes",
     [
         {"augment": "ssd", "lr_schedule": "cosine", "warmup_epochs": 1.5, "workers": 1},
-        {"optimizer": "adam", "lr": 0.01, "begin_epoch": 1, "lr_steps": (3.0,), "lr_factor": 0.5},
+        pytest.param(
+            {"optimizer": "adam", "lr": 0.01, "begin_epoch": 1, "lr_steps": (3.0,), "lr_factor": 0.5},
+            marks=pytest.mark.slow,
+        ),
         {"targets": "mxnet", "optimizer": "nag", "val_path": "", "freeze": "conv_1_"},
     ],
 )
@@ -177,7 +180,7 @@ def test_images_without_objects_train_without_nan(options, tmp_path, changes):
     assert [line["validation"] for line in metrics(run.output.prefix)] == [{}, {}]
 
 
-def test_without_validation_every_epoch_is_saved(options):
+def test_without_validation_every_epoch_is_saved(options, drawn_curves):
     run = options(val_path="")
     run_training(run)
     assert list_epochs(run.output.prefix) == [1, 2]
@@ -204,7 +207,7 @@ def test_which_checkpoints_are_kept(options, monkeypatch):
     assert read_meta(run.output.prefix, 2).scores["validation"] == {"mAP": 0.6}
 
 
-def test_best_by_any_metric(options, monkeypatch):
+def test_best_by_any_metric(options, drawn_curves, monkeypatch):
     """All are in metrics.jsonl, the log and the curves; the best checkpoint follows the one that is asked for."""
     ranked = iter([0.5, 0.7, 0.6])
     monkeypatch.setattr(

@@ -21,7 +21,10 @@ def updates_of(prefix):
 
 @pytest.mark.parametrize(
     ("changes", "updates", "stops"),
-    [(ONE | WHOLE | {"multi_scale": (1.5,)}, [3, 5, 7, 9], (0, 1)), (TWO | WHOLE, [3, 6, 8, 10], (1, 3))],
+    [
+        (ONE | WHOLE | {"multi_scale": (1.5,)}, [3, 5, 7, 9], (0, 1)),
+        pytest.param(TWO | WHOLE, [3, 6, 8, 10], (1, 3), marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_killed_in_and_after_the_warm_up_ends_with_the_same_bits(options, tmp_path, changes, updates, stops):
     recipe = RECIPE | changes

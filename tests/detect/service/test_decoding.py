@@ -46,6 +46,7 @@ def test_an_image_gets_no_more_memory_than_a_decoder_may_have(decoders):
     assert decode(decoders, plain(3))[0, 0, 0] == 3
 
 
+@pytest.mark.faults
 def test_a_decoder_that_crashes_costs_its_own_image_alone(decoders):
     (process,) = decoders._free
     os.kill(process._process.pid, signal.SIGSTOP)
@@ -57,6 +58,7 @@ def test_a_decoder_that_crashes_costs_its_own_image_alone(decoders):
     assert decode(decoders, PHOTO).shape == (40, 60, 3)
 
 
+@pytest.mark.faults
 def test_a_decoder_that_was_killed_while_idle_is_replaced(decoders):
     (process,) = decoders._free
     process._process.kill()
