@@ -173,8 +173,8 @@ def parameter_groups(optimizer: mx.optimizer.Optimizer) -> list[dict[str, Any]]:
     return [{"names": names, "lr_mult": rate, "weight_decay": wd} for (rate, wd), names in found.items()]
 
 
-def start_trainer(stage: Stage, module: DetectionModule, python: str) -> TorchTrainer:
-    """The other process, with the module's weights."""
+def training_of(stage: Stage, module: DetectionModule) -> tuple[dict[str, Any], Arrays]:
+    """What the other process must know: the network with its recipe, and the module's weights."""
     options, symbol = stage.options, raw_predictions(stage)
     arg_params, aux_params = module.get_params()
     found = {name: array.asnumpy() for name, array in (arg_params | aux_params).items()}
@@ -190,7 +190,13 @@ def start_trainer(stage: Stage, module: DetectionModule, python: str) -> TorchTr
         "threads": engine_threads(),
     }
     wanted = [*symbol.list_arguments(), *symbol.list_auxiliary_states()]
-    return TorchTrainer(python, given, {name: found[name] for name in wanted if name != "data"})
+    return given, {name: found[name] for name in wanted if name != "data"}
+
+
+def arrays_of(batch: mx.io.DataBatch) -> list[np.ndarray]:
+    """The data of a batch and the targets in the order of the losses."""
+    labels = {desc.name: array for desc, array in zip(batch.provide_label, batch.label, strict=True)}
+    return [batch.data[0].asnumpy(), *(labels[name].asnumpy() for name in LABELS["paper"])]
 
 
 @dataclass(frozen=True)
@@ -207,10 +213,8 @@ def train_epoch(trainer: TorchTrainer, batches: mx.io.DataIter, rates: Callable[
     """Feeds an epoch to the other process; done: updates before it."""
     begin, answers, rate = time.perf_counter(), [], 0.0
     for number, batch in enumerate(batches, done + 1):
-        labels = {desc.name: array for desc, array in zip(batch.provide_label, batch.label, strict=True)}
-        arrays = [batch.data[0].asnumpy(), *(labels[name].asnumpy() for name in LABELS["paper"])]
         rate = rates(number)
-        answers.append(trainer.update(rate, arrays))
+        answers.append(trainer.update(rate, arrays_of(batch)))
         if not math.isfinite(sum(answers[-1][0])):
             raise TrainingError(f"the loss of update {number} is {answers[-1][0]}; lower --lr")
     means = np.mean([losses for losses, _ in answers], axis=0)
@@ -256,7 +260,7 @@ def train(plan: Plan, python: str) -> None:
         if close:
             train_iter.end_mosaic(stage.run_end - close)
         module = ready_module(stage, plan, train_iter, val_iter)
-        trainer = stack.enter_context(closing(start_trainer(stage, module, python)))
+        trainer = stack.enter_context(closing(TorchTrainer(python, *training_of(stage, module))))
         title = f"{stage.options.input.network}, batches of {train_iter.batch_size}, {stage.options.device.dtype}"
         print(f"PyTorch {trainer.version}, {title}; {machine()}\n")
         epochs = train_epochs(trainer, stage, batches, module._optimizer, start.epoch)
