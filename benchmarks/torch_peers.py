@@ -26,29 +26,43 @@ POSITIVES = 0.01  # of the anchors
 Variant = Callable[[int], float]
 
 
-def multibox_loss(cls_pred: Any, loc_pred: Any, cls_target: Any, loc_target: Any) -> Any:
-    """As symbol/losses.py: mining 3:1 in each image, sums over the positives of the batch; targets are given."""
+def multibox_loss(
+    cls_pred: Any,
+    loc_pred: Any,
+    cls_target: Any,
+    loc_target: Any,
+    normaliser: Any,
+    ratio: float = 3.0,
+    minimum: int = 0,
+) -> tuple[Any, Any]:
+    """(confidence loss, localisation loss) as symbol/losses.py has them, with its alpha 1, summed over the images.
+
+    cls_pred (B, A, C + 1), loc_pred and loc_target (B, A, 4); cls_target (B, A) whole numbers: 0 background, -1
+    ignored; normaliser: the number of positives. ratio, minimum: of the negatives that are mined in each image.
+    """
     log_prob = F.log_softmax(cls_pred, dim=-1)
     positive = cls_target > 0
     count = positive.sum(1, keepdim=True)
-    positive_loss = -(log_prob.gather(2, cls_target[..., None])[..., 0] * positive).sum()
-    background = torch.where(positive, torch.full_like(log_prob[..., 0], -1.0), -log_prob[..., 0])
+    positive_loss = -(log_prob.gather(2, cls_target.clamp(min=0)[..., None])[..., 0] * positive).sum()
+    background = torch.where(cls_target == 0, -log_prob[..., 0], torch.full_like(log_prob[..., 0], -1.0))
     background = background.sort(dim=1, descending=True).values
     rank = torch.arange(background.shape[1])
-    negative_loss = (background * ((rank < 3 * count) & (background >= 0))).sum()
+    mined = (ratio * count).floor().clamp(min=minimum)
+    negative_loss = (background * ((rank < mined) & (background >= 0))).sum()
     error = F.smooth_l1_loss(loc_pred, loc_target, reduction="none") * positive[..., None]
-    return (positive_loss + negative_loss + error.sum()) / count.sum()
+    scale = 1.0 / normaliser.clamp(min=1)
+    return (positive_loss + negative_loss) * scale, error.sum() * scale
 
 
 def ssd_loss(model: TrainedSymbol, data: Any, classes: int) -> Callable[[], Any]:
     """The loss of one batch, with random targets; the model gives logits (B, A, C + 1) and offsets (B, A, 4)."""
     cls_target, loc_target = _random_targets(model, data, classes)
+    positives = (cls_target > 0).sum()
 
     def loss() -> Any:
         cls_pred, loc_pred = model(data)
-        return multibox_loss(
-            cls_pred.view(*loc_target.shape[:2], -1), loc_pred.view_as(loc_target), cls_target, loc_target
-        )
+        cls_pred = cls_pred.view(*loc_target.shape[:2], -1)
+        return sum(multibox_loss(cls_pred, loc_pred.view_as(loc_target), cls_target, loc_target, positives))
 
     return loss
 

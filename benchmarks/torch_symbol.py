@@ -64,8 +64,9 @@ class TrainedSymbol(torch.nn.Module):
         self._size = len(nodes)
         self._data = next(number for number, node in enumerate(nodes) if node["name"] == "data")
         self._names = {k: f"v{k}" for k, node in enumerate(nodes) if node["op"] == "null" and k != self._data}
-        for number, name in self._names.items():
-            _register(self, name, nodes[number]["name"], tuple(shapes[nodes[number]["name"]]))
+        self._originals = {name: nodes[number]["name"] for number, name in self._names.items()}
+        for name, original in self._originals.items():
+            _register(self, name, original, tuple(shapes[original]))
         self._steps = [_step(number, nodes, TRAINED) for number, node in enumerate(nodes) if node["op"] != "null"]
 
     def forward(self, data: Any) -> list[Any]:
@@ -77,6 +78,10 @@ class TrainedSymbol(torch.nn.Module):
         for number, operator, inputs in self._steps:
             values[number] = operator(*(values[k] for k in inputs))
         return [values[k] for k in self._heads]
+
+    def by_name(self) -> dict[str, Any]:
+        """{name in the symbol: parameter or moving average}."""
+        return {original: getattr(self, name) for name, original in self._originals.items()}
 
 
 def _register(module: torch.nn.Module, name: str, original: str, shape: tuple[int, ...]) -> None:

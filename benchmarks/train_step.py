@@ -34,7 +34,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Seconds, machine, median_ratio, print_table, verdict
+from benchmarks.common import Seconds, machine, median_ratio, next_line, print_table, verdict
 from benchmarks.inference_models import FAMILIES
 from common.errors import OptionError
 from common.sizes import input_size
@@ -63,6 +63,7 @@ WHOLE, BARE, EAGER, CHANNELS_LAST = "whole training", "bare step", "PyTorch eage
 AS_IT_IS = "bare step, graph not rewritten"
 AUTOCAST = "PyTorch channels-last, bfloat16 autocast"
 BARE_FLOAT32 = "bare step, float32"
+PEERS = "benchmarks.torch_peers"
 TORCH_VARIANTS = {EAGER: "eager", CHANNELS_LAST: "channels-last", AUTOCAST: "autocast"}
 UNCOUNTED_STEPS = 3  # before each measurement of fit: as many batches as the iterator makes ahead
 SETTLE_SECONDS = 1.0  # for the workers to finish what they have begun
@@ -117,7 +118,7 @@ class TrainStepOptions:
 
 
 class TorchPeer:
-    """The process of benchmarks.torch_peers."""
+    """The process of PEERS."""
 
     def __init__(self, options: TrainStepOptions, num_classes: int) -> None:
         """Starts it and waits until both variants are ready."""
@@ -127,27 +128,20 @@ class TorchPeer:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "network.json")
             file.write_text(json.dumps(given), "utf-8")
-            command = [options.python or sys.executable, "-m", "benchmarks.torch_peers", str(file)]
+            command = [options.python or sys.executable, "-m", PEERS, str(file)]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
-            ready = json.loads(self._answer())
+            ready = json.loads(next_line(self._process, PEERS))
         self.parameters, self.version = ready["parameters"], ready["version"]
 
     def seconds(self, variant: str, steps: int) -> float:
         """Makes steps and returns their seconds."""
         assert self._process.stdin
         print(variant, steps, file=self._process.stdin, flush=True)
-        return float(self._answer())
+        return float(next_line(self._process, PEERS))
 
     def close(self) -> None:
         """Ends the process."""
         self._process.communicate()
-
-    def _answer(self) -> str:
-        assert self._process.stdout
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"benchmarks.torch_peers ended with status {self._process.wait()}")
-        return line
 
 
 def described(network: str, setting: Setting, num_classes: int) -> dict[str, Any]:
