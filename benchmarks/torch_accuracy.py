@@ -19,7 +19,7 @@ What differs from train.py:
   above 1000. Their momentum is the same; PyTorch calls 1 - 0.9 what is 0.9 here.
 - Adam's epsilon is added to another multiple of the root (AdamW's is not).
 - bfloat16: autocast narrows convolutions; graph/mixed_precision.py other layers, too.
-- Sums have another order. In float64 losses and gradients are the same to 8 digits (the slow tests compare them); in
+- Sums have another order. In float64 losses are the same to 8 digits and gradients to 6 (slow tests compare them); in
   float32 batch norms of random weights make rounding errors grow: the first loss is the same to some 1e-4.
 """
 
