@@ -19,6 +19,7 @@ from symbol.detector.ssd_rows import ROWS as SSD_NETWORKS
 from symbol.detector.yolo import ROWS as YOLO_NETWORKS
 from tests.model.made_up import images, largest_error, made_up, predictions, run
 from tests.model.tiny import MEAN, SIZE, picture, save_tiny
+from tests.symbol.network_cases import SAME_KIND, slow_unless
 
 SMALL_EFFDETS = [name for name, row in EFFDET_NETWORKS.items() if row.channels <= 64]
 ALL = [*SSD_NETWORKS, *YOLO_NETWORKS, *SMALL_EFFDETS]
@@ -31,7 +32,7 @@ def _operators(symbol):
     return [node["op"] for node in json.loads(symbol.tojson())["nodes"]]
 
 
-@pytest.mark.parametrize("network", ALL)
+@pytest.mark.parametrize("network", [slow_unless(name not in SAME_KIND, name) for name in ALL])
 def test_predictions_stay_the_same_without_batch_norm(network):
     model = made_up(network)
     data = images(model)

@@ -33,6 +33,26 @@ CLASSES = 3
 TRACED = ["gluoncv:resnet18_v1b", "gluoncv:mobilenetv2_0.25"]
 ALL = [*SSD_NETWORKS, *TRACED]
 NETWORKS = pytest.mark.parametrize("network", ALL)
+# Deeper than another one or with other priors, and else alike: what runs networks runs these in the slow tests.
+SAME_KIND = (
+    *("resnet101", "densenet121", "efficientnet_lite1", "efficientnet_lite2", "legacy_vgg16_ssd_512"),
+    *("vgg16_ssd_coco", "vgg16_ssd_torchvision", "yolov3", "efficientdet_lite1", "efficientdet_lite2"),
+)
+
+
+def slow_unless(is_quick: bool, *values: Any) -> Any:
+    """A parameter set, of a slow test or not."""
+    return pytest.param(*values, marks=() if is_quick else pytest.mark.slow)
+
+
+# Which targets are assigned changes the heads alone: one network of the default tests learns MXNet's.
+RUNS = pytest.mark.parametrize(
+    ("network", "targets"),
+    [
+        *(slow_unless(network not in SAME_KIND, network, "paper") for network in ALL),
+        *(slow_unless(network == "mobilenet", network, "mxnet") for network in ALL),
+    ],
+)
 YOLOS = pytest.mark.parametrize("network", list(YOLO_NETWORKS))
 
 

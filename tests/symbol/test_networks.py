@@ -14,14 +14,13 @@ from symbol.symbol_factory import get_assigner, get_symbol, get_symbol_train, la
 from tests.symbol.network_cases import (
     CLASSES,
     NETWORKS,
+    RUNS,
     SIZES,
     parameter_shapes,
     small_options,
     small_size,
     without_det,
 )
-
-TARGETS = pytest.mark.parametrize("targets", ["paper", "mxnet"])
 
 
 def anchor_count(network: str, size: int | tuple[int, int], **options: Any) -> int:
@@ -237,8 +236,7 @@ def test_anchors_are_square_in_pixels_in_a_wide_input() -> None:
     assert (box[2] - box[0]) * 24 == pytest.approx((box[3] - box[1]) * 16)
 
 
-@NETWORKS
-@TARGETS
+@RUNS
 def test_a_training_step_reaches_every_parameter(network: str, targets: str) -> None:
     size, options = small_size(network), {"targets": targets, **small_options(network)}
     module, batch = _module_and_batch(network, size, options)
@@ -280,8 +278,7 @@ def _module_and_batch(network: str, size: tuple[int, int], options: dict[str, An
     return module, mx.io.DataBatch([data], arrays)
 
 
-@NETWORKS
-@TARGETS
+@RUNS
 def test_detection_and_training_symbol_detect_the_same(network: str, targets: str) -> None:
     """det of get_symbol is the last output of get_symbol_train; rows are [id, score, corners], id -1 = none."""
     size, options = small_size(network), small_options(network)
