@@ -110,6 +110,7 @@ def _heard(ranks: Ranks, given: TrainOptions) -> Plan:
     check_alike(ranks, told, sidecars, len(devices))
     start = same_start(ranks, None)
     options, classes = from_mapping(train_options_class(), told["options"]), tuple(told["classes"])
+    _check_resumed_dtype(options, start, devices)
     stages = make_stages(without_end(options), classes)
     for stage in stages:
         check_batch_size(stage.options.data.batch_size, devices)
@@ -144,6 +145,7 @@ def preflight(options: TrainOptions) -> Plan:
     check_disk_space(options, len(classes))
     found_epochs = tuple(list_epochs(options.output.prefix))
     start = find_start(stages)
+    _check_resumed_dtype(options, start, devices)
     damage = MetricsFile(options.output.prefix, start.kept_epochs).damage
     if damage:
         logger.warning(damage)
@@ -168,6 +170,18 @@ def check_dtype(dtype: str, devices: Sequence[mx.Context]) -> None:
         raise OptionError(f"--dtype {dtype} {_OTHER_DEVICE[dtype]}")
     if dtype == BFLOAT16 and not supports_bfloat16():
         raise OptionError("--dtype bfloat16: this CPU has no AVX-512, which oneDNN's bfloat16 needs; leave it out")
+
+
+def _check_resumed_dtype(options: TrainOptions, start: Start, devices: Sequence[mx.Context]) -> None:
+    """OptionError where --dtype auto found, on another machine, a format that these devices do not compute in."""
+    try:
+        check_dtype(start.precision.get("dtype", options.device.dtype), devices)
+    except OptionError as error:
+        prefix, epoch = options.output.prefix, start.epoch
+        raise OptionError(
+            f"{prefix} was trained in {start.precision['dtype']}, which the devices here do not have; resume it where "
+            f"they do, or start anew with --pretrained {prefix} --epoch {epoch} and another --prefix"
+        ) from error
 
 
 def _few_images(options: TrainOptions, sidecar: Sidecar | None, start: Start) -> list[str]:

@@ -1,6 +1,7 @@
 """Training in mixed precision: gradients beside float32's, the loss scale of float16, resuming, --dtype auto."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from tests.train.tiny import CLASSES, NETWORK, write_record
 from train.metric import make_metric
 from train.module import DetectionModule
 from train.recipe import GROWTH_INTERVAL, LossScaler, Recipe, make_scaler
-from train.stages import without_det
+from train.stages import make_stages, without_det
+from train.start import find_start
 from train.training import run_training
 
 needs_bfloat16 = pytest.mark.skipif(not supports_bfloat16(), reason="this CPU has no AVX-512")
@@ -253,6 +255,17 @@ def test_a_format_that_the_device_does_not_have_is_refused(options, monkeypatch,
     monkeypatch.setattr("train.preflight.supports_bfloat16", lambda: supported)
     with pytest.raises(OptionError, match=sentence):
         run_training(options(end_epoch=1, dtype=dtype))
+
+
+def test_a_run_is_not_resumed_in_a_format_that_the_device_does_not_have(options, monkeypatch):
+    """--dtype auto found bfloat16 on another machine; that the checkpoint says so is written into it here."""
+    run_training(options(end_epoch=1, dtype="auto"))
+    resumed = options(end_epoch=2, dtype="auto", resume="auto")
+    found = find_start(make_stages(resumed, CLASSES))
+    monkeypatch.setattr("train.preflight.find_start", lambda stages: replace(found, precision={"dtype": BFLOAT16}))
+    monkeypatch.setattr("train.preflight.supports_bfloat16", lambda: False)
+    with pytest.raises(OptionError, match="was trained in bfloat16, which the devices here do not have.*--epoch 1 "):
+        run_training(resumed)
 
 
 def test_the_loss_scale_goes_on_where_a_checkpoint_left_it():
