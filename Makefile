@@ -12,7 +12,7 @@ COMPILE := uv pip compile pyproject.toml --extra dev --extra onnx --extra openvi
 
 help:
 	@echo "make demo        install, draw shapes, train a small SSD on them, export it, detect (a few minutes)"
-	@echo "make test        format check, lint, types, import contracts, default tests"
+	@echo "make test        format check, lint, types, import contracts, default tests; PROCESSES=4 for four at a time"
 	@echo "make test-slow   the tests marked slow as well"
 	@echo "make faults      kills, bit flips and inputs by the thousand; KILLS=10 FLIPS=100 INPUTS=10000 for fewer"
 	@echo "make venv        install only; with LOCK=requirements-cu112.lock for an NVIDIA GPU"
@@ -51,8 +51,10 @@ types: venv
 imports: venv
 	$(BIN)/lint-imports --config pyproject.toml
 
+# Tests of one file share what they prepare, so they run in one process.
+PROCESSES ?= 2
 unit: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
 
 test-slow: venv
 	$(BIN)/python -m pytest -m "slow or not slow"

@@ -9,7 +9,7 @@ several readers are added before they are rounded. It says what bfloat16 does to
 """
 
 import ctypes
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import train.measuring
 import train.module
 import train.preflight
 from graph.mixed_precision import BFLOAT16, to_mixed
-from graph.symbol_graph import VARIABLE, Edge, Shape, SymbolNode, graph_of, node_shapes, symbol_of
+from graph.symbol_graph import VARIABLE, Edge, Shape, SymbolGraph, SymbolNode, graph_of, node_shapes, symbol_of
 from machine.command import run_command
 from machine.runtime import mx
 
@@ -91,28 +91,29 @@ def to_rounded(symbol: mx.sym.Symbol, shapes: Mapping[str, Shape], dtype: str) -
     mixed = to_mixed(symbol, shapes, dtype)
     inputs = {name: shape for name, shape in shapes.items() if name in mixed.list_inputs()}
     graph, found = graph_of(mixed), node_shapes(mixed, **inputs)
-    narrow: set[SymbolNode] = set()
+    narrow = _narrow_nodes(graph)
     made: dict[Edge, Edge] = {}
     for node in graph.nodes():
-        node.inputs = [made.get(edge, edge) for edge in node.inputs]
         if node.op == VARIABLE and node.name not in shapes:
             node.attrs["__shape__"] = str(found[node.name])  # a Custom operator does not pass on what its reader needs
-        is_cast = node.op == "amp_cast"
-        if is_cast and node.attrs["dtype"] != BFLOAT16:
-            made[Edge(node)] = node.inputs[0]
-        elif is_cast or _is_in(narrow, node):
-            narrow.add(node)
-            if not _is_exact(node):
-                value = node.inputs[0] if is_cast else Edge(node)
-                made[Edge(node)] = Edge(SymbolNode("Custom", f"{node.name}_rounded", {"op_type": _ROUND}, [value]))
-                narrow.add(made[Edge(node)].node)
+        node.inputs = [made.get(edge, edge) for edge in node.inputs]
+        value = node.inputs[0] if node.op == "amp_cast" else Edge(node)
+        if node in narrow and not _is_exact(node):
+            value = Edge(SymbolNode("Custom", f"{node.name}_rounded", {"op_type": _ROUND}, [value]))
+        made[Edge(node)] = value
     graph.outputs = [made.get(edge, edge) for edge in graph.outputs]
     return symbol_of(graph)
 
 
-def _is_in(narrow: Set[SymbolNode], node: SymbolNode) -> bool:
-    """Whether a node of to_mixed, no cast, is narrow: all others have their inputs cast to float32."""
-    return bool(node.inputs) and node.inputs[0].node in narrow
+def _narrow_nodes(graph: SymbolGraph) -> set[SymbolNode]:
+    """The nodes of to_mixed that give bfloat16: casts to it, and what reads them first; others read casts to
+    float32."""
+    narrow: set[SymbolNode] = set()
+    for node in graph.nodes():
+        first = node.inputs[0].node if node.inputs else None
+        if node.attrs.get("dtype") == BFLOAT16 if node.op == "amp_cast" else first in narrow:
+            narrow.add(node)
+    return narrow
 
 
 def _is_exact(node: SymbolNode) -> bool:

@@ -133,18 +133,35 @@ def assert_same_run(found, expected, last=EPOCHS):
 
 
 @pytest.mark.faults
-def test_killed_and_resumed_gives_the_same_bits(whole, tmp_path):
-    options = replace_options(whole, prefix=str(tmp_path / "killed" / "t"))
+@pytest.mark.parametrize(
+    ("number", "expected"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
+def test_a_run_killed_and_ended_by_a_signal_gives_the_same_bits(whole, tmp_path, number, expected):
+    """Killed after its first epoch; resumed and ended by a signal after another; and continued as that one says."""
+    options = replace_options(whole, prefix=str(tmp_path / "with space" / "t"), resume="auto")
     with running(options, lambda: lines_of_metrics(options) >= 2) as process:
         workers = worker_pids(process)
         assert len(workers) == 4  # two for each iterator
         process.kill()
         process.wait()
     assert all_gone(workers)
-    assert 1 <= list_epochs(options.output.prefix)[-1] < EPOCHS
-    status, output = finish("train.py", [*flags(options), "--resume", "auto"])
-    assert status == 0, output
-    assert f"Epoch {EPOCHS}/{EPOCHS} 4/23 CrossEntropy=" in output  # no terminal here: plain lines
+    killed = list_epochs(options.output.prefix)[-1]
+    with running(options, lambda: list_epochs(options.output.prefix)[-1] > killed) as process:
+        workers = worker_pids(process)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == expected, output
+    assert all_gone(workers)
+    assert "Traceback" not in output
+    assert killed < list_epochs(options.output.prefix)[-1] < EPOCHS
+    command = re.search(r"continue with: python (train\.py .*--resume auto)$", output, re.MULTILINE)[1]
+    assert "continue with" in Path(f"{options.output.prefix}-train.log").read_text()
+    continued = subprocess.run(
+        f"{sys.executable} {command}", shell=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True,
+        timeout=PATIENCE, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "continuing" in continued.stderr
+    assert f"Epoch {EPOCHS}/{EPOCHS} 4/23 CrossEntropy=" in continued.stderr  # no terminal here: plain lines
     assert_same_run(options, whole)
 
 
@@ -185,29 +202,6 @@ def test_a_run_with_a_time_limit_and_every_part_of_the_recipe_killed_gives_the_s
     status, output = finish("train.py", flags(killed))
     assert status == 0, output
     assert_same_run(killed, whole, last)
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize(
-    ("number", "expected"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
-)
-def test_a_signal_ends_the_run_and_its_workers_and_tells_how_to_continue(whole, tmp_path, number, expected):
-    options = replace_options(whole, prefix=str(tmp_path / "with space" / "t"))
-    with running(options, lambda: list_epochs(options.output.prefix)) as process:
-        workers = worker_pids(process)
-        process.send_signal(number)
-        output, _ = process.communicate(timeout=PATIENCE)
-        assert process.returncode == expected, output
-    assert all_gone(workers)
-    assert "Traceback" not in output
-    command = re.search(r"continue with: python (train\.py .*--resume auto)$", output, re.MULTILINE)[1]
-    assert "continue with" in Path(f"{options.output.prefix}-train.log").read_text()
-    continued = subprocess.run(
-        f"{sys.executable} {command}", shell=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True,
-        timeout=PATIENCE, capture_output=True,
-    )  # fmt: skip
-    assert b"continuing" in continued.stderr
-    assert_same_run(options, whole)
 
 
 def test_evaluate_gives_the_numbers_of_the_last_validation(whole, tmp_path):

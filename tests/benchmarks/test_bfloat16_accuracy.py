@@ -98,6 +98,11 @@ def _values(symbol):
 def test_what_mixed_precision_leaves_alone_is_not_rounded():
     net = mx.sym.Convolution(mx.sym.var("data"), name="odd", num_filter=24, kernel=(1, 1))
     assert "Custom" not in {node.op for node in graph_of(to_rounded(net, SHAPES, BFLOAT16)).nodes()}
+    net = mx.sym.Convolution(mx.sym.var("data"), name="whole", num_filter=32, kernel=(1, 1))
+    net = mx.sym.transpose(mx.sym.log_softmax(net, axis=1, name="float32"), axes=(0, 2, 3, 1))
+    nodes = graph_of(to_rounded(net, SHAPES, BFLOAT16)).nodes()
+    rounded_nodes = sorted(node.inputs[0].node.name for node in nodes if node.op == "Custom")
+    assert rounded_nodes == ["data", "whole", "whole_bias", "whole_weight"]
 
 
 def test_float16_is_refused():

@@ -137,7 +137,11 @@ def test_evaluation_repeats_the_validation_of_the_run(run, tmp_path, name):
     assert found["mAP"] == pytest.approx(validation["mAP"], abs=0.05)
 
 
-@pytest.mark.parametrize("name", RUNS)
+SLOW = pytest.mark.slow
+RESUMED = [pytest.param(name, marks=() if name in ("ssd", "yolo") else SLOW) for name in RUNS]
+
+
+@pytest.mark.parametrize("name", RESUMED)
 def test_a_run_is_resumed_exactly_and_as_before(run, name):
     """From epoch k to k + 2, at once or stopped after k + 1: the same bits. The first epoch is what the version that
     wrote the files made of it; with a lost optimizer state it would be another (README.md)."""
