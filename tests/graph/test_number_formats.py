@@ -6,7 +6,7 @@ import json
 import pytest
 
 from engines.mxnet_engine import bind
-from graph.number_formats import to_bfloat16
+from graph.number_formats import supports_bfloat16, to_bfloat16
 from machine.runtime import mx
 from model.folder import inference_model
 from tests.model.made_up import images, largest_error, made_up, predictions, run
@@ -14,6 +14,7 @@ from tests.model.made_up import images, largest_error, made_up, predictions, run
 FAMILIES = ["mobilenet", "yolov3_spp_mini", "efficientdet_mini"]
 
 
+@pytest.mark.skipif(not supports_bfloat16(), reason="this CPU has no AVX-512")
 @pytest.mark.parametrize("network", FAMILIES)
 def test_predictions_are_near_and_come_out_as_float32(network):
     model = inference_model(made_up(network))

@@ -9,7 +9,7 @@ import pytest
 from deploy.precision import calibrate, with_dtype
 from engines.mxnet_engine import bind
 from graph.fold import fold_constants
-from graph.number_formats import fuse, to_bfloat16
+from graph.number_formats import fuse, supports_bfloat16, to_bfloat16
 from graph.onednn import BLOCK, has_squeeze_excitation, pad_predictions, suit_onednn, supports_swish
 from graph.symbol_graph import graph_of
 from machine.runtime import mx
@@ -120,6 +120,7 @@ def test_a_second_image_is_not_seen_with_the_gates_of_the_first():
     np.testing.assert_array_equal(bound.run(data[:1]), together[:1])
 
 
+@pytest.mark.skipif(not supports_bfloat16(), reason="this CPU has no AVX-512")
 def test_bfloat16_runs_the_rewritten_network():
     model = inference_model(made_up(EFFDETS[0]))
     data = images(model)
@@ -318,9 +319,17 @@ def test_predictions_have_whole_blocks_of_channels_and_keep_their_values(network
     assert heads
     assert all(count <= BLOCK or count % BLOCK == 0 for count in filters)
     assert args == given
-    np.testing.assert_allclose(
-        output_of(padded, output, longer, aux, data), output_of(symbol, output, args, aux, data), atol=1e-4
-    )
+    found, expected = output_of(padded, output, longer, aux, data), output_of(symbol, output, args, aux, data)
+    if output == "detection_output":  # by falling score, where rounding lets near ones change places
+        assert farthest(found, expected) < 1e-4
+        assert farthest(expected, found) < 1e-4
+    else:
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def farthest(rows, others):
+    """The largest distance of a row from the nearest of the others in its image; (B, N, 6) both."""
+    return np.abs(rows[:, :, None] - others[:, None]).max(axis=3).min(axis=2).max()
 
 
 def test_predictions_of_predictions_have_whole_blocks_as_well():
