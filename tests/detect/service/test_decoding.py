@@ -23,6 +23,7 @@ def decode(decoders, content):
 @pytest.fixture(scope="module")
 def decoders():
     with Decoders(1, DecodeLimits(max_pixels=26_000_000, seconds=30.0, megabytes=40)) as decoders:
+        decode(decoders, PHOTO)  # it has started
         yield decoders
 
 
