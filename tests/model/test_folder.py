@@ -247,13 +247,12 @@ def test_a_model_whose_process_was_killed_between_the_renames_is_back(
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("which", [1, 2])
-def test_a_signal_between_the_renames_waits_for_both(tmp_path, which):
+def test_a_signal_between_the_renames_waits_for_both(tmp_path):
     """In a process of its own, which the signal may end."""
-    for name in ("model", "new"):
+    for name in ("model", "other", "new", "newer"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
-    code = f"""
+    code = """
 import os, signal
 from pathlib import Path
 from model.folder import _replace
@@ -261,19 +260,19 @@ rename, calls = os.rename, []
 def interrupted(a, b):
     rename(a, b)
     calls.append(b)
-    if len(calls) == {which}:
+    if len(calls) in (1, 4):
         os.kill(os.getpid(), signal.SIGINT)
 os.rename = interrupted
-try:
-    _replace(Path("model"), Path("new"))
-except KeyboardInterrupt:
-    print("interrupted after", len(calls))
+for name, new in (("model", "new"), ("other", "newer")):
+    try:
+        _replace(Path(name), Path(new))
+    except KeyboardInterrupt:
+        print("interrupted after", len(calls), Path(name, "file").read_text())
 """
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     words = [sys.executable, "-c", code]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "interrupted after 2\n"
-    assert (tmp_path / "model" / "file").read_text() == "new"
+    assert done.stdout == "interrupted after 2 new\ninterrupted after 4 newer\n"
 
 
 def test_what_was_looked_for_is_said(prefix, folder, tmp_path):
