@@ -62,7 +62,7 @@ def has_squeeze_excitation(symbol: mx.sym.Symbol) -> bool:
 
     Rewritten for a single image such a network runs several faster one after the other than rewritten for a batch.
     """
-    return any(_is_mean(node) for node in graph_of(symbol).nodes())
+    return any(is_mean(node) for node in graph_of(symbol).nodes())
 
 
 class _Rewriting:
@@ -100,7 +100,7 @@ class _Rewriting:
 
     def mean(self, node: SymbolNode) -> SymbolNode | None:
         """The mean of each channel is global pooling."""
-        if not _is_mean(node) or not self._is_map(node):
+        if not is_mean(node) or not self._is_map(node):
             return None
         return SymbolNode("Pooling", node.name, {**_GLOBAL, "pool_type": "avg"}, node.inputs)
 
@@ -194,7 +194,7 @@ def _is_slow(node: SymbolNode) -> bool:
     """Whether suit_onednn has something better in a node's place, if its shapes allow it."""
     if node.op == "slice":
         return same_padding(node, node.inputs[0].node) is not None
-    return _is_mean(node) or _is_free_relu6(node)
+    return is_mean(node) or _is_free_relu6(node)
 
 
 def _is_free_relu6(node: SymbolNode) -> bool:
@@ -204,7 +204,8 @@ def _is_free_relu6(node: SymbolNode) -> bool:
     return (float(node.attrs["a_min"]), float(node.attrs["a_max"])) == (0.0, 6.0)
 
 
-def _is_mean(node: SymbolNode) -> bool:
+def is_mean(node: SymbolNode) -> bool:
+    """Whether a node is the mean of each channel, (N, C, 1, 1)."""
     kept, others = (node.attrs.get(key) in ("True", "1") for key in ("keepdims", "exclude"))
     return node.op == "mean" and _plain(node, "axis") == "(2,3)" and kept and not others
 

@@ -11,6 +11,8 @@ costs time in MXNet 1.9.1 on CPUs, and what takes its place:
   of 16 channels. Convolutions of other numbers of channels than multiples of 16 make them so: they get channels of
   zeros.
 - The slice of TensorFlow's SAME padding copies maps: a kernel with a row and column of zeros more begins where it must.
+- Means of maps, and the gradients of what is spread over maps, are sums that MXNet's kernels take a value at a time.
+  BLAS's products of matrices are several times as fast: with a vector of ones, and with the numbers that are spread.
 - The weight gradient of a depthwise convolution with more than 3x3 weights is a general matrix product for each channel
   and image. The same weights on the diagonals of 16x16 blocks are an ordinary convolution of groups.
 """
@@ -20,7 +22,7 @@ from functools import cache
 
 import numpy as np
 
-from graph.onednn import BLOCK, MOST_COLOURS, same_padding
+from graph.onednn import BLOCK, MOST_COLOURS, is_mean, same_padding
 from graph.symbol_graph import VARIABLE, Edge, Shape, SymbolNode, graph_of, node_shapes, pair, symbol_of
 from machine.runtime import mx
 
@@ -44,6 +46,8 @@ def suit_training(symbol: mx.sym.Symbol, shapes: Mapping[str, Shape]) -> mx.sym.
     work.apply("slice", work.cut)
     work.apply("Convolution", work.in_blocks)
     work.apply("Convolution", work.whole_blocks)
+    work.apply("mean", work.mean)
+    work.apply("elemwise_mul", work.gate)
     if supports_batch_norm_relu():
         work.apply("clip", work.relu6)
         work.apply("Activation", work.batch_norm_relu)
@@ -141,6 +145,39 @@ class _Rewriting:
         wide = _convolution(node, {"num_filter": str(filters + more)}, [data, weight, *bias])
         return _sliced(f"{name}_cut", wide, 1, filters)
 
+    def mean(self, node: SymbolNode) -> Edge | None:
+        """The means of maps as products with ones."""
+        name, (data,) = node.name, node.inputs
+        shape = self._shapes[data.node.name]
+        if not is_mean(node) or len(shape) != 4:
+            return None
+        flat = _reshaped(f"{name}_flat", data, (-3, -3))  # (N * C, H * W)
+        ones = SymbolNode("ones_like", f"{name}_ones", {}, [_sliced(f"{name}_row", flat, 0, 1)])
+        row = Edge(SymbolNode("BlockGrad", f"{name}_row_of_ones", {}, [Edge(ones)]))
+        total = _product("dot", f"{name}_total", flat, row)
+        count = _product("dot", f"{name}_count", row, row)
+        means = Edge(SymbolNode("broadcast_div", f"{name}_means", {}, [total, count]))  # (N * C, 1)
+        return _reshaped(name, means, (-1, shape[1], 1, 1))
+
+    def gate(self, node: SymbolNode) -> Edge | None:
+        """A map times what is spread over it, one number for each channel or for all, as a product of matrices."""
+        data, spread = node.inputs
+        if spread.node.op != "broadcast_like" or spread.node.inputs[1] != data or spread.node.attrs:
+            return None
+        name, (numbers, _) = node.name, spread.node.inputs
+        shape, own = self._shapes[data.node.name], self._shapes[numbers.node.name]
+        if len(shape) != 4 or own not in ((*shape[:2], 1, 1), (1, 1, 1, 1)):
+            return None
+        if own == (1, 1, 1, 1):
+            rows, factor = _reshaped(f"{name}_flat", data, (1, -1)), _reshaped(f"{name}_number", numbers, (1, 1))
+            product = _product("dot", f"{name}_product", factor, rows, transposed=False)
+        else:
+            flat = _reshaped(f"{name}_flat", data, (-3, -3))
+            rows = Edge(SymbolNode("expand_dims", f"{name}_rows", {"axis": "1"}, [flat]))  # (N * C, 1, H * W)
+            factor = _reshaped(f"{name}_numbers", numbers, (-3, 0, 0))
+            product = _product("batch_dot", f"{name}_product", factor, rows, transposed=False)
+        return Edge(SymbolNode("reshape_like", name, {}, [product, data]))
+
     def relu6(self, node: SymbolNode) -> Edge | None:
         """Two batch norms with ReLU in place of one and a clip."""
         norm = node.inputs[0].node
@@ -217,6 +254,10 @@ def _groups(node: SymbolNode) -> int:
 
 def _convolution(node: SymbolNode, attrs: dict[str, str], inputs: list[Edge]) -> Edge:
     return Edge(SymbolNode("Convolution", node.name, {**node.attrs, **attrs}, inputs))
+
+
+def _product(op: str, name: str, left: Edge, right: Edge, transposed: bool = True) -> Edge:
+    return Edge(SymbolNode(op, name, {"transpose_b": str(transposed)}, [left, right]))
 
 
 def _zeros(name: str, shape: Shape) -> Edge:

@@ -31,6 +31,8 @@ RAW = "raw:"  # optimizer_state's prefix of the weights that training continues 
 class DetectionModule(mx.mod.Module):
     """Trains a detector's losses and validates its `det`; `fit` is mx.mod.Module's own."""
 
+    _param_names: list[str]  # Module's
+
     def __init__(
         self,
         symbol: Symbol,
@@ -100,6 +102,9 @@ class DetectionModule(mx.mod.Module):
             }
             self._symbol: Symbol = self._rewritten(shapes)
             self._aux_names = self._symbol.list_auxiliary_states()
+            # In the order of the arguments, as Module pairs names and arrays; a rewritten graph may have another one.
+            names = set(self._param_names)
+            self._param_names = [name for name in self._symbol.list_arguments() if name in names]
             if self._ways:
                 layers = self._expose(shapes)
                 options["grad_req"] = {PROBE + name: "write" for name in self._ways}

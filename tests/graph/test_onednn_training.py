@@ -45,6 +45,16 @@ def odd_channels_net(data):
     return mx.sym.transpose(biased, axes=(0, 2, 3, 1))
 
 
+def gated_net(data):
+    """Squeeze and excitation, and a weighted sum, as EfficientDet has them."""
+    net = conv(data, "a", 8)
+    means = mx.sym.mean(net, axis=(2, 3), keepdims=True, name="means")
+    gate = mx.sym.Activation(conv(means, "b", 8), act_type="sigmoid")
+    gated = mx.sym.elemwise_mul(net, mx.sym.broadcast_like(gate, net), name="gated")
+    weight = mx.sym.reshape(mx.sym.var("w_beta", shape=(1,)), shape=(1, 1, 1, 1))
+    return mx.sym.elemwise_mul(gated, mx.sym.broadcast_like(weight, gated), name="weighted")
+
+
 def depthwise_net(data):
     return conv(conv(data, "a", 32), "b", 32, 5, num_group=32)
 
@@ -127,6 +137,41 @@ def test_convolutions_have_whole_blocks():
     assert [attrs["num_filter"] for op, attrs in found if op == "Convolution"] == ["32", "48", "16"]
 
 
+def test_means_and_gates_are_products_of_matrices():
+    found = [name for name, _ in assert_same(gated_net(mx.sym.var("data")), (2, 3, 5, 6))]
+    assert not {"mean", "broadcast_like", "elemwise_mul"} & set(found)
+    assert (found.count("dot"), found.count("batch_dot")) == (3, 1)
+
+
+def test_means_and_gates_take_inputs_of_another_size():
+    symbol = gated_net(mx.sym.var("data"))
+    better, shape = suit_training(symbol, {"data": (2, 3, 5, 6)}), (2, 3, 8, 4)
+    (out, gradients, _), (new_out, new_gradients, _) = values(symbol, shape), values(better, shape)
+    np.testing.assert_allclose(new_out[0], out[0], rtol=1e-4, atol=1e-4)
+    for name, expected in gradients.items():
+        np.testing.assert_allclose(new_gradients[name], expected, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+OTHER_MEANS = {
+    "not kept": lambda net: mx.sym.mean(net, axis=(2, 3)),
+    "of channels": lambda net: mx.sym.mean(net, axis=1, keepdims=True),
+    "of rows": lambda net: mx.sym.mean(net, axis=3, keepdims=True),
+    "of a matrix": lambda net: mx.sym.mean(mx.sym.Flatten(net), axis=1, keepdims=True),
+    "spread over rows": lambda net: mx.sym.elemwise_mul(
+        net, mx.sym.broadcast_like(mx.sym.mean(net, axis=3, keepdims=True), net)
+    ),
+    "spread over another map": lambda net: mx.sym.elemwise_mul(
+        net, mx.sym.broadcast_like(mx.sym.slice_axis(net, axis=2, begin=0, end=1), mx.sym.tanh(net))
+    ),
+}
+
+
+@pytest.mark.parametrize("net", OTHER_MEANS.values(), ids=OTHER_MEANS)
+def test_other_means_and_gates_stay(net):
+    found = [name for name, _ in assert_same(net(conv(mx.sym.var("data"), "a", 8)), (2, 3, 5, 6))]
+    assert not {"dot", "batch_dot"} & set(found)
+
+
 def test_large_depthwise_kernels_are_groups_of_blocks():
     found = assert_same(depthwise_net(mx.sym.var("data")), (2, 3, 24, 24))
     assert [attrs.get("num_group", "1") for op, attrs in found if op == "Convolution"] == ["1", "2"]
@@ -153,6 +198,7 @@ def test_other_clips_stay(net):
     [
         ("efficientnet_lite0", 64, 1.0),
         ("efficientdet_lite0", 128, 1.0),
+        ("efficientdet_mini", 128, 1.0),
         ("mobilenet", 64, 0.25),
         ("yolov3_spp_mini", 64, 1.0),
         ("gluoncv:mobilenetv2_0.5", 64, 1.0),

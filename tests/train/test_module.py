@@ -72,6 +72,21 @@ def test_only_the_labels_of_the_graph_are_bound(batches, targets, names):
     assert all(np.isfinite(loss).all() for loss in losses)
 
 
+def test_parameters_have_their_own_arrays_where_the_rewritten_graph_has_another_order(monkeypatch):
+    """Module pairs them by place."""
+    data, first, second = (mx.sym.var(name) for name in ("data", "first_weight", "second_weight"))
+    parts = [mx.sym.FullyConnected(data, one, num_hidden=k, no_bias=True) for k, one in ((2, first), (3, second))]
+    losses = [mx.sym.make_loss(mx.sym.Concat(*order, dim=1), name="loss") for order in (parts, parts[::-1])]
+    monkeypatch.setattr("train.module.suit_training", lambda symbol, shapes: losses[1])
+    module = DetectionModule(losses[0], losses[0], (), [mx.cpu()])
+    module.bind([("data", (1, 4))])
+    module.init_params(mx.init.Xavier())
+    assert {name: array.shape for name, array in module.get_params()[0].items()} == {
+        "first_weight": (2, 4),
+        "second_weight": (3, 4),
+    }
+
+
 def test_contexts_give_the_gradient_of_the_whole_batch(batches):
     batch = batches()[0]
     one, two = (make_module(batch, contexts, freeze=FREEZE_BATCH_NORM) for contexts in (1, 2))
