@@ -94,6 +94,7 @@ def _serve(options: ServeOptions, service: "Service", limits: "ConnectionLimits"
         timeout_keep_alive=options.keep_alive,
     )
     quiet_logs()
+    listener.listen(ACCEPTED_AT_ONCE)  # who comes when the address is told waits, and is not refused
     _print_address(listener, bool(options.api_key_file))
     Server(config, options.grace, lambda: service.unfinished).run(sockets=[listener])
 

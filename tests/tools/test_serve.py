@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import httpx
 import pytest
@@ -16,7 +18,7 @@ from common.errors import InstallError, OptionError
 from deploy.main import export
 from engines.preprocess import encode_image
 from tests.model.tiny import CLASSES, picture, save_tiny
-from tools.serve import bind, main
+from tools.serve import _serve, bind, main
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0
@@ -95,6 +97,20 @@ def test_an_address_that_is_taken_or_not_there_is_named():
 def test_a_bound_address_refuses_who_comes_before_the_model_is_loaded():
     with bind("127.0.0.1", 0) as listener, pytest.raises(ConnectionRefusedError):
         socket.create_connection(listener.getsockname())
+
+
+def test_who_comes_when_the_address_is_told_is_not_refused(monkeypatch):
+    def tell(listener, keys):
+        with socket.create_connection(listener.getsockname()):
+            told.append(keys)
+
+    told, run = [], []
+    monkeypatch.setattr("tools.serve._print_address", tell)
+    monkeypatch.setattr("detect.service.connections.Server.run", lambda server, sockets: run.extend(sockets))
+    options = SimpleNamespace(keep_alive=5, api_key_file="", grace=1)
+    with bind("127.0.0.1", 0) as listener:
+        _serve(options, MagicMock(), MagicMock(), listener)
+        assert (told, run) == ([False], [listener])
 
 
 def test_a_missing_library_is_named(monkeypatch):
