@@ -41,7 +41,7 @@ PYTHONS = ("python", "python3", ".venv/bin/python")
 SHELL_WORDS = ("curl", "git", "pip", "make", "pre-commit", *PYTHONS)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Notes a call in a file: each word ends with a NUL, the call with a line break and a NUL.
-STUB = "#!/bin/bash\n{{ printf '%s\\0' {name} \"$@\"; printf '\\n\\0'; }} >> {calls}\n"
+STUB = "#!/bin/bash\nprintf '%s\\0' {name} \"$@\" $'\\n' >> {calls}\n"  # at once, as others may write beside it
 
 
 class Block(NamedTuple):
@@ -168,7 +168,7 @@ def calls_of(block, bench):
     """What a block of shell calls, in order; a `...` stands for further options."""
     calls = bench / "calls"
     calls.write_text("")
-    bash = [shutil.which("bash"), "--norc", "-euc", block.text]
+    bash = [shutil.which("bash"), "--norc", "-euc", f"{block.text}\nwait"]  # for what runs in the background
     done = subprocess.run(bash, cwd=bench, env={"PATH": str(bench / "bin")}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, f"{block.place}: {done.stderr}"
     found = [call.split("\0")[:-1] for call in calls.read_text().split("\n\0")[:-1]]
