@@ -72,15 +72,24 @@ FOLLOWERS = {
 }
 
 
+# Slow, as it has not been run: no CPU with AVX-512 was at hand when it was written.
+@pytest.mark.slow
 @pytest.mark.skipif(not supports_bfloat16(), reason="this CPU has no AVX-512")
 @pytest.mark.parametrize("follower", FOLLOWERS)
-def test_values_and_gradients_are_near_bfloat16s_own(follower):
+def test_values_are_nearer_to_bfloat16s_own_than_float32s_are(follower):
     net = mx.sym.Convolution(mx.sym.var("data"), name="first", num_filter=32, kernel=(3, 3), pad=(1, 1))
     net = mx.sym.Convolution(FOLLOWERS[follower](net), name="last", num_filter=32, kernel=(1, 1))
-    found = [_values(rewrite(net, SHAPES, BFLOAT16)) for rewrite in (to_mixed, to_rounded)]
-    for name, wanted in found[0].items():
-        difference = np.linalg.norm(found[1][name] - wanted)
-        assert difference < 2 * STEP * np.linalg.norm(wanted) + 1e-3 * max(map(np.linalg.norm, found[0].values())), name
+    native, rounding, float32 = (
+        _values(symbol) for symbol in (*(how(net, SHAPES, BFLOAT16) for how in (to_mixed, to_rounded)), net)
+    )
+    assert _distance(rounding["output"], native["output"]) < 0.5 * _distance(float32["output"], native["output"])
+    longest = max(map(np.linalg.norm, native.values()))
+    for name, wanted in native.items():
+        assert _distance(rounding[name], wanted) < 0.1 * np.linalg.norm(wanted) + STEP * longest, name
+
+
+def _distance(found, expected):
+    return np.linalg.norm(found - expected)
 
 
 def _values(symbol):
