@@ -39,10 +39,10 @@ def rounded(values: np.ndarray) -> np.ndarray:
 def _round(values: np.ndarray, result: np.ndarray) -> None:
     """Of one axis each, float32."""
     read, written = values.view(np.uint32), result.view(np.uint32)
-    last, half, kept = np.uint32(16), np.uint32(0x7FFF), np.uint32(0xFFFF0000)
+    shift, half, kept = np.uint32(16), np.uint32(0x7FFF), np.uint32(0xFFFF0000)
     for begin in range(0, read.size, _CHUNK):
         bits, out = read[begin : begin + _CHUNK], written[begin : begin + _CHUNK]
-        np.right_shift(bits, last, out=out)
+        np.right_shift(bits, shift, out=out)
         out &= np.uint32(1)
         out += half
         out += bits

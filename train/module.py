@@ -102,12 +102,12 @@ class DetectionModule(mx.mod.Module):
             }
             self._symbol: Symbol = self._rewritten(shapes)
             self._aux_names = self._symbol.list_auxiliary_states()
-            # In the order of the arguments, as Module pairs names and arrays; a rewritten graph may have another one.
-            names = set(self._param_names)
-            self._param_names = [name for name in self._symbol.list_arguments() if name in names]
             if self._ways:
                 layers = self._expose(shapes)
                 options["grad_req"] = {PROBE + name: "write" for name in self._ways}
+            # In the order of the arguments, as Module pairs names and arrays; a rewritten graph may have another one.
+            names = set(self._param_names)
+            self._param_names = [name for name in self._symbol.list_arguments() if name in names]
         super().bind(data_shapes, [label_shapes[k] for k in self._used_labels] or None, **options)
         if self._ways and not self._beside:
             self._beside = [WeightGradients(one, layers, self._ways) for one in self._exec_group.execs]

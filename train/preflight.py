@@ -177,10 +177,12 @@ def _check_resumed_dtype(options: TrainOptions, start: Start, devices: Sequence[
     try:
         check_dtype(start.precision.get("dtype", options.device.dtype), devices)
     except OptionError as error:
-        prefix, epoch = options.output.prefix, start.epoch
+        prefix = options.output.prefix
+        saved = list_epochs(prefix)
+        weights = f" and --pretrained {prefix} --epoch {saved[-1]}" if saved else ""
         raise OptionError(
             f"{prefix} was trained in {start.precision['dtype']}, which the devices here do not have; resume it where "
-            f"they do, or start anew with --pretrained {prefix} --epoch {epoch} and another --prefix"
+            f"they do, or start anew with another --prefix{weights}"
         ) from error
 
 

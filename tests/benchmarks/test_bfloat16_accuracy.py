@@ -1,16 +1,22 @@
 """Rounding in place of bfloat16: to the nearest even number, at each place where mixed precision is narrow."""
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from benchmarks.bfloat16_accuracy import rounded, to_rounded
+from benchmarks.bfloat16_accuracy import main, rounded, to_rounded
 from graph.mixed_precision import BFLOAT16, FLOAT16, to_mixed
 from graph.number_formats import supports_bfloat16
 from graph.symbol_graph import graph_of
 from machine.runtime import mx
+from model.checkpoint import load_checkpoint
+from tests.train.tiny import NETWORK, write_record
+from train.options import train_options
+from train.training import run_training
 
 SHAPES = {"data": (4, 16, 3, 3)}
 STEP = 2.0**-7  # from 1 to the next number of bfloat16
@@ -117,3 +123,26 @@ def test_what_mixed_precision_leaves_alone_is_not_rounded():
 def test_float16_is_refused():
     with pytest.raises(ValueError, match="bfloat16 alone"):
         to_rounded(mx.sym.var("data"), SHAPES, FLOAT16)
+
+
+def test_the_command_trains_rounded_and_says_that_it_is_bfloat16(tmp_path, monkeypatch):
+    for module, name in (("module", "to_mixed"), ("preflight", "supports_bfloat16"), ("measuring", "has_amx")):
+        owner = sys.modules[f"train.{module}"]
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # what main() replaces comes back
+    record = write_record(tmp_path / "train.rec", 4)
+    weights = {}
+
+    def run(words):
+        dtype = words[-1]
+        prefix = str(tmp_path / dtype / "t")
+        options = {**NETWORK, "train_path": record, "val_path": "", "batch_size": 4, "end_epoch": 1, "workers": 0}
+        run_training(train_options(**options, prefix=prefix, dtype=dtype))
+        found = load_checkpoint(prefix, 1)
+        weights[dtype] = {name: array.asnumpy() for name, array in found.arg_params.items()}
+        assert found.meta.precision == ({"dtype": BFLOAT16} if dtype == BFLOAT16 else {})
+
+    monkeypatch.setattr("train.main.main", run)
+    run(["float32"])
+    main([])
+    moved = [name for name, array in weights["float32"].items() if (array != weights[BFLOAT16][name]).any()]
+    assert len(moved) > 0.5 * len(weights["float32"])
